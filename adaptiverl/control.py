@@ -1,0 +1,234 @@
+"""`Control`: what the controller may do and how strongly. A frozen record; every range check lives here.
+
+Symbols are those of the specification; the defaults and the names are the project's contract.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any, Literal, NamedTuple
+
+Mode = Literal["replace", "modulate"]
+Reward = Literal["neg_loss", "given", "none"]
+Pair = tuple[float, float]
+
+DEFAULT_LR_BOUNDS: dict[str, Pair] = {"replace": (0.01, 10.0), "modulate": (0.1, 10.0)}
+"""(α_min, α_max) as multiples of the α at the start."""
+DEFAULT_MOMENTUM_BOUNDS: Pair = (0.85, 0.99)
+TINY_MOMENTUM = 1e-6
+"""Stands in for μ = 0, whose logit is −∞ and would never come back."""
+NOISE_FLOOR_SHARE = 1e-3
+
+
+class Limits(NamedTuple):
+    """The knobs' bounds in force; σ's floor stands in for log 0 (decisions.md 7 to 9)."""
+
+    lr_min: float
+    lr_max: float
+    momentum_min: float
+    momentum_max: float
+    noise_min: float
+    noise_max: float
+    noise_floor: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Control:
+    """Gains, bounds, cadence and averaging rates of the controller.
+
+    Attributes:
+        mode: Who owns the learning rate (§4). ``"replace"``: α starts at the first group's ``lr``
+            and every group keeps its ratio to it. ``"modulate"``: α starts at 1 and multiplies
+            whatever a scheduler sets.
+        every: K, optimizer steps between two updates of the knobs. ``None``: the knobs move only
+            when ``optimizer.update(loss)`` is called, once per epoch or evaluation (§5).
+        reward: Where r comes from. ``"neg_loss"``: r = −ℓ. ``"given"``: passed to ``observe``.
+            ``"none"``: no reward, the loss alone decides.
+        beta_loss: β_ℓ, weight of the newest loss in its average, in (0, 1] (§1).
+        beta_reward: β_r, the same for the reward.
+        beta_variance: β_v, the same for the squared deviation.
+        gain_lr_reward: k_r, log-units of α per update at full improvement (§2).
+        gain_lr_loss: k_ℓ, log-units of α per update at full worsening.
+        gain_momentum_reward: k_μr, logit-units of μ.
+        gain_momentum_loss: k_μℓ, logit-units of μ.
+        gain_noise_plateau: k_σP, log-units of σ per update on a full plateau.
+        gain_noise_reward: k_σr, log-units of σ.
+        lr_bounds: (α_min, α_max). ``None``: (lr/100, 10·lr) in ``"replace"``, (0.1, 10) in
+            ``"modulate"``.
+        momentum_bounds: (μ_min, μ_max). ``None``: (0.85, 0.99), widened to hold the starting β₁.
+        noise_bounds: (σ_min, σ_max), in units of a tensor's RMS gradient. σ_max = 0 switches the
+            noise off.
+        noise_floor: The positive floor that stands in for log 0 when σ_min = 0 (decisions.md 9).
+            ``None``: σ_max/1000.
+        lr_change: (c↓, c↑), the factor α may change by in one update.
+        spike_clip: c, how many scales of its own movement one loss may move the averages by
+            (decisions.md 6b). ``math.inf``: no clipping, the specification to the letter.
+        plateau_trend: (ε_Δ, s_Δ), centre and slope of the plateau score's first factor.
+        plateau_variance: (ε_v, s_v), centre and slope of its second.
+
+    Raises:
+        ValueError: A value outside its range; the message names it, its value and the range.
+        TypeError: A value of the wrong kind.
+
+    Example:
+        >>> Control(every=20, lr_bounds=(1e-5, 2e-4)).every
+        20
+    """
+
+    mode: Mode = "replace"
+    every: int | None = 10
+    reward: Reward = "neg_loss"
+    beta_loss: float = 0.02
+    beta_reward: float = 0.02
+    beta_variance: float = 0.02
+    gain_lr_reward: float = 0.05
+    gain_lr_loss: float = 0.05
+    gain_momentum_reward: float = 0.02
+    gain_momentum_loss: float = 0.04
+    gain_noise_plateau: float = 0.08
+    gain_noise_reward: float = 0.06
+    lr_bounds: Pair | None = None
+    momentum_bounds: Pair | None = None
+    noise_bounds: Pair = (0.0, 0.1)
+    noise_floor: float | None = None
+    lr_change: Pair = (0.9, 1.2)
+    spike_clip: float = 5.0
+    plateau_trend: Pair = (0.1, 0.05)
+    plateau_variance: Pair = (1.0, 0.2)
+
+    def __post_init__(self) -> None:
+        _check_choice("mode", self.mode, ("replace", "modulate"))
+        _check_choice("reward", self.reward, ("neg_loss", "given", "none"))
+        self._check_cadence()
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name.startswith("beta_"):
+                _check(field.name, value, 0 < _real(field.name, value) <= 1, "in (0, 1]")
+            if field.name.startswith("gain_"):
+                _check(field.name, value, 0 <= _real(field.name, value) < math.inf, "finite and >= 0")
+        self._check_bounds()
+        _check("spike_clip", self.spike_clip, _real("spike_clip", self.spike_clip) > 0, "> 0 (math.inf: no clipping)")
+        for name in ("plateau_trend", "plateau_variance"):
+            center, slope = self._pair(name)
+            expected = "(centre, slope), both finite, slope > 0"
+            _check(name, (center, slope), math.isfinite(center) and 0 < slope < math.inf, expected)
+
+    def _check_cadence(self) -> None:
+        every = self.every
+        if every is None:
+            return
+        if isinstance(every, bool) or not isinstance(every, int):
+            raise TypeError(f"Control.every must be a whole number of steps or None, got {every!r}")
+        _check("every", every, every >= 1, ">= 1, or None for epoch-wise control")
+
+    def _check_bounds(self) -> None:
+        if self.lr_bounds is not None:
+            low, high = self._pair("lr_bounds")
+            _check("lr_bounds", (low, high), 0 < low <= high < math.inf, "0 < low <= high, both finite")
+        if self.momentum_bounds is not None:
+            low, high = self._pair("momentum_bounds")
+            _check("momentum_bounds", (low, high), 0 < low <= high < 1, "0 < low <= high < 1")
+        low, high = self._pair("noise_bounds")
+        _check("noise_bounds", (low, high), 0 <= low <= high < math.inf, "0 <= low <= high, both finite")
+        if self.noise_floor is not None:
+            floor = _real("noise_floor", self.noise_floor)
+            if low > 0:
+                raise ValueError(
+                    f"Control.noise_floor stands in for a lower bound of 0, got {floor!r} beside "
+                    f"noise_bounds={(low, high)!r}: leave it out, noise_bounds[0] is the floor"
+                )
+            _check("noise_floor", floor, 0 < floor <= high, f"in (0, {high}], noise_bounds[1] being {high}")
+        down, up = self._pair("lr_change")
+        _check("lr_change", (down, up), 0 < down <= 1 <= up < math.inf, "0 < down <= 1 <= up, both finite")
+
+    def _pair(self, name: str) -> Pair:
+        """The field as two floats; stored back as a tuple so that equal records compare equal."""
+        value: Any = getattr(self, name)
+        try:
+            low, high = value
+        except (TypeError, ValueError):
+            raise TypeError(f"Control.{name} must be a pair of numbers, got {value!r}") from None
+        pair = (_real(name, low), _real(name, high))
+        object.__setattr__(self, name, pair)
+        return pair
+
+    def limits(self, lr: float, momentum: float) -> Limits:
+        """The bounds in force for a start, those left at ``None`` filled in.
+
+        Args:
+            lr: The first group's learning rate at construction.
+            momentum: The first group's β₁ at construction, in [0, 1).
+
+        Raises:
+            ValueError: The start lies outside bounds that the user gave, or ``lr`` is 0 in
+                ``"replace"``, where α is a multiple of it (decisions.md 20).
+        """
+        if self.mode == "replace" and not 0 < lr < math.inf:
+            raise ValueError(
+                f"lr must be finite and > 0 with Control(mode='replace'), got {lr!r}: the controller "
+                "moves the learning rate by factors. Give a starting rate, or let a scheduler own it "
+                "with Control(mode='modulate')"
+            )
+        alpha = self.start_lr(lr)
+        low, high = self.lr_bounds or DEFAULT_LR_BOUNDS[self.mode]
+        scale = alpha if self.lr_bounds is None else 1.0
+        lr_name = "lr" if self.mode == "replace" else "the factor 1.0 of Control(mode='modulate')"
+        _check_start(lr_name, alpha, "lr_bounds", (low * scale, high * scale))
+        momentum_low, momentum_high = self.momentum_bounds or (
+            max(min(DEFAULT_MOMENTUM_BOUNDS[0], momentum), TINY_MOMENTUM),
+            max(DEFAULT_MOMENTUM_BOUNDS[1], momentum),
+        )
+        if self.momentum_bounds is not None:
+            _check_start("betas[0]", momentum, "momentum_bounds", self.momentum_bounds)
+        noise_low, noise_high = self.noise_bounds
+        return Limits(
+            lr_min=low * scale,
+            lr_max=high * scale,
+            momentum_min=momentum_low,
+            momentum_max=momentum_high,
+            noise_min=noise_low,
+            noise_max=noise_high,
+            noise_floor=noise_low or self.noise_floor or NOISE_FLOOR_SHARE * noise_high,
+        )
+
+    @property
+    def is_frozen(self) -> bool:
+        """No gain is above 0: the knobs stay where they start."""
+        return not any(getattr(self, f.name) for f in fields(self) if f.name.startswith("gain_"))
+
+    def start_lr(self, lr: float) -> float:
+        """α at the start: the first group's rate in ``"replace"``, 1 in ``"modulate"``."""
+        return lr if self.mode == "replace" else 1.0
+
+    @classmethod
+    def frozen(cls) -> Control:
+        """Every gain at zero and no noise: plain AdamW, whatever sets the learning rate."""
+        gains = {f.name: 0.0 for f in fields(cls) if f.name.startswith("gain_")}
+        return cls(mode="modulate", noise_bounds=(0.0, 0.0), **gains)  # type: ignore[arg-type]
+
+
+def _real(name: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"Control.{name} must be a number, got {value!r}") from None
+
+
+def _check(name: str, value: Any, ok: bool, expected: str) -> None:
+    if not ok:
+        raise ValueError(f"Control.{name} must be {expected}, got {value!r}")
+
+
+def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"Control.{name} must be one of {choices}, got {value!r}")
+
+
+def _check_start(name: str, value: float, bounds_name: str, bounds: Pair) -> None:
+    low, high = bounds
+    if not low <= value <= high:
+        raise ValueError(
+            f"{name} must start inside Control.{bounds_name} = [{low}, {high}], got {value!r}: "
+            "widen the bounds or move the start"
+        )

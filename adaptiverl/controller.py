@@ -1,0 +1,271 @@
+"""`Controller`: the packed block on the device, the inbox, the trace ring, and the operators that move them.
+
+Never sees a parameter. The block is the controller's whole memory (`laws.State` as float64); it goes into
+checkpoints. The trace does not.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import astuple, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adaptiverl import laws
+from adaptiverl.control import Control
+from adaptiverl.laws import State
+
+SLOT = {field.name: i for i, field in enumerate(fields(State))}
+"""Where each field of `laws.State` lies in the block."""
+
+REWARD_SOURCES = {"none": 0.0, "neg_loss": 1.0, "given": 2.0}
+TRACE_COLUMNS = (
+    "step",
+    "loss",
+    "reward",
+    "loss_mean",
+    "reward_mean",
+    "loss_direction",
+    "reward_direction",
+    "variance",
+    "plateau",
+    "lr",
+    "momentum",
+    "noise",
+)
+TRACE_CAPACITY = 4096
+INBOX_SIZE = 4
+
+
+class Trace(Mapping[str, Tensor]):
+    """The last updates of the knobs, oldest first: a column name to a float64 CPU tensor [updates].
+
+    Columns: step, loss, reward, loss_mean, reward_mean, loss_direction, reward_direction, variance,
+    plateau, lr (α), momentum (μ), noise (σ).
+    """
+
+    def __init__(self, rows: Tensor) -> None:
+        self._rows = rows
+
+    def __getitem__(self, column: str) -> Tensor:
+        if column not in TRACE_COLUMNS:
+            raise KeyError(f"the trace has no column {column!r}; it has {', '.join(TRACE_COLUMNS)}")
+        return self._rows[:, TRACE_COLUMNS.index(column)]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(TRACE_COLUMNS)
+
+    def __len__(self) -> int:
+        return len(TRACE_COLUMNS)
+
+    def __repr__(self) -> str:
+        return f"Trace({self._rows.shape[0]} updates: {', '.join(TRACE_COLUMNS)})"
+
+
+class Controller:
+    """Reads losses, keeps averages, moves α, μ and σ. All of it on one device, without waiting for it.
+
+    Args:
+        control: Gains, bounds, cadence.
+        lr: The first group's learning rate, > 0 in ``mode="replace"``.
+        momentum: The first group's β₁.
+        seed: The noise's seed, 0 to 2^64 − 1.
+        device: Where the block lives.
+
+    Raises:
+        ValueError: A start outside the bounds, or a seed out of range.
+    """
+
+    def __init__(
+        self,
+        control: Control,
+        lr: float,
+        momentum: float,
+        *,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
+            raise ValueError(f"seed must be a whole number from 0 to 2**64 - 1, got {seed!r}")
+        self.control = control
+        self.limits = control.limits(lr, momentum)
+        self._start = laws.start(control, self.limits, lr, momentum, seed)
+        packed = pack_parameters(control, self.limits)
+        device = torch.device(device)
+        self.block = torch.tensor(astuple(self._start), dtype=torch.float64, device=device)
+        self._parameters = torch.tensor(packed, dtype=torch.float64, device=device)
+        self._inbox = torch.zeros(INBOX_SIZE, dtype=torch.float64, device=device)
+        shape = (1 + TRACE_CAPACITY, len(TRACE_COLUMNS))
+        self._ring = torch.zeros(shape, dtype=torch.float64, device=device)
+        self.observed = 0
+        """Observations since the last step, as the host counted them."""
+        self.ever_observed = False
+
+    @property
+    def device(self) -> torch.device:
+        """Where the block lives."""
+        return self.block.device
+
+    def to(self, device: torch.device) -> None:
+        """Move everything to another device; addresses change."""
+        if device == self.device:
+            return
+        self.block, self._parameters = self.block.to(device), self._parameters.to(device)
+        self._inbox, self._ring = self._inbox.to(device), self._ring.to(device)
+
+    def observe(self, loss: Tensor | float, reward: Tensor | float | None = None) -> None:
+        """Put one loss (and reward) into the inbox; several before a step are averaged.
+
+        Args:
+            loss: One real number: a tensor with one element on any device, or a Python number. NaN
+                and infinities are signals, not errors (decisions.md 12).
+            reward: r, where ``Control(reward="given")``; may be left out.
+
+        Raises:
+            TypeError: Something without a real value.
+            ValueError: More than one element, or a reward in a mode that has none (decisions.md 11).
+        """
+        loss_value = _scalar(loss, "loss", self.device)
+        reward_value = None
+        if reward is not None:
+            if self.control.reward != "given":
+                raise ValueError(
+                    f"observe() got a reward, but Control.reward is {self.control.reward!r}: "
+                    "use Control(reward='given'), or leave the reward out"
+                )
+            reward_value = _scalar(reward, "reward", self.device)
+        torch.ops.adaptiverl.observe_(self._inbox, loss_value, reward_value)
+        self.observed += 1
+        self.ever_observed = True
+
+    def advance(
+        self,
+        groups: Tensor,
+        effective: Tensor,
+        tables: Sequence[Tensor] = (),
+        found_inf: Tensor | None = None,
+    ) -> None:
+        """One optimizer step: sensors, at a multiple of K the laws, then this step's scalars.
+
+        Args:
+            groups: float64 [groups, 5] of lr, β₁, β₂, eps, weight decay, on this device.
+            effective: float64 [groups, 2]; receives every group's lr and momentum of this step.
+            tables: Address tables on this device, whose parameters' `step` and `mu_product` advance.
+            found_inf: The gradient scaler's flag: where it is not 0, nothing at all changes.
+        """
+        torch.ops.adaptiverl.advance_(
+            self.block, self._parameters, self._inbox, self._ring, groups, effective, list(tables), found_inf
+        )
+        self.observed = 0
+
+    def update(self, loss: Tensor | float, reward: Tensor | float | None = None) -> None:
+        """Epoch-wise control (§5): one observation and one update of the knobs, now."""
+        self._inbox.zero_()
+        self.observe(loss, reward)
+        torch.ops.adaptiverl.update_(self.block, self._parameters, self._inbox, self._ring)
+        self.observed = 0
+
+    def adopt(self, block: Tensor) -> None:
+        """Take over the state of a loaded block, at this block's own address; the trace starts empty."""
+        check_block(block)
+        self.block.copy_(block, non_blocking=True)
+        self._inbox.zero_()
+        self._ring.zero_()
+        self.observed = 0
+
+    def reset(self) -> None:
+        """Back to the start: nothing observed, α and μ where the user put them."""
+        self.adopt(torch.tensor(astuple(self._start), dtype=torch.float64))
+
+    def read(self) -> State:
+        """The whole state on the host. Waits for the device."""
+        return State(*self.block.tolist())
+
+    def trace(self) -> Trace:
+        """The last updates of the knobs. Waits for the device."""
+        ring = self._ring.cpu()
+        written = int(ring[0, 0])
+        rows = ring[1:]
+        if written <= TRACE_CAPACITY:
+            return Trace(rows[:written].clone())
+        return Trace(rows.roll(-(written % TRACE_CAPACITY), dims=0))
+
+
+def check_block(block: Any) -> None:
+    """Refuse what is no block of this version's layout.
+
+    Raises:
+        ValueError: Says what was found, what was expected, and what to do.
+    """
+    expected = f"a float64 tensor of {len(SLOT)} numbers whose first is {laws.LAYOUT_VERSION}"
+    remedy = "the checkpoint is from another version of adaptiverl, or damaged; nothing was changed"
+    if not isinstance(block, Tensor) or block.dtype != torch.float64 or block.shape != (len(SLOT),):
+        found = f"{block.dtype} of shape {tuple(block.shape)}" if isinstance(block, Tensor) else repr(block)
+        raise ValueError(f"'adaptive_state' must be {expected}, got {found}: {remedy}")
+    version = block[SLOT["version"]].item()
+    if version != laws.LAYOUT_VERSION:
+        raise ValueError(f"'adaptive_state' must be {expected}, got version {version}: {remedy}")
+
+
+def pack_parameters(control: Control, limits: Any) -> list[float]:
+    """`Control` and its limits as `Parameters` in csrc/control_law.h has them, in that order."""
+    log_noise_max = math.log(limits.noise_max) if limits.noise_max > 0 else -math.inf
+    log_noise_floor = math.log(limits.noise_floor) if limits.noise_max > 0 else -math.inf
+    return [
+        float(control.every or 0),
+        REWARD_SOURCES[control.reward],
+        control.beta_loss,
+        control.beta_reward,
+        control.beta_variance,
+        control.gain_lr_reward,
+        control.gain_lr_loss,
+        control.gain_momentum_reward,
+        control.gain_momentum_loss,
+        control.gain_noise_plateau,
+        control.gain_noise_reward,
+        limits.lr_min,
+        limits.lr_max,
+        limits.momentum_min,
+        limits.momentum_max,
+        limits.noise_min,
+        limits.noise_max,
+        math.log(limits.lr_min),
+        math.log(limits.lr_max),
+        laws.logit(limits.momentum_min),
+        laws.logit(limits.momentum_max),
+        log_noise_floor,
+        log_noise_max,
+        math.log(control.lr_change[0]),
+        math.log(control.lr_change[1]),
+        control.spike_clip,
+        *control.plateau_trend,
+        *control.plateau_variance,
+    ]
+
+
+def _scalar(value: Any, name: str, device: torch.device) -> Tensor:
+    """The value as a 0-d float32 or float64 tensor on the device, cut from the graph."""
+    if isinstance(value, Tensor):
+        if value.numel() != 1:
+            raise ValueError(
+                f"{name} must have one element, got shape {tuple(value.shape)}: "
+                f"reduce it first, as in {name}.mean()"
+            )
+        if value.is_complex() or value.dtype == torch.bool:
+            raise TypeError(f"{name} must be a real number, got dtype {value.dtype}")
+        if value.is_meta:
+            raise TypeError(f"{name} has no value: it is a tensor on the meta device")
+        value = value.detach().reshape(())
+        if value.dtype not in (torch.float32, torch.float64):
+            value = value.to(torch.float64)
+        return value.to(device, non_blocking=True)
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(
+            f"{name} must be a real number or a tensor with one element, got {value!r} "
+            f"of type {type(value).__name__}"
+        )
+    return torch.full((), float(value), dtype=torch.float64, device=device)

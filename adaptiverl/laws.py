@@ -1,0 +1,380 @@
+"""The specification as functions on Python floats, one per equation: sensors (§1), laws (§2), replay.
+
+The readable twin of `csrc/control_law.h`: the same names, the same statement order. `State` is the
+controller's whole memory; its fields, in this order, are the packed block that lives on the device.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from adaptiverl.control import Control, Limits
+
+LAYOUT_VERSION = 1
+LARGEST = 2.0**1000
+"""Innovations and squared deviations saturate here, so that no finite loss makes an average infinite."""
+
+
+@dataclass
+class State:
+    """The controller's memory; every field is a float64 in the packed block, counters included."""
+
+    version: float = LAYOUT_VERSION
+    step: float = 0.0
+    """t, optimizer steps taken"""
+    seed_low: float = 0.0
+    """the noise's key, 32 bits to a number"""
+    seed_high: float = 0.0
+    active: float = 1.0
+    """0 while a step that the gradient scaler skips goes by"""
+
+    log_lr: float = 0.0
+    """log α"""
+    logit_momentum: float = 0.0
+    """logit μ"""
+    log_noise: float = -math.inf
+    """log σ"""
+    log_lr_start: float = 0.0
+    logit_momentum_start: float = 0.0
+    lr: float = 1.0
+    """α in effect"""
+    momentum: float = 0.0
+    """μ in effect"""
+    noise: float = 0.0
+    """σ in effect: exactly σ_min while log σ is at its floor"""
+
+    loss_count: float = 0.0
+    loss_mean: float = 0.0
+    """ℓ̄"""
+    loss_trend: float = 0.0
+    """Δℓ"""
+    loss_scale: float = 0.0
+    """S_ℓ"""
+    loss_direction: float = 0.0
+    """Δ̃ℓ"""
+    variance: float = 0.0
+    """v"""
+    variance_scale: float = 0.0
+    """S_v"""
+    plateau: float = 0.0
+    """P"""
+    reward_count: float = 0.0
+    reward_mean: float = 0.0
+    """r̄"""
+    reward_trend: float = 0.0
+    """Δr"""
+    reward_scale: float = 0.0
+    """S_r"""
+    reward_direction: float = 0.0
+    """Δ̃r"""
+    loss: float = math.nan
+    """ℓ, the newest observation as it came"""
+    reward: float = math.nan
+    """r, likewise"""
+
+    observed_pending: float = 0.0
+    """1 if something was observed since the laws last acted"""
+    rewarded_pending: float = 0.0
+    nonfinite_pending: float = 0.0
+    nonfinite: float = 0.0
+    """observations that were not finite, in all"""
+    updates: float = 0.0
+    """times the laws acted"""
+
+
+def start(control: Control, limits: Limits, lr: float, momentum: float, seed: int = 0) -> State:
+    """The state before the first step: α and μ where the user put them, σ at its floor."""
+    state = State()
+    state.seed_low = float(seed & 0xFFFFFFFF)
+    state.seed_high = float(seed >> 32)
+    state.log_lr = state.log_lr_start = math.log(control.start_lr(lr))
+    state.logit_momentum = logit(clip(momentum, limits.momentum_min, limits.momentum_max))
+    state.logit_momentum_start = state.logit_momentum
+    state.log_noise = math.log(limits.noise_floor) if limits.noise_max > 0 else -math.inf
+    read_knobs(state, limits)
+    return state
+
+
+# Arithmetic
+
+
+def clip(x: float, low: float, high: float) -> float:
+    """x limited to [low, high]."""
+    return min(max(x, low), high)
+
+
+def sigmoid(x: float) -> float:
+    """1 / (1 + e^−x), in the form that cannot overflow."""
+    if x >= 0:
+        return 1 / (1 + math.exp(-x))
+    power = math.exp(x)
+    return power / (1 + power)
+
+
+def logit(x: float) -> float:
+    """log(x / (1 − x)), the inverse of `sigmoid`; −∞ at 0."""
+    return math.log(x / (1 - x)) if x > 0 else -math.inf
+
+
+def ema(average: float, sample: float, beta: float) -> float:
+    """(1 − β)·average + β·sample (§1)."""
+    return (1 - beta) * average + beta * sample
+
+
+def ratio(x: float, scale: float) -> float:
+    """x / S, and 0 where S is 0: ε is a guard, not a scale (decisions.md 5)."""
+    return x / scale if scale > 0 else 0.0
+
+
+# Sensors (§1)
+
+
+def innovation(
+    sample: float, mean: float, scale: float, count: float, beta: float, spike_clip: float
+) -> float:
+    """ℓ_t − ℓ̄_{t−1}, a spike limited to ±c·S/β from the third sample on (decisions.md 6b)."""
+    surprise = clip(sample - mean, -LARGEST, LARGEST)
+    if count >= 2 and scale > 0:
+        limit = spike_clip * scale / beta
+        return clip(surprise, -limit, limit)
+    return surprise
+
+
+def scale_of(scale: float, trend: float, count: float, beta: float) -> float:
+    """S ← EMA(|Δ|), started at its first sample (decisions.md 4)."""
+    return abs(trend) if count == 1 else ema(scale, abs(trend), beta)
+
+
+def direction(trend: float, scale: float) -> float:
+    """Δ̃ = clip(Δ/S, −1, 1)."""
+    return clip(ratio(trend, scale), -1.0, 1.0)
+
+
+def plateau_score(loss_direction: float, variance_ratio: float, control: Control) -> float:
+    """P = sig((ε_Δ − |Δ̃ℓ|)/s_Δ) · sig((ε_v − v/S_v)/s_v)."""
+    trend_center, trend_slope = control.plateau_trend
+    variance_center, variance_slope = control.plateau_variance
+    flat = sigmoid((trend_center - abs(loss_direction)) / trend_slope)
+    quiet = sigmoid((variance_center - variance_ratio) / variance_slope)
+    return flat * quiet
+
+
+def sense_loss(state: State, control: Control, loss: float) -> None:
+    """One finite loss: ℓ̄, Δℓ, v, S_ℓ, S_v, Δ̃ℓ, P, in the order of decisions.md 3."""
+    if state.loss_count == 0:
+        state.loss_mean = loss
+    else:
+        beta = control.beta_loss
+        surprise = innovation(
+            loss, state.loss_mean, state.loss_scale, state.loss_count, beta, control.spike_clip
+        )
+        if surprise != loss - state.loss_mean:
+            loss = state.loss_mean + surprise
+        state.loss_trend = beta * surprise
+        state.loss_mean += state.loss_trend
+        deviation = loss - state.loss_mean
+        square = min(deviation * deviation, LARGEST)
+        if state.loss_count == 1:
+            state.variance = square
+        else:
+            state.variance = ema(state.variance, square, control.beta_variance)
+        state.loss_scale = scale_of(state.loss_scale, state.loss_trend, state.loss_count, beta)
+        state.variance_scale = scale_of(
+            state.variance_scale, state.variance, state.loss_count, control.beta_variance
+        )
+    state.loss_count += 1
+    state.loss_direction = direction(state.loss_trend, state.loss_scale)
+    variance_ratio = ratio(state.variance, state.variance_scale)
+    state.plateau = plateau_score(state.loss_direction, variance_ratio, control)
+
+
+def sense_reward(state: State, control: Control, reward: float) -> None:
+    """One finite reward: r̄, Δr, S_r, Δ̃r."""
+    if state.reward_count == 0:
+        state.reward_mean = reward
+    else:
+        beta = control.beta_reward
+        surprise = innovation(
+            reward, state.reward_mean, state.reward_scale, state.reward_count, beta, control.spike_clip
+        )
+        state.reward_trend = beta * surprise
+        state.reward_mean += state.reward_trend
+        state.reward_scale = scale_of(state.reward_scale, state.reward_trend, state.reward_count, beta)
+    state.reward_count += 1
+    state.reward_direction = direction(state.reward_trend, state.reward_scale)
+
+
+def sense(state: State, control: Control, loss: float, reward: float | None = None) -> None:
+    """One observation; a sample that is not finite is counted and goes no further (decisions.md 12)."""
+    if control.reward == "neg_loss":
+        reward = -loss
+    state.observed_pending = 1.0
+    state.loss = loss
+    finite = math.isfinite(loss)
+    if finite:
+        sense_loss(state, control, loss)
+    if reward is not None and control.reward != "none":
+        state.rewarded_pending = 1.0
+        state.reward = reward
+        finite = finite and math.isfinite(reward)
+        if math.isfinite(reward):
+            sense_reward(state, control, reward)
+    if not finite:
+        state.nonfinite += 1
+        state.nonfinite_pending = 1.0
+
+
+# Laws (§2)
+
+
+def next_log_lr(
+    log_lr: float, reward_direction: float, worsening: float, control: Control, limits: Limits
+) -> float:
+    """log α + k_r·Δ̃r − k_ℓ·max(Δ̃ℓ, 0); the change cap, then the bounds (decisions.md 8)."""
+    step = control.gain_lr_reward * reward_direction - control.gain_lr_loss * worsening
+    step = clip(step, math.log(control.lr_change[0]), math.log(control.lr_change[1]))
+    return clip(log_lr + step, math.log(limits.lr_min), math.log(limits.lr_max))
+
+
+def next_logit_momentum(
+    logit_momentum: float,
+    reward_direction: float,
+    worsening: float,
+    control: Control,
+    limits: Limits,
+) -> float:
+    """logit μ + k_μr·Δ̃r − k_μℓ·max(Δ̃ℓ, 0), inside the bounds."""
+    step = control.gain_momentum_reward * reward_direction - control.gain_momentum_loss * worsening
+    return clip(logit_momentum + step, logit(limits.momentum_min), logit(limits.momentum_max))
+
+
+def next_log_noise(
+    log_noise: float, plateau: float, improving: float, control: Control, limits: Limits
+) -> float:
+    """log σ + k_σP·P − k_σr·max(Δ̃r, 0), between the floor and σ_max; σ_max = 0 rests (decisions.md 9)."""
+    if limits.noise_max == 0:
+        return log_noise
+    step = control.gain_noise_plateau * plateau - control.gain_noise_reward * improving
+    return clip(log_noise + step, math.log(limits.noise_floor), math.log(limits.noise_max))
+
+
+def act(state: State, control: Control, limits: Limits) -> None:
+    """One update of the knobs from the sensors as they stand, or from the regression reflex."""
+    loss_direction = state.loss_direction
+    reward_direction = state.reward_direction
+    if control.reward == "given" and not state.rewarded_pending:
+        reward_direction = 0.0
+    if state.nonfinite_pending:
+        loss_direction = 1.0
+        reward_direction = 0.0 if control.reward == "none" else -1.0
+    worsening = max(loss_direction, 0.0)
+    improving = max(reward_direction, 0.0)
+    state.log_lr = next_log_lr(state.log_lr, reward_direction, worsening, control, limits)
+    state.logit_momentum = next_logit_momentum(
+        state.logit_momentum, reward_direction, worsening, control, limits
+    )
+    state.log_noise = next_log_noise(state.log_noise, state.plateau, improving, control, limits)
+    state.observed_pending = 0.0
+    state.rewarded_pending = 0.0
+    state.nonfinite_pending = 0.0
+    state.updates += 1
+
+
+def read_knobs(state: State, limits: Limits) -> None:
+    """α, μ, σ from the spaces in which they are kept."""
+    state.lr = clip(math.exp(state.log_lr), limits.lr_min, limits.lr_max)
+    state.momentum = clip(
+        sigmoid(state.logit_momentum), limits.momentum_min, limits.momentum_max
+    )
+    floored = limits.noise_max == 0 or state.log_noise <= math.log(limits.noise_floor)
+    lifted = clip(math.exp(state.log_noise), limits.noise_min, limits.noise_max)
+    state.noise = limits.noise_min if floored else lifted
+
+
+# How a group sees the knobs (decisions.md 20)
+
+
+def group_lr(lr: float, state: State) -> float:
+    """lr_g·α/α₀; exactly lr_g while α has not moved."""
+    return lr * math.exp(state.log_lr - state.log_lr_start)
+
+
+def group_momentum(momentum: float, state: State) -> float:
+    """sigmoid(logit β₁_g + logit μ − logit μ₀); exactly β₁_g while μ has not moved."""
+    shift = state.logit_momentum - state.logit_momentum_start
+    return momentum if shift == 0 else sigmoid(logit(momentum) + shift)
+
+
+# The loop (§10)
+
+
+def advance(
+    state: State,
+    control: Control,
+    limits: Limits,
+    loss: float | None = None,
+    reward: float | None = None,
+) -> bool:
+    """One optimizer step: sense what was observed, and at a multiple of K act (decisions.md 10, 14).
+
+    Returns:
+        Whether the laws acted.
+    """
+    state.step += 1
+    if loss is not None:
+        sense(state, control, loss, reward)
+    acts = (
+        control.every is not None
+        and math.fmod(state.step, control.every) == 0
+        and state.observed_pending != 0
+    )
+    if acts:
+        act(state, control, limits)
+        read_knobs(state, limits)
+    return acts
+
+
+def replay(
+    losses: Iterable[float],
+    control: Control,
+    *,
+    lr: float,
+    momentum: float = 0.9,
+    rewards: Iterable[float] | None = None,
+) -> list[State]:
+    """What the controller would have decided on a recorded curve, open loop: one loss per step.
+
+    Args:
+        losses: ℓ_t in order; values that are not finite are treated as in training.
+        control: The gains, bounds and cadence. With ``every=None`` each loss is an epoch's.
+        lr: The learning rate the run started from.
+        momentum: The β₁ it started from.
+        rewards: r_t beside each loss, for ``Control(reward="given")``.
+
+    Returns:
+        The state after each loss.
+
+    Raises:
+        ValueError: A start outside the bounds; rewards without ``reward="given"``, or of another
+            length than the losses.
+    """
+    if rewards is not None and control.reward != "given":
+        raise ValueError(
+            f"rewards were given, but Control.reward is {control.reward!r}: use Control(reward='given')"
+        )
+    limits = control.limits(lr, momentum)
+    state = start(control, limits, lr, momentum)
+    losses = list(losses)
+    paired = [None] * len(losses) if rewards is None else list(rewards)
+    history = []
+    for loss, reward in zip(losses, paired, strict=True):
+        if control.every is None:
+            sense(state, control, loss, reward)
+            act(state, control, limits)
+            read_knobs(state, limits)
+        else:
+            advance(state, control, limits, loss, reward)
+        history.append(replace(state))
+    return history

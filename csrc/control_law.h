@@ -1,0 +1,379 @@
+// Sensors (specification §1), laws (§2) and the loop (§10), for host and device alike.
+// The twin of adaptiverl/laws.py: the same names, the same statement order.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#ifdef __CUDACC__
+#define ADAPTIVERL_BOTH __host__ __device__ inline
+#else
+#define ADAPTIVERL_BOTH inline
+#endif
+
+namespace adaptiverl {
+
+constexpr double kLayoutVersion = 1.0;
+// 2^1000: innovations and squared deviations saturate here (laws.LARGEST).
+constexpr double kLargest = 1.0715086071862673e301;
+
+// The packed block: float64 throughout, in the order of laws.State.
+struct State {
+  double version;
+  double step;
+  double seed_low;
+  double seed_high;
+  double active;
+  double log_lr;
+  double logit_momentum;
+  double log_noise;
+  double log_lr_start;
+  double logit_momentum_start;
+  double lr;
+  double momentum;
+  double noise;
+  double loss_count;
+  double loss_mean;
+  double loss_trend;
+  double loss_scale;
+  double loss_direction;
+  double variance;
+  double variance_scale;
+  double plateau;
+  double reward_count;
+  double reward_mean;
+  double reward_trend;
+  double reward_scale;
+  double reward_direction;
+  double loss;
+  double reward;
+  double observed_pending;
+  double rewarded_pending;
+  double nonfinite_pending;
+  double nonfinite;
+  double updates;
+};
+
+enum RewardSource { kRewardNone = 0, kRewardNegLoss = 1, kRewardGiven = 2 };
+
+// Control and its limits, packed by controller.pack_parameters. Bounds come with their logarithms so that
+// a knob pinned at a bound on one device is at the same bound, to the bit, on another.
+struct Parameters {
+  double every;  // 0: epoch-wise
+  double reward_source;
+  double beta_loss;
+  double beta_reward;
+  double beta_variance;
+  double gain_lr_reward;
+  double gain_lr_loss;
+  double gain_momentum_reward;
+  double gain_momentum_loss;
+  double gain_noise_plateau;
+  double gain_noise_reward;
+  double lr_min;
+  double lr_max;
+  double momentum_min;
+  double momentum_max;
+  double noise_min;
+  double noise_max;
+  double log_lr_min;
+  double log_lr_max;
+  double logit_momentum_min;
+  double logit_momentum_max;
+  double log_noise_floor;
+  double log_noise_max;
+  double log_lr_change_down;
+  double log_lr_change_up;
+  double spike_clip;
+  double trend_center;
+  double trend_slope;
+  double variance_center;
+  double variance_slope;
+};
+
+// What `observe` has gathered since the last step; sums, so that micro-batches average.
+struct Inbox {
+  double loss_sum;
+  double loss_count;
+  double reward_sum;
+  double reward_count;
+};
+
+// A group's numbers as the user set them, and as this step uses them.
+struct Group {
+  double lr;
+  double beta1;
+  double beta2;
+  double eps;
+  double weight_decay;
+};
+
+struct EffectiveGroup {
+  double lr;
+  double momentum;
+};
+
+// One update of the knobs, as the trace keeps it. The ring's first row is its header: rows written in all.
+struct TraceRow {
+  double step;
+  double loss;
+  double reward;
+  double loss_mean;
+  double reward_mean;
+  double loss_direction;
+  double reward_direction;
+  double variance;
+  double plateau;
+  double lr;
+  double momentum;
+  double noise;
+};
+
+// Arithmetic
+
+ADAPTIVERL_BOTH double clip(double x, double low, double high) {
+  return fmin(fmax(x, low), high);
+}
+
+ADAPTIVERL_BOTH double sigmoid(double x) {
+  if (x >= 0) {
+    return 1 / (1 + exp(-x));
+  }
+  const double power = exp(x);
+  return power / (1 + power);
+}
+
+ADAPTIVERL_BOTH double logit(double x) {
+  return log(x / (1 - x));
+}
+
+ADAPTIVERL_BOTH double ema(double average, double sample, double beta) {
+  return (1 - beta) * average + beta * sample;
+}
+
+ADAPTIVERL_BOTH double ratio(double x, double scale) {
+  return scale > 0 ? x / scale : 0.0;
+}
+
+// std::isfinite is not a device function under every host compiler.
+ADAPTIVERL_BOTH bool is_finite(double x) {
+  return x - x == 0;
+}
+
+// Sensors (§1)
+
+ADAPTIVERL_BOTH double innovation(double sample, double mean, double scale, double count,
+                                  double beta, double spike_clip) {
+  const double surprise = clip(sample - mean, -kLargest, kLargest);
+  if (count >= 2 && scale > 0) {
+    const double limit = spike_clip * scale / beta;
+    return clip(surprise, -limit, limit);
+  }
+  return surprise;
+}
+
+ADAPTIVERL_BOTH double scale_of(double scale, double trend, double count, double beta) {
+  return count == 1 ? fabs(trend) : ema(scale, fabs(trend), beta);
+}
+
+ADAPTIVERL_BOTH double direction(double trend, double scale) {
+  return clip(ratio(trend, scale), -1.0, 1.0);
+}
+
+ADAPTIVERL_BOTH double plateau_score(double loss_direction, double variance_ratio,
+                                     const Parameters& control) {
+  const double flat = sigmoid((control.trend_center - fabs(loss_direction)) / control.trend_slope);
+  const double quiet = sigmoid((control.variance_center - variance_ratio) / control.variance_slope);
+  return flat * quiet;
+}
+
+ADAPTIVERL_BOTH void sense_loss(State& state, const Parameters& control, double loss) {
+  if (state.loss_count == 0) {
+    state.loss_mean = loss;
+  } else {
+    const double beta = control.beta_loss;
+    const double surprise = innovation(loss, state.loss_mean, state.loss_scale, state.loss_count,
+                                       beta, control.spike_clip);
+    if (surprise != loss - state.loss_mean) {
+      loss = state.loss_mean + surprise;
+    }
+    state.loss_trend = beta * surprise;
+    state.loss_mean += state.loss_trend;
+    const double deviation = loss - state.loss_mean;
+    const double square = fmin(deviation * deviation, kLargest);
+    if (state.loss_count == 1) {
+      state.variance = square;
+    } else {
+      state.variance = ema(state.variance, square, control.beta_variance);
+    }
+    state.loss_scale = scale_of(state.loss_scale, state.loss_trend, state.loss_count, beta);
+    state.variance_scale = scale_of(state.variance_scale, state.variance, state.loss_count,
+                                    control.beta_variance);
+  }
+  state.loss_count += 1;
+  state.loss_direction = direction(state.loss_trend, state.loss_scale);
+  const double variance_ratio = ratio(state.variance, state.variance_scale);
+  state.plateau = plateau_score(state.loss_direction, variance_ratio, control);
+}
+
+ADAPTIVERL_BOTH void sense_reward(State& state, const Parameters& control, double reward) {
+  if (state.reward_count == 0) {
+    state.reward_mean = reward;
+  } else {
+    const double beta = control.beta_reward;
+    const double surprise = innovation(reward, state.reward_mean, state.reward_scale,
+                                       state.reward_count, beta, control.spike_clip);
+    state.reward_trend = beta * surprise;
+    state.reward_mean += state.reward_trend;
+    state.reward_scale = scale_of(state.reward_scale, state.reward_trend, state.reward_count, beta);
+  }
+  state.reward_count += 1;
+  state.reward_direction = direction(state.reward_trend, state.reward_scale);
+}
+
+ADAPTIVERL_BOTH void sense(State& state, const Parameters& control, double loss, bool rewarded,
+                           double reward) {
+  if (control.reward_source == kRewardNegLoss) {
+    reward = -loss;
+    rewarded = true;
+  }
+  state.observed_pending = 1;
+  state.loss = loss;
+  bool finite = is_finite(loss);
+  if (finite) {
+    sense_loss(state, control, loss);
+  }
+  if (rewarded && control.reward_source != kRewardNone) {
+    state.rewarded_pending = 1;
+    state.reward = reward;
+    finite = finite && is_finite(reward);
+    if (is_finite(reward)) {
+      sense_reward(state, control, reward);
+    }
+  }
+  if (!finite) {
+    state.nonfinite += 1;
+    state.nonfinite_pending = 1;
+  }
+}
+
+// Laws (§2)
+
+ADAPTIVERL_BOTH double next_log_lr(double log_lr, double reward_direction, double worsening,
+                                   const Parameters& control) {
+  double step = control.gain_lr_reward * reward_direction - control.gain_lr_loss * worsening;
+  step = clip(step, control.log_lr_change_down, control.log_lr_change_up);
+  return clip(log_lr + step, control.log_lr_min, control.log_lr_max);
+}
+
+ADAPTIVERL_BOTH double next_logit_momentum(double logit_momentum, double reward_direction,
+                                           double worsening, const Parameters& control) {
+  const double step =
+      control.gain_momentum_reward * reward_direction - control.gain_momentum_loss * worsening;
+  return clip(logit_momentum + step, control.logit_momentum_min, control.logit_momentum_max);
+}
+
+ADAPTIVERL_BOTH double next_log_noise(double log_noise, double plateau, double improving,
+                                      const Parameters& control) {
+  if (control.noise_max == 0) {
+    return log_noise;
+  }
+  const double step = control.gain_noise_plateau * plateau - control.gain_noise_reward * improving;
+  return clip(log_noise + step, control.log_noise_floor, control.log_noise_max);
+}
+
+ADAPTIVERL_BOTH void act(State& state, const Parameters& control) {
+  double loss_direction = state.loss_direction;
+  double reward_direction = state.reward_direction;
+  if (control.reward_source == kRewardGiven && state.rewarded_pending == 0) {
+    reward_direction = 0;
+  }
+  if (state.nonfinite_pending != 0) {
+    loss_direction = 1;
+    reward_direction = control.reward_source == kRewardNone ? 0 : -1;
+  }
+  const double worsening = fmax(loss_direction, 0.0);
+  const double improving = fmax(reward_direction, 0.0);
+  state.log_lr = next_log_lr(state.log_lr, reward_direction, worsening, control);
+  state.logit_momentum =
+      next_logit_momentum(state.logit_momentum, reward_direction, worsening, control);
+  state.log_noise = next_log_noise(state.log_noise, state.plateau, improving, control);
+  state.observed_pending = 0;
+  state.rewarded_pending = 0;
+  state.nonfinite_pending = 0;
+  state.updates += 1;
+}
+
+ADAPTIVERL_BOTH void read_knobs(State& state, const Parameters& control) {
+  state.lr = clip(exp(state.log_lr), control.lr_min, control.lr_max);
+  state.momentum = clip(sigmoid(state.logit_momentum), control.momentum_min, control.momentum_max);
+  const bool floored = control.noise_max == 0 || state.log_noise <= control.log_noise_floor;
+  const double lifted = clip(exp(state.log_noise), control.noise_min, control.noise_max);
+  state.noise = floored ? control.noise_min : lifted;
+}
+
+// How a group sees the knobs (decisions.md 20)
+
+ADAPTIVERL_BOTH double group_lr(double lr, const State& state) {
+  return lr * exp(state.log_lr - state.log_lr_start);
+}
+
+ADAPTIVERL_BOTH double group_momentum(double momentum, const State& state) {
+  const double shift = state.logit_momentum - state.logit_momentum_start;
+  return shift == 0 ? momentum : sigmoid(logit(momentum) + shift);
+}
+
+// The loop (§10)
+
+// Empties the inbox into the sensors. Returns whether there was an observation.
+ADAPTIVERL_BOTH bool sense_inbox(State& state, const Parameters& control, Inbox& inbox) {
+  const bool observed = inbox.loss_count > 0;
+  if (observed) {
+    const bool rewarded = inbox.reward_count > 0;
+    const double reward = rewarded ? inbox.reward_sum / inbox.reward_count : 0.0;
+    sense(state, control, inbox.loss_sum / inbox.loss_count, rewarded, reward);
+  }
+  inbox = Inbox{0, 0, 0, 0};
+  return observed;
+}
+
+ADAPTIVERL_BOTH void write_trace(const State& state, TraceRow* ring, int64_t capacity) {
+  const int64_t written = static_cast<int64_t>(ring[0].step);
+  ring[1 + written % capacity] =
+      TraceRow{state.step,           state.loss,           state.reward,
+               state.loss_mean,      state.reward_mean,    state.loss_direction,
+               state.reward_direction, state.variance,     state.plateau,
+               state.lr,             state.momentum,       state.noise};
+  ring[0].step = static_cast<double>(written + 1);
+}
+
+ADAPTIVERL_BOTH void act_and_trace(State& state, const Parameters& control, TraceRow* ring,
+                                   int64_t capacity) {
+  act(state, control);
+  read_knobs(state, control);
+  write_trace(state, ring, capacity);
+}
+
+// One optimizer step. A step that the gradient scaler skips changes nothing, and takes its observation with it
+// (decisions.md 13). One that nothing was observed for, at a rate of zero, is no step of training either: this is
+// how a checkpoint library makes an optimizer's state.
+ADAPTIVERL_BOTH void advance(State& state, const Parameters& control, Inbox& inbox, bool skipped,
+                             bool any_lr, TraceRow* ring, int64_t capacity) {
+  state.active = skipped ? 0 : 1;
+  if (skipped) {
+    inbox = Inbox{0, 0, 0, 0};
+    return;
+  }
+  if (inbox.loss_count == 0 && !any_lr) {
+    return;
+  }
+  state.step += 1;
+  sense_inbox(state, control, inbox);
+  const bool acts = control.every != 0 && fmod(state.step, control.every) == 0 &&
+                    state.observed_pending != 0;
+  if (acts) {
+    act_and_trace(state, control, ring, capacity);
+  }
+}
+
+}  // namespace adaptiverl

@@ -1,0 +1,96 @@
+// The operators' schemas, and the controller on the CPU.
+#include <optional>
+#include <vector>
+
+#include "checks.h"
+
+namespace adaptiverl {
+namespace {
+
+double number_of(const Tensor& tensor, const char* name) {
+  STD_TORCH_CHECK(tensor.numel() == 1, name, " must have one element, got ", tensor.numel());
+  if (tensor.scalar_type() == ScalarType::Float) {
+    return *static_cast<const float*>(tensor.data_ptr());
+  }
+  check_dtype(tensor, name, ScalarType::Double, "float32 or float64");
+  return *static_cast<const double*>(tensor.data_ptr());
+}
+
+void observe(Tensor inbox_tensor, Tensor loss, std::optional<Tensor> reward) {
+  Inbox* inbox = records<Inbox>(inbox_tensor, "inbox", 1);
+  inbox->loss_sum += number_of(loss, "loss");
+  inbox->loss_count += 1;
+  if (reward.has_value()) {
+    inbox->reward_sum += number_of(*reward, "reward");
+    inbox->reward_count += 1;
+  }
+}
+
+void advance_controller(Tensor block, Tensor parameters, Tensor inbox, Tensor trace, Tensor groups,
+                        Tensor effective, std::vector<Tensor> tables,
+                        std::optional<Tensor> found_inf) {
+  State* state = state_of(block);
+  const Parameters* control = records<Parameters>(parameters, "parameters", 1);
+  TraceRow* ring = records<TraceRow>(trace, "trace", 2);
+  const Group* group = records<Group>(groups, "groups", 1);
+  const int64_t group_count = count_of(groups);
+  EffectiveGroup* in_effect = records<EffectiveGroup>(effective, "effective", group_count);
+  const float* flag = flag_of(found_inf);
+
+  bool any_lr = false;
+  for (int64_t g = 0; g < group_count; ++g) {
+    any_lr = any_lr || group[g].lr != 0;
+  }
+  advance(*state, *control, *records<Inbox>(inbox, "inbox", 1), flag != nullptr && *flag != 0,
+          any_lr, ring, capacity_of(trace));
+  if (state->active == 0) {
+    return;
+  }
+  for (int64_t g = 0; g < group_count; ++g) {
+    in_effect[g] =
+        EffectiveGroup{group_lr(group[g].lr, *state), group_momentum(group[g].beta1, *state)};
+  }
+  for (const Tensor& table : tables) {
+    const TensorRow* rows = rows_of(table);
+    for (int64_t i = 0; i < table.size(0); ++i) {
+      count_step(rows[i], in_effect);
+    }
+  }
+}
+
+void update_controller(Tensor block, Tensor parameters, Tensor inbox, Tensor trace) {
+  State* state = state_of(block);
+  const Parameters* control = records<Parameters>(parameters, "parameters", 1);
+  TraceRow* ring = records<TraceRow>(trace, "trace", 2);
+  if (sense_inbox(*state, *control, *records<Inbox>(inbox, "inbox", 1))) {
+    act_and_trace(*state, *control, ring, capacity_of(trace));
+  }
+}
+
+}  // namespace
+}  // namespace adaptiverl
+
+STABLE_TORCH_LIBRARY(adaptiverl, m) {
+  m.def("observe_(Tensor(a!) inbox, Tensor loss, Tensor? reward) -> ()");
+  m.def(
+      "advance_(Tensor(a!) block, Tensor parameters, Tensor(b!) inbox, Tensor(c!) trace, "
+      "Tensor groups, Tensor(d!) effective, Tensor[] tables, Tensor? found_inf) -> ()");
+  m.def(
+      "update_(Tensor(a!) block, Tensor parameters, Tensor(b!) inbox, Tensor(c!) trace) -> ()");
+  m.def("sum_squares_(Tensor rows, Tensor block, Tensor(a!) squares, bool always) -> ()");
+  m.def(
+      "adamw_step_(Tensor rows, Tensor block, Tensor groups, Tensor effective, Tensor squares, "
+      "Tensor? gradient_scale, Tensor(a!)? sums) -> ()");
+  m.def(
+      "normals_(int seed_low, int seed_high, int index, int step, int offset, Tensor(a!) out) "
+      "-> ()");
+  m.def(
+      "philox_words_(int seed_low, int seed_high, int index, int step, int offset, Tensor(a!) out) "
+      "-> ()");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(adaptiverl, CPU, m) {
+  m.impl("observe_", TORCH_BOX(&adaptiverl::observe));
+  m.impl("advance_", TORCH_BOX(&adaptiverl::advance_controller));
+  m.impl("update_", TORCH_BOX(&adaptiverl::update_controller));
+}

@@ -1,0 +1,142 @@
+// The controller on a CUDA device: one launch a step, the same law, no word to the host.
+#include <cuda_runtime.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/macros.h>
+
+#include <optional>
+#include <vector>
+
+#include "checks.h"
+
+// The same binary loads where torch has no CUDA; these three are then absent, and never called.
+#pragma weak aoti_torch_get_current_cuda_stream
+#pragma weak torch_c10_cuda_check_msg
+#pragma weak torch_c10_cuda_free_error_msg
+
+namespace adaptiverl {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kMaxTables = 32;
+
+struct Tables {
+  const TensorRow* rows[kMaxTables];
+  int64_t sizes[kMaxTables];
+  int count;
+};
+
+// A scalar of either floating type; the host can't look at it, so the kernel does.
+struct DeviceNumber {
+  const float* single;
+  const double* precise;
+
+  __device__ double read() const { return single != nullptr ? *single : *precise; }
+};
+
+DeviceNumber number_of(const Tensor& tensor, const char* name) {
+  STD_TORCH_CHECK(tensor.numel() == 1, name, " must have one element, got ", tensor.numel());
+  if (tensor.scalar_type() == ScalarType::Float) {
+    return DeviceNumber{static_cast<const float*>(tensor.data_ptr()), nullptr};
+  }
+  check_dtype(tensor, name, ScalarType::Double, "float32 or float64");
+  return DeviceNumber{nullptr, static_cast<const double*>(tensor.data_ptr())};
+}
+
+__global__ void observe_kernel(Inbox* inbox, DeviceNumber loss, bool rewarded,
+                               DeviceNumber reward) {
+  inbox->loss_sum += loss.read();
+  inbox->loss_count += 1;
+  if (rewarded) {
+    inbox->reward_sum += reward.read();
+    inbox->reward_count += 1;
+  }
+}
+
+__global__ void advance_kernel(State* state, const Parameters* control, Inbox* inbox,
+                               TraceRow* ring, int64_t capacity, const Group* groups,
+                               EffectiveGroup* effective, int64_t group_count, Tables tables,
+                               const float* found_inf) {
+  if (threadIdx.x == 0) {
+    bool any_lr = false;
+    for (int64_t g = 0; g < group_count; ++g) {
+      any_lr = any_lr || groups[g].lr != 0;
+    }
+    advance(*state, *control, *inbox, found_inf != nullptr && *found_inf != 0, any_lr, ring,
+            capacity);
+  }
+  __syncthreads();
+  if (state->active == 0) {
+    return;
+  }
+  for (int64_t g = threadIdx.x; g < group_count; g += kThreads) {
+    effective[g] =
+        EffectiveGroup{group_lr(groups[g].lr, *state), group_momentum(groups[g].beta1, *state)};
+  }
+  __syncthreads();
+  for (int t = 0; t < tables.count; ++t) {
+    for (int64_t i = threadIdx.x; i < tables.sizes[t]; i += kThreads) {
+      count_step(tables.rows[t][i], effective);
+    }
+  }
+}
+
+__global__ void update_kernel(State* state, const Parameters* control, Inbox* inbox,
+                              TraceRow* ring, int64_t capacity) {
+  if (sense_inbox(*state, *control, *inbox)) {
+    act_and_trace(*state, *control, ring, capacity);
+  }
+}
+
+cudaStream_t current_stream(const Tensor& tensor) {
+  void* stream = nullptr;
+  TORCH_ERROR_CODE_CHECK(
+      aoti_torch_get_current_cuda_stream(static_cast<int32_t>(tensor.get_device()), &stream));
+  return static_cast<cudaStream_t>(stream);
+}
+
+void observe(Tensor inbox, Tensor loss, std::optional<Tensor> reward) {
+  const torch::stable::accelerator::DeviceGuard guard(inbox.get_device());
+  const DeviceNumber absent{nullptr, nullptr};
+  observe_kernel<<<1, 1, 0, current_stream(inbox)>>>(
+      records<Inbox>(inbox, "inbox", 1), number_of(loss, "loss"), reward.has_value(),
+      reward.has_value() ? number_of(*reward, "reward") : absent);
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
+void advance_controller(Tensor block, Tensor parameters, Tensor inbox, Tensor trace, Tensor groups,
+                        Tensor effective, std::vector<Tensor> tables,
+                        std::optional<Tensor> found_inf) {
+  STD_TORCH_CHECK(tables.size() <= kMaxTables, "advance_ takes at most ", kMaxTables,
+                  " tables, got ", tables.size());
+  const torch::stable::accelerator::DeviceGuard guard(block.get_device());
+  Tables list{};
+  for (const Tensor& table : tables) {
+    list.rows[list.count] = rows_of(table);
+    list.sizes[list.count++] = table.size(0);
+  }
+  const Group* group = records<Group>(groups, "groups", 1);
+  const int64_t group_count = count_of(groups);
+  advance_kernel<<<1, kThreads, 0, current_stream(block)>>>(
+      state_of(block), records<Parameters>(parameters, "parameters", 1),
+      records<Inbox>(inbox, "inbox", 1), records<TraceRow>(trace, "trace", 2), capacity_of(trace),
+      group, records<EffectiveGroup>(effective, "effective", group_count), group_count, list,
+      flag_of(found_inf));
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
+void update_controller(Tensor block, Tensor parameters, Tensor inbox, Tensor trace) {
+  const torch::stable::accelerator::DeviceGuard guard(block.get_device());
+  update_kernel<<<1, 1, 0, current_stream(block)>>>(
+      state_of(block), records<Parameters>(parameters, "parameters", 1),
+      records<Inbox>(inbox, "inbox", 1), records<TraceRow>(trace, "trace", 2), capacity_of(trace));
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
+}  // namespace
+}  // namespace adaptiverl
+
+STABLE_TORCH_LIBRARY_IMPL(adaptiverl, CUDA, m) {
+  m.impl("observe_", TORCH_BOX(&adaptiverl::observe));
+  m.impl("advance_", TORCH_BOX(&adaptiverl::advance_controller));
+  m.impl("update_", TORCH_BOX(&adaptiverl::update_controller));
+}

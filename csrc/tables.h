@@ -1,0 +1,40 @@
+// A row of the address table: where one parameter's tensors lie. The twin of adaptiverl/tables.py.
+#pragma once
+
+#include <cstdint>
+
+#include "control_law.h"
+
+namespace adaptiverl {
+
+// Addresses as integers, so that the table is one int64 tensor of shape [tensors, kColumns].
+struct TensorRow {
+  int64_t param;
+  int64_t grad;
+  int64_t exp_avg;
+  int64_t exp_avg_sq;
+  int64_t max_exp_avg_sq;  // 0: no amsgrad
+  int64_t step;            // float32
+  int64_t mu_product;      // float64
+  int64_t numel;           // elements that lie here
+  int64_t group;           // row of the group table
+  int64_t index;           // the parameter's place in the optimizer: the noise's key
+  int64_t offset;          // the first element's place in the whole logical tensor
+  int64_t logical_numel;   // elements of the whole logical tensor
+  int64_t maximize;
+};
+
+constexpr int64_t kColumns = sizeof(TensorRow) / sizeof(int64_t);
+
+template <typename T>
+ADAPTIVERL_BOTH T* at(int64_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+// One more step of this parameter: its count, and the product of its momenta (decisions.md 16).
+ADAPTIVERL_BOTH void count_step(const TensorRow& row, const EffectiveGroup* groups) {
+  *at<float>(row.step) += 1;
+  *at<double>(row.mu_product) *= groups[row.group].momentum;
+}
+
+}  // namespace adaptiverl

@@ -1,0 +1,1 @@
+"""The parameter step: Triton kernels, and the same in plain torch (`reference`)."""

@@ -1,0 +1,247 @@
+"""The parameter step in plain torch, for any device and dtype: the readable twin of the fused sweeps.
+
+Every function works on `entries`, records with the attributes of `adaptiverl.tables.Entry`, and reads
+the knobs from 0-d tensors, so nothing here waits for a device. Statement order is that of
+`csrc/adamw_step.h` and `adamw_step.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+MASK = 0xFFFFFFFF
+ROUND_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+KEY_INCREMENTS = (0x9E3779B9, 0xBB67AE85)
+ROUNDS = 10
+
+
+class Entry(Protocol):
+    """One parameter and what belongs to it (`adaptiverl.tables.Entry`)."""
+
+    param: Tensor
+    grad: Tensor
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+    max_exp_avg_sq: Tensor | None
+    step: Tensor
+    mu_product: Tensor
+    group: int
+    index: int
+    offset: int
+    logical_numel: int
+    maximize: bool
+
+
+class Knobs(Protocol):
+    """What the controller decided, as 0-d float64 tensors on the parameters' device."""
+
+    step: Tensor
+    seed_low: Tensor
+    seed_high: Tensor
+    active: Tensor
+    noise: Tensor
+
+
+# Noise (decisions.md 17)
+
+
+def philox4x32(counter: Sequence[Tensor], key: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Philox 4x32 with ten rounds (Salmon et al., 2011).
+
+    Args:
+        counter: Four int64 tensors that broadcast, each holding 32 unsigned bits.
+        key: Two such tensors.
+
+    Returns:
+        Four int64 tensors of 32 unsigned bits.
+    """
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(ROUNDS):
+        # An int64 product wraps modulo 2^64; its upper half is right once the sign is masked off.
+        product0, product1 = c0 * ROUND_MULTIPLIERS[0], c2 * ROUND_MULTIPLIERS[1]
+        high0, high1 = (product0 >> 32) & MASK, (product1 >> 32) & MASK
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, product1 & MASK, high0 ^ c3 ^ k1, product0 & MASK
+        k0, k1 = (k0 + KEY_INCREMENTS[0]) & MASK, (k1 + KEY_INCREMENTS[1]) & MASK
+    return c0, c1, c2, c3
+
+
+def box_muller(radius_bits: Tensor, angle_bits: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Two standard normals from two words of 32 bits: u in (0, 1], θ in [−π, π)."""
+    u = ((radius_bits >> 8) + 1).to(dtype) * 2.0**-24
+    signed = torch.where(angle_bits >= 2**31, angle_bits - 2**32, angle_bits)
+    theta = (signed >> 8).to(dtype) * (math.pi * 2.0**-23)
+    radius = torch.sqrt(-2 * torch.log(u))
+    return radius * torch.cos(theta), radius * torch.sin(theta)
+
+
+def normals(
+    key: Sequence[Tensor], index: int, step: Tensor, offset: int, numel: int, dtype: torch.dtype
+) -> Tensor:
+    """ξ for the elements offset … offset + numel − 1 of one parameter, shape [numel].
+
+    Args:
+        key: The seed's lower and upper 32 bits, 0-d int64 tensors.
+        index: The parameter's place in the optimizer.
+        step: The optimizer's step count, 0-d int64.
+        offset: The first element's place in the whole logical tensor, in C order.
+        numel: How many elements.
+        dtype: float32 or float64, in which the normals are computed.
+    """
+    first, last = offset >> 2, (offset + numel + 3) >> 2
+    quads = torch.arange(first, last, dtype=torch.int64, device=step.device)
+    place = torch.full_like(step, index)
+    words = philox4x32((quads & MASK, quads >> 32, place, step & MASK), key)
+    pairs = box_muller(words[0], words[1], dtype) + box_muller(words[2], words[3], dtype)
+    start = offset - 4 * first
+    return torch.stack(pairs, dim=1).flatten()[start : start + numel]
+
+
+# Statistics
+
+
+def sum_squares(entries: Sequence[Entry], out: Tensor) -> None:
+    """Σ g² of each raw gradient, summed in float64.
+
+    Args:
+        entries: The tensors.
+        out: float64, shape [len(entries)], on the gradients' device; overwritten.
+    """
+    for i, entry in enumerate(entries):
+        out[i] = _real(entry.grad).to(torch.float64).square().sum()
+
+
+def gradient_scale(
+    squares: Sequence[Tensor], max_grad_norm: float | None, grad_scale: Tensor | None
+) -> Tensor | None:
+    """The one factor on every gradient: what clipping leaves of it (decisions.md 18), over the loss scale.
+
+    Args:
+        squares: Σ g² per tensor, float64, a tensor of sums per device; at least one.
+        max_grad_norm: The global norm to clip to, as `torch.nn.utils.clip_grad_norm_` does; or None.
+        grad_scale: What a gradient scaler multiplied the loss by; or None.
+
+    Returns:
+        0-d float64 on the device of the first of `squares`; None where there is nothing to do.
+    """
+    device = squares[0].device
+    inverse = None
+    if grad_scale is not None:
+        inverse = 1 / grad_scale.to(device, torch.float64, non_blocking=True).reshape(())
+    if max_grad_norm is None:
+        return inverse
+    norm = torch.stack([s.sum().to(device, non_blocking=True) for s in squares]).sum().sqrt()
+    if inverse is None:
+        return (max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
+    return inverse * (max_grad_norm / (norm * inverse + 1e-6)).clamp(max=1.0)
+
+
+# The sweep
+
+
+def count_step(entry: Entry, momentum: Tensor, active: Tensor | None) -> None:
+    """One more step of this parameter: its count, and the product of its momenta (decisions.md 16)."""
+    if active is None:
+        entry.step += 1
+        entry.mu_product *= momentum
+    else:
+        entry.step += active
+        entry.mu_product *= torch.where(active != 0, momentum, torch.ones_like(momentum))
+
+
+def adamw_step(
+    entries: Sequence[Entry],
+    knobs: Knobs,
+    groups: Tensor,
+    effective: Tensor,
+    squares: Tensor | None,
+    gradient_scale: Tensor | None,
+    skippable: bool,
+) -> None:
+    """One AdamW step with noise for each tensor, in place (decisions.md 15 to 19).
+
+    Args:
+        entries: The tensors, all on one device.
+        knobs: The controller's scalars on that device.
+        groups: float64 [groups, 5]: lr, β₁, β₂, eps, weight decay as the user set them.
+        effective: float64 [groups, 2]: lr and momentum of this step.
+        squares: Σ g² per tensor; ``None`` where no noise can be drawn.
+        gradient_scale: 0-d factor on every gradient (clipping over loss scale); ``None`` is 1.
+        skippable: A gradient scaler is at work, so that `knobs.active` may be 0: then every result is
+            selected rather than written, and a skipped step changes nothing.
+    """
+    for i, entry in enumerate(entries):
+        square = None if squares is None else squares[i]
+        _adamw_tensor(
+            entry, knobs, groups[entry.group], effective[entry.group], square, gradient_scale, skippable
+        )
+
+
+def _adamw_tensor(
+    entry: Entry,
+    knobs: Knobs,
+    group: Tensor,
+    effective: Tensor,
+    square: Tensor | None,
+    gradient_scale: Tensor | None,
+    skippable: bool,
+) -> None:
+    lr, momentum = effective.unbind()
+    _, _, beta2, eps, weight_decay = group.unbind()
+    active = knobs.active if skippable else None
+    count_step(entry, momentum, active)
+
+    param, exp_avg, exp_avg_sq = _real(entry.param), _real(entry.exp_avg), _real(entry.exp_avg_sq)
+    dtype = torch.promote_types(param.dtype, torch.float32)
+    step_size = (lr / (1 - entry.mu_product)).to(dtype)
+    bias2_sqrt = (1 - beta2 ** entry.step.to(beta2.dtype)).sqrt().to(dtype)
+    decay = (1 - lr * weight_decay).to(dtype)
+    one_minus_momentum, one_minus_beta2 = (1 - momentum).to(dtype), (1 - beta2).to(dtype)
+    beta2, eps = beta2.to(dtype), eps.to(dtype)
+
+    g = _real(entry.grad).to(dtype)
+    if gradient_scale is not None:
+        g = g * gradient_scale.to(dtype)
+    if entry.maximize:
+        g = -g
+    if square is not None:
+        rms = (square / entry.logical_numel).sqrt()
+        noise_scale = knobs.noise * (rms if gradient_scale is None else rms * gradient_scale)
+        g = g + noise_scale.to(dtype) * _noise_like(entry, g, knobs)
+    m = exp_avg.to(dtype)
+    m = m + one_minus_momentum * (g - m)
+    v = exp_avg_sq.to(dtype)
+    v = v * beta2 + one_minus_beta2 * (g * g)
+    v_hat = v
+    if entry.max_exp_avg_sq is not None:
+        v_hat = torch.maximum(_real(entry.max_exp_avg_sq).to(dtype), v)
+        _write(_real(entry.max_exp_avg_sq), v_hat, active)
+    denominator = v_hat.sqrt() / bias2_sqrt + eps
+    p = param.to(dtype) * decay - step_size * (m / denominator)
+    _write(exp_avg, m, active)
+    _write(exp_avg_sq, v, active)
+    _write(param, p, active)
+
+
+def _noise_like(entry: Entry, grad: Tensor, knobs: Knobs) -> Tensor:
+    key = (knobs.seed_low.to(torch.int64), knobs.seed_high.to(torch.int64))
+    step = knobs.step.to(torch.int64)
+    flat = normals(key, entry.index, step, entry.offset, grad.numel(), grad.dtype)
+    return flat.view(grad.shape)
+
+
+def _write(target: Tensor, value: Tensor, active: Tensor | None) -> None:
+    """In place; a skipped step is a select, because 0·NaN is NaN."""
+    if active is not None:
+        value = torch.where(active != 0, value, target.to(value.dtype))
+    target.copy_(value)
+
+
+def _real(tensor: Tensor) -> Tensor:
+    """A complex tensor as pairs of reals, as torch.optim.AdamW treats it."""
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor

@@ -1,0 +1,159 @@
+"""Builds `adaptiverl._C`: one binary for every torch from 2.10 and every Python from 3.10, with CUDA or without.
+
+The operators use torch's stable ABI and the module Python's limited API. `csrc/controller.cu` is compiled
+wherever nvcc is found, whether or not there is a GPU; ADAPTIVERL_CUDA=0 or 1 decides it by hand.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import BaseError, CompileError, PlatformError
+
+ROOT = Path(__file__).parent
+CSRC = ROOT / "csrc"
+# torch 2.10, the oldest whose stable ABI has what csrc/ needs.
+TORCH_TARGET = "0x020a000000000000"
+PYTHON_TARGET = "0x030A0000"
+CUDA_ARCHITECTURES = ("80", "90", "100")
+
+# No contraction into fused multiply-adds and no reassociation: every instruction set, vector body and tail
+# computes the same bits, and the law is the same law in C++, CUDA and Python.
+CXX_FLAGS = [
+    "-std=c++17",
+    "-O3",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fvisibility=hidden",
+]
+NVCC_FLAGS = ["-std=c++17", "-O3", "--fmad=false", "-Xcompiler", "-fPIC", "-DUSE_CUDA"]
+CUDA_LINK_FLAGS = ["-lcudart_static", "-ldl", "-lrt", "-lpthread"]
+
+
+def say(message: str) -> None:
+    print(f"adaptiverl: {message}", flush=True)
+
+
+def torch_root() -> Path:
+    """Where torch's headers and libraries are."""
+    try:
+        import torch
+    except ImportError:
+        raise PlatformError(
+            "torch is not there to build against: `pip install torch` (2.10 or newer), then "
+            "`pip install --no-build-isolation .`"
+        ) from None
+    return Path(torch.__file__).parent
+
+
+def find_nvcc() -> str | None:
+    """The CUDA compiler to use, or None; ADAPTIVERL_CUDA=0|1 overrules what is found."""
+    choice = os.environ.get("ADAPTIVERL_CUDA", "")
+    if choice not in ("", "0", "1"):
+        raise PlatformError(f"ADAPTIVERL_CUDA must be 0 or 1, got {choice!r}")
+    if choice == "0":
+        return None
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
+    candidates = [f"{home}/bin/nvcc" for home in homes if home]
+    found = next((c for c in candidates if os.access(c, os.X_OK)), None) or shutil.which("nvcc")
+    if found is None and choice == "1":
+        raise PlatformError(
+            "ADAPTIVERL_CUDA=1, but nvcc was found neither in CUDA_HOME, CUDA_PATH, /usr/local/cuda "
+            "nor on PATH: install the CUDA toolkit, or set CUDA_HOME"
+        )
+    return found
+
+
+def architectures(nvcc: str) -> list[str]:
+    """Code for every architecture we name that this nvcc knows, and PTX of the newest for later ones."""
+    listed = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True)
+    known = [a for a in CUDA_ARCHITECTURES if f"compute_{a}" in listed.stdout.split()]
+    if not known:
+        raise CompileError(f"{nvcc} knows none of the architectures {CUDA_ARCHITECTURES}: it is too old")
+    flags = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in known]
+    return [*flags, f"-gencode=arch=compute_{known[-1]},code=compute_{known[-1]}"]
+
+
+class BuildOperators(build_ext):
+    """Compiles csrc/*.cpp with the host compiler and, where there is nvcc, csrc/*.cu with that."""
+
+    def build_extension(self, ext: Extension) -> None:
+        """Add what only torch and nvcc can tell, then build; a missing compiler gets a plain answer."""
+        torch = torch_root()
+        includes = [torch / "include", torch / "include/torch/csrc/api/include"]
+        # As system headers: their warnings are not ours.
+        ext.extra_compile_args += [f"-isystem{path}" for path in includes]
+        ext.library_dirs.append(str(torch / "lib"))
+        ext.libraries += ["torch_cpu", "c10"]
+        nvcc = find_nvcc()
+        if nvcc is None:
+            say("no CUDA: nvcc was not found, or ADAPTIVERL_CUDA=0; the controller runs on the CPU only")
+        else:
+            say(f"CUDA: compiling csrc/*.cu with {nvcc}")
+            ext.extra_objects += self.compile_cuda(nvcc, includes)
+            ext.library_dirs += cuda_libraries(nvcc)
+            ext.extra_link_args += CUDA_LINK_FLAGS
+        try:
+            super().build_extension(ext)
+        except CompileError as error:
+            raise CompileError(
+                f"{error}\nadaptiverl's operators did not compile. If the compiler itself is missing: "
+                "a C++17 compiler is needed (Debian, Ubuntu: apt-get install g++; Fedora: dnf install "
+                "gcc-c++; macOS: xcode-select --install). If Python.h is missing: python3-dev"
+            ) from error
+
+    def compile_cuda(self, nvcc: str, includes: list[Path]) -> list[str]:
+        """csrc/*.cu to object files."""
+        build = Path(self.build_temp)
+        build.mkdir(parents=True, exist_ok=True)
+        objects = []
+        for source in sorted(CSRC.glob("*.cu")):
+            target = build / f"{source.stem}_cuda.o"
+            command = [nvcc, *NVCC_FLAGS, f"-DTORCH_TARGET_VERSION={TORCH_TARGET}", *architectures(nvcc)]
+            command += [f"-isystem={path}" for path in includes]
+            try:
+                subprocess.run([*command, "-c", str(source), "-o", str(target)], check=True)
+            except subprocess.CalledProcessError as error:
+                raise CompileError(
+                    f"nvcc could not compile {source.name} (exit {error.returncode}); "
+                    "ADAPTIVERL_CUDA=0 builds without CUDA"
+                ) from error
+            objects.append(str(target))
+        return objects
+
+
+def cuda_libraries(nvcc: str) -> list[str]:
+    """Where this toolkit keeps its static runtime."""
+    home = Path(nvcc).resolve().parent.parent
+    places = [home / "lib64", home / "lib", home / "targets/x86_64-linux/lib", home / "targets/sbsa-linux/lib"]
+    return [str(place) for place in places if (place / "libcudart_static.a").exists()]
+
+
+def main() -> None:
+    """Describe the extension; pyproject.toml has the rest."""
+    extension = Extension(
+        "adaptiverl._C",
+        sources=[str(path.relative_to(ROOT)) for path in sorted(CSRC.glob("*.cpp"))],
+        depends=[str(path.relative_to(ROOT)) for path in sorted(CSRC.iterdir())],
+        define_macros=[("TORCH_TARGET_VERSION", TORCH_TARGET), ("Py_LIMITED_API", PYTHON_TARGET)],
+        extra_compile_args=list(CXX_FLAGS),
+        py_limited_api=True,
+        language="c++",
+    )
+    try:
+        setup(
+            ext_modules=[extension],
+            cmdclass={"build_ext": BuildOperators},
+            options={"bdist_wheel": {"py_limited_api": "cp310"}},
+        )
+    except BaseError as error:
+        raise SystemExit(f"adaptiverl: {error}") from error
+
+
+main()

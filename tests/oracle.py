@@ -1,0 +1,652 @@
+"""The whole method once more, in float64 NumPy: what every implementation is held to.
+
+Written from the specification and decisions.md alone, and importing nothing of the package, so that
+an error would have to be made twice to go unseen. It favours plainness over speed throughout: the
+controller is objects of Python floats, the random bits are NumPy integers, and a step takes arrays
+and returns new ones. The alignment law's controller (decisions.md 22-25) is not here, only the sums
+it reads.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Floats = NDArray[np.float64]
+Words = NDArray[np.uint32]
+
+# Innovations and squared deviations stop here, so that every finite loss leaves finite sensors.
+SATURATION = 2.0**1000
+
+_WORD = np.uint64(0xFFFFFFFF)
+_HALF = np.uint64(32)
+
+
+# --- Scalars -----------------------------------------------------------------------------------
+
+
+def clip(value: float, low: float, high: float) -> float:
+    """Return the point of [low, high] nearest to ``value``."""
+    return min(max(value, low), high)
+
+
+def sigmoid(x: float) -> float:
+    """Return 1/(1 + exp(-x)), for every x including the infinities."""
+    if x >= 0:
+        return 1.0 / (1.0 + math.exp(-x))
+    growth = math.exp(x)
+    return growth / (1.0 + growth)
+
+
+def logit(probability: float) -> float:
+    """Return the inverse of `sigmoid`; minus infinity at 0."""
+    if probability == 0:
+        return -math.inf
+    return math.log(probability) - math.log1p(-probability)
+
+
+def log(x: float) -> float:
+    """Return the natural logarithm; minus infinity at 0."""
+    return math.log(x) if x > 0 else -math.inf
+
+
+def normalised(x: float, scale: float) -> float:
+    """Return x/scale, and 0 where the scale is 0 (decisions.md 5)."""
+    return x / scale if scale != 0 else 0.0
+
+
+# --- Sensors (the specification, section 1; decisions.md 2-6b) -----------------------------------
+
+
+class Ema:
+    """An exponential moving average that starts at its first sample; 0 before it."""
+
+    def __init__(self, rate: float) -> None:
+        self.rate = rate
+        self.value = 0.0
+        self.empty = True
+
+    def add(self, sample: float) -> None:
+        """Take one sample."""
+        if self.empty:
+            self.value = sample
+        else:
+            self.value = (1.0 - self.rate) * self.value + self.rate * sample
+        self.empty = False
+
+
+class TrendSensor:
+    """Mean, trend, scale and direction of one signal: the loss, or the reward."""
+
+    def __init__(self, rate: float, spike_clip: float) -> None:
+        self.rate = rate
+        self.spike_clip = spike_clip
+        self.mean = 0.0
+        self.trend = 0.0
+        self.scale = Ema(rate)
+        self.samples = 0
+
+    @property
+    def direction(self) -> float:
+        """The normalised trend, in [-1, 1]."""
+        return clip(normalised(self.trend, self.scale.value), -1.0, 1.0)
+
+    def sense(self, sample: float) -> float:
+        """Take one finite sample and return it as the sensors see it: spikes cut (decisions.md 6b).
+
+        The mean moves by the trend itself rather than by the convex combination that equals it: a
+        constant signal then keeps its mean to the bit, and with it a scale of exactly 0.
+        """
+        self.samples += 1
+        if self.samples == 1:
+            self.mean = sample
+            return sample
+        raw = sample - self.mean
+        innovation = clip(raw, -self._reach(), self._reach())
+        seen = sample if innovation == raw else self.mean + innovation
+        self.trend = self.rate * innovation
+        self.mean += self.trend
+        self.scale.add(abs(self.trend))
+        return seen
+
+    def _reach(self) -> float:
+        """The largest innovation that this observation may bring."""
+        if self.scale.empty or self.scale.value == 0:
+            return SATURATION
+        return min(SATURATION, self.spike_clip * self.scale.value / self.rate)
+
+
+class VarianceSensor:
+    """The variance proxy v of the loss around its mean, and that proxy's own scale S_v."""
+
+    def __init__(self, rate: float) -> None:
+        self.variance = Ema(rate)
+        self.scale = Ema(rate)
+
+    @property
+    def ratio(self) -> float:
+        """The variance proxy over its scale; no variance counts as 0 (decisions.md 6)."""
+        return normalised(self.variance.value, self.scale.value)
+
+    def sense(self, deviation: float) -> None:
+        """Take one sample's deviation from the mean that already includes it."""
+        self.variance.add(min(deviation * deviation, SATURATION))
+        self.scale.add(abs(self.variance.value))
+
+
+# --- Controller (sections 2 and 10; decisions.md 7-14, 20, 21) -----------------------------------
+
+
+class Directions(NamedTuple):
+    """What the laws act on: the two normalised trends and the plateau score."""
+
+    loss: float
+    reward: float
+    plateau: float
+
+
+class OracleController:
+    """Sensors and laws, driven one optimizer step at a time.
+
+    Keywords are the fields of `Control` under their own names and with their defaults; ``lr`` and
+    ``momentum`` are the first group's, from which the knobs start. Ranges are not checked here,
+    except a start outside the bounds given.
+
+    Attributes:
+        step: Optimizer steps so far.
+        updates: How many times the laws have acted.
+        nonfinite: Observations so far that held a non-finite sample.
+        log_lr: log of alpha, clamped.
+        logit_momentum: logit of mu, clamped.
+        log_noise: log of sigma, never below that of its floor; minus infinity where sigma is off.
+        lr_start: alpha at step 0: ``lr``, or 1 in mode ``"modulate"``.
+        momentum_start: mu at step 0.
+
+    Raises:
+        ValueError: If a start lies outside the bounds given, or a reward does not fit the mode.
+    """
+
+    def __init__(
+        self,
+        *,
+        lr: float,
+        momentum: float,
+        mode: str = "replace",
+        every: int | None = 10,
+        reward: str = "neg_loss",
+        beta_loss: float = 0.02,
+        beta_reward: float = 0.02,
+        beta_variance: float = 0.02,
+        gain_lr_reward: float = 0.05,
+        gain_lr_loss: float = 0.05,
+        gain_momentum_reward: float = 0.02,
+        gain_momentum_loss: float = 0.04,
+        gain_noise_plateau: float = 0.08,
+        gain_noise_reward: float = 0.06,
+        lr_bounds: tuple[float, float] | None = None,
+        momentum_bounds: tuple[float, float] | None = None,
+        noise_bounds: tuple[float, float] = (0.0, 0.1),
+        noise_floor: float | None = None,
+        lr_change: tuple[float, float] = (0.9, 1.2),
+        spike_clip: float = 5.0,
+        plateau_trend: tuple[float, float] = (0.1, 0.05),
+        plateau_variance: tuple[float, float] = (1.0, 0.2),
+    ) -> None:
+        if mode not in ("replace", "modulate"):
+            raise ValueError(f"mode must be 'replace' or 'modulate', got {mode!r}")
+        if reward not in ("neg_loss", "given", "none"):
+            raise ValueError(f"reward must be 'neg_loss', 'given' or 'none', got {reward!r}")
+        self.every = every
+        self.reward_mode = reward
+        self.gains_lr = (gain_lr_reward, gain_lr_loss)
+        self.gains_momentum = (gain_momentum_reward, gain_momentum_loss)
+        self.gains_noise = (gain_noise_plateau, gain_noise_reward)
+        self.lr_change = lr_change
+        self.plateau_trend = plateau_trend
+        self.plateau_variance = plateau_variance
+
+        self.lr_start = 1.0 if mode == "modulate" else lr
+        self.momentum_start = momentum
+        if lr_bounds is None:
+            lr_bounds = (0.1, 10.0) if mode == "modulate" else (lr / 100.0, 10.0 * lr)
+        if momentum_bounds is None:
+            momentum_bounds = (min(0.85, momentum), max(0.99, momentum))
+        _check_start("lr", self.lr_start, lr_bounds)
+        _check_start("momentum", momentum, momentum_bounds)
+        self.lr_bounds = lr_bounds
+        self.momentum_bounds = momentum_bounds
+        self.noise_bounds = noise_bounds
+        self.log_lr_bounds = (log(lr_bounds[0]), log(lr_bounds[1]))
+        self.logit_momentum_bounds = (logit(momentum_bounds[0]), logit(momentum_bounds[1]))
+        floor = _noise_floor(noise_bounds, noise_floor)
+        self.log_noise_bounds = (log(floor), log(noise_bounds[1]))
+
+        self.log_lr = log(self.lr_start)
+        self.logit_momentum = logit(momentum)
+        self.log_noise = self.log_noise_bounds[0]
+
+        self.loss_sensor = TrendSensor(beta_loss, spike_clip)
+        self.reward_sensor = TrendSensor(beta_reward, spike_clip)
+        self.variance_sensor = VarianceSensor(beta_variance)
+
+        self.step = 0
+        self.updates = 0
+        self.nonfinite = 0
+        # What came since the laws last acted.
+        self._observed = False
+        self._rewarded = False
+        self._alarmed = False
+
+    def advance(self, loss: float | None = None, reward: float | None = None) -> None:
+        """Do one optimizer step: the sensors, then at a multiple of K the laws.
+
+        Args:
+            loss: This step's loss, averaged over its observations; None if there was none.
+            reward: Its reward, likewise; only where the reward is ``"given"``.
+        """
+        self.step += 1
+        self._observe(loss, reward)
+        if self.every is not None and self.step % self.every == 0:
+            self._act()
+
+    def update(self, loss: float, reward: float | None = None) -> None:
+        """Do one observation and one update without a step: epoch-wise control (decisions.md 21).
+
+        Raises:
+            ValueError: If ``every`` is not None: the knobs then change at its multiples alone.
+        """
+        if self.every is not None:
+            raise ValueError(f"update() is for every=None, got every={self.every!r}; use advance()")
+        self._observe(loss, reward)
+        self._act()
+
+    def _observe(self, loss: float | None, reward: float | None) -> None:
+        if reward is not None and (self.reward_mode != "given" or loss is None):
+            raise ValueError(
+                f"reward must be None without a loss, or where it is {self.reward_mode!r}, "
+                f"got {reward!r}"
+            )
+        if loss is None:
+            return
+        if self.reward_mode == "neg_loss":
+            reward = -loss
+        self._observed = True
+        if not all(math.isfinite(sample) for sample in (loss, reward) if sample is not None):
+            self.nonfinite += 1
+            self._alarmed = True
+        if math.isfinite(loss):
+            self._sense_loss(loss)
+        if reward is not None and math.isfinite(reward):
+            self._rewarded = True
+            self.reward_sensor.sense(reward)
+
+    def _sense_loss(self, loss: float) -> None:
+        seen = self.loss_sensor.sense(loss)
+        # The first sample has no deviation that means anything: v and S_v start at the second.
+        if self.loss_sensor.samples > 1:
+            self.variance_sensor.sense(seen - self.loss_sensor.mean)
+
+    def _directions(self) -> Directions:
+        """What the laws act on now: the sensors, or the regression reflex (decisions.md 11, 12)."""
+        if self._alarmed:
+            return Directions(1.0, 0.0 if self.reward_mode == "none" else -1.0, self.plateau)
+        reward = self.reward_direction if self._rewarded else 0.0
+        return Directions(self.loss_direction, reward, self.plateau)
+
+    def _act(self) -> None:
+        if not self._observed:
+            return
+        loss, reward, plateau = self._directions()
+        worse, better = max(loss, 0.0), max(reward, 0.0)
+
+        change = self.gains_lr[0] * reward - self.gains_lr[1] * worse
+        change = clip(change, log(self.lr_change[0]), log(self.lr_change[1]))
+        self.log_lr = clip(self.log_lr + change, *self.log_lr_bounds)
+
+        change = self.gains_momentum[0] * reward - self.gains_momentum[1] * worse
+        self.logit_momentum = clip(self.logit_momentum + change, *self.logit_momentum_bounds)
+
+        change = self.gains_noise[0] * plateau - self.gains_noise[1] * better
+        self.log_noise = clip(self.log_noise + change, *self.log_noise_bounds)
+
+        self.updates += 1
+        self._observed = self._rewarded = self._alarmed = False
+
+    @property
+    def lr(self) -> float:
+        """Alpha in effect; the start itself, to the bit, while it has not moved.
+
+        The clip, here as in the other knobs, takes off the last bit by which exp(log(bound)) may
+        overshoot.
+        """
+        if self.log_lr == log(self.lr_start):
+            return self.lr_start
+        return clip(math.exp(self.log_lr), *self.lr_bounds)
+
+    @property
+    def momentum(self) -> float:
+        """Mu in effect; the start itself, to the bit, while it has not moved."""
+        if self.logit_momentum == logit(self.momentum_start):
+            return self.momentum_start
+        return clip(sigmoid(self.logit_momentum), *self.momentum_bounds)
+
+    @property
+    def noise(self) -> float:
+        """Sigma in effect: exactly sigma_min at the floor (decisions.md 9)."""
+        if self.log_noise <= self.log_noise_bounds[0]:
+            return self.noise_bounds[0]
+        return clip(math.exp(self.log_noise), *self.noise_bounds)
+
+    @property
+    def plateau(self) -> float:
+        """The plateau score P, in [0, 1]; 0 before the first finite loss."""
+        if self.loss_sensor.samples == 0:
+            return 0.0
+        (flat, flat_slope), (calm, calm_slope) = self.plateau_trend, self.plateau_variance
+        flatness = sigmoid((flat - abs(self.loss_direction)) / flat_slope)
+        return flatness * sigmoid((calm - self.variance_sensor.ratio) / calm_slope)
+
+    @property
+    def loss_mean(self) -> float:
+        """The loss's EMA."""
+        return self.loss_sensor.mean
+
+    @property
+    def loss_trend(self) -> float:
+        """The last change of the loss's EMA."""
+        return self.loss_sensor.trend
+
+    @property
+    def loss_scale(self) -> float:
+        """S_l, the EMA of the trend's magnitude."""
+        return self.loss_sensor.scale.value
+
+    @property
+    def loss_direction(self) -> float:
+        """The loss's normalised trend, in [-1, 1]."""
+        return self.loss_sensor.direction
+
+    @property
+    def variance(self) -> float:
+        """The variance proxy v."""
+        return self.variance_sensor.variance.value
+
+    @property
+    def variance_scale(self) -> float:
+        """S_v, the variance proxy's EMA."""
+        return self.variance_sensor.scale.value
+
+    @property
+    def reward_mean(self) -> float:
+        """The reward's EMA."""
+        return self.reward_sensor.mean
+
+    @property
+    def reward_trend(self) -> float:
+        """The last change of the reward's EMA."""
+        return self.reward_sensor.trend
+
+    @property
+    def reward_scale(self) -> float:
+        """S_r, the EMA of the trend's magnitude."""
+        return self.reward_sensor.scale.value
+
+    @property
+    def reward_direction(self) -> float:
+        """The reward's normalised trend, in [-1, 1], whether or not the laws would count it."""
+        return self.reward_sensor.direction
+
+
+def _check_start(name: str, start: float, bounds: tuple[float, float]) -> None:
+    if not bounds[0] <= start <= bounds[1]:
+        raise ValueError(f"{name} must start within its bounds {bounds}, got {start!r}")
+
+
+def _noise_floor(bounds: tuple[float, float], floor: float | None) -> float:
+    """The least sigma whose logarithm is kept; 0 where sigma is off (decisions.md 9)."""
+    low, high = bounds
+    if low > 0:
+        return low
+    if high == 0:
+        return 0.0
+    return 1e-3 * high if floor is None else floor
+
+
+def group_lr(group_lr: float, alpha: float, alpha_start: float, mode: str) -> float:
+    """Return one group's learning rate (decisions.md 20).
+
+    Args:
+        group_lr: The group's own ``lr`` entry.
+        alpha: The controller's alpha.
+        alpha_start: Alpha at step 0.
+        mode: ``"replace"`` or ``"modulate"``.
+    """
+    if alpha == alpha_start:
+        return group_lr
+    return group_lr * (alpha if mode == "modulate" else alpha / alpha_start)
+
+
+def group_momentum(beta1: float, mu: float, mu_start: float) -> float:
+    """Return the momentum of a group whose own ``betas[0]`` is ``beta1`` (decisions.md 20)."""
+    if mu == mu_start:
+        return beta1
+    return sigmoid(logit(beta1) + (logit(mu) - logit(mu_start)))
+
+
+# --- Noise (decisions.md 17) ---------------------------------------------------------------------
+
+
+def philox4x32(
+    counter0: ArrayLike,
+    counter1: ArrayLike,
+    counter2: ArrayLike,
+    counter3: ArrayLike,
+    key0: ArrayLike,
+    key1: ArrayLike,
+) -> tuple[Words, Words, Words, Words]:
+    """Return the four output words of Philox 4x32 with ten rounds.
+
+    The generator is that of Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as
+    1, 2, 3" (2011).
+
+    Args:
+        counter0: Lowest word of the counter; this and the others are integers in [0, 2^32), and
+            broadcast against each other.
+        counter1: Second word.
+        counter2: Third word.
+        counter3: Highest word.
+        key0: Low word of the key.
+        key1: High word of the key.
+    """
+    operands = (counter0, counter1, counter2, counter3, key0, key1)
+    c0, c1, c2, c3, k0, k1 = np.broadcast_arrays(*(np.asarray(x, np.uint64) for x in operands))
+    for _ in range(10):
+        # Both factors are below 2^32, so the products are exact in 64 bits.
+        product0 = c0 * np.uint64(0xD2511F53)
+        product1 = c2 * np.uint64(0xCD9E8D57)
+        c0, c1, c2, c3 = (
+            (product1 >> _HALF) ^ c1 ^ k0,
+            product1 & _WORD,
+            (product0 >> _HALF) ^ c3 ^ k1,
+            product0 & _WORD,
+        )
+        k0 = (k0 + np.uint64(0x9E3779B9)) & _WORD
+        k1 = (k1 + np.uint64(0xBB67AE85)) & _WORD
+    return (
+        c0.astype(np.uint32),
+        c1.astype(np.uint32),
+        c2.astype(np.uint32),
+        c3.astype(np.uint32),
+    )
+
+
+def noise_words(
+    seed: int, index: int, step: int, elements: ArrayLike
+) -> tuple[Words, Words, Words, Words]:
+    """Return the four words of the Philox block that each element draws from.
+
+    Args:
+        seed: In [0, 2^64).
+        index: The parameter's index among all of the optimizer's, in [0, 2^32).
+        step: Its low 32 bits count.
+        elements: Indices in the logical tensor, not negative; four neighbours share one block.
+
+    Returns:
+        Four uint32 arrays of the shape of ``elements``.
+    """
+    block = (np.asarray(elements, np.int64) >> 2).astype(np.uint64)
+    low, high = block & _WORD, block >> _HALF
+    return philox4x32(low, high, index, step & 0xFFFFFFFF, seed & 0xFFFFFFFF, seed >> 32)
+
+
+def noise(seed: int, index: int, step: int, elements: ArrayLike) -> Floats:
+    """Return each element's standard normal, by Box and Muller's transform of its words.
+
+    Arguments are those of `noise_words`. Lanes 0 and 1 of a block (``element & 3``) are the cosine
+    and sine of its first two words, lanes 2 and 3 those of its last two.
+    """
+    word0, word1, word2, word3 = noise_words(seed, index, step, elements)
+    lane = np.asarray(elements, np.int64) & 3
+    radius_word = np.where(lane < 2, word0, word2)
+    angle_word = np.where(lane < 2, word1, word3)
+    # 24 bits each: every value of u and s is then exact in float32 as well.
+    u = ((radius_word >> np.uint32(8)).astype(np.float64) + 1.0) * 2.0**-24
+    s = (angle_word.astype(np.int32) >> 8).astype(np.float64) * 2.0**-23
+    radius = np.sqrt(-2.0 * np.log(u))
+    theta = np.pi * s
+    return np.asarray(radius * np.where(lane % 2 == 0, np.cos(theta), np.sin(theta)))
+
+
+# --- The parameter step (section 2; decisions.md 15, 16, 18, 19) ---------------------------------
+
+
+class AdamWState(NamedTuple):
+    """One tensor and its state after a step."""
+
+    param: Floats
+    exp_avg: Floats
+    exp_avg_sq: Floats
+    max_exp_avg_sq: Floats | None
+    step: int
+    mu_product: float
+
+
+def adamw_step(
+    param: ArrayLike,
+    grad: ArrayLike,
+    exp_avg: ArrayLike,
+    exp_avg_sq: ArrayLike,
+    max_exp_avg_sq: ArrayLike | None = None,
+    *,
+    step: int,
+    mu_product: float,
+    lr: float,
+    momentum: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    maximize: bool = False,
+    noise: float = 0.0,
+    xi: ArrayLike | None = None,
+    gradient_scale: float = 1.0,
+    sum_of_squares: float | None = None,
+    rms_numel: int | None = None,
+) -> AdamWState:
+    """Do one step of AdamW with gradient noise on one real tensor, or on one shard of it.
+
+    Args:
+        param: The parameter, of any shape; the arrays below have the same.
+        grad: Its gradient as backward left it.
+        exp_avg: First moment before the step.
+        exp_avg_sq: Second moment before the step.
+        max_exp_avg_sq: Largest second moment so far; None without amsgrad.
+        step: This parameter's steps before this one.
+        mu_product: Product of the momenta of those steps; 1 before the first.
+        lr: Effective learning rate of the parameter's group.
+        momentum: Effective momentum of the parameter's group.
+        beta2: Decay of the second moment.
+        eps: Term of the denominator.
+        weight_decay: Decoupled, applied with ``lr``.
+        maximize: Step along the gradient instead of against it.
+        noise: Sigma; at 0 nothing is added.
+        xi: Standard normals; needed where ``noise`` is not 0.
+        gradient_scale: Factor of the gradient: clip coefficient over the gradient scaler's scale.
+        sum_of_squares: Of the gradient times ``gradient_scale``, over the whole logical tensor;
+            None if ``grad`` is the whole of it.
+        rms_numel: Elements of the whole logical tensor; None if ``grad`` is the whole of it.
+
+    Raises:
+        ValueError: If ``noise`` is not 0 and ``xi`` is None.
+    """
+    p, m, v = (np.asarray(x, np.float64) for x in (param, exp_avg, exp_avg_sq))
+    g = _entering_gradient(grad, gradient_scale, maximize)
+    if noise != 0:
+        if xi is None:
+            raise ValueError(f"xi must hold standard normals where noise is {noise!r}, got None")
+        squares = float(np.sum(g * g)) if sum_of_squares is None else sum_of_squares
+        numel = g.size if rms_numel is None else rms_numel
+        rms = math.sqrt(squares / numel) if numel else 0.0
+        g = g + noise * rms * np.asarray(xi, np.float64)
+
+    m = momentum * m + (1.0 - momentum) * g
+    v = beta2 * v + (1.0 - beta2) * g * g
+    step += 1
+    mu_product *= momentum
+    largest = None if max_exp_avg_sq is None else np.maximum(max_exp_avg_sq, v)
+
+    first = m / (1.0 - mu_product)
+    second = (v if largest is None else largest) / (1.0 - beta2**step)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        # eps = 0 on an element that never had a gradient is 0/0 in torch.optim.AdamW as well.
+        direction = first / (np.sqrt(second) + eps)
+    p = (1.0 - lr * weight_decay) * p - lr * direction
+    return AdamWState(p, m, v, largest, step, mu_product)
+
+
+def clip_coefficient(grads: Sequence[ArrayLike], max_norm: float) -> float:
+    """Return the factor by which torch.nn.utils.clip_grad_norm_ would scale these gradients.
+
+    Args:
+        grads: Every gradient of the optimizer, unscaled, before noise (decisions.md 18).
+        max_norm: Largest global 2-norm to let through.
+    """
+    arrays = [np.asarray(grad, np.float64) for grad in grads]
+    norm = math.sqrt(sum(float(np.sum(grad * grad)) for grad in arrays))
+    # NumPy's minimum, for a norm of NaN must stay NaN, which Python's would turn into 1.
+    return float(np.minimum(max_norm / (norm + 1e-6), 1.0))
+
+
+def alignment_sums(
+    grad: ArrayLike,
+    exp_avg: ArrayLike,
+    exp_avg_sq: ArrayLike,
+    eps: float,
+    *,
+    gradient_scale: float = 1.0,
+    maximize: bool = False,
+) -> tuple[float, float, float]:
+    """Return (sum g·u, sum g², sum u²) of one tensor, with u = m/(√v + eps) from before the step.
+
+    Args:
+        grad: The gradient as backward left it.
+        exp_avg: First moment before the step, m.
+        exp_avg_sq: Second moment before the step, v; not bias-corrected.
+        eps: Term of the denominator.
+        gradient_scale: As in `adamw_step`; g is the gradient as it enters the moments, but
+            without noise.
+        maximize: As in `adamw_step`.
+    """
+    g = _entering_gradient(grad, gradient_scale, maximize)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        u = np.asarray(exp_avg, np.float64) / (np.sqrt(np.asarray(exp_avg_sq, np.float64)) + eps)
+        return float(np.sum(g * u)), float(np.sum(g * g)), float(np.sum(u * u))
+
+
+def _entering_gradient(grad: ArrayLike, gradient_scale: float, maximize: bool) -> Floats:
+    """The gradient as it enters the moments where there is no noise: scaled, of the step's sign."""
+    scaled = np.asarray(grad, np.float64) * gradient_scale
+    return -scaled if maximize else scaled
