@@ -1,7 +1,8 @@
-"""Builds `adaptiverl._C`: one binary for every torch from 2.10 and every Python from 3.10, with CUDA or without.
+"""Builds `adaptiverl._C`: one binary for every torch from 2.10 and every Python from 3.10.
 
-The operators use torch's stable ABI and the module Python's limited API. `csrc/controller.cu` is compiled
-wherever nvcc is found, whether or not there is a GPU; ADAPTIVERL_CUDA=0 or 1 decides it by hand.
+The operators use torch's stable ABI and the module Python's limited API. `csrc/controller.cu` is
+compiled wherever nvcc is found, whether or not there is a GPU; ADAPTIVERL_CUDA=0 or 1 decides it by
+hand.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ TORCH_TARGET = "0x020a000000000000"
 PYTHON_TARGET = "0x030A0000"
 CUDA_ARCHITECTURES = ("80", "90", "100")
 
-# No contraction into fused multiply-adds and no reassociation: every instruction set, vector body and tail
-# computes the same bits, and the law is the same law in C++, CUDA and Python.
+# No contraction into fused multiply-adds and no reassociation: every instruction set, vector body
+# and tail computes the same bits, and the law is the same law in C++, CUDA and Python.
 CXX_FLAGS = [
     "-std=c++17",
     "-O3",
@@ -37,6 +38,7 @@ CUDA_LINK_FLAGS = ["-lcudart_static", "-ldl", "-lrt", "-lpthread"]
 
 
 def say(message: str) -> None:
+    """Print what was chosen; `pip -v` shows it."""
     print(f"adaptiverl: {message}", flush=True)
 
 
@@ -64,18 +66,20 @@ def find_nvcc() -> str | None:
     found = next((c for c in candidates if os.access(c, os.X_OK)), None) or shutil.which("nvcc")
     if found is None and choice == "1":
         raise PlatformError(
-            "ADAPTIVERL_CUDA=1, but nvcc was found neither in CUDA_HOME, CUDA_PATH, /usr/local/cuda "
-            "nor on PATH: install the CUDA toolkit, or set CUDA_HOME"
+            "ADAPTIVERL_CUDA=1, but nvcc was found neither in CUDA_HOME, CUDA_PATH, "
+            "/usr/local/cuda nor on PATH: install the CUDA toolkit, or set CUDA_HOME"
         )
     return found
 
 
 def architectures(nvcc: str) -> list[str]:
-    """Code for every architecture we name that this nvcc knows, and PTX of the newest for later ones."""
+    """Code for each architecture named above that nvcc knows, PTX of the newest for later ones."""
     listed = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True)
     known = [a for a in CUDA_ARCHITECTURES if f"compute_{a}" in listed.stdout.split()]
     if not known:
-        raise CompileError(f"{nvcc} knows none of the architectures {CUDA_ARCHITECTURES}: it is too old")
+        raise CompileError(
+            f"{nvcc} knows none of the architectures {CUDA_ARCHITECTURES}: it is too old"
+        )
     flags = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in known]
     return [*flags, f"-gencode=arch=compute_{known[-1]},code=compute_{known[-1]}"]
 
@@ -84,7 +88,7 @@ class BuildOperators(build_ext):
     """Compiles csrc/*.cpp with the host compiler and, where there is nvcc, csrc/*.cu with that."""
 
     def build_extension(self, ext: Extension) -> None:
-        """Add what only torch and nvcc can tell, then build; a missing compiler gets a plain answer."""
+        """Add what only torch and nvcc can tell, then build; say plainly what is missing."""
         torch = torch_root()
         includes = [torch / "include", torch / "include/torch/csrc/api/include"]
         # As system headers: their warnings are not ours.
@@ -93,7 +97,9 @@ class BuildOperators(build_ext):
         ext.libraries += ["torch_cpu", "c10"]
         nvcc = find_nvcc()
         if nvcc is None:
-            say("no CUDA: nvcc was not found, or ADAPTIVERL_CUDA=0; the controller runs on the CPU only")
+            say(
+                "no CUDA (nvcc not found, or ADAPTIVERL_CUDA=0): the controller is for the CPU only"
+            )
         else:
             say(f"CUDA: compiling csrc/*.cu with {nvcc}")
             ext.extra_objects += self.compile_cuda(nvcc, includes)
@@ -103,9 +109,9 @@ class BuildOperators(build_ext):
             super().build_extension(ext)
         except CompileError as error:
             raise CompileError(
-                f"{error}\nadaptiverl's operators did not compile. If the compiler itself is missing: "
-                "a C++17 compiler is needed (Debian, Ubuntu: apt-get install g++; Fedora: dnf install "
-                "gcc-c++; macOS: xcode-select --install). If Python.h is missing: python3-dev"
+                f"{error}\nadaptiverl's operators did not compile. If there is no compiler: "
+                "a C++17 compiler is needed (Debian, Ubuntu: apt-get install g++; Fedora: dnf "
+                "install gcc-c++; macOS: xcode-select --install). No Python.h? python3-dev has it"
             ) from error
 
     def compile_cuda(self, nvcc: str, includes: list[Path]) -> list[str]:
@@ -115,7 +121,12 @@ class BuildOperators(build_ext):
         objects = []
         for source in sorted(CSRC.glob("*.cu")):
             target = build / f"{source.stem}_cuda.o"
-            command = [nvcc, *NVCC_FLAGS, f"-DTORCH_TARGET_VERSION={TORCH_TARGET}", *architectures(nvcc)]
+            command = [
+                nvcc,
+                *NVCC_FLAGS,
+                f"-DTORCH_TARGET_VERSION={TORCH_TARGET}",
+                *architectures(nvcc),
+            ]
             command += [f"-isystem={path}" for path in includes]
             try:
                 subprocess.run([*command, "-c", str(source), "-o", str(target)], check=True)
@@ -131,7 +142,12 @@ class BuildOperators(build_ext):
 def cuda_libraries(nvcc: str) -> list[str]:
     """Where this toolkit keeps its static runtime."""
     home = Path(nvcc).resolve().parent.parent
-    places = [home / "lib64", home / "lib", home / "targets/x86_64-linux/lib", home / "targets/sbsa-linux/lib"]
+    places = [
+        home / "lib64",
+        home / "lib",
+        home / "targets/x86_64-linux/lib",
+        home / "targets/sbsa-linux/lib",
+    ]
     return [str(place) for place in places if (place / "libcudart_static.a").exists()]
 
 

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from adaptiverl.control import Control
-from adaptiverl.dispatch import Bucket, Scalars
-from adaptiverl.optimizer import AdaptiveOptimizer, moment_dtype
-from adaptiverl.tables import Entry
+from adaptiverl.optimizer import AdaptiveOptimizer
 
 DEFAULT_CONTROL = Control()
 
@@ -38,7 +34,7 @@ class AdaptiveAdamW(AdaptiveOptimizer, torch.optim.AdamW):
         seed: Of the noise, 0 to 2^64 − 1.
 
     Raises:
-        ValueError: An argument out of range, ``differentiable=True``, or a start outside the bounds.
+        ValueError: An argument out of range, ``differentiable=True``, a start outside the bounds.
         TypeError: A control that is not a `Control`.
 
     Example:
@@ -48,6 +44,7 @@ class AdaptiveAdamW(AdaptiveOptimizer, torch.optim.AdamW):
         >>> optimizer.step()
     """
 
+    _algorithm = "adamw_step"
     _moments = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 
     def __init__(
@@ -70,9 +67,9 @@ class AdaptiveAdamW(AdaptiveOptimizer, torch.optim.AdamW):
     ) -> None:
         if differentiable:
             raise ValueError(
-                "AdaptiveAdamW does not support differentiable=True: its step is one fused, in-place "
-                "sweep that autograd cannot follow. Use torch.optim.AdamW where you differentiate "
-                "through the optimizer"
+                "AdaptiveAdamW does not support differentiable=True: its step is one fused sweep, "
+                "in place, that autograd cannot follow. Use torch.optim.AdamW where you "
+                "differentiate through the optimizer"
             )
         self._prepare(control, max_grad_norm, seed)
         super().__init__(
@@ -88,45 +85,3 @@ class AdaptiveAdamW(AdaptiveOptimizer, torch.optim.AdamW):
             differentiable=differentiable,
             fused=fused,
         )
-
-    def _entry(self, param: Tensor, group: dict[str, Any], g: int, index: int) -> Entry:
-        state = self.state[param]
-        if "exp_avg" not in state:
-            self._init_state(param, state)
-        if group["amsgrad"] and "max_exp_avg_sq" not in state:
-            state["max_exp_avg_sq"] = _zeros_like(param)
-        if "mu_product" not in state:
-            # A checkpoint of torch.optim.AdamW: its momentum was constant so far (decisions.md 16).
-            step = state["step"].to(device=param.device, dtype=torch.float64)
-            state["mu_product"] = torch.as_tensor(group["betas"][0]) ** step
-        state["step"] = state["step"].to(param.device)
-        return Entry(
-            param=param,
-            grad=param.grad,  # type: ignore[arg-type]
-            exp_avg=state["exp_avg"],
-            exp_avg_sq=state["exp_avg_sq"],
-            max_exp_avg_sq=state["max_exp_avg_sq"] if group["amsgrad"] else None,
-            step=state["step"],
-            mu_product=state["mu_product"],
-            group=g,
-            index=index,
-            offset=0,
-            logical_numel=param.numel() * (2 if param.is_complex() else 1),
-            maximize=bool(group["maximize"]),
-        )
-
-    @staticmethod
-    def _init_state(param: Tensor, state: dict[str, Any]) -> None:
-        state["step"] = torch.zeros((), dtype=torch.float32, device=param.device)
-        state["exp_avg"] = _zeros_like(param)
-        state["exp_avg_sq"] = _zeros_like(param)
-        state["mu_product"] = torch.ones((), dtype=torch.float64, device=param.device)
-
-    def _sweep(
-        self, bucket: Bucket, scalars: Scalars, squares: Tensor, gradient_scale: Tensor | None
-    ) -> None:
-        bucket.backend.adamw_step(bucket, scalars, squares, gradient_scale)
-
-
-def _zeros_like(param: Tensor) -> Tensor:
-    return torch.zeros_like(param, dtype=moment_dtype(param), memory_format=torch.preserve_format)

@@ -1,4 +1,4 @@
-"""`Control`: what the controller may do and how strongly. A frozen record; every range check lives here.
+"""`Control`: what the controller may do and how strongly; every range check lives here.
 
 Symbols are those of the specification; the defaults and the names are the project's contract.
 """
@@ -106,9 +106,16 @@ class Control:
             if field.name.startswith("beta_"):
                 _check(field.name, value, 0 < _real(field.name, value) <= 1, "in (0, 1]")
             if field.name.startswith("gain_"):
-                _check(field.name, value, 0 <= _real(field.name, value) < math.inf, "finite and >= 0")
+                _check(
+                    field.name, value, 0 <= _real(field.name, value) < math.inf, "finite and >= 0"
+                )
         self._check_bounds()
-        _check("spike_clip", self.spike_clip, _real("spike_clip", self.spike_clip) > 0, "> 0 (math.inf: no clipping)")
+        _check(
+            "spike_clip",
+            self.spike_clip,
+            _real("spike_clip", self.spike_clip) > 0,
+            "> 0 (math.inf: no clipping)",
+        )
         for name in ("plateau_trend", "plateau_variance"):
             center, slope = self._pair(name)
             expected = "(centre, slope), both finite, slope > 0"
@@ -125,12 +132,19 @@ class Control:
     def _check_bounds(self) -> None:
         if self.lr_bounds is not None:
             low, high = self._pair("lr_bounds")
-            _check("lr_bounds", (low, high), 0 < low <= high < math.inf, "0 < low <= high, both finite")
+            _check(
+                "lr_bounds", (low, high), 0 < low <= high < math.inf, "0 < low <= high, both finite"
+            )
         if self.momentum_bounds is not None:
             low, high = self._pair("momentum_bounds")
             _check("momentum_bounds", (low, high), 0 < low <= high < 1, "0 < low <= high < 1")
         low, high = self._pair("noise_bounds")
-        _check("noise_bounds", (low, high), 0 <= low <= high < math.inf, "0 <= low <= high, both finite")
+        _check(
+            "noise_bounds",
+            (low, high),
+            0 <= low <= high < math.inf,
+            "0 <= low <= high, both finite",
+        )
         if self.noise_floor is not None:
             floor = _real("noise_floor", self.noise_floor)
             if low > 0:
@@ -138,9 +152,19 @@ class Control:
                     f"Control.noise_floor stands in for a lower bound of 0, got {floor!r} beside "
                     f"noise_bounds={(low, high)!r}: leave it out, noise_bounds[0] is the floor"
                 )
-            _check("noise_floor", floor, 0 < floor <= high, f"in (0, {high}], noise_bounds[1] being {high}")
+            _check(
+                "noise_floor",
+                floor,
+                0 < floor <= high,
+                f"in (0, {high}], noise_bounds[1] being {high}",
+            )
         down, up = self._pair("lr_change")
-        _check("lr_change", (down, up), 0 < down <= 1 <= up < math.inf, "0 < down <= 1 <= up, both finite")
+        _check(
+            "lr_change",
+            (down, up),
+            0 < down <= 1 <= up < math.inf,
+            "0 < down <= 1 <= up, both finite",
+        )
 
     def _pair(self, name: str) -> Pair:
         """The field as two floats; stored back as a tuple so that equal records compare equal."""
@@ -166,9 +190,9 @@ class Control:
         """
         if self.mode == "replace" and not 0 < lr < math.inf:
             raise ValueError(
-                f"lr must be finite and > 0 with Control(mode='replace'), got {lr!r}: the controller "
-                "moves the learning rate by factors. Give a starting rate, or let a scheduler own it "
-                "with Control(mode='modulate')"
+                f"lr must be finite and > 0 with Control(mode='replace'), got {lr!r}: the "
+                "controller moves the learning rate by factors. Give a starting rate, or let a "
+                "scheduler own it with Control(mode='modulate')"
             )
         alpha = self.start_lr(lr)
         low, high = self.lr_bounds or DEFAULT_LR_BOUNDS[self.mode]

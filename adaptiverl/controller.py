@@ -1,26 +1,66 @@
-"""`Controller`: the packed block on the device, the inbox, the trace ring, and the operators that move them.
+"""`Controller`: the packed block on the device, the inbox, the trace ring, and what moves them.
 
-Never sees a parameter. The block is the controller's whole memory (`laws.State` as float64); it goes into
-checkpoints. The trace does not.
+Never sees a parameter. The block is the controller's whole memory (`laws.State` as float64); it
+goes into checkpoints. The trace does not.
 """
 
 from __future__ import annotations
 
 import math
 import numbers
+from collections import namedtuple
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import astuple, fields
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from adaptiverl import laws
-from adaptiverl.control import Control
-from adaptiverl.laws import State
+from adaptiverl.control import Control, Limits
 
-SLOT = {field.name: i for i, field in enumerate(fields(State))}
-"""Where each field of `laws.State` lies in the block."""
+LAYOUT_VERSION = 1
+
+FIELDS = (
+    "version",
+    "step",
+    "seed_low",
+    "seed_high",
+    "log_lr",
+    "logit_momentum",
+    "log_noise",
+    "log_lr_start",
+    "logit_momentum_start",
+    "lr",
+    "momentum",
+    "noise",
+    "loss_count",
+    "loss_mean",
+    "loss_trend",
+    "loss_scale",
+    "loss_direction",
+    "variance",
+    "variance_scale",
+    "plateau",
+    "reward_count",
+    "reward_mean",
+    "reward_trend",
+    "reward_scale",
+    "reward_direction",
+    "loss",
+    "reward",
+    "observed_pending",
+    "rewarded_pending",
+    "nonfinite_pending",
+    "nonfinite",
+    "updates",
+    "active",
+)
+"""The block's numbers in order: `State` in csrc/control_law.h, `State` in laws.py. All but the
+last are the controller's memory; that one is of the step in progress."""
+
+SLOT = {name: i for i, name in enumerate(FIELDS)}
+MEMORY_SIZE = len(FIELDS) - 1
+State = namedtuple("State", FIELDS)  # type: ignore[misc]
 
 REWARD_SOURCES = {"none": 0.0, "neg_loss": 1.0, "given": 2.0}
 TRACE_COLUMNS = (
@@ -66,8 +106,43 @@ class Trace(Mapping[str, Tensor]):
         return f"Trace({self._rows.shape[0]} updates: {', '.join(TRACE_COLUMNS)})"
 
 
+@dataclass(frozen=True)
+class Decision:
+    """What a sweep reads besides its tensors, all on one device.
+
+    Attributes:
+        block: The controller's block; a name in `FIELDS` is an attribute too, a 0-d view of it.
+        groups: float64 [groups, 5]: lr, β₁, β₂, eps, weight decay as the user set them.
+        effective: float64 [groups, 2]: lr and momentum of this step.
+        noise_possible: σ may be above 0 in this run.
+        skippable: A gradient scaler may ask for this step to be skipped.
+    """
+
+    block: Tensor
+    groups: Tensor
+    effective: Tensor
+    noise_possible: bool
+    skippable: bool
+
+    def to(self, device: torch.device) -> Decision:
+        """The same on another device, without waiting."""
+        if device == self.block.device:
+            return self
+        return replace(
+            self,
+            block=self.block.to(device, non_blocking=True),
+            groups=self.groups.to(device, non_blocking=True),
+            effective=self.effective.to(device, non_blocking=True),
+        )
+
+    def __getattr__(self, name: str) -> Tensor:
+        if name in SLOT:
+            return self.block[SLOT[name]]
+        raise AttributeError(f"a Decision has no {name!r}")
+
+
 class Controller:
-    """Reads losses, keeps averages, moves α, μ and σ. All of it on one device, without waiting for it.
+    """Reads losses, keeps averages, moves α, μ and σ; on one device, without waiting for it.
 
     Args:
         control: Gains, bounds, cadence.
@@ -93,17 +168,25 @@ class Controller:
             raise ValueError(f"seed must be a whole number from 0 to 2**64 - 1, got {seed!r}")
         self.control = control
         self.limits = control.limits(lr, momentum)
-        self._start = laws.start(control, self.limits, lr, momentum, seed)
-        packed = pack_parameters(control, self.limits)
+        packed = torch.tensor(pack_parameters(control, self.limits), dtype=torch.float64)
+        self._start = torch.empty(len(FIELDS), dtype=torch.float64)
+        torch.ops.adaptiverl.start_(
+            self._start, packed, control.start_lr(lr), momentum, seed & 0xFFFFFFFF, seed >> 32
+        )
         device = torch.device(device)
-        self.block = torch.tensor(astuple(self._start), dtype=torch.float64, device=device)
-        self._parameters = torch.tensor(packed, dtype=torch.float64, device=device)
+        self.block, self._parameters = self._start.to(device, copy=True), packed.to(device)
+        self._memory = self.block[:MEMORY_SIZE]
         self._inbox = torch.zeros(INBOX_SIZE, dtype=torch.float64, device=device)
         shape = (1 + TRACE_CAPACITY, len(TRACE_COLUMNS))
         self._ring = torch.zeros(shape, dtype=torch.float64, device=device)
         self.observed = 0
         """Observations since the last step, as the host counted them."""
         self.ever_observed = False
+
+    @property
+    def memory(self) -> Tensor:
+        """What checkpoints keep: the block without its last number; always the same view."""
+        return self._memory
 
     @property
     def device(self) -> torch.device:
@@ -115,6 +198,7 @@ class Controller:
         if device == self.device:
             return
         self.block, self._parameters = self.block.to(device), self._parameters.to(device)
+        self._memory = self.block[:MEMORY_SIZE]
         self._inbox, self._ring = self._inbox.to(device), self._ring.to(device)
 
     def observe(self, loss: Tensor | float, reward: Tensor | float | None = None) -> None:
@@ -127,7 +211,7 @@ class Controller:
 
         Raises:
             TypeError: Something without a real value.
-            ValueError: More than one element, or a reward in a mode that has none (decisions.md 11).
+            ValueError: More than one element; a reward in a mode that has none (decisions.md 11).
         """
         loss_value = _scalar(loss, "loss", self.device)
         reward_value = None
@@ -148,19 +232,35 @@ class Controller:
         effective: Tensor,
         tables: Sequence[Tensor] = (),
         found_inf: Tensor | None = None,
-    ) -> None:
+    ) -> Decision:
         """One optimizer step: sensors, at a multiple of K the laws, then this step's scalars.
 
         Args:
             groups: float64 [groups, 5] of lr, β₁, β₂, eps, weight decay, on this device.
             effective: float64 [groups, 2]; receives every group's lr and momentum of this step.
-            tables: Address tables on this device, whose parameters' `step` and `mu_product` advance.
+            tables: Address tables on this device: their `step` and `mu_product` advance.
             found_inf: The gradient scaler's flag: where it is not 0, nothing at all changes.
+
+        Returns:
+            What the sweeps of this step read.
         """
         torch.ops.adaptiverl.advance_(
-            self.block, self._parameters, self._inbox, self._ring, groups, effective, list(tables), found_inf
+            self.block,
+            self._parameters,
+            self._inbox,
+            self._ring,
+            groups,
+            effective,
+            list(tables),
+            found_inf,
         )
         self.observed = 0
+        noise_possible = self.limits.noise_max > 0
+        return Decision(self.block, groups, effective, noise_possible, found_inf is not None)
+
+    def read_groups(self, groups: Tensor, effective: Tensor) -> None:
+        """Every group's lr and momentum as a step would use them now, into `effective`."""
+        torch.ops.adaptiverl.read_groups_(self.block, groups, effective)
 
     def update(self, loss: Tensor | float, reward: Tensor | float | None = None) -> None:
         """Epoch-wise control (§5): one observation and one update of the knobs, now."""
@@ -169,20 +269,20 @@ class Controller:
         torch.ops.adaptiverl.update_(self.block, self._parameters, self._inbox, self._ring)
         self.observed = 0
 
-    def adopt(self, block: Tensor) -> None:
-        """Take over the state of a loaded block, at this block's own address; the trace starts empty."""
-        check_block(block)
-        self.block.copy_(block, non_blocking=True)
+    def adopt(self, memory: Tensor) -> None:
+        """Take over a loaded memory, at this one's own address; the trace starts empty."""
+        check_memory(memory)
+        self._memory.copy_(memory, non_blocking=True)
         self._inbox.zero_()
         self._ring.zero_()
         self.observed = 0
 
     def reset(self) -> None:
         """Back to the start: nothing observed, α and μ where the user put them."""
-        self.adopt(torch.tensor(astuple(self._start), dtype=torch.float64))
+        self.adopt(self._start[:MEMORY_SIZE])
 
-    def read(self) -> State:
-        """The whole state on the host. Waits for the device."""
+    def read(self) -> Any:
+        """The whole state on the host, a `State` of floats. Waits for the device."""
         return State(*self.block.tolist())
 
     def trace(self) -> Trace:
@@ -195,23 +295,25 @@ class Controller:
         return Trace(rows.roll(-(written % TRACE_CAPACITY), dims=0))
 
 
-def check_block(block: Any) -> None:
-    """Refuse what is no block of this version's layout.
+def check_memory(memory: Any) -> None:
+    """Refuse what is no controller's memory of this version's layout.
 
     Raises:
         ValueError: Says what was found, what was expected, and what to do.
     """
-    expected = f"a float64 tensor of {len(SLOT)} numbers whose first is {laws.LAYOUT_VERSION}"
+    expected = f"a float64 tensor of {MEMORY_SIZE} numbers whose first is {LAYOUT_VERSION}"
     remedy = "the checkpoint is from another version of adaptiverl, or damaged; nothing was changed"
-    if not isinstance(block, Tensor) or block.dtype != torch.float64 or block.shape != (len(SLOT),):
-        found = f"{block.dtype} of shape {tuple(block.shape)}" if isinstance(block, Tensor) else repr(block)
+    if not isinstance(memory, Tensor):
+        raise ValueError(f"'adaptive_state' must be {expected}, got {memory!r}: {remedy}")
+    if memory.dtype != torch.float64 or memory.shape != (MEMORY_SIZE,):
+        found = f"{memory.dtype} of shape {tuple(memory.shape)}"
         raise ValueError(f"'adaptive_state' must be {expected}, got {found}: {remedy}")
-    version = block[SLOT["version"]].item()
-    if version != laws.LAYOUT_VERSION:
+    version = memory[SLOT["version"]].item()
+    if version != LAYOUT_VERSION:
         raise ValueError(f"'adaptive_state' must be {expected}, got version {version}: {remedy}")
 
 
-def pack_parameters(control: Control, limits: Any) -> list[float]:
+def pack_parameters(control: Control, limits: Limits) -> list[float]:
     """`Control` and its limits as `Parameters` in csrc/control_law.h has them, in that order."""
     log_noise_max = math.log(limits.noise_max) if limits.noise_max > 0 else -math.inf
     log_noise_floor = math.log(limits.noise_floor) if limits.noise_max > 0 else -math.inf
@@ -235,8 +337,8 @@ def pack_parameters(control: Control, limits: Any) -> list[float]:
         limits.noise_max,
         math.log(limits.lr_min),
         math.log(limits.lr_max),
-        laws.logit(limits.momentum_min),
-        laws.logit(limits.momentum_max),
+        _logit(limits.momentum_min),
+        _logit(limits.momentum_max),
         log_noise_floor,
         log_noise_max,
         math.log(control.lr_change[0]),
@@ -245,6 +347,10 @@ def pack_parameters(control: Control, limits: Any) -> list[float]:
         *control.plateau_trend,
         *control.plateau_variance,
     ]
+
+
+def _logit(x: float) -> float:
+    return math.log(x / (1 - x))
 
 
 def _scalar(value: Any, name: str, device: torch.device) -> Tensor:

@@ -1,4 +1,4 @@
-"""The specification as functions on Python floats, one per equation: sensors (§1), laws (§2), replay.
+"""The specification on Python floats, a function per equation: sensors (§1), laws (§2), replay.
 
 The readable twin of `csrc/control_law.h`: the same names, the same statement order. `State` is the
 controller's whole memory; its fields, in this order, are the packed block that lives on the device.
@@ -14,7 +14,7 @@ from adaptiverl.control import Control, Limits
 
 LAYOUT_VERSION = 1
 LARGEST = 2.0**1000
-"""Innovations and squared deviations saturate here, so that no finite loss makes an average infinite."""
+"""Innovations and squared deviations saturate here: no finite loss makes an average infinite."""
 
 
 @dataclass
@@ -27,8 +27,6 @@ class State:
     seed_low: float = 0.0
     """the noise's key, 32 bits to a number"""
     seed_high: float = 0.0
-    active: float = 1.0
-    """0 while a step that the gradient scaler skips goes by"""
 
     log_lr: float = 0.0
     """log α"""
@@ -82,6 +80,8 @@ class State:
     """observations that were not finite, in all"""
     updates: float = 0.0
     """times the laws acted"""
+    active: float = 1.0
+    """0 while a step that the gradient scaler skips goes by; not part of what checkpoints keep"""
 
 
 def start(control: Control, limits: Limits, lr: float, momentum: float, seed: int = 0) -> State:
@@ -101,7 +101,7 @@ def start(control: Control, limits: Limits, lr: float, momentum: float, seed: in
 
 
 def clip(x: float, low: float, high: float) -> float:
-    """x limited to [low, high]."""
+    """X limited to [low, high]."""
     return min(max(x, low), high)
 
 
@@ -124,7 +124,7 @@ def ema(average: float, sample: float, beta: float) -> float:
 
 
 def ratio(x: float, scale: float) -> float:
-    """x / S, and 0 where S is 0: ε is a guard, not a scale (decisions.md 5)."""
+    """X / S, and 0 where S is 0: ε is a guard, not a scale (decisions.md 5)."""
     return x / scale if scale > 0 else 0.0
 
 
@@ -197,17 +197,24 @@ def sense_reward(state: State, control: Control, reward: float) -> None:
     else:
         beta = control.beta_reward
         surprise = innovation(
-            reward, state.reward_mean, state.reward_scale, state.reward_count, beta, control.spike_clip
+            reward,
+            state.reward_mean,
+            state.reward_scale,
+            state.reward_count,
+            beta,
+            control.spike_clip,
         )
         state.reward_trend = beta * surprise
         state.reward_mean += state.reward_trend
-        state.reward_scale = scale_of(state.reward_scale, state.reward_trend, state.reward_count, beta)
+        state.reward_scale = scale_of(
+            state.reward_scale, state.reward_trend, state.reward_count, beta
+        )
     state.reward_count += 1
     state.reward_direction = direction(state.reward_trend, state.reward_scale)
 
 
 def sense(state: State, control: Control, loss: float, reward: float | None = None) -> None:
-    """One observation; a sample that is not finite is counted and goes no further (decisions.md 12)."""
+    """One observation; what isn't finite is counted and goes no further (decisions.md 12)."""
     if control.reward == "neg_loss":
         reward = -loss
     state.observed_pending = 1.0
@@ -253,7 +260,7 @@ def next_logit_momentum(
 def next_log_noise(
     log_noise: float, plateau: float, improving: float, control: Control, limits: Limits
 ) -> float:
-    """log σ + k_σP·P − k_σr·max(Δ̃r, 0), between the floor and σ_max; σ_max = 0 rests (decisions.md 9)."""
+    """log σ + k_σP·P − k_σr·max(Δ̃r, 0); at rest while σ is switched off (decisions.md 9)."""
     if limits.noise_max == 0:
         return log_noise
     step = control.gain_noise_plateau * plateau - control.gain_noise_reward * improving
@@ -285,9 +292,7 @@ def act(state: State, control: Control, limits: Limits) -> None:
 def read_knobs(state: State, limits: Limits) -> None:
     """α, μ, σ from the spaces in which they are kept."""
     state.lr = clip(math.exp(state.log_lr), limits.lr_min, limits.lr_max)
-    state.momentum = clip(
-        sigmoid(state.logit_momentum), limits.momentum_min, limits.momentum_max
-    )
+    state.momentum = clip(sigmoid(state.logit_momentum), limits.momentum_min, limits.momentum_max)
     floored = limits.noise_max == 0 or state.log_noise <= math.log(limits.noise_floor)
     lifted = clip(math.exp(state.log_noise), limits.noise_min, limits.noise_max)
     state.noise = limits.noise_min if floored else lifted
@@ -317,7 +322,7 @@ def advance(
     loss: float | None = None,
     reward: float | None = None,
 ) -> bool:
-    """One optimizer step: sense what was observed, and at a multiple of K act (decisions.md 10, 14).
+    """One optimizer step: sense what was observed; at a multiple of K act (decisions.md 10, 14).
 
     Returns:
         Whether the laws acted.
@@ -362,7 +367,8 @@ def replay(
     """
     if rewards is not None and control.reward != "given":
         raise ValueError(
-            f"rewards were given, but Control.reward is {control.reward!r}: use Control(reward='given')"
+            f"rewards were given, but Control.reward is {control.reward!r}: "
+            "use Control(reward='given')"
         )
     limits = control.limits(lr, momentum)
     state = start(control, limits, lr, momentum)

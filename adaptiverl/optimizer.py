@@ -1,24 +1,25 @@
-"""The torch.optim contract: groups, state, the order of one step, loss scaling, save and load. No arithmetic."""
+"""The torch.optim contract: groups, state, the order of one step, loss scaling, save and load."""
 
 from __future__ import annotations
 
 import math
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
 
-from adaptiverl import laws
 from adaptiverl.control import Control
-from adaptiverl.controller import Controller, Trace, check_block
-from adaptiverl.dispatch import Bucket, Scalars, bucket_entries, controller_device
-from adaptiverl.kernels import reference
-from adaptiverl.tables import Entry, GroupTable
+from adaptiverl.controller import Controller, Decision, Trace, check_memory
+from adaptiverl.dispatch import backend_for, controller_device, gradient_scale
+from adaptiverl.tables import Bucket, Buckets, Entry, GroupTable
 
 STATE_KEY = "adaptive_state"
-"""Where every group keeps the controller's block: the one home that all checkpoint libraries preserve."""
+"""Where every group keeps the controller's memory: the one home that every checkpoint keeps."""
+
+BLIND_STEPS = 10
+"""Steps without an observation, at least, before the warning"""
 
 SENSORS = (
     "step",
@@ -41,23 +42,29 @@ SENSORS = (
 
 
 class AdaptiveOptimizer(torch.optim.Optimizer):
-    """What an optimizer needs to be steered: `observe`, `update`, `knobs`, `trace`, and the step's order."""
+    """What an optimizer needs to be steered: `observe`, `update`, `knobs`, `trace`, one step."""
 
     _control: Control
     _controller: Controller
+    _algorithm: str
+    """The function of a backend that does the step"""
     _moments: tuple[str, ...]
     """State entries that follow the parameter's shape."""
 
     def _prepare(self, control: Control, max_grad_norm: float | None, seed: int) -> None:
-        """Everything that is not groups or state; before torch's constructor, which adds the groups."""
+        """What is neither groups nor state; before torch's constructor, which adds the groups."""
         if not isinstance(control, Control):
-            raise TypeError(f"control must be a Control, got {control!r} of type {type(control).__name__}")
+            raise TypeError(
+                f"control must be a Control, got {control!r} of type {type(control).__name__}"
+            )
         if max_grad_norm is not None and not 0 < float(max_grad_norm) < math.inf:
-            raise ValueError(f"max_grad_norm must be finite and > 0, or None, got {max_grad_norm!r}")
+            raise ValueError(
+                f"max_grad_norm must be finite and > 0, or None, got {max_grad_norm!r}"
+            )
         self._control = control
         self._max_grad_norm = max_grad_norm
         self._seed = seed
-        self._buckets: dict[object, Bucket] = {}
+        self._buckets = Buckets(backend_for)
         self._group_table: GroupTable | None = None
         self._unobserved_steps = 0
 
@@ -71,12 +78,13 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         group = self.param_groups[-1]
         if not hasattr(self, "_start"):
             self._start_controller(float(group["lr"]), float(group["betas"][0]))
-        group[STATE_KEY] = self._controller.block
+        group[STATE_KEY] = self._controller.memory
 
     # What the user tells it and asks it
 
+    @torch._disable_dynamo
     def observe(self, loss: Tensor | float, reward: Tensor | float | None = None) -> None:
-        """Tell the controller this step's loss; nothing waits. Several before one step are averaged.
+        """Tell the controller this step's loss; nothing waits. Several before a step are averaged.
 
         Args:
             loss: One real number: a tensor with one element on any device, or a Python number. NaN
@@ -85,17 +93,17 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
 
         Raises:
             TypeError: Something without a real value.
-            ValueError: More than one element; a reward in a mode that has none; epoch-wise control.
+            ValueError: More than one element; a reward in a mode without; epoch-wise control.
         """
         if self._control.every is None:
             raise ValueError(
-                "observe() has no effect with Control(every=None): call update(loss) once per epoch "
-                "or evaluation, or give Control an `every`"
+                "observe() has no effect with Control(every=None): call update(loss) once per "
+                "epoch or evaluation, or give Control an `every`"
             )
         self._controller.observe(loss, reward)
 
     def update(self, loss: Tensor | float, reward: Tensor | float | None = None) -> None:
-        """Epoch-wise control (§5): one observation and one update of the knobs, with ``Control(every=None)``.
+        """Epoch-wise control (§5), ``Control(every=None)``: one observation and one update.
 
         Args:
             loss: As in `observe`: an epoch's mean loss, or an evaluation's.
@@ -110,7 +118,7 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
                 f"update() is for Control(every=None), got every={self._control.every}: "
                 "call observe(loss) before each step instead"
             )
-        self._adopt_loaded_block()
+        self._adopt_loaded_memory()
         self._controller.update(loss, reward)
 
     def knobs(self) -> dict[str, float]:
@@ -118,14 +126,12 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
 
         Waits for the device: call it when you print, not every step.
         """
-        self._adopt_loaded_block()
+        self._adopt_loaded_memory()
+        table = self._settle()
+        self._controller.read_groups(table.numbers, table.effective)
+        lr, momentum = table.effective[0].tolist()
         state = self._controller.read()
-        group = self.param_groups[0]
-        knobs = {
-            "lr": laws.group_lr(float(group["lr"]), state),
-            "momentum": laws.group_momentum(float(group["betas"][0]), state),
-            "noise": state.noise,
-        }
+        knobs = {"lr": lr, "momentum": momentum, "noise": state.noise}
         return knobs | {name: getattr(state, name) for name in SENSORS}
 
     def trace(self) -> Trace:
@@ -159,6 +165,7 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
             self.observe(loss)
         elif self._control.every is not None and not self._controller.observed and _is_loss(result):
             self.observe(result)
+        self._warn_if_blind()
         self._step_parameters()
         return result
 
@@ -171,63 +178,49 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
     @torch._disable_dynamo
     @torch.no_grad()
     def _step_parameters(self) -> None:
-        self._adopt_loaded_block()
-        buckets = bucket_entries(list(self._entries()), self._buckets)
+        self._adopt_loaded_memory()
+        buckets = self._buckets.sort(self._entries())
         grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
-        self._warn_if_blind()
-        self._settle()
-        scalars = self._advance(buckets, found_inf)
-        squares, gradient_scale = self._measure(buckets, scalars, grad_scale)
+        decision = self._advance(buckets, found_inf)
+        squares, factor = self._measure(buckets, decision, grad_scale)
         for bucket, square in zip(buckets, squares, strict=True):
-            scale = None if gradient_scale is None else gradient_scale.to(bucket.device)
-            self._sweep(bucket, scalars.to(bucket.device), square, scale)
+            factor = None if factor is None else factor.to(bucket.device)
+            step = getattr(bucket.backend, self._algorithm)
+            step(bucket, decision.to(bucket.device), square, factor)
 
-    def _advance(self, buckets: list[Bucket], found_inf: Tensor | None) -> Scalars:
-        """Sensors, laws and this step's scalars, in one launch."""
-        controller, table = self._controller, self._group_table
-        assert table is not None
-        table.refresh(self.param_groups)
+    def _advance(self, buckets: list[Bucket], found_inf: Tensor | None) -> Decision:
+        """Sensors, laws and this step's decision, in one launch."""
+        controller, table = self._controller, self._settle()
         if found_inf is not None:
             found_inf = found_inf.to(controller.device, torch.float32, non_blocking=True)
-        rows = [b.rows() for b in buckets if b.counted_by_controller(controller.device)]
-        controller.advance(table.numbers, table.effective, rows, found_inf)
-        return Scalars(
-            controller.block,
-            table.numbers,
-            table.effective,
-            noise_possible=controller.limits.noise_max > 0,
-            skippable=found_inf is not None,
-        )
+        rows = [b.rows() for b in buckets if b.backend.addressed and b.device == controller.device]
+        return controller.advance(table.numbers, table.effective, rows, found_inf)
 
     def _measure(
-        self, buckets: list[Bucket], scalars: Scalars, grad_scale: Tensor | None
+        self, buckets: list[Bucket], decision: Decision, grad_scale: Tensor | None
     ) -> tuple[list[Tensor], Tensor | None]:
-        """What must be known of the gradients before the sweep: Σ g² per tensor, and their common factor."""
+        """What the sweep must know before: Σ g² per tensor, and the gradients' common factor."""
         clipping = self._max_grad_norm is not None
         squares = []
         for bucket in buckets:
             square = torch.zeros(len(bucket.entries), dtype=torch.float64, device=bucket.device)
-            if clipping or scalars.noise_possible:
-                bucket.backend.sum_squares(bucket, scalars.to(bucket.device), square, clipping)
+            if clipping or decision.noise_possible:
+                bucket.backend.sum_squares(bucket, decision.to(bucket.device), square, clipping)
             squares.append(square)
         if not buckets:
             return squares, None
-        return squares, reference.gradient_scale(squares, self._max_grad_norm, grad_scale)
-
-    def _sweep(
-        self, bucket: Bucket, scalars: Scalars, squares: Tensor, gradient_scale: Tensor | None
-    ) -> None:
-        raise NotImplementedError
+        return squares, gradient_scale(squares, self._max_grad_norm, grad_scale)
 
     def _entries(self) -> Iterator[Entry]:
-        """One entry per parameter with a gradient. Every gradient is checked before any state is made."""
+        """One entry per parameter with a gradient; all are checked before any state is made."""
         for group in self.param_groups:
             for param in group["params"]:
-                if param.grad is not None and param.grad.is_sparse:
+                if param.grad is not None and param.grad.layout != torch.strided:
                     raise RuntimeError(
-                        f"{type(self).__name__} does not support sparse gradients, got one of layout "
-                        f"{param.grad.layout} for a parameter of shape {tuple(param.shape)}: "
-                        "use torch.optim.SparseAdam for it, or Embedding(sparse=False)"
+                        f"{type(self).__name__} does not support sparse gradients, got one of "
+                        f"layout {param.grad.layout} for a parameter of shape "
+                        f"{tuple(param.shape)}: use torch.optim.SparseAdam for that parameter, or "
+                        "torch.nn.Embedding(..., sparse=False)"
                     )
         index = 0
         for g, group in enumerate(self.param_groups):
@@ -237,58 +230,89 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
                 index += 1
 
     def _entry(self, param: Tensor, group: dict[str, Any], g: int, index: int) -> Entry:
-        raise NotImplementedError
+        state = self.state[param]
+        self._init_state(param, group, state)
+        return Entry(
+            param=param,
+            grad=param.grad,  # type: ignore[arg-type]
+            exp_avg=state["exp_avg"],
+            exp_avg_sq=state["exp_avg_sq"],
+            max_exp_avg_sq=state["max_exp_avg_sq"] if group["amsgrad"] else None,
+            step=state["step"],
+            mu_product=state["mu_product"],
+            group=g,
+            index=index,
+            offset=0,
+            logical_numel=param.numel() * (2 if param.is_complex() else 1),
+            maximize=bool(group["maximize"]),
+        )
 
-    def _settle(self) -> None:
-        """Put the controller beside the parameters; they may have moved since the last step."""
+    def _init_state(self, param: Tensor, group: dict[str, Any], state: dict[str, Any]) -> None:
+        """Make what is missing of a parameter's state; a checkpoint may have brought a part."""
+        moments = self._moments if group["amsgrad"] else self._moments[:2]
+        for name in moments:
+            if name not in state:
+                state[name] = zeros_like(param)
+        if "step" not in state:
+            state["step"] = torch.zeros((), dtype=torch.float32, device=param.device)
+        state["step"] = torch.as_tensor(state["step"], dtype=torch.float32, device=param.device)
+        if "mu_product" not in state:
+            # From a checkpoint of torch.optim.AdamW, whose momentum is constant.
+            step = state["step"].to(torch.float64)
+            state["mu_product"] = torch.as_tensor(group["betas"][0]).to(step) ** step
+
+    def _settle(self) -> GroupTable:
+        """The groups' numbers, and the controller, beside the parameters, which may have moved."""
         first = next((p for group in self.param_groups for p in group["params"]), None)
         if first is not None:
             self._controller.to(controller_device(first.device))
-        self._share_block()
+        self._share_memory()
         if self._group_table is None or self._group_table.device != self._controller.device:
             self._group_table = GroupTable(self._controller.device)
+        self._group_table.refresh(self.param_groups)
+        return self._group_table
 
     def _warn_if_blind(self) -> None:
         every = self._control.every
         if every is None or self._controller.ever_observed or self._control.is_frozen:
             return
         self._unobserved_steps += 1
-        if self._unobserved_steps == every:
+        if self._unobserved_steps == max(every, BLIND_STEPS):
             warnings.warn(
-                f"{type(self).__name__} took {every} steps and was never told a loss, so nothing is "
-                "adapted: call optimizer.observe(loss) before optimizer.step(), or step(loss=loss), "
-                "or pass Control.frozen() if that is what you want",
+                f"{type(self).__name__} took {self._unobserved_steps} steps and was never told a "
+                "loss, so nothing is adapted: call optimizer.observe(loss) before optimizer.step(), "
+                "or step(loss=loss), or pass Control.frozen() if that is what you want",
                 UserWarning,
                 stacklevel=4,
             )
 
     # Save and load
 
-    def _adopt_loaded_block(self) -> None:
-        """A group that holds another block was loaded: copy it into ours, so that addresses survive."""
-        block = self.param_groups[0].get(STATE_KEY) if self.param_groups else None
-        if block is not None and block is not self._controller.block:
-            self._controller.adopt(block)
-        self._share_block()
+    def _adopt_loaded_memory(self) -> None:
+        """A group that holds another memory was loaded: copy it into ours; addresses survive."""
+        memory = self.param_groups[0].get(STATE_KEY) if self.param_groups else None
+        if memory is not None and memory is not self._controller.memory:
+            self._controller.adopt(memory)
+        self._share_memory()
 
-    def _share_block(self) -> None:
+    def _share_memory(self) -> None:
         for group in self.param_groups:
-            group[STATE_KEY] = self._controller.block
+            group[STATE_KEY] = self._controller.memory
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As torch.optim's; a checkpoint of torch.optim.AdamW loads too, and the controller starts fresh.
+        """As torch.optim's. A torch.optim.AdamW checkpoint loads too; the controller starts fresh.
 
         Raises:
-            ValueError: The controller's block is damaged or of another layout; nothing has changed then.
+            ValueError: The controller's memory is damaged or of another layout; nothing changed.
         """
         for group in state_dict["param_groups"]:
             if STATE_KEY in group:
-                check_block(group[STATE_KEY])
+                check_memory(group[STATE_KEY])
         super().load_state_dict(state_dict)
         self._restore_precision(state_dict)
 
     def _restore_precision(self, state_dict: dict[str, Any]) -> None:
-        """torch casts loaded state to the parameter's dtype; ours keeps the dtype it was made with."""
+        """A load casts state to the parameter's dtype; ours keeps the one it was made with."""
         saved = [p for group in state_dict["param_groups"] for p in group["params"]]
         params = [p for group in self.param_groups for p in group["params"]]
         for key, param in zip(saved, params, strict=True):
@@ -315,9 +339,9 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
             control, max_grad_norm, seed, start = adaptive
             self._prepare(control, max_grad_norm, seed)
             self._start_controller(*start)
-        elif not any(STATE_KEY in group for group in self.param_groups):
+        elif STATE_KEY not in self.param_groups[0]:
             self._controller.reset()
-        self._adopt_loaded_block()
+        self._adopt_loaded_memory()
 
     def __repr__(self) -> str:
         lines = [f"{type(self).__name__} ("]
@@ -333,7 +357,12 @@ def moment_dtype(param: Tensor) -> torch.dtype:
     return torch.promote_types(param.dtype, torch.float32)
 
 
-def _is_loss(result: Any) -> bool:
+def zeros_like(param: Tensor) -> Tensor:
+    """A moment of the parameter's shape and layout."""
+    return torch.zeros_like(param, dtype=moment_dtype(param), memory_format=torch.preserve_format)
+
+
+def _is_loss(result: Any) -> TypeGuard[Tensor | float]:
     """Whether a closure's result can be observed; AdamW takes closures that return anything."""
     if isinstance(result, Tensor):
         return result.numel() == 1 and not result.is_complex() and result.dtype != torch.bool

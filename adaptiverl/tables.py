@@ -1,12 +1,12 @@
-"""Which tensors lie where: the address table that a fused sweep walks, and the groups' numbers beside it.
+"""Which tensors lie where: the address table that a fused sweep walks, and the groups' numbers.
 
 Addresses identify tensors, never `id()`: `.data` and `.to_local()` make new wrappers every step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -74,7 +74,7 @@ class Entry:
 
 
 class AddressTable:
-    """The rows of one sweep as an int64 tensor [tensors, 13], rebuilt only when a number in it changes."""
+    """One sweep's rows, an int64 tensor [tensors, 13], rebuilt only when a number in it changes."""
 
     def __init__(self, device: torch.device) -> None:
         self.rows = torch.empty((0, len(COLUMNS)), dtype=torch.int64, device=device)
@@ -89,8 +89,45 @@ class AddressTable:
         return self.rows
 
 
+@dataclass
+class Bucket:
+    """The tensors that one backend takes in one launch."""
+
+    backend: Any
+    """A `dispatch.Backend`"""
+    device: torch.device
+    entries: list[Entry] = field(default_factory=list)
+    table: AddressTable | None = None
+
+    def rows(self) -> Tensor:
+        """The address table of these entries."""
+        if self.table is None:
+            self.table = AddressTable(self.device)
+        return self.table.refresh(self.entries)
+
+
+class Buckets:
+    """Sorts a step's entries by who takes them; the buckets and their tables outlive the step."""
+
+    def __init__(self, choose: Callable[[Entry], Any]) -> None:
+        self._choose = choose
+        self._buckets: dict[tuple[str, torch.device], Bucket] = {}
+
+    def sort(self, entries: Iterable[Entry]) -> list[Bucket]:
+        """The buckets that have something to do, always in the same order."""
+        for bucket in self._buckets.values():
+            bucket.entries = []
+        for entry in entries:
+            backend = self._choose(entry)
+            key = (backend.name, entry.param.device)
+            if key not in self._buckets:
+                self._buckets[key] = Bucket(backend, entry.param.device)
+            self._buckets[key].entries.append(entry)
+        return [bucket for bucket in self._buckets.values() if bucket.entries]
+
+
 class GroupTable:
-    """lr, β₁, β₂, eps and weight decay of every group on the device; written only where they changed.
+    """Every group's lr, β₁, β₂, eps and weight decay on the device; written only where changed.
 
     Attributes:
         numbers: float64 [groups, 5], as the user or a scheduler set them.
@@ -104,7 +141,7 @@ class GroupTable:
         self.effective = torch.empty((0, 2), dtype=torch.float64, device=device)
 
     def refresh(self, groups: Sequence[dict[str, Any]]) -> None:
-        """Bring the table up to the groups' entries. A number that lives on the device never visits the host."""
+        """Take over the groups' entries. A number that lives on a device never visits the host."""
         if len(groups) != len(self._written):
             shape = (len(groups), len(GROUP_COLUMNS))
             self.numbers = torch.zeros(shape, dtype=torch.float64, device=self.device)

@@ -23,7 +23,6 @@ struct State {
   double step;
   double seed_low;
   double seed_high;
-  double active;
   double log_lr;
   double logit_momentum;
   double log_noise;
@@ -52,6 +51,7 @@ struct State {
   double nonfinite_pending;
   double nonfinite;
   double updates;
+  double active;  // the last: of the step in progress, not of the memory that checkpoints keep
 };
 
 enum RewardSource { kRewardNone = 0, kRewardNegLoss = 1, kRewardGiven = 2 };
@@ -312,6 +312,24 @@ ADAPTIVERL_BOTH void read_knobs(State& state, const Parameters& control) {
   state.noise = floored ? control.noise_min : lifted;
 }
 
+// The state before the first step: α and μ where the user put them, σ at its floor.
+ADAPTIVERL_BOTH State start(const Parameters& control, double lr, double momentum, double seed_low,
+                            double seed_high) {
+  State state{};
+  state.version = kLayoutVersion;
+  state.seed_low = seed_low;
+  state.seed_high = seed_high;
+  state.active = 1;
+  state.log_lr = state.log_lr_start = log(lr);
+  state.logit_momentum = logit(clip(momentum, control.momentum_min, control.momentum_max));
+  state.logit_momentum_start = state.logit_momentum;
+  state.log_noise = control.log_noise_floor;
+  state.loss = NAN;
+  state.reward = NAN;
+  read_knobs(state, control);
+  return state;
+}
+
 // How a group sees the knobs (decisions.md 20)
 
 ADAPTIVERL_BOTH double group_lr(double lr, const State& state) {
@@ -321,6 +339,10 @@ ADAPTIVERL_BOTH double group_lr(double lr, const State& state) {
 ADAPTIVERL_BOTH double group_momentum(double momentum, const State& state) {
   const double shift = state.logit_momentum - state.logit_momentum_start;
   return shift == 0 ? momentum : sigmoid(logit(momentum) + shift);
+}
+
+ADAPTIVERL_BOTH EffectiveGroup effective_group(const Group& group, const State& state) {
+  return EffectiveGroup{group_lr(group.lr, state), group_momentum(group.beta1, state)};
 }
 
 // The loop (§10)

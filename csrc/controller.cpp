@@ -47,8 +47,7 @@ void advance_controller(Tensor block, Tensor parameters, Tensor inbox, Tensor tr
     return;
   }
   for (int64_t g = 0; g < group_count; ++g) {
-    in_effect[g] =
-        EffectiveGroup{group_lr(group[g].lr, *state), group_momentum(group[g].beta1, *state)};
+    in_effect[g] = effective_group(group[g], *state);
   }
   for (const Tensor& table : tables) {
     const TensorRow* rows = rows_of(table);
@@ -56,6 +55,22 @@ void advance_controller(Tensor block, Tensor parameters, Tensor inbox, Tensor tr
       count_step(rows[i], in_effect);
     }
   }
+}
+
+void read_groups(Tensor block, Tensor groups, Tensor effective) {
+  const State* state = state_of(block);
+  const Group* group = records<Group>(groups, "groups", 1);
+  const int64_t group_count = count_of(groups);
+  EffectiveGroup* in_effect = records<EffectiveGroup>(effective, "effective", group_count);
+  for (int64_t g = 0; g < group_count; ++g) {
+    in_effect[g] = effective_group(group[g], *state);
+  }
+}
+
+void start_controller(Tensor block, Tensor parameters, double lr, double momentum, double seed_low,
+                      double seed_high) {
+  const Parameters* control = records<Parameters>(parameters, "parameters", 1);
+  *state_of(block) = start(*control, lr, momentum, seed_low, seed_high);
 }
 
 void update_controller(Tensor block, Tensor parameters, Tensor inbox, Tensor trace) {
@@ -77,6 +92,10 @@ STABLE_TORCH_LIBRARY(adaptiverl, m) {
       "Tensor groups, Tensor(d!) effective, Tensor[] tables, Tensor? found_inf) -> ()");
   m.def(
       "update_(Tensor(a!) block, Tensor parameters, Tensor(b!) inbox, Tensor(c!) trace) -> ()");
+  m.def("read_groups_(Tensor block, Tensor groups, Tensor(a!) effective) -> ()");
+  m.def(
+      "start_(Tensor(a!) block, Tensor parameters, float lr, float momentum, float seed_low, "
+      "float seed_high) -> ()");
   m.def("sum_squares_(Tensor rows, Tensor block, Tensor(a!) squares, bool always) -> ()");
   m.def(
       "adamw_step_(Tensor rows, Tensor block, Tensor groups, Tensor effective, Tensor squares, "
@@ -93,4 +112,6 @@ STABLE_TORCH_LIBRARY_IMPL(adaptiverl, CPU, m) {
   m.impl("observe_", TORCH_BOX(&adaptiverl::observe));
   m.impl("advance_", TORCH_BOX(&adaptiverl::advance_controller));
   m.impl("update_", TORCH_BOX(&adaptiverl::update_controller));
+  m.impl("read_groups_", TORCH_BOX(&adaptiverl::read_groups));
+  m.impl("start_", TORCH_BOX(&adaptiverl::start_controller));
 }

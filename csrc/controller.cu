@@ -69,8 +69,7 @@ __global__ void advance_kernel(State* state, const Parameters* control, Inbox* i
     return;
   }
   for (int64_t g = threadIdx.x; g < group_count; g += kThreads) {
-    effective[g] =
-        EffectiveGroup{group_lr(groups[g].lr, *state), group_momentum(groups[g].beta1, *state)};
+    effective[g] = effective_group(groups[g], *state);
   }
   __syncthreads();
   for (int t = 0; t < tables.count; ++t) {
@@ -84,6 +83,13 @@ __global__ void update_kernel(State* state, const Parameters* control, Inbox* in
                               TraceRow* ring, int64_t capacity) {
   if (sense_inbox(*state, *control, *inbox)) {
     act_and_trace(*state, *control, ring, capacity);
+  }
+}
+
+__global__ void read_groups_kernel(const State* state, const Group* groups,
+                                   EffectiveGroup* effective, int64_t group_count) {
+  for (int64_t g = threadIdx.x; g < group_count; g += kThreads) {
+    effective[g] = effective_group(groups[g], *state);
   }
 }
 
@@ -132,6 +138,15 @@ void update_controller(Tensor block, Tensor parameters, Tensor inbox, Tensor tra
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
+void read_groups(Tensor block, Tensor groups, Tensor effective) {
+  const torch::stable::accelerator::DeviceGuard guard(block.get_device());
+  const int64_t group_count = count_of(groups);
+  read_groups_kernel<<<1, kThreads, 0, current_stream(block)>>>(
+      state_of(block), records<Group>(groups, "groups", 1),
+      records<EffectiveGroup>(effective, "effective", group_count), group_count);
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
 }  // namespace
 }  // namespace adaptiverl
 
@@ -139,4 +154,5 @@ STABLE_TORCH_LIBRARY_IMPL(adaptiverl, CUDA, m) {
   m.impl("observe_", TORCH_BOX(&adaptiverl::observe));
   m.impl("advance_", TORCH_BOX(&adaptiverl::advance_controller));
   m.impl("update_", TORCH_BOX(&adaptiverl::update_controller));
+  m.impl("read_groups_", TORCH_BOX(&adaptiverl::read_groups));
 }

@@ -1,7 +1,7 @@
-"""The parameter step in plain torch, for any device and dtype: the readable twin of the fused sweeps.
+"""The parameter step in plain torch, for any device and dtype: the fused sweeps' readable twin.
 
-Every function works on `entries`, records with the attributes of `adaptiverl.tables.Entry`, and reads
-the knobs from 0-d tensors, so nothing here waits for a device. Statement order is that of
+Every function works on `entries`, records with the attributes of `adaptiverl.tables.Entry`, and
+reads the knobs from 0-d tensors, so nothing here waits for a device. Statement order is that of
 `csrc/adamw_step.h` and `adamw_step.py`.
 """
 
@@ -71,7 +71,9 @@ def philox4x32(counter: Sequence[Tensor], key: Sequence[Tensor]) -> tuple[Tensor
     return c0, c1, c2, c3
 
 
-def box_muller(radius_bits: Tensor, angle_bits: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def box_muller(
+    radius_bits: Tensor, angle_bits: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
     """Two standard normals from two words of 32 bits: u in (0, 1], θ in [−π, π)."""
     u = ((radius_bits >> 8) + 1).to(dtype) * 2.0**-24
     signed = torch.where(angle_bits >= 2**31, angle_bits - 2**32, angle_bits)
@@ -119,11 +121,11 @@ def sum_squares(entries: Sequence[Entry], out: Tensor) -> None:
 def gradient_scale(
     squares: Sequence[Tensor], max_grad_norm: float | None, grad_scale: Tensor | None
 ) -> Tensor | None:
-    """The one factor on every gradient: what clipping leaves of it (decisions.md 18), over the loss scale.
+    """The one factor on every gradient: what clipping leaves (decisions.md 18) / the loss scale.
 
     Args:
         squares: Σ g² per tensor, float64, a tensor of sums per device; at least one.
-        max_grad_norm: The global norm to clip to, as `torch.nn.utils.clip_grad_norm_` does; or None.
+        max_grad_norm: The global norm to clip to, as torch.nn.utils.clip_grad_norm_; or None.
         grad_scale: What a gradient scaler multiplied the loss by; or None.
 
     Returns:
@@ -145,7 +147,7 @@ def gradient_scale(
 
 
 def count_step(entry: Entry, momentum: Tensor, active: Tensor | None) -> None:
-    """One more step of this parameter: its count, and the product of its momenta (decisions.md 16)."""
+    """One more step of this parameter: its count, and its momenta's product (decisions.md 16)."""
     if active is None:
         entry.step += 1
         entry.mu_product *= momentum
@@ -172,13 +174,19 @@ def adamw_step(
         effective: float64 [groups, 2]: lr and momentum of this step.
         squares: Σ g² per tensor; ``None`` where no noise can be drawn.
         gradient_scale: 0-d factor on every gradient (clipping over loss scale); ``None`` is 1.
-        skippable: A gradient scaler is at work, so that `knobs.active` may be 0: then every result is
-            selected rather than written, and a skipped step changes nothing.
+        skippable: A gradient scaler is at work, so that `knobs.active` may be 0: then every result
+            is selected rather than written, and a skipped step changes nothing.
     """
     for i, entry in enumerate(entries):
         square = None if squares is None else squares[i]
         _adamw_tensor(
-            entry, knobs, groups[entry.group], effective[entry.group], square, gradient_scale, skippable
+            entry,
+            knobs,
+            groups[entry.group],
+            effective[entry.group],
+            square,
+            gradient_scale,
+            skippable,
         )
 
 

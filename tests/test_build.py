@@ -1,0 +1,93 @@
+"""The build: one binary on the stable ABI, and errors that say what to install."""
+
+from __future__ import annotations
+
+import importlib.machinery
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import adaptiverl
+from adaptiverl import dispatch
+
+ROOT = Path(__file__).parent.parent
+EXTENSION = Path(importlib.import_module("adaptiverl._C").__file__ or "")
+
+
+def build(tmp_path: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The extension's build, in a folder of its own."""
+    command = [sys.executable, "setup.py", "build_ext", "--build-lib", str(tmp_path / "lib")]
+    command += ["--build-temp", str(tmp_path / "temp")]
+    return subprocess.run(
+        command,
+        cwd=ROOT,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def test_the_installed_wheel_is_what_runs() -> None:
+    if os.environ.get("ADAPTIVERL_EXPECT_WHEEL") != "1":
+        pytest.skip("ADAPTIVERL_EXPECT_WHEEL is not 1: these are the tests of the source tree")
+    assert ROOT not in Path(adaptiverl.__file__).parents
+    assert ROOT not in EXTENSION.parents
+
+
+def test_one_binary_for_every_python() -> None:
+    assert EXTENSION.name == "_C.abi3.so"
+    assert EXTENSION.name.endswith(tuple(importlib.machinery.EXTENSION_SUFFIXES))
+
+
+def test_the_binary_needs_no_symbol_outside_the_stable_abi() -> None:
+    listed = subprocess.run(
+        ["nm", "-D", "--undefined-only", str(EXTENSION)], capture_output=True, text=True, check=True
+    )
+    undefined = [line.split()[-1].split("@")[0] for line in listed.stdout.splitlines()]
+    mangled = [name for name in undefined if re.match(r"_ZN?K?(2at|3c10|5torch)", name)]
+    assert mangled == []
+    weak = {line.split()[-1] for line in listed.stdout.splitlines() if " w " in line}
+    python = {name for name in undefined if name.startswith("Py")}
+    assert python == {"PyModule_Create2"}
+    if dispatch.has_cuda_controller():
+        assert "aoti_torch_get_current_cuda_stream" in weak
+
+
+def test_the_operators_are_registered() -> None:
+    for name in ("observe_", "advance_", "update_", "sum_squares_", "adamw_step_"):
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"adaptiverl::{name}", "CPU"), name
+    assert "CPU sweep compiled" in dispatch.describe()
+
+
+def test_without_nvcc_the_build_says_so(tmp_path: Path) -> None:
+    done = build(tmp_path, ADAPTIVERL_CUDA="0")
+    assert done.returncode == 0, done.stderr
+    assert "no CUDA" in done.stdout
+    assert list(tmp_path.glob("lib/**/_C.abi3.so"))
+
+
+def test_a_wrong_choice_of_cuda_is_refused(tmp_path: Path) -> None:
+    done = build(tmp_path, ADAPTIVERL_CUDA="yes")
+    assert done.returncode != 0
+    assert "ADAPTIVERL_CUDA must be 0 or 1, got 'yes'" in done.stderr
+
+
+def test_cuda_demanded_without_nvcc_says_what_to_install(tmp_path: Path) -> None:
+    done = build(tmp_path, ADAPTIVERL_CUDA="1", CUDA_HOME="", CUDA_PATH="", PATH="/nowhere")
+    if Path("/usr/local/cuda/bin/nvcc").exists():
+        pytest.skip("nvcc is at /usr/local/cuda, where the build always looks")
+    assert done.returncode != 0
+    assert "install the CUDA toolkit, or set CUDA_HOME" in done.stderr
+
+
+def test_a_missing_compiler_says_what_to_install(tmp_path: Path) -> None:
+    done = build(tmp_path, ADAPTIVERL_CUDA="0", CC="/nowhere/cc", CXX="/nowhere/c++")
+    assert done.returncode != 0
+    assert "apt-get install g++" in done.stderr

@@ -1,0 +1,133 @@
+"""The code is the house that the design draws: what each room may import, and what stands where."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# The design's import table. A room may import the ones named here, and those only; "kernels" is
+# the package of kernels, "operators" the compiled module. `control` is a record without imports,
+# which the rooms hand on. Names that only a type checker reads are no imports.
+MAY_IMPORT: dict[str, set[str]] = {
+    "__init__": {"adamw", "control", "version"},
+    "version": set(),
+    "control": set(),
+    "laws": {"control"},
+    "controller": {"control", "operators"},
+    "tables": set(),
+    "dispatch": {"kernels", "operators"},
+    "optimizer": {"control", "controller", "dispatch", "tables"},
+    "adamw": {"control", "optimizer"},
+}
+# What a room may import from outside; every room may use the standard library.
+OUTSIDE: dict[str, set[str]] = {
+    "control": set(),
+    "laws": set(),
+    "version": set(),
+    "kernels": {"torch", "triton"},
+}
+BANNED_EVERYWHERE = {r"triton\.autotune": "an in-place kernel cannot be tuned by running it twice"}
+# Reading a device's number on the host waits for the device; these are where that is meant.
+MAY_WAIT = {"controller.py": 1, "dispatch.py": 1}
+
+
+def modules(package: Path) -> dict[str, ast.Module]:
+    found = {p.stem: ast.parse(p.read_text(), str(p)) for p in sorted(package.glob("*.py"))}
+    assert found, f"no modules in {package}"
+    return found
+
+
+def walk_running(node: ast.AST) -> Iterator[ast.AST]:
+    """Everything below a node but the bodies of `if TYPE_CHECKING`."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
+            continue
+        yield child
+        yield from walk_running(child)
+
+
+def imported(tree: ast.Module) -> set[str]:
+    """Dotted names of everything a module imports, at any depth of its code."""
+    names: set[str] = set()
+    for node in walk_running(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute in this project"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Attribute) and ast.unparse(node).startswith(
+            "torch.ops.adaptiverl"
+        ):
+            names.add("operators")
+    return names
+
+
+def rooms(names: set[str], package: str) -> set[str]:
+    """The rooms of ours among imported names."""
+    found = {"operators"} if "operators" in names else set()
+    for name in names:
+        parts = name.split(".")
+        if parts[0] == "adaptiverl" and len(parts) > 1:
+            # `from adaptiverl import laws` and `from adaptiverl.laws import State`: the same room.
+            found.add("operators" if parts[1] == "_C" else parts[1])
+    return found - {package}
+
+
+def outsiders(names: set[str]) -> set[str]:
+    tops = {name.split(".")[0] for name in names} - {"adaptiverl", "operators"}
+    return {top for top in tops if top not in sys.stdlib_module_names and top != "__future__"}
+
+
+@pytest.mark.parametrize("room", sorted(modules(ROOT / "adaptiverl")))
+def test_a_room_imports_only_what_the_design_lets_it(room: str) -> None:
+    assert room in MAY_IMPORT, f"adaptiverl/{room}.py is a room that the import table does not know"
+    names = imported(modules(ROOT / "adaptiverl")[room])
+    assert rooms(names, room) <= MAY_IMPORT[room]
+    assert outsiders(names) <= OUTSIDE.get(room, {"torch"})
+
+
+@pytest.mark.parametrize("module", sorted(modules(ROOT / "kernels")))
+def test_kernels_import_torch_and_triton_only(module: str) -> None:
+    names = imported(modules(ROOT / "kernels")[module])
+    assert outsiders(names) <= OUTSIDE["kernels"]
+    assert rooms(names, "kernels") == set()
+
+
+def test_the_oracle_imports_nothing_of_ours() -> None:
+    names = imported(ast.parse((ROOT / "tests/oracle.py").read_text()))
+    assert outsiders(names) <= {"numpy"}
+    assert rooms(names, "") == set()
+
+
+def test_only_dispatch_asks_for_cuda_or_operators_at_import() -> None:
+    for path in sorted((ROOT / "adaptiverl").glob("*.py")):
+        if path.stem != "dispatch":
+            assert "is_available" not in path.read_text(), path
+
+
+def test_banned_tokens() -> None:
+    for path in sorted([*(ROOT / "adaptiverl").glob("*.py"), *(ROOT / "kernels").glob("*.py")]):
+        text = path.read_text()
+        for pattern, reason in BANNED_EVERYWHERE.items():
+            assert not re.search(pattern, text), f"{path.name}: {pattern} ({reason})"
+        waits = len(re.findall(r"\.item\(", text))
+        assert waits <= MAY_WAIT.get(path.name, 0), (
+            f"{path.name} waits for the device {waits} times"
+        )
+
+
+def test_the_check_sees_a_forbidden_import() -> None:
+    names = imported(ast.parse("from adaptiverl.optimizer import AdaptiveOptimizer\nimport numpy"))
+    assert not rooms(names, "laws") <= MAY_IMPORT["laws"]
+    assert outsiders(names) == {"numpy"}
+
+
+def test_the_table_names_only_rooms_that_exist() -> None:
+    assert set(MAY_IMPORT) == set(modules(ROOT / "adaptiverl"))
