@@ -44,6 +44,9 @@ SENSORS = (
 class AdaptiveOptimizer(torch.optim.Optimizer):
     """What an optimizer needs to be steered: `observe`, `update`, `knobs`, `trace`, one step."""
 
+    grad_scale: Tensor
+    """Set by a gradient scaler for the length of a step; so is `found_inf`"""
+    found_inf: Tensor
     _control: Control
     _controller: Controller
     _algorithm: str
@@ -280,8 +283,8 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         if self._unobserved_steps == max(every, BLIND_STEPS):
             warnings.warn(
                 f"{type(self).__name__} took {self._unobserved_steps} steps and was never told a "
-                "loss, so nothing is adapted: call optimizer.observe(loss) before optimizer.step(), "
-                "or step(loss=loss), or pass Control.frozen() if that is what you want",
+                "loss, so nothing is adapted: call optimizer.observe(loss) before step(), or "
+                "step(loss=loss), or pass Control.frozen() if that is what you want",
                 UserWarning,
                 stacklevel=4,
             )

@@ -56,8 +56,8 @@ struct State {
 
 enum RewardSource { kRewardNone = 0, kRewardNegLoss = 1, kRewardGiven = 2 };
 
-// Control and its limits, packed by controller.pack_parameters. Bounds come with their logarithms so that
-// a knob pinned at a bound on one device is at the same bound, to the bit, on another.
+// Control and its limits, packed by controller.pack_parameters. Bounds come with their logarithms
+// so that a knob pinned at a bound on one device is at the same bound, to the bit, on another.
 struct Parameters {
   double every;  // 0: epoch-wise
   double reward_source;
@@ -113,7 +113,8 @@ struct EffectiveGroup {
   double momentum;
 };
 
-// One update of the knobs, as the trace keeps it. The ring's first row is its header: rows written in all.
+// One update of the knobs, as the trace keeps it. The ring's first row is its header: rows written
+// in all.
 struct TraceRow {
   double step;
   double loss;
@@ -131,9 +132,7 @@ struct TraceRow {
 
 // Arithmetic
 
-ADAPTIVERL_BOTH double clip(double x, double low, double high) {
-  return fmin(fmax(x, low), high);
-}
+ADAPTIVERL_BOTH double clip(double x, double low, double high) { return fmin(fmax(x, low), high); }
 
 ADAPTIVERL_BOTH double sigmoid(double x) {
   if (x >= 0) {
@@ -143,22 +142,16 @@ ADAPTIVERL_BOTH double sigmoid(double x) {
   return power / (1 + power);
 }
 
-ADAPTIVERL_BOTH double logit(double x) {
-  return log(x / (1 - x));
-}
+ADAPTIVERL_BOTH double logit(double x) { return log(x / (1 - x)); }
 
 ADAPTIVERL_BOTH double ema(double average, double sample, double beta) {
   return (1 - beta) * average + beta * sample;
 }
 
-ADAPTIVERL_BOTH double ratio(double x, double scale) {
-  return scale > 0 ? x / scale : 0.0;
-}
+ADAPTIVERL_BOTH double ratio(double x, double scale) { return scale > 0 ? x / scale : 0.0; }
 
 // std::isfinite is not a device function under every host compiler.
-ADAPTIVERL_BOTH bool is_finite(double x) {
-  return x - x == 0;
-}
+ADAPTIVERL_BOTH bool is_finite(double x) { return x - x == 0; }
 
 // Sensors (§1)
 
@@ -207,8 +200,8 @@ ADAPTIVERL_BOTH void sense_loss(State& state, const Parameters& control, double 
       state.variance = ema(state.variance, square, control.beta_variance);
     }
     state.loss_scale = scale_of(state.loss_scale, state.loss_trend, state.loss_count, beta);
-    state.variance_scale = scale_of(state.variance_scale, state.variance, state.loss_count,
-                                    control.beta_variance);
+    state.variance_scale =
+        scale_of(state.variance_scale, state.variance, state.loss_count, control.beta_variance);
   }
   state.loss_count += 1;
   state.loss_direction = direction(state.loss_trend, state.loss_scale);
@@ -361,11 +354,18 @@ ADAPTIVERL_BOTH bool sense_inbox(State& state, const Parameters& control, Inbox&
 
 ADAPTIVERL_BOTH void write_trace(const State& state, TraceRow* ring, int64_t capacity) {
   const int64_t written = static_cast<int64_t>(ring[0].step);
-  ring[1 + written % capacity] =
-      TraceRow{state.step,           state.loss,           state.reward,
-               state.loss_mean,      state.reward_mean,    state.loss_direction,
-               state.reward_direction, state.variance,     state.plateau,
-               state.lr,             state.momentum,       state.noise};
+  ring[1 + written % capacity] = TraceRow{state.step,
+                                          state.loss,
+                                          state.reward,
+                                          state.loss_mean,
+                                          state.reward_mean,
+                                          state.loss_direction,
+                                          state.reward_direction,
+                                          state.variance,
+                                          state.plateau,
+                                          state.lr,
+                                          state.momentum,
+                                          state.noise};
   ring[0].step = static_cast<double>(written + 1);
 }
 
@@ -376,9 +376,9 @@ ADAPTIVERL_BOTH void act_and_trace(State& state, const Parameters& control, Trac
   write_trace(state, ring, capacity);
 }
 
-// One optimizer step. A step that the gradient scaler skips changes nothing, and takes its observation with it
-// (decisions.md 13). One that nothing was observed for, at a rate of zero, is no step of training either: this is
-// how a checkpoint library makes an optimizer's state.
+// One optimizer step. A step that the gradient scaler skips changes nothing, and takes its
+// observation with it (decisions.md 13). One that nothing was observed for, at a rate of zero, is
+// no step of training either: this is how a checkpoint library makes an optimizer's state.
 ADAPTIVERL_BOTH void advance(State& state, const Parameters& control, Inbox& inbox, bool skipped,
                              bool any_lr, TraceRow* ring, int64_t capacity) {
   state.active = skipped ? 0 : 1;
@@ -391,8 +391,8 @@ ADAPTIVERL_BOTH void advance(State& state, const Parameters& control, Inbox& inb
   }
   state.step += 1;
   sense_inbox(state, control, inbox);
-  const bool acts = control.every != 0 && fmod(state.step, control.every) == 0 &&
-                    state.observed_pending != 0;
+  const bool acts =
+      control.every != 0 && fmod(state.step, control.every) == 0 && state.observed_pending != 0;
   if (acts) {
     act_and_trace(state, control, ring, capacity);
   }

@@ -90,8 +90,7 @@ STABLE_TORCH_LIBRARY(adaptiverl, m) {
   m.def(
       "advance_(Tensor(a!) block, Tensor parameters, Tensor(b!) inbox, Tensor(c!) trace, "
       "Tensor groups, Tensor(d!) effective, Tensor[] tables, Tensor? found_inf) -> ()");
-  m.def(
-      "update_(Tensor(a!) block, Tensor parameters, Tensor(b!) inbox, Tensor(c!) trace) -> ()");
+  m.def("update_(Tensor(a!) block, Tensor parameters, Tensor(b!) inbox, Tensor(c!) trace) -> ()");
   m.def("read_groups_(Tensor block, Tensor groups, Tensor(a!) effective) -> ()");
   m.def(
       "start_(Tensor(a!) block, Tensor parameters, float lr, float momentum, float seed_low, "

@@ -79,8 +79,8 @@ __global__ void advance_kernel(State* state, const Parameters* control, Inbox* i
   }
 }
 
-__global__ void update_kernel(State* state, const Parameters* control, Inbox* inbox,
-                              TraceRow* ring, int64_t capacity) {
+__global__ void update_kernel(State* state, const Parameters* control, Inbox* inbox, TraceRow* ring,
+                              int64_t capacity) {
   if (sense_inbox(*state, *control, *inbox)) {
     act_and_trace(*state, *control, ring, capacity);
   }

@@ -1,4 +1,5 @@
-// What `import adaptiverl._C` finds: an empty module. Loading the file is what registers the operators.
+// What `import adaptiverl._C` finds: an empty module. Loading the file is what registers the
+// operators.
 #include <Python.h>
 
 extern "C" PyMODINIT_FUNC PyInit__C() {
