@@ -1,0 +1,46 @@
+// Σ grad² of every tensor, in float64: what the noise's RMS and the clip's norm need before the
+// sweep.
+#include <cstdint>
+#include <vector>
+
+#include "checks.h"
+#include "isa.h"
+#include "lanes.h"
+#include "pieces.h"
+
+namespace adaptiverl {
+namespace {
+
+// How far ahead of the sum the gradient is fetched, in elements.
+constexpr int64_t kAhead = 1024;
+
+// Elements between two rounds of fetching: a fetch in the inner loop would force the sums out of
+// their registers.
+constexpr int64_t kStretch = 256;
+
+#define ADAPTIVERL_LOOPS "statistics_loops.inc"
+#include "each_isa.inc"
+
+void sum_squares_op(Tensor rows_tensor, Tensor block, Tensor squares, bool always) {
+  const TensorRow* rows = rows_of(rows_tensor);
+  const int64_t count = rows_tensor.size(0);
+  const State* state = state_of(block);
+  double* totals = records<double>(squares, "squares", count);
+  if (state->active == 0 || (!always && state->noise == 0)) {
+    return;
+  }
+  const Pieces pieces(rows, count);
+  std::vector<double> partial(pieces.size());
+  const auto sum_squares = ADAPTIVERL_CHOSEN(sum_squares);
+  pieces.for_each([&](int64_t piece, int64_t row, int64_t begin, int64_t elements) {
+    partial[piece] = sum_squares(at<const float>(rows[row].grad) + begin, elements);
+  });
+  add_up(pieces, count, partial, 1, totals);
+}
+
+}  // namespace
+}  // namespace adaptiverl
+
+STABLE_TORCH_LIBRARY_IMPL(adaptiverl, CPU, m) {
+  m.impl("sum_squares_", TORCH_BOX(&adaptiverl::sum_squares_op));
+}
