@@ -1,9 +1,10 @@
-"""AdaptiveRL: an AdamW whose learning rate, momentum and noise are steered while it trains."""
+"""AdaptiveRL: AdamW and SGD whose learning rate, momentum and noise are steered in training."""
 
 from __future__ import annotations
 
 from adaptiverl.adamw import AdaptiveAdamW
 from adaptiverl.control import Control
+from adaptiverl.sgd import AdaptiveSGD
 from adaptiverl.version import __version__
 
-__all__ = ["AdaptiveAdamW", "Control", "__version__"]
+__all__ = ["AdaptiveAdamW", "AdaptiveSGD", "Control", "__version__"]

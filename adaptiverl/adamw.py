@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from adaptiverl.control import Control
+from adaptiverl.control import BETA1, Control
 from adaptiverl.optimizer import AdaptiveOptimizer
+
+if TYPE_CHECKING:
+    from adaptiverl.distributed import Group
 
 DEFAULT_CONTROL = Control()
 
@@ -32,10 +38,13 @@ class AdaptiveAdamW(AdaptiveOptimizer, torch.optim.AdamW):
         control: Gains, bounds and cadence of the controller.
         max_grad_norm: Clip the gradients' global norm to this, before the noise (decisions.md 18).
         seed: Of the noise, 0 to 2^64 − 1.
+        process_group: The ranks whose observations are averaged, so that all have the same knobs
+            (`adaptiverl.distributed.Ranks`): ``None``, all of torch.distributed's world where it is
+            initialised; ``False``, this rank alone.
 
     Raises:
         ValueError: An argument out of range, ``differentiable=True``, a start outside the bounds.
-        TypeError: A control that is not a `Control`.
+        TypeError: A control that is not a `Control`; a process group that is none.
 
     Example:
         >>> optimizer = AdaptiveAdamW(model.parameters(), lr=3e-4)
@@ -45,6 +54,7 @@ class AdaptiveAdamW(AdaptiveOptimizer, torch.optim.AdamW):
     """
 
     _algorithm = "adamw_step"
+    _kind = BETA1
     _moments = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 
     def __init__(
@@ -64,14 +74,15 @@ class AdaptiveAdamW(AdaptiveOptimizer, torch.optim.AdamW):
         control: Control = DEFAULT_CONTROL,
         max_grad_norm: float | None = None,
         seed: int = 0,
+        process_group: Group = None,
     ) -> None:
-        if differentiable:
+        if differentiable and not fused:  # both together torch refuses itself
             raise ValueError(
                 "AdaptiveAdamW does not support differentiable=True: its step is one fused sweep, "
                 "in place, that autograd cannot follow. Use torch.optim.AdamW where you "
                 "differentiate through the optimizer"
             )
-        self._prepare(control, max_grad_norm, seed)
+        self._prepare(control, max_grad_norm, seed, process_group)
         super().__init__(
             params,
             lr=lr,
@@ -85,3 +96,28 @@ class AdaptiveAdamW(AdaptiveOptimizer, torch.optim.AdamW):
             differentiable=differentiable,
             fused=fused,
         )
+
+    def _start_of(self, group: dict[str, Any]) -> float:
+        return float(group["betas"][0])
+
+    def _numbers_of(self, group: dict[str, Any]) -> Sequence[Any]:
+        return group["lr"], *group["betas"], group["eps"], group["weight_decay"]
+
+    def _moments_of(self, group: dict[str, Any]) -> tuple[str, ...]:
+        return self._moments if group["amsgrad"] else self._moments[:2]
+
+    def _entry_state(self, group: dict[str, Any], state: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "exp_avg": state["exp_avg"],
+            "exp_avg_sq": state["exp_avg_sq"],
+            "max_exp_avg_sq": state["max_exp_avg_sq"] if group["amsgrad"] else None,
+            "mu_product": state["mu_product"],
+        }
+
+    def _init_state(self, param: Tensor, group: dict[str, Any], state: dict[str, Any]) -> None:
+        super()._init_state(param, group, state)
+        if "mu_product" not in state:
+            # From a checkpoint of torch.optim.AdamW, whose momentum is constant.
+            step = state["step"].to(torch.float64)
+            momentum = torch.as_tensor(group["betas"][0], dtype=torch.float64, device=step.device)
+            state["mu_product"] = momentum.reshape(()) ** step

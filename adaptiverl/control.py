@@ -11,13 +11,11 @@ from typing import Any, Literal, NamedTuple
 
 Mode = Literal["replace", "modulate"]
 Reward = Literal["neg_loss", "given", "none"]
+NoiseTarget = Literal["gradient", "parameter"]
 Pair = tuple[float, float]
 
 DEFAULT_LR_BOUNDS: dict[str, Pair] = {"replace": (0.01, 10.0), "modulate": (0.1, 10.0)}
 """(α_min, α_max) as multiples of the α at the start."""
-DEFAULT_MOMENTUM_BOUNDS: Pair = (0.85, 0.99)
-TINY_MOMENTUM = 1e-6
-"""Stands in for μ = 0, whose logit is −∞ and would never come back."""
 NOISE_FLOOR_SHARE = 1e-3
 
 
@@ -31,6 +29,19 @@ class Limits(NamedTuple):
     noise_min: float
     noise_max: float
     noise_floor: float
+
+
+class MomentumKind(NamedTuple):
+    """What an optimizer calls the μ that it starts from, and its bounds where none are given."""
+
+    name: str
+    bounds: Pair
+
+
+BETA1 = MomentumKind("betas[0]", (0.85, 0.99))
+"""AdamW's: β₁ averages the gradient, so μ does not change the size of a step (§6)."""
+HEAVY_BALL = MomentumKind("momentum", (0.85, 0.95))
+"""SGD's: its buffer sums the gradients, so the step in a lasting direction is α/(1−μ)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,9 +67,18 @@ class Control:
         gain_noise_reward: k_σr, log-units of σ.
         lr_bounds: (α_min, α_max). ``None``: (lr/100, 10·lr) in ``"replace"``, (0.1, 10) in
             ``"modulate"``.
-        momentum_bounds: (μ_min, μ_max). ``None``: (0.85, 0.99), widened to hold the starting β₁.
+        momentum_bounds: (μ_min, μ_max). ``None``: (0.85, 0.99), for SGD (0.85, 0.95), widened to
+            hold the starting μ.
         noise_bounds: (σ_min, σ_max), in units of a tensor's RMS gradient. σ_max = 0 switches the
             noise off.
+        noise_target: What the noise is added to (§2). ``"gradient"``: to the gradient, in units of
+            its RMS, before the moments see it; they average it and AdamW's denominator bounds what
+            it can do. ``"parameter"``: to the parameter after its update,
+            p ← p + σ·RMS(p)·α·ξ, with RMS(p) of the whole tensor from before the update and α the
+            group's learning rate in effect, so that a group whose rate is 0 does not move. The
+            riskier choice: nothing between the noise and the weights averages or bounds it, a
+            tensor is moved in proportion to its size however small its gradient is, and what was
+            added stays.
         noise_floor: The positive floor that stands in for log 0 when σ_min = 0 (decisions.md 9).
             ``None``: σ_max/1000.
         lr_change: (c↓, c↑), the factor α may change by in one update.
@@ -91,31 +111,28 @@ class Control:
     lr_bounds: Pair | None = None
     momentum_bounds: Pair | None = None
     noise_bounds: Pair = (0.0, 0.1)
+    noise_target: NoiseTarget = "gradient"
     noise_floor: float | None = None
     lr_change: Pair = (0.9, 1.2)
     spike_clip: float = 5.0
-    plateau_trend: Pair = (0.1, 0.05)
-    plateau_variance: Pair = (1.0, 0.2)
+    plateau_trend: Pair = (0.6, 0.1)
+    plateau_variance: Pair = (1.5, 0.1)
 
     def __post_init__(self) -> None:
         _check_choice("mode", self.mode, ("replace", "modulate"))
         _check_choice("reward", self.reward, ("neg_loss", "given", "none"))
+        _check_choice("noise_target", self.noise_target, ("gradient", "parameter"))
         self._check_cadence()
         for field in fields(self):
-            value = getattr(self, field.name)
             if field.name.startswith("beta_"):
-                _check(field.name, value, 0 < _real(field.name, value) <= 1, "in (0, 1]")
+                given, beta = getattr(self, field.name), self._number(field.name)
+                _check(field.name, given, 0 < beta <= 1, "in (0, 1]")
             if field.name.startswith("gain_"):
-                _check(
-                    field.name, value, 0 <= _real(field.name, value) < math.inf, "finite and >= 0"
-                )
+                given, gain = getattr(self, field.name), self._number(field.name)
+                _check(field.name, given, 0 <= gain < math.inf, "finite and >= 0")
         self._check_bounds()
-        _check(
-            "spike_clip",
-            self.spike_clip,
-            _real("spike_clip", self.spike_clip) > 0,
-            "> 0 (math.inf: no clipping)",
-        )
+        spike_clip = self._number("spike_clip")
+        _check("spike_clip", spike_clip, spike_clip > 0, "> 0 (math.inf: no clipping)")
         for name in ("plateau_trend", "plateau_variance"):
             center, slope = self._pair(name)
             expected = "(centre, slope), both finite, slope > 0"
@@ -127,7 +144,8 @@ class Control:
             return
         if isinstance(every, bool) or not isinstance(every, int):
             raise TypeError(f"Control.every must be a whole number of steps or None, got {every!r}")
-        _check("every", every, every >= 1, ">= 1, or None for epoch-wise control")
+        expected = "from 1 to 2**53, or None for epoch-wise control"
+        _check("every", every, 1 <= every <= 2**53, expected)
 
     def _check_bounds(self) -> None:
         if self.lr_bounds is not None:
@@ -145,8 +163,10 @@ class Control:
             0 <= low <= high < math.inf,
             "0 <= low <= high, both finite",
         )
+        has_floor = high == 0 or NOISE_FLOOR_SHARE * high > 0
+        _check("noise_bounds[1]", high, has_floor, "0, or large enough to have a floor under it")
         if self.noise_floor is not None:
-            floor = _real("noise_floor", self.noise_floor)
+            floor = self._number("noise_floor")
             if low > 0:
                 raise ValueError(
                     f"Control.noise_floor stands in for a lower bound of 0, got {floor!r} beside "
@@ -166,6 +186,12 @@ class Control:
             "0 < down <= 1 <= up, both finite",
         )
 
+    def _number(self, name: str) -> float:
+        """The field as a float; stored back, so that equal records compare equal."""
+        value = _real(name, getattr(self, name))
+        object.__setattr__(self, name, value)
+        return value
+
     def _pair(self, name: str) -> Pair:
         """The field as two floats; stored back as a tuple so that equal records compare equal."""
         value: Any = getattr(self, name)
@@ -177,12 +203,13 @@ class Control:
         object.__setattr__(self, name, pair)
         return pair
 
-    def limits(self, lr: float, momentum: float) -> Limits:
+    def limits(self, lr: float, momentum: float, kind: MomentumKind = BETA1) -> Limits:
         """The bounds in force for a start, those left at ``None`` filled in.
 
         Args:
             lr: The first group's learning rate at construction.
-            momentum: The first group's β₁ at construction, in [0, 1).
+            momentum: The first group's μ (AdamW's β₁) at construction, in [0, 1).
+            kind: What this optimizer's momentum is called, and its default bounds.
 
         Raises:
             ValueError: The start lies outside bounds that the user gave, or ``lr`` is 0 in
@@ -197,14 +224,19 @@ class Control:
         alpha = self.start_lr(lr)
         low, high = self.lr_bounds or DEFAULT_LR_BOUNDS[self.mode]
         scale = alpha if self.lr_bounds is None else 1.0
+        if not 0 < low * scale <= high * scale < math.inf:
+            raise ValueError(
+                f"the bounds of lr={lr!r}, {low} and {high} times it, leave the range of numbers: "
+                "give Control(lr_bounds=...) or another lr"
+            )
         lr_name = "lr" if self.mode == "replace" else "the factor 1.0 of Control(mode='modulate')"
         _check_start(lr_name, alpha, "lr_bounds", (low * scale, high * scale))
         momentum_low, momentum_high = self.momentum_bounds or (
-            max(min(DEFAULT_MOMENTUM_BOUNDS[0], momentum), TINY_MOMENTUM),
-            max(DEFAULT_MOMENTUM_BOUNDS[1], momentum),
+            min(kind.bounds[0], momentum),
+            max(kind.bounds[1], momentum),
         )
         if self.momentum_bounds is not None:
-            _check_start("betas[0]", momentum, "momentum_bounds", self.momentum_bounds)
+            _check_start(kind.name, momentum, "momentum_bounds", self.momentum_bounds)
         noise_low, noise_high = self.noise_bounds
         return Limits(
             lr_min=low * scale,
@@ -231,8 +263,41 @@ class Control:
         gains = {f.name: 0.0 for f in fields(cls) if f.name.startswith("gain_")}
         return cls(mode="modulate", noise_bounds=(0.0, 0.0), **gains)  # type: ignore[arg-type]
 
+    # Presets: §6. What a preset leaves alone is `Control`'s default, which is within §6 as well;
+    # `dataclasses.replace(Control.production(), every=20)` changes one thing of a preset.
+
+    @classmethod
+    def gpt2_small(cls) -> Control:
+        """GPT-2-small's bounds (§6).
+
+        The specification's lines: "α_min = 1e-5, α_max ∈ [1e-4, 2e-4] (GPT-2-small)", "μ_min =
+        0.85, μ_max = 0.99", "σ_min = 0, σ_max ∈ [0.05, 0.2]". The learning rate that the optimizer
+        is given must lie between 1e-5 and 2e-4.
+        """
+        return cls(lr_bounds=(1e-5, 2e-4), momentum_bounds=(0.85, 0.99), noise_bounds=(0.0, 0.1))
+
+    @classmethod
+    def production(cls) -> Control:
+        """Small moves of the learning rate (§6).
+
+        The specification's line: "LR change cap: (c↓, c↑) = (0.9, 1.2) (demo), tighten to
+        (0.95, 1.05) for production smoothness".
+        """
+        return cls(lr_change=(0.95, 1.05))
+
+    @classmethod
+    def epochwise(cls) -> Control:
+        """One update for each call of ``optimizer.update(loss)`` (§5, §6).
+
+        The specification's lines: "Update cadence: K = 10-20 (stepwise) or per epoch", "EMA betas:
+        stepwise 0.01-0.03; epoch-wise 0.2-0.4".
+        """
+        return cls(every=None, beta_loss=0.3, beta_reward=0.3, beta_variance=0.3)
+
 
 def _real(name: str, value: Any) -> float:
+    if isinstance(value, (bool, str)):
+        raise TypeError(f"Control.{name} must be a number, got {value!r}")
     try:
         return float(value)
     except (TypeError, ValueError):

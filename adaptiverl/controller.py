@@ -6,17 +6,19 @@ goes into checkpoints. The trace does not.
 
 from __future__ import annotations
 
+import csv
 import math
 import numbers
+import os
 from collections import namedtuple
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from adaptiverl.control import Control, Limits
+from adaptiverl.control import BETA1, Control, Limits, MomentumKind
 
 LAYOUT_VERSION = 1
 
@@ -57,6 +59,15 @@ FIELDS = (
 )
 """The block's numbers in order: `State` in csrc/control_law.h, `State` in laws.py. All but the
 last are the controller's memory; that one is of the step in progress."""
+
+MIGRATIONS: dict[int, Callable[[Tensor], Tensor]] = {}
+"""A layout's version to what makes the next version's memory of it; no layout has been replaced
+yet. A change of `FIELDS` raises `LAYOUT_VERSION` and adds a line here."""
+
+AS_THEY_CAME = {"loss", "reward"}
+"""Numbers that may be NaN or infinite in a sound memory (decisions.md 12)."""
+LOGARITHMS_OF_ZERO = {"log_noise", "logit_momentum", "logit_momentum_start"}
+"""Numbers that may be −∞ in a sound memory: σ switched off, μ = 0."""
 
 SLOT = {name: i for i, name in enumerate(FIELDS)}
 MEMORY_SIZE = len(FIELDS) - 1
@@ -105,6 +116,17 @@ class Trace(Mapping[str, Tensor]):
     def __repr__(self) -> str:
         return f"Trace({self._rows.shape[0]} updates: {', '.join(TRACE_COLUMNS)})"
 
+    def to_csv(self, path: str | os.PathLike[str]) -> None:
+        """Write the columns' names, then one row per update; every float64 reads back the same.
+
+        Raises:
+            OSError: The file cannot be written.
+        """
+        with open(path, "w", newline="", encoding="utf-8") as stream:
+            writer = csv.writer(stream, lineterminator="\n")
+            writer.writerow(TRACE_COLUMNS)
+            writer.writerows((int(step), *rest) for step, *rest in self._rows.tolist())
+
 
 @dataclass(frozen=True)
 class Decision:
@@ -115,6 +137,7 @@ class Decision:
         groups: float64 [groups, 5]: lr, β₁, β₂, eps, weight decay as the user set them.
         effective: float64 [groups, 2]: lr and momentum of this step.
         noise_possible: σ may be above 0 in this run.
+        noise_on_parameter: It goes to the parameter after its update, not to the gradient.
         skippable: A gradient scaler may ask for this step to be skipped.
     """
 
@@ -122,6 +145,7 @@ class Decision:
     groups: Tensor
     effective: Tensor
     noise_possible: bool
+    noise_on_parameter: bool
     skippable: bool
 
     def to(self, device: torch.device) -> Decision:
@@ -147,7 +171,8 @@ class Controller:
     Args:
         control: Gains, bounds, cadence.
         lr: The first group's learning rate, > 0 in ``mode="replace"``.
-        momentum: The first group's β₁.
+        momentum: The first group's μ: AdamW's β₁, SGD's momentum.
+        kind: Which of the two.
         seed: The noise's seed, 0 to 2^64 − 1.
         device: Where the block lives.
 
@@ -161,13 +186,14 @@ class Controller:
         lr: float,
         momentum: float,
         *,
+        kind: MomentumKind = BETA1,
         seed: int = 0,
         device: torch.device | str = "cpu",
     ) -> None:
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
             raise ValueError(f"seed must be a whole number from 0 to 2**64 - 1, got {seed!r}")
         self.control = control
-        self.limits = control.limits(lr, momentum)
+        self.limits = control.limits(lr, momentum, kind)
         packed = torch.tensor(pack_parameters(control, self.limits), dtype=torch.float64)
         self._start = torch.empty(len(FIELDS), dtype=torch.float64)
         torch.ops.adaptiverl.start_(
@@ -182,11 +208,17 @@ class Controller:
         self.observed = 0
         """Observations since the last step, as the host counted them."""
         self.ever_observed = False
+        self._attempted = False
 
     @property
     def memory(self) -> Tensor:
         """What checkpoints keep: the block without its last number; always the same view."""
         return self._memory
+
+    @property
+    def inbox(self) -> Tensor:
+        """float64 [4] on the device: sum and count of losses, sum and count of rewards."""
+        return self._inbox
 
     @property
     def device(self) -> torch.device:
@@ -222,9 +254,21 @@ class Controller:
                     "use Control(reward='given'), or leave the reward out"
                 )
             reward_value = _scalar(reward, "reward", self.device)
+        if self._attempted:
+            self.forget()
         torch.ops.adaptiverl.observe_(self._inbox, loss_value, reward_value)
         self.observed += 1
         self.ever_observed = True
+
+    def attempt(self) -> None:
+        """A gradient scaler is about to step, or to skip: what is observed from now on is new."""
+        self._attempted = True
+
+    def forget(self) -> None:
+        """Empty the inbox: what lies in it belonged to a step that never came."""
+        self._inbox.zero_()
+        self.observed = 0
+        self._attempted = False
 
     def advance(
         self,
@@ -255,27 +299,46 @@ class Controller:
             found_inf,
         )
         self.observed = 0
+        self._attempted = False
         noise_possible = self.limits.noise_max > 0
-        return Decision(self.block, groups, effective, noise_possible, found_inf is not None)
+        return Decision(
+            block=self.block,
+            groups=groups,
+            effective=effective,
+            noise_possible=noise_possible,
+            noise_on_parameter=self.control.noise_target == "parameter",
+            skippable=found_inf is not None,
+        )
 
     def read_groups(self, groups: Tensor, effective: Tensor) -> None:
         """Every group's lr and momentum as a step would use them now, into `effective`."""
         torch.ops.adaptiverl.read_groups_(self.block, groups, effective)
 
-    def update(self, loss: Tensor | float, reward: Tensor | float | None = None) -> None:
-        """Epoch-wise control (§5): one observation and one update of the knobs, now."""
-        self._inbox.zero_()
+    def update(
+        self,
+        loss: Tensor | float,
+        reward: Tensor | float | None = None,
+        share: Callable[[], None] | None = None,
+    ) -> None:
+        """Epoch-wise control (§5): one observation and one update of the knobs, now.
+
+        Args:
+            loss: As in `observe`.
+            reward: As in `observe`.
+            share: Makes all ranks' inbox of this one's, between the two.
+        """
+        self.forget()
         self.observe(loss, reward)
+        if share is not None:
+            share()
         torch.ops.adaptiverl.update_(self.block, self._parameters, self._inbox, self._ring)
         self.observed = 0
 
     def adopt(self, memory: Tensor) -> None:
         """Take over a loaded memory, at this one's own address; the trace starts empty."""
-        check_memory(memory)
-        self._memory.copy_(memory, non_blocking=True)
-        self._inbox.zero_()
+        self._memory.copy_(current_layout(memory), non_blocking=True)
         self._ring.zero_()
-        self.observed = 0
+        self.forget()
 
     def reset(self) -> None:
         """Back to the start: nothing observed, α and μ where the user put them."""
@@ -295,22 +358,41 @@ class Controller:
         return Trace(rows.roll(-(written % TRACE_CAPACITY), dims=0))
 
 
-def check_memory(memory: Any) -> None:
-    """Refuse what is no controller's memory of this version's layout.
+def current_layout(memory: Any) -> Tensor:
+    """A memory as this version lays it out, an older one migrated; `memory` itself is left alone.
+
+    Args:
+        memory: What a checkpoint holds under ``adaptive_state``.
 
     Raises:
-        ValueError: Says what was found, what was expected, and what to do.
+        ValueError: No controller's memory, one of an unknown layout, or a damaged one; says what
+            was found, what was expected, and what to do.
     """
-    expected = f"a float64 tensor of {MEMORY_SIZE} numbers whose first is {LAYOUT_VERSION}"
-    remedy = "the checkpoint is from another version of adaptiverl, or damaged; nothing was changed"
     if not isinstance(memory, Tensor):
-        raise ValueError(f"'adaptive_state' must be {expected}, got {memory!r}: {remedy}")
-    if memory.dtype != torch.float64 or memory.shape != (MEMORY_SIZE,):
-        found = f"{memory.dtype} of shape {tuple(memory.shape)}"
-        raise ValueError(f"'adaptive_state' must be {expected}, got {found}: {remedy}")
+        raise _refusal(repr(memory))
+    if memory.dtype != torch.float64 or memory.dim() != 1 or memory.numel() == 0:
+        raise _refusal(f"{memory.dtype} of shape {tuple(memory.shape)}")
     version = memory[SLOT["version"]].item()
+    while version in MIGRATIONS:
+        memory = MIGRATIONS[int(version)](memory)
+        version += 1
     if version != LAYOUT_VERSION:
-        raise ValueError(f"'adaptive_state' must be {expected}, got version {version}: {remedy}")
+        raise _refusal(f"version {version}")
+    if memory.shape != (MEMORY_SIZE,):
+        raise _refusal(f"{memory.dtype} of shape {tuple(memory.shape)}")
+    for name, value in zip(FIELDS, memory.tolist(), strict=False):
+        off = value == -math.inf and name in LOGARITHMS_OF_ZERO
+        if not (math.isfinite(value) or off or name in AS_THEY_CAME):
+            raise _refusal(f"{name} = {value}")
+    return memory
+
+
+def _refusal(found: str) -> ValueError:
+    return ValueError(
+        f"'adaptive_state' must be a float64 tensor of {MEMORY_SIZE} numbers whose first is "
+        f"{LAYOUT_VERSION}, got {found}: the checkpoint is from another version of adaptiverl, or "
+        "damaged; nothing was changed"
+    )
 
 
 def pack_parameters(control: Control, limits: Limits) -> list[float]:
@@ -350,7 +432,7 @@ def pack_parameters(control: Control, limits: Limits) -> list[float]:
 
 
 def _logit(x: float) -> float:
-    return math.log(x / (1 - x))
+    return math.log(x / (1 - x)) if x > 0 else -math.inf
 
 
 def _scalar(value: Any, name: str, device: torch.device) -> Tensor:

@@ -1,12 +1,14 @@
 """Who does a parameter's step: the only place that asks "CUDA? C++?".
 
-A backend has two functions over a bucket of tensors: `sum_squares` and `adamw_step`. The C++ one
-walks an address table; the reference works in plain torch on whatever the fast ones don't take.
+A backend has three functions over a bucket of tensors: `sum_squares`, and a step for each
+optimizer, `adamw_step` and `sgd_step`. The C++ one walks an address table; the reference works in
+plain torch on whatever the fast ones don't take.
 """
 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Protocol
@@ -18,7 +20,7 @@ from adaptiverl.kernels import reference
 
 if TYPE_CHECKING:
     from adaptiverl.controller import Decision
-    from adaptiverl.tables import Bucket, Entry
+    from adaptiverl.tables import Bucket, ParameterEntry
 
 gradient_scale = reference.gradient_scale
 
@@ -30,12 +32,19 @@ class Backend(Protocol):
     addressed: bool
     """Walks an address table; the controller then counts the tensors' steps."""
 
-    def accepts(self, entry: Entry) -> bool:
+    def accepts(self, entry: ParameterEntry) -> bool:
         """Whether this tensor's layout is one the backend can walk."""
         ...
 
-    def sum_squares(self, bucket: Bucket, decision: Decision, out: Tensor, always: bool) -> None:
-        """Σ g² per tensor into `out`, float64 [tensors]; may be left out where no noise is on."""
+    def sum_squares(
+        self,
+        bucket: Bucket,
+        decision: Decision,
+        out: Tensor,
+        always: bool,
+        of_parameters: bool = False,
+    ) -> None:
+        """Σ g² (or Σ p²) per tensor into `out`, float64 [tensors]; unless `always`, if σ is on."""
         ...
 
     def adamw_step(
@@ -45,7 +54,17 @@ class Backend(Protocol):
         squares: Tensor,
         gradient_scale: Tensor | None,
     ) -> None:
-        """The step, in place; `squares` as `sum_squares` left them."""
+        """The step, in place; `squares` are those of what the noise goes to."""
+        ...
+
+    def sgd_step(
+        self,
+        bucket: Bucket,
+        decision: Decision,
+        squares: Tensor,
+        gradient_scale: Tensor | None,
+    ) -> None:
+        """The same, of SGD."""
         ...
 
 
@@ -55,25 +74,49 @@ class CpuBackend:
     name = "cpu"
     addressed = True
 
-    def accepts(self, entry: Entry) -> bool:
+    def accepts(self, entry: ParameterEntry) -> bool:
         """Contiguous tensors with float32 moments, the parameter's own layout on all of them."""
-        tensors = [entry.param, entry.grad, entry.exp_avg, entry.exp_avg_sq]
-        if entry.max_exp_avg_sq is not None:
-            tensors.append(entry.max_exp_avg_sq)
         return all(
-            t.dtype == torch.float32 and t.is_contiguous() and t.device.type == "cpu"
-            for t in tensors
+            t.dtype == torch.float32
+            and t.device.type == "cpu"
+            and t.is_contiguous()
+            and not t.is_neg()
+            for t in entry.shaped()
         )
 
-    def sum_squares(self, bucket: Bucket, decision: Decision, out: Tensor, always: bool) -> None:
+    def sum_squares(
+        self,
+        bucket: Bucket,
+        decision: Decision,
+        out: Tensor,
+        always: bool,
+        of_parameters: bool = False,
+    ) -> None:
         """See `Backend`."""
-        torch.ops.adaptiverl.sum_squares_(bucket.rows(), decision.block, out, always)
+        torch.ops.adaptiverl.sum_squares_(bucket.rows(), decision.block, out, always, of_parameters)
 
     def adamw_step(
         self, bucket: Bucket, decision: Decision, squares: Tensor, gradient_scale: Tensor | None
     ) -> None:
-        """See `Backend`. A C++ operator does not bump version counters, so autograd is told."""
-        torch.ops.adaptiverl.adamw_step_(
+        """See `Backend`."""
+        self._step(torch.ops.adaptiverl.adamw_step_, bucket, decision, squares, gradient_scale)
+
+    def sgd_step(
+        self, bucket: Bucket, decision: Decision, squares: Tensor, gradient_scale: Tensor | None
+    ) -> None:
+        """See `Backend`."""
+        self._step(torch.ops.adaptiverl.sgd_step_, bucket, decision, squares, gradient_scale)
+
+    @staticmethod
+    def _step(
+        operator: Callable[..., None],
+        bucket: Bucket,
+        decision: Decision,
+        squares: Tensor,
+        gradient_scale: Tensor | None,
+    ) -> None:
+        """A C++ operator does not bump version counters, so autograd is told."""
+        operator(
             bucket.rows(),
             decision.block,
             decision.groups,
@@ -81,6 +124,7 @@ class CpuBackend:
             squares,
             gradient_scale,
             None,
+            decision.noise_on_parameter,
         )
         torch.autograd.graph.increment_version([entry.param for entry in bucket.entries])
 
@@ -91,20 +135,43 @@ class ReferenceBackend:
     name = "reference"
     addressed = False
 
-    def accepts(self, entry: Entry) -> bool:
+    def accepts(self, entry: ParameterEntry) -> bool:
         """Everything."""
         return True
 
-    def sum_squares(self, bucket: Bucket, decision: Decision, out: Tensor, always: bool) -> None:
+    def sum_squares(
+        self,
+        bucket: Bucket,
+        decision: Decision,
+        out: Tensor,
+        always: bool,
+        of_parameters: bool = False,
+    ) -> None:
         """See `Backend`."""
         if always or self._noise_on(decision):
-            reference.sum_squares(bucket.entries, out)
+            reference.sum_squares(bucket.entries, out, of_parameters)
 
     def adamw_step(
         self, bucket: Bucket, decision: Decision, squares: Tensor, gradient_scale: Tensor | None
     ) -> None:
         """See `Backend`."""
-        reference.adamw_step(
+        self._step(reference.adamw_step, bucket, decision, squares, gradient_scale)
+
+    def sgd_step(
+        self, bucket: Bucket, decision: Decision, squares: Tensor, gradient_scale: Tensor | None
+    ) -> None:
+        """See `Backend`."""
+        self._step(reference.sgd_step, bucket, decision, squares, gradient_scale)
+
+    def _step(
+        self,
+        step: Callable[..., None],
+        bucket: Bucket,
+        decision: Decision,
+        squares: Tensor,
+        gradient_scale: Tensor | None,
+    ) -> None:
+        step(
             bucket.entries,
             decision,
             decision.groups,
@@ -112,6 +179,7 @@ class ReferenceBackend:
             squares if self._noise_on(decision) else None,
             gradient_scale,
             decision.skippable,
+            decision.noise_on_parameter,
         )
 
     @staticmethod
@@ -131,6 +199,7 @@ class Resolution:
 
 
 CPU, REFERENCE = CpuBackend(), ReferenceBackend()
+noise_on = ReferenceBackend._noise_on
 
 
 @cache
@@ -149,7 +218,7 @@ def resolve(device_type: str, param_dtype: torch.dtype, grad_dtype: torch.dtype)
     return Resolution(REFERENCE, f"no fused sweep for device type {device_type!r} in this version")
 
 
-def backend_for(entry: Entry) -> Backend:
+def backend_for(entry: ParameterEntry) -> Backend:
     """Who does this tensor's step: its types' backend, or the reference where layouts differ."""
     backend = resolve(entry.param.device.type, entry.param.dtype, entry.grad.dtype).backend
     return backend if backend.accepts(entry) else REFERENCE

@@ -308,8 +308,9 @@ def group_lr(lr: float, state: State) -> float:
 
 def group_momentum(momentum: float, state: State) -> float:
     """sigmoid(logit β₁_g + logit μ − logit μ₀); exactly β₁_g while μ has not moved."""
-    shift = state.logit_momentum - state.logit_momentum_start
-    return momentum if shift == 0 else sigmoid(logit(momentum) + shift)
+    if state.logit_momentum == state.logit_momentum_start:
+        return momentum
+    return sigmoid(logit(momentum) + state.logit_momentum - state.logit_momentum_start)
 
 
 # The loop (§10)
@@ -347,7 +348,7 @@ def replay(
     *,
     lr: float,
     momentum: float = 0.9,
-    rewards: Iterable[float] | None = None,
+    rewards: Iterable[float | None] | None = None,
 ) -> list[State]:
     """What the controller would have decided on a recorded curve, open loop: one loss per step.
 
@@ -356,7 +357,7 @@ def replay(
         control: The gains, bounds and cadence. With ``every=None`` each loss is an epoch's.
         lr: The learning rate the run started from.
         momentum: The β₁ it started from.
-        rewards: r_t beside each loss, for ``Control(reward="given")``.
+        rewards: r_t beside each loss, for ``Control(reward="given")``; ``None`` where none came.
 
     Returns:
         The state after each loss.
@@ -373,7 +374,7 @@ def replay(
     limits = control.limits(lr, momentum)
     state = start(control, limits, lr, momentum)
     losses = list(losses)
-    paired = [None] * len(losses) if rewards is None else list(rewards)
+    paired: list[float | None] = [None] * len(losses) if rewards is None else list(rewards)
     history = []
     for loss, reward in zip(losses, paired, strict=True):
         if control.every is None:

@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
-from typing import Any, TypeGuard
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import _device_dtype_check_for_fused
 
-from adaptiverl.control import Control
-from adaptiverl.controller import Controller, Decision, Trace, check_memory
-from adaptiverl.dispatch import backend_for, controller_device, gradient_scale
-from adaptiverl.tables import Bucket, Buckets, Entry, GroupTable
+from adaptiverl.control import Control, MomentumKind
+from adaptiverl.controller import Controller, Decision, Trace, current_layout
+from adaptiverl.dispatch import backend_for, controller_device, gradient_scale, noise_on
+from adaptiverl.distributed import (
+    NOISE_PLACE,
+    Ranks,
+    Shards,
+    gradient_of,
+    is_dtensor,
+    to_local,
+)
+from adaptiverl.tables import ENTRIES, Bucket, Buckets, GroupTable, ParameterEntry
+
+if TYPE_CHECKING:
+    from adaptiverl.distributed import Group
 
 STATE_KEY = "adaptive_state"
 """Where every group keeps the controller's memory: the one home that every checkpoint keeps."""
@@ -51,10 +63,35 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
     _controller: Controller
     _algorithm: str
     """The function of a backend that does the step"""
+    _kind: MomentumKind
     _moments: tuple[str, ...]
     """State entries that follow the parameter's shape."""
 
-    def _prepare(self, control: Control, max_grad_norm: float | None, seed: int) -> None:
+    # What an algorithm says of itself
+
+    def _start_of(self, group: dict[str, Any]) -> float:
+        """The μ that a group starts from."""
+        raise NotImplementedError
+
+    def _numbers_of(self, group: dict[str, Any]) -> Sequence[Any]:
+        """A group's row of the group table: five numbers, lr and the starting μ first."""
+        raise NotImplementedError
+
+    def _moments_of(self, group: dict[str, Any]) -> tuple[str, ...]:
+        """Those of `_moments` that a group needs."""
+        raise NotImplementedError
+
+    def _entry_state(self, group: dict[str, Any], state: dict[str, Any]) -> dict[str, Any]:
+        """What this algorithm's entries have beside `ParameterEntry`'s own."""
+        raise NotImplementedError
+
+    def _prepare(
+        self,
+        control: Control,
+        max_grad_norm: float | None,
+        seed: int,
+        process_group: Group = None,
+    ) -> None:
         """What is neither groups nor state; before torch's constructor, which adds the groups."""
         if not isinstance(control, Control):
             raise TypeError(
@@ -70,24 +107,36 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         self._buckets = Buckets(backend_for)
         self._group_table: GroupTable | None = None
         self._unobserved_steps = 0
+        self._unscales = False
+        self._ranks = Ranks(process_group)
+        self._shards = Shards()
+        self._warned_of_shards = False
 
     def _start_controller(self, lr: float, momentum: float) -> None:
         self._start = (lr, momentum)
-        self._controller = Controller(self._control, lr, momentum, seed=self._seed)
+        self._controller = Controller(self._control, lr, momentum, kind=self._kind, seed=self._seed)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As torch.optim's. The first group's rate and β₁ are where α and μ start."""
+        """As torch.optim's. The first group's rate and momentum are where α and μ start."""
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         if not hasattr(self, "_start"):
-            self._start_controller(float(group["lr"]), float(group["betas"][0]))
+            self._start_controller(float(group["lr"]), self._start_of(group))
         group[STATE_KEY] = self._controller.memory
 
     # What the user tells it and asks it
 
+    @property
+    def control(self) -> Control:
+        """The gains, bounds and cadence it was made with."""
+        return self._control
+
     @torch._disable_dynamo
     def observe(self, loss: Tensor | float, reward: Tensor | float | None = None) -> None:
         """Tell the controller this step's loss; nothing waits. Several before a step are averaged.
+
+        The average is over micro-batches: what was observed since the last step, or since a
+        gradient scaler skipped one, whose loss does not count (decisions.md 13).
 
         Args:
             loss: One real number: a tensor with one element on any device, or a Python number. NaN
@@ -108,6 +157,8 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
     def update(self, loss: Tensor | float, reward: Tensor | float | None = None) -> None:
         """Epoch-wise control (§5), ``Control(every=None)``: one observation and one update.
 
+        On many ranks every rank calls it, and all update by the mean of what they gave.
+
         Args:
             loss: As in `observe`: an epoch's mean loss, or an evaluation's.
             reward: As in `observe`.
@@ -122,10 +173,10 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
                 "call observe(loss) before each step instead"
             )
         self._adopt_loaded_memory()
-        self._controller.update(loss, reward)
+        self._controller.update(loss, reward, self._share_observations)
 
     def knobs(self) -> dict[str, float]:
-        """The first group's learning rate and momentum in effect, σ, and the sensors by name.
+        """The first group's learning rate and momentum in effect, α, σ, and the sensors by name.
 
         Waits for the device: call it when you print, not every step.
         """
@@ -134,12 +185,26 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         self._controller.read_groups(table.numbers, table.effective)
         lr, momentum = table.effective[0].tolist()
         state = self._controller.read()
-        knobs = {"lr": lr, "momentum": momentum, "noise": state.noise}
+        knobs = {"lr": lr, "alpha": state.lr, "momentum": momentum, "noise": state.noise}
         return knobs | {name: getattr(state, name) for name in SENSORS}
 
     def trace(self) -> Trace:
         """The last few thousand updates of the knobs, recorded on the device. Waits for it."""
         return self._controller.trace()
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Whether a gradient scaler leaves unscaling and skipping to `step`; torch's own name.
+
+        A scaler asks before every step, and where the answer is no and a gradient overflowed, its
+        asking is all that an optimizer ever hears of the skipped step (decisions.md 13).
+        """
+        self._controller.attempt()
+        return self._unscales
+
+    @_step_supports_amp_scaling.setter
+    def _step_supports_amp_scaling(self, unscales: bool) -> None:
+        self._unscales = unscales
 
     # One step
 
@@ -182,39 +247,89 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
     @torch.no_grad()
     def _step_parameters(self) -> None:
         self._adopt_loaded_memory()
+        rehearsal = self._is_rehearsal()
         buckets = self._buckets.sort(self._entries())
+        self._warn_of_shards_keyed_apart()
         grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
-        decision = self._advance(buckets, found_inf)
-        squares, factor = self._measure(buckets, decision, grad_scale)
+        decision = self._advance(buckets, found_inf, rehearsal)
+        squares, factor = self._measure(buckets, decision, grad_scale, rehearsal)
         for bucket, square in zip(buckets, squares, strict=True):
             factor = None if factor is None else factor.to(bucket.device)
             step = getattr(bucket.backend, self._algorithm)
             step(bucket, decision.to(bucket.device), square, factor)
 
-    def _advance(self, buckets: list[Bucket], found_inf: Tensor | None) -> Decision:
+    def _is_rehearsal(self) -> bool:
+        """Whether a checkpoint library takes this step to make state; it may do so on some ranks.
+
+        It does so with zero gradients at a rate of 0, before there is any state; nobody meets then.
+        """
+        if self.state or self._controller.observed or self._settle().any_lr:
+            return False
+        params = (p for group in self.param_groups for p in group["params"])
+        grads = [to_local(p.grad) for p in params if p.grad is not None]
+        return bool(grads) and not any(bool(grad.any()) for grad in grads)
+
+    def _share_observations(self) -> None:
+        """Meet the other ranks, who do the same in this step (`Ranks`)."""
+        if self._ranks.size > 1 and not self._control.is_frozen:
+            self._ranks.average(self._controller.inbox, self._controller.observed)
+
+    def _advance(
+        self, buckets: list[Bucket], found_inf: Tensor | None, rehearsal: bool
+    ) -> Decision:
         """Sensors, laws and this step's decision, in one launch."""
         controller, table = self._controller, self._settle()
+        if self._control.every is not None and not rehearsal:
+            self._share_observations()
         if found_inf is not None:
             found_inf = found_inf.to(controller.device, torch.float32, non_blocking=True)
         rows = [b.rows() for b in buckets if b.backend.addressed and b.device == controller.device]
         return controller.advance(table.numbers, table.effective, rows, found_inf)
 
     def _measure(
-        self, buckets: list[Bucket], decision: Decision, grad_scale: Tensor | None
+        self,
+        buckets: list[Bucket],
+        decision: Decision,
+        grad_scale: Tensor | None,
+        rehearsal: bool,
     ) -> tuple[list[Tensor], Tensor | None]:
-        """What the sweep must know before: Σ g² per tensor, and the gradients' common factor."""
+        """What the sweep must know before.
+
+        Returns:
+            Per bucket and tensor the sum of squares of what the noise goes to; and the gradients'
+            common factor.
+        """
+        if rehearsal:
+            zeros = [torch.zeros(len(b.entries), dtype=torch.float64) for b in buckets]
+            return [z.to(b.device) for z, b in zip(zeros, buckets, strict=True)], None
         clipping = self._max_grad_norm is not None
+        squares = self._squares(buckets, decision, of_parameters=False, always=clipping)
+        factor = gradient_scale(squares, self._max_grad_norm, grad_scale) if buckets else None
+        if decision.noise_on_parameter:
+            squares = self._squares(buckets, decision, of_parameters=True, always=False)
+        return squares, factor
+
+    def _squares(
+        self, buckets: list[Bucket], decision: Decision, of_parameters: bool, always: bool
+    ) -> list[Tensor]:
+        """Σ g² or Σ p² per bucket and tensor; zeros where nobody needs them."""
+        noisy = decision.noise_possible and decision.noise_on_parameter == of_parameters
         squares = []
         for bucket in buckets:
             square = torch.zeros(len(bucket.entries), dtype=torch.float64, device=bucket.device)
-            if clipping or decision.noise_possible:
-                bucket.backend.sum_squares(bucket, decision.to(bucket.device), square, clipping)
+            if always or noisy:
+                bucket.backend.sum_squares(
+                    bucket, decision.to(bucket.device), square, always, of_parameters
+                )
             squares.append(square)
-        if not buckets:
-            return squares, None
-        return squares, gradient_scale(squares, self._max_grad_norm, grad_scale)
+        # Where ranks may differ in σ, they must not differ in whether they meet.
+        noisy = noisy and (not self._ranks.agree or noise_on(decision))
+        if self._shards and (always or noisy):
+            indices = [[entry.index for entry in bucket.entries] for bucket in buckets]
+            self._shards.add_up(list(zip(squares, indices, strict=True)), self._ranks)
+        return squares
 
-    def _entries(self) -> Iterator[Entry]:
+    def _entries(self) -> Iterator[ParameterEntry]:
         """One entry per parameter with a gradient; all are checked before any state is made."""
         for group in self.param_groups:
             for param in group["params"]:
@@ -226,43 +341,48 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
                         "torch.nn.Embedding(..., sparse=False)"
                     )
         index = 0
+        self._shards.start_step()
         for g, group in enumerate(self.param_groups):
             for param in group["params"]:
                 if param.grad is not None:
-                    yield self._entry(param, group, g, index)
+                    yield self._entry(param, group, g, getattr(param, NOISE_PLACE, index))
+                elif is_dtensor(param):
+                    self._shards.add(index, param, self._ranks)
                 index += 1
 
-    def _entry(self, param: Tensor, group: dict[str, Any], g: int, index: int) -> Entry:
+    def _entry(self, param: Tensor, group: dict[str, Any], g: int, index: int) -> ParameterEntry:
         state = self.state[param]
         self._init_state(param, group, state)
-        return Entry(
+        grad, offset, numel = param.grad, 0, param.numel()
+        own = self._entry_state(group, state)
+        if is_dtensor(param):
+            place = self._shards.add(index, param, self._ranks)
+            offset, numel = place.offset, place.numel
+            own = {name: None if x is None else to_local(x) for name, x in own.items()}
+            grad, param = gradient_of(param), to_local(param)
+        reals = 2 if param.is_complex() else 1
+        return ENTRIES[self._algorithm](
             param=param,
-            grad=param.grad,  # type: ignore[arg-type]
-            exp_avg=state["exp_avg"],
-            exp_avg_sq=state["exp_avg_sq"],
-            max_exp_avg_sq=state["max_exp_avg_sq"] if group["amsgrad"] else None,
+            grad=grad,  # type: ignore[arg-type]
             step=state["step"],
-            mu_product=state["mu_product"],
             group=g,
             index=index,
-            offset=0,
-            logical_numel=param.numel() * (2 if param.is_complex() else 1),
+            offset=offset * reals,
+            logical_numel=numel * reals,
             maximize=bool(group["maximize"]),
+            **own,
         )
 
     def _init_state(self, param: Tensor, group: dict[str, Any], state: dict[str, Any]) -> None:
         """Make what is missing of a parameter's state; a checkpoint may have brought a part."""
-        moments = self._moments if group["amsgrad"] else self._moments[:2]
-        for name in moments:
-            if name not in state:
+        if not state and group["fused"]:
+            _device_dtype_check_for_fused(param)
+        for name in self._moments_of(group):
+            if state.get(name) is None:
                 state[name] = zeros_like(param)
         if "step" not in state:
             state["step"] = torch.zeros((), dtype=torch.float32, device=param.device)
         state["step"] = torch.as_tensor(state["step"], dtype=torch.float32, device=param.device)
-        if "mu_product" not in state:
-            # From a checkpoint of torch.optim.AdamW, whose momentum is constant.
-            step = state["step"].to(torch.float64)
-            state["mu_product"] = torch.as_tensor(group["betas"][0]).to(step) ** step
 
     def _settle(self) -> GroupTable:
         """The groups' numbers, and the controller, beside the parameters, which may have moved."""
@@ -271,9 +391,23 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
             self._controller.to(controller_device(first.device))
         self._share_memory()
         if self._group_table is None or self._group_table.device != self._controller.device:
-            self._group_table = GroupTable(self._controller.device)
+            self._group_table = GroupTable(self._controller.device, self._numbers_of)
         self._group_table.refresh(self.param_groups)
         return self._group_table
+
+    def _warn_of_shards_keyed_apart(self) -> None:
+        if not self._shards.unknown:
+            return
+        shapes, self._shards.unknown = self._shards.unknown, []
+        if not self._warned_of_shards:
+            self._warned_of_shards = True
+            warnings.warn(
+                f"{len(shapes)} sharded parameters, the first of shape {shapes[0]}, are cut in a "
+                "way that makes no shard one run of elements: should σ rise, each shard draws its "
+                "own noise, which depends on the number of ranks. Shard(0) does not have this",
+                UserWarning,
+                stacklevel=5,
+            )
 
     def _warn_if_blind(self) -> None:
         every = self._control.every
@@ -281,10 +415,11 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
             return
         self._unobserved_steps += 1
         if self._unobserved_steps == max(every, BLIND_STEPS):
+            here = "" if self._ranks.size == 1 else " on this rank (nor, perhaps, on any)"
             warnings.warn(
                 f"{type(self).__name__} took {self._unobserved_steps} steps and was never told a "
-                "loss, so nothing is adapted: call optimizer.observe(loss) before step(), or "
-                "step(loss=loss), or pass Control.frozen() if that is what you want",
+                f"loss{here}, so nothing is adapted: call optimizer.observe(loss) before step(), "
+                "or step(loss=loss), or pass Control.frozen() if that is what you want",
                 UserWarning,
                 stacklevel=4,
             )
@@ -303,16 +438,27 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
             group[STATE_KEY] = self._controller.memory
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As torch.optim's. A torch.optim.AdamW checkpoint loads too; the controller starts fresh.
+        """As torch.optim's, whose own checkpoints load too; the controller starts fresh then.
 
         Raises:
-            ValueError: The controller's memory is damaged or of another layout; nothing changed.
+            ValueError: The controller's memory is damaged or of an unknown layout; nothing changed.
         """
-        for group in state_dict["param_groups"]:
-            if STATE_KEY in group:
-                check_memory(group[STATE_KEY])
-        super().load_state_dict(state_dict)
-        self._restore_precision(state_dict)
+        hooked = state_dict
+
+        def check(_: torch.optim.Optimizer, loading: dict[str, Any]) -> None:
+            nonlocal hooked
+            hooked = loading
+            for group in loading["param_groups"]:
+                if STATE_KEY in group:
+                    current_layout(group[STATE_KEY])
+
+        # The last of the hooks: it sees what the user's own have made of the checkpoint.
+        handle = self.register_load_state_dict_pre_hook(check)
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            handle.remove()
+        self._restore_precision(hooked)
 
     def _restore_precision(self, state_dict: dict[str, Any]) -> None:
         """A load casts state to the parameter's dtype; ours keeps the one it was made with."""
@@ -332,15 +478,16 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         return moment_dtype(param) if name in self._moments else None
 
     def __getstate__(self) -> dict[str, Any]:
-        adaptive = (self._control, self._max_grad_norm, self._seed, self._start)
+        adaptive = (self._control, self._max_grad_norm, self._seed, self._start, self._ranks)
         return super().__getstate__() | {"_adaptive": adaptive}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         adaptive = state.pop("_adaptive", None)
         super().__setstate__(state)
         if adaptive is not None:
-            control, max_grad_norm, seed, start = adaptive
-            self._prepare(control, max_grad_norm, seed)
+            control, max_grad_norm, seed, start, ranks = adaptive
+            self._prepare(control, max_grad_norm, seed, ranks.group)
+            self._unscales = bool(self.defaults.get("fused"))
             self._start_controller(*start)
         elif STATE_KEY not in self.param_groups[0]:
             self._controller.reset()

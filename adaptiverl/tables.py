@@ -30,19 +30,16 @@ COLUMNS = (
 """A row of the address table, in the order of `TensorRow` in csrc/tables.h."""
 
 GROUP_COLUMNS = ("lr", "beta1", "beta2", "eps", "weight_decay")
+"""AdamW's names for a row of the group table; SGD keeps its own five numbers there."""
 
 
-@dataclass(slots=True)
-class Entry:
-    """One parameter of this step, and what belongs to it."""
+@dataclass(slots=True, kw_only=True)
+class ParameterEntry:
+    """One parameter of this step, and what every optimizer has of it."""
 
     param: Tensor
     grad: Tensor
-    exp_avg: Tensor
-    exp_avg_sq: Tensor
-    max_exp_avg_sq: Tensor | None
     step: Tensor
-    mu_product: Tensor
     group: int
     """Row of the group table"""
     index: int
@@ -53,17 +50,26 @@ class Entry:
     """Elements of the whole logical tensor"""
     maximize: bool
 
+    def moments(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """State of the parameter's shape, for the columns `exp_avg` to `max_exp_avg_sq`."""
+        raise NotImplementedError
+
+    def momentum_product(self) -> Tensor | None:
+        """For the column `mu_product`."""
+        return None
+
+    def shaped(self) -> list[Tensor]:
+        """Everything that a sweep walks beside each other."""
+        return [self.param, self.grad, *(m for m in self.moments() if m is not None)]
+
     def row(self) -> tuple[int, ...]:
         """This entry's line of the address table, in the order of `COLUMNS`."""
-        top = self.max_exp_avg_sq
         return (
             self.param.data_ptr(),
             self.grad.data_ptr(),
-            self.exp_avg.data_ptr(),
-            self.exp_avg_sq.data_ptr(),
-            0 if top is None else top.data_ptr(),
+            *map(_address, self.moments()),
             self.step.data_ptr(),
-            self.mu_product.data_ptr(),
+            _address(self.momentum_product()),
             self.param.numel(),
             self.group,
             self.index,
@@ -73,6 +79,43 @@ class Entry:
         )
 
 
+@dataclass(slots=True, kw_only=True)
+class Entry(ParameterEntry):
+    """One parameter of an AdamW step."""
+
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+    max_exp_avg_sq: Tensor | None
+    mu_product: Tensor
+
+    def moments(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """See `ParameterEntry`."""
+        return self.exp_avg, self.exp_avg_sq, self.max_exp_avg_sq
+
+    def momentum_product(self) -> Tensor | None:
+        """See `ParameterEntry`."""
+        return self.mu_product
+
+
+@dataclass(slots=True, kw_only=True)
+class SGDEntry(ParameterEntry):
+    """One parameter of an SGD step; the buffer goes into the column `exp_avg`."""
+
+    momentum_buffer: Tensor | None
+
+    def moments(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """See `ParameterEntry`."""
+        return self.momentum_buffer, None, None
+
+
+ENTRIES: dict[str, type[ParameterEntry]] = {"adamw_step": Entry, "sgd_step": SGDEntry}
+"""What each algorithm of a backend has of a parameter"""
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
 class AddressTable:
     """One sweep's rows, an int64 tensor [tensors, 13], rebuilt only when a number in it changes."""
 
@@ -80,7 +123,7 @@ class AddressTable:
         self.rows = torch.empty((0, len(COLUMNS)), dtype=torch.int64, device=device)
         self._written: list[tuple[int, ...]] = []
 
-    def refresh(self, entries: Sequence[Entry]) -> Tensor:
+    def refresh(self, entries: Sequence[ParameterEntry]) -> Tensor:
         """The table for these entries; the same tensor as long as nothing moved."""
         wanted = [entry.row() for entry in entries]
         if wanted != self._written:
@@ -96,7 +139,7 @@ class Bucket:
     backend: Any
     """A `dispatch.Backend`"""
     device: torch.device
-    entries: list[Entry] = field(default_factory=list)
+    entries: list[Any] = field(default_factory=list)
     table: AddressTable | None = None
 
     def rows(self) -> Tensor:
@@ -109,11 +152,11 @@ class Bucket:
 class Buckets:
     """Sorts a step's entries by who takes them; the buckets and their tables outlive the step."""
 
-    def __init__(self, choose: Callable[[Entry], Any]) -> None:
+    def __init__(self, choose: Callable[[Any], Any]) -> None:
         self._choose = choose
         self._buckets: dict[tuple[str, torch.device], Bucket] = {}
 
-    def sort(self, entries: Iterable[Entry]) -> list[Bucket]:
+    def sort(self, entries: Iterable[ParameterEntry]) -> list[Bucket]:
         """The buckets that have something to do, always in the same order."""
         for bucket in self._buckets.values():
             bucket.entries = []
@@ -127,15 +170,18 @@ class Buckets:
 
 
 class GroupTable:
-    """Every group's lr, β₁, β₂, eps and weight decay on the device; written only where changed.
+    """Every group's numbers on the device, `GROUP_COLUMNS`; written only where changed.
 
     Attributes:
         numbers: float64 [groups, 5], as the user or a scheduler set them.
         effective: float64 [groups, 2], lr and momentum of this step; the controller writes it.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(
+        self, device: torch.device, numbers_of: Callable[[dict[str, Any]], Sequence[Any]]
+    ) -> None:
         self.device = device
+        self._numbers_of = numbers_of
         self._written: list[tuple[float | None, ...]] = []
         self.numbers = torch.empty((0, len(GROUP_COLUMNS)), dtype=torch.float64, device=device)
         self.effective = torch.empty((0, 2), dtype=torch.float64, device=device)
@@ -148,8 +194,7 @@ class GroupTable:
             self.effective = torch.zeros((len(groups), 2), dtype=torch.float64, device=self.device)
             self._written = [(None,) * len(GROUP_COLUMNS)] * len(groups)
         for g, group in enumerate(groups):
-            beta1, beta2 = group["betas"]
-            values = (group["lr"], beta1, beta2, group["eps"], group["weight_decay"])
+            values = self._numbers_of(group)
             known = tuple(None if _on_accelerator(x) else float(x) for x in values)
             if None in known:
                 self._copy_row(g, values)
@@ -157,6 +202,11 @@ class GroupTable:
                 row = torch.tensor(known, dtype=torch.float64)
                 self.numbers[g].copy_(_upload(row, self.device))
             self._written[g] = known
+
+    @property
+    def any_lr(self) -> bool:
+        """Some group's learning rate is above 0, or on a device, where the host does not look."""
+        return any(row[0] is None or row[0] != 0 for row in self._written)
 
     def _copy_row(self, g: int, values: Sequence[Any]) -> None:
         for column, value in enumerate(values):

@@ -15,33 +15,15 @@
 #include "lanes.h"
 #include "philox.h"
 #include "pieces.h"
+#include "sweep.h"
 
 namespace adaptiverl {
 namespace {
 
-// How far ahead of the sweep its arrays are fetched, in elements.
-constexpr int64_t kAhead = 512;
-
-// Elements of a cache line.
-constexpr int64_t kLine = 16;
-
-// Elements that are taken together where noise or sums need the data more than once: all of it
-// stays in the first cache.
-constexpr int64_t kBlock = 1024;
-
-// A block may start and end inside a quad.
-constexpr int64_t kBlockQuads = kBlock / 4 + kQuadBatch;
-
-struct AlignmentLanes {
-  double gu[kLanes];
-  double gg[kLanes];
-  double uu[kLanes];
-};
-
 struct AdamWLoops {
   void (*fill_words)(const NoiseKey&, uint64_t, int64_t, uint32_t*, uint32_t*, uint32_t*,
                      uint32_t*);
-  void (*fill_normals)(const NoiseKey&, uint64_t, int64_t, const AdamWRun&, float*);
+  FillNormals fill_normals;
   void (*sum_alignment)(const AdamWScalars&, const AdamWRun&, AlignmentLanes*);
   void (*update)(const AdamWScalars&, const AdamWRun&, int64_t, const float*);
 };
@@ -50,17 +32,6 @@ struct AdamWLoops {
 #include "each_isa.inc"
 
 const AdamWLoops& loops() { return ADAPTIVERL_CHOSEN(kAdamWLoops); }
-
-int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
-
-// The normals of a run, at most a block, that lies at `offset` in its logical tensor: somewhere in
-// `buffer`.
-const float* draw(const NoiseKey& key, int64_t offset, const AdamWRun& run, float* buffer) {
-  const int64_t skipped = offset & 3;
-  const int64_t quads = round_up(skipped + run.count, 4 * kQuadBatch) / 4;
-  loops().fill_normals(key, static_cast<uint64_t>(offset) >> 2, quads, run, buffer);
-  return buffer + skipped;
-}
 
 AdamWRun run_of(const TensorRow& row, int64_t begin, int64_t count) {
   float* max_exp_avg_sq = at<float>(row.max_exp_avg_sq);
@@ -88,7 +59,8 @@ void step_piece(const TensorRow& row, const AdamWScalars& scalars, NoiseKey key,
     const AdamWRun run = run_of(row, begin + i, std::min(kBlock, elements - i));
     const float* xi = nullptr;
     if (noisy) {
-      xi = draw(key, row.offset + begin + i, run, buffer);
+      const Upcoming upcoming = {run.grad, {run.exp_avg, run.exp_avg_sq, run.param}};
+      xi = draw(loop.fill_normals, key, row.offset + begin + i, run.count, upcoming, buffer);
     }
     if (sums != nullptr) {
       loop.sum_alignment(scalars, run, &lanes);
@@ -102,29 +74,9 @@ void step_piece(const TensorRow& row, const AdamWScalars& scalars, NoiseKey key,
   }
 }
 
-NoiseKey key_of(const State& state) {
-  return NoiseKey{static_cast<uint32_t>(state.seed_low), static_cast<uint32_t>(state.seed_high), 0,
-                  static_cast<uint32_t>(static_cast<uint64_t>(state.step))};
-}
-
-double scale_of_gradient(const std::optional<Tensor>& gradient_scale) {
-  return gradient_scale.has_value() ? *records<double>(*gradient_scale, "gradient_scale", 1) : 1.0;
-}
-
-double* sums_of(const std::optional<Tensor>& sums, int64_t rows) {
-  return sums.has_value() ? records<double>(*sums, "sums", 3 * rows) : nullptr;
-}
-
-void check_groups(const TensorRow* rows, int64_t count, int64_t groups) {
-  for (int64_t i = 0; i < count; ++i) {
-    STD_TORCH_CHECK(rows[i].group >= 0 && rows[i].group < groups, "row ", i, " names group ",
-                    rows[i].group, ", but there are ", groups);
-  }
-}
-
 void adamw_step(Tensor rows_tensor, Tensor block, Tensor groups_tensor, Tensor effective_tensor,
                 Tensor squares_tensor, std::optional<Tensor> gradient_scale_tensor,
-                std::optional<Tensor> sums_tensor) {
+                std::optional<Tensor> sums_tensor, bool noise_on_parameter) {
   const TensorRow* rows = rows_of(rows_tensor);
   const int64_t count = rows_tensor.size(0);
   const State* state = state_of(block);
@@ -145,7 +97,7 @@ void adamw_step(Tensor rows_tensor, Tensor block, Tensor groups_tensor, Tensor e
   pieces.for_each([&](int64_t piece, int64_t row, int64_t begin, int64_t elements) {
     const AdamWScalars scalars =
         adamw_scalars(rows[row], groups[rows[row].group], effective[rows[row].group], state->noise,
-                      squares[row], gradient_scale);
+                      squares[row], gradient_scale, noise_on_parameter);
     double* piece_sums = sums == nullptr ? nullptr : &partial[3 * piece];
     step_piece(rows[row], scalars, key, begin, elements, piece_sums);
   });
@@ -170,8 +122,9 @@ void normals(int64_t seed_low, int64_t seed_high, int64_t index, int64_t step, i
   float buffer[4 * kBlockQuads];
   for (int64_t i = 0; i < out.numel(); i += kBlock) {
     const int64_t count = std::min(kBlock, out.numel() - i);
-    const AdamWRun nothing = {nullptr, nullptr, nullptr, nullptr, nullptr, count};
-    std::copy_n(draw(key, offset + i, nothing, buffer), count, values + i);
+    const Upcoming nothing = {nullptr, {nullptr, nullptr, nullptr}};
+    std::copy_n(draw(loops().fill_normals, key, offset + i, count, nothing, buffer), count,
+                values + i);
   }
 }
 

@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "control_law.h"
+#include "noise.h"
 #include "philox.h"
 #include "tables.h"
 
@@ -22,20 +23,21 @@ struct AdamWScalars {
   float eps;
   float decay;
   float step_size;
+  bool noise_on_parameter;
 };
 
 // `square` is only read where there is noise.
 inline AdamWScalars adamw_scalars(const TensorRow& row, const Group& group,
                                   const EffectiveGroup& effective, double noise, double square,
-                                  double gradient_scale) {
+                                  double gradient_scale, bool noise_on_parameter) {
   const double bias1 = 1 - *at<const double>(row.mu_product);
   const double bias2_sqrt =
       std::sqrt(1 - std::pow(group.beta2, static_cast<double>(*at<const float>(row.step))));
-  const double rms = noise == 0 ? 0 : std::sqrt(square / static_cast<double>(row.logical_numel));
   AdamWScalars scalars;
   // -(grad * scale) and grad * -scale are the same bits.
   scalars.gradient_scale = static_cast<float>(row.maximize != 0 ? -gradient_scale : gradient_scale);
-  scalars.noise_scale = static_cast<float>(noise == 0 ? 0 : noise * rms * gradient_scale);
+  scalars.noise_scale = static_cast<float>(
+      noise_scale(row, effective, noise, square, gradient_scale, noise_on_parameter));
   scalars.one_minus_momentum = static_cast<float>(1 - effective.momentum);
   scalars.beta2 = static_cast<float>(group.beta2);
   scalars.one_minus_beta2 = static_cast<float>(1 - group.beta2);
@@ -43,6 +45,7 @@ inline AdamWScalars adamw_scalars(const TensorRow& row, const Group& group,
   scalars.eps = static_cast<float>(group.eps);
   scalars.decay = static_cast<float>(1 - effective.lr * group.weight_decay);
   scalars.step_size = static_cast<float>(effective.lr / bias1);
+  scalars.noise_on_parameter = noise_on_parameter;
   return scalars;
 }
 
@@ -64,10 +67,10 @@ ADAPTIVERL_INLINE float last_direction(float m, float v, float eps) {
 // torch.maximum: a NaN in either wins.
 ADAPTIVERL_INLINE float maximum(float a, float b) { return a >= b || a != a ? a : b; }
 
-ADAPTIVERL_INLINE void adamw_element(const AdamWScalars& s, float gradient, float xi, bool noisy,
+ADAPTIVERL_INLINE void adamw_element(const AdamWScalars& s, float gradient, float xi, Noise noise,
                                      bool amsgrad, float& p, float& m, float& v, float* v_max) {
   float g = gradient * s.gradient_scale;
-  if (noisy) {
+  if (noise == Noise::kGradient) {
     g = g + s.noise_scale * xi;
   }
   m = m + s.one_minus_momentum * (g - m);
@@ -79,6 +82,9 @@ ADAPTIVERL_INLINE void adamw_element(const AdamWScalars& s, float gradient, floa
   }
   const float denominator = __builtin_sqrtf(v_hat) / s.bias2_sqrt + s.eps;
   p = p * s.decay - s.step_size * (m / denominator);
+  if (noise == Noise::kParameter) {
+    p = p + s.noise_scale * xi;
+  }
 }
 
 }  // namespace adaptiverl

@@ -50,6 +50,14 @@ inline const TensorRow* rows_of(const Tensor& rows) {
   return static_cast<const TensorRow*>(rows.data_ptr());
 }
 
+// On the CPU only, where the rows can be read.
+inline void check_groups(const TensorRow* rows, int64_t count, int64_t groups) {
+  for (int64_t i = 0; i < count; ++i) {
+    STD_TORCH_CHECK(rows[i].group >= 0 && rows[i].group < groups, "row ", i, " names group ",
+                    rows[i].group, ", but there are ", groups);
+  }
+}
+
 // The gradient scaler's flag (float32, one element), or null where there is none.
 inline const float* flag_of(const std::optional<Tensor>& found_inf) {
   if (!found_inf.has_value()) {

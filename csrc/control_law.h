@@ -330,8 +330,10 @@ ADAPTIVERL_BOTH double group_lr(double lr, const State& state) {
 }
 
 ADAPTIVERL_BOTH double group_momentum(double momentum, const State& state) {
-  const double shift = state.logit_momentum - state.logit_momentum_start;
-  return shift == 0 ? momentum : sigmoid(logit(momentum) + shift);
+  if (state.logit_momentum == state.logit_momentum_start) {
+    return momentum;
+  }
+  return sigmoid(logit(momentum) + state.logit_momentum - state.logit_momentum_start);
 }
 
 ADAPTIVERL_BOTH EffectiveGroup effective_group(const Group& group, const State& state) {

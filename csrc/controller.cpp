@@ -36,6 +36,9 @@ void advance_controller(Tensor block, Tensor parameters, Tensor inbox, Tensor tr
   const int64_t group_count = count_of(groups);
   EffectiveGroup* in_effect = records<EffectiveGroup>(effective, "effective", group_count);
   const float* flag = flag_of(found_inf);
+  for (const Tensor& table : tables) {
+    check_groups(rows_of(table), table.size(0), group_count);
+  }
 
   bool any_lr = false;
   for (int64_t g = 0; g < group_count; ++g) {
@@ -95,10 +98,15 @@ STABLE_TORCH_LIBRARY(adaptiverl, m) {
   m.def(
       "start_(Tensor(a!) block, Tensor parameters, float lr, float momentum, float seed_low, "
       "float seed_high) -> ()");
-  m.def("sum_squares_(Tensor rows, Tensor block, Tensor(a!) squares, bool always) -> ()");
+  m.def(
+      "sum_squares_(Tensor rows, Tensor block, Tensor(a!) squares, bool always, "
+      "bool of_parameters=False) -> ()");
   m.def(
       "adamw_step_(Tensor rows, Tensor block, Tensor groups, Tensor effective, Tensor squares, "
-      "Tensor? gradient_scale, Tensor(a!)? sums) -> ()");
+      "Tensor? gradient_scale, Tensor(a!)? sums, bool noise_on_parameter=False) -> ()");
+  m.def(
+      "sgd_step_(Tensor rows, Tensor block, Tensor groups, Tensor effective, Tensor squares, "
+      "Tensor? gradient_scale, Tensor(a!)? sums, bool noise_on_parameter=False) -> ()");
   m.def(
       "normals_(int seed_low, int seed_high, int index, int step, int offset, Tensor(a!) out) "
       "-> ()");

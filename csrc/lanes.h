@@ -8,6 +8,13 @@ namespace adaptiverl {
 
 constexpr int kLanes = 16;
 
+// Σ g·u, Σ g² and Σ u²: the gradient against the direction of the last update.
+struct AlignmentLanes {
+  double gu[kLanes];
+  double gg[kLanes];
+  double uu[kLanes];
+};
+
 ADAPTIVERL_INLINE double sum_of_lanes(const double* lane) {
   double sum[kLanes];
   for (int j = 0; j < kLanes; ++j) {

@@ -1,5 +1,5 @@
-// Σ grad² of every tensor, in float64: what the noise's RMS and the clip's norm need before the
-// sweep.
+// Σ grad² (or Σ param²) of every tensor, in float64: what the noise's RMS and the clip's norm need
+// before the sweep.
 #include <cstdint>
 #include <vector>
 
@@ -21,7 +21,8 @@ constexpr int64_t kStretch = 256;
 #define ADAPTIVERL_LOOPS "statistics_loops.inc"
 #include "each_isa.inc"
 
-void sum_squares_op(Tensor rows_tensor, Tensor block, Tensor squares, bool always) {
+void sum_squares_op(Tensor rows_tensor, Tensor block, Tensor squares, bool always,
+                    bool of_parameters) {
   const TensorRow* rows = rows_of(rows_tensor);
   const int64_t count = rows_tensor.size(0);
   const State* state = state_of(block);
@@ -33,7 +34,8 @@ void sum_squares_op(Tensor rows_tensor, Tensor block, Tensor squares, bool alway
   std::vector<double> partial(pieces.size());
   const auto sum_squares = ADAPTIVERL_CHOSEN(sum_squares);
   pieces.for_each([&](int64_t piece, int64_t row, int64_t begin, int64_t elements) {
-    partial[piece] = sum_squares(at<const float>(rows[row].grad) + begin, elements);
+    const int64_t address = of_parameters ? rows[row].param : rows[row].grad;
+    partial[piece] = sum_squares(at<const float>(address) + begin, elements);
   });
   add_up(pieces, count, partial, 1, totals);
 }

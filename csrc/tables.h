@@ -31,10 +31,13 @@ ADAPTIVERL_BOTH T* at(int64_t address) {
   return reinterpret_cast<T*>(address);
 }
 
-// One more step of this parameter: its count, and the product of its momenta (decisions.md 16).
+// One more step of this parameter: its count, and the product of its momenta (decisions.md 16),
+// which only AdamW keeps.
 ADAPTIVERL_BOTH void count_step(const TensorRow& row, const EffectiveGroup* groups) {
   *at<float>(row.step) += 1;
-  *at<double>(row.mu_product) *= groups[row.group].momentum;
+  if (row.mu_product != 0) {
+    *at<double>(row.mu_product) *= groups[row.group].momentum;
+  }
 }
 
 }  // namespace adaptiverl

@@ -19,22 +19,36 @@ ROUND_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 KEY_INCREMENTS = (0x9E3779B9, 0xBB67AE85)
 ROUNDS = 10
 
+NESTEROV, DECOUPLED = 1, 2
+"""SGD's options in its row of the group table"""
 
-class Entry(Protocol):
-    """One parameter and what belongs to it (`adaptiverl.tables.Entry`)."""
+
+class ParameterEntry(Protocol):
+    """One parameter and what belongs to it (`adaptiverl.tables.ParameterEntry`)."""
 
     param: Tensor
     grad: Tensor
-    exp_avg: Tensor
-    exp_avg_sq: Tensor
-    max_exp_avg_sq: Tensor | None
     step: Tensor
-    mu_product: Tensor
     group: int
     index: int
     offset: int
     logical_numel: int
     maximize: bool
+
+
+class Entry(ParameterEntry, Protocol):
+    """The same of an AdamW step."""
+
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+    max_exp_avg_sq: Tensor | None
+    mu_product: Tensor
+
+
+class SGDEntry(ParameterEntry, Protocol):
+    """The same of an SGD step."""
+
+    momentum_buffer: Tensor | None
 
 
 class Knobs(Protocol):
@@ -107,15 +121,19 @@ def normals(
 # Statistics
 
 
-def sum_squares(entries: Sequence[Entry], out: Tensor) -> None:
-    """Σ g² of each raw gradient, summed in float64.
+def sum_squares(
+    entries: Sequence[ParameterEntry], out: Tensor, of_parameters: bool = False
+) -> None:
+    """Σ g² of each raw gradient, or Σ p² of each parameter, summed in float64.
 
     Args:
         entries: The tensors.
         out: float64, shape [len(entries)], on the gradients' device; overwritten.
+        of_parameters: Σ p².
     """
     for i, entry in enumerate(entries):
-        out[i] = _real(entry.grad).to(torch.float64).square().sum()
+        summed = entry.param if of_parameters else entry.grad
+        out[i] = _real(summed).to(torch.float64).square().sum()
 
 
 def gradient_scale(
@@ -146,13 +164,19 @@ def gradient_scale(
 # The sweep
 
 
-def count_step(entry: Entry, momentum: Tensor, active: Tensor | None) -> None:
-    """One more step of this parameter: its count, and its momenta's product (decisions.md 16)."""
+def count_step(entry: ParameterEntry, active: Tensor | None) -> None:
+    """One more step of this parameter."""
     if active is None:
         entry.step += 1
-        entry.mu_product *= momentum
     else:
         entry.step += active
+
+
+def count_momentum(entry: Entry, momentum: Tensor, active: Tensor | None) -> None:
+    """One more factor of the product of its momenta (decisions.md 16)."""
+    if active is None:
+        entry.mu_product *= momentum
+    else:
         entry.mu_product *= torch.where(active != 0, momentum, torch.ones_like(momentum))
 
 
@@ -164,6 +188,7 @@ def adamw_step(
     squares: Tensor | None,
     gradient_scale: Tensor | None,
     skippable: bool,
+    noise_on_parameter: bool = False,
 ) -> None:
     """One AdamW step with noise for each tensor, in place (decisions.md 15 to 19).
 
@@ -172,10 +197,12 @@ def adamw_step(
         knobs: The controller's scalars on that device.
         groups: float64 [groups, 5]: lr, β₁, β₂, eps, weight decay as the user set them.
         effective: float64 [groups, 2]: lr and momentum of this step.
-        squares: Σ g² per tensor; ``None`` where no noise can be drawn.
+        squares: Σ g² per tensor, or Σ p² where the noise goes to the parameter; ``None`` where no
+            noise can be drawn.
         gradient_scale: 0-d factor on every gradient (clipping over loss scale); ``None`` is 1.
         skippable: A gradient scaler is at work, so that `knobs.active` may be 0: then every result
             is selected rather than written, and a skipped step changes nothing.
+        noise_on_parameter: Add the noise to the parameter after its update (specification §2).
     """
     for i, entry in enumerate(entries):
         square = None if squares is None else squares[i]
@@ -187,6 +214,7 @@ def adamw_step(
             square,
             gradient_scale,
             skippable,
+            noise_on_parameter,
         )
 
 
@@ -198,11 +226,13 @@ def _adamw_tensor(
     square: Tensor | None,
     gradient_scale: Tensor | None,
     skippable: bool,
+    noise_on_parameter: bool,
 ) -> None:
     lr, momentum = effective.unbind()
     _, _, beta2, eps, weight_decay = group.unbind()
     active = knobs.active if skippable else None
-    count_step(entry, momentum, active)
+    count_step(entry, active)
+    count_momentum(entry, momentum, active)
 
     param, exp_avg, exp_avg_sq = _real(entry.param), _real(entry.exp_avg), _real(entry.exp_avg_sq)
     dtype = torch.promote_types(param.dtype, torch.float32)
@@ -217,10 +247,8 @@ def _adamw_tensor(
         g = g * gradient_scale.to(dtype)
     if entry.maximize:
         g = -g
-    if square is not None:
-        rms = (square / entry.logical_numel).sqrt()
-        noise_scale = knobs.noise * (rms if gradient_scale is None else rms * gradient_scale)
-        g = g + noise_scale.to(dtype) * _noise_like(entry, g, knobs)
+    if square is not None and not noise_on_parameter:
+        g = g + _noise(entry, g, knobs, square, gradient_scale)
     m = exp_avg.to(dtype)
     m = m + one_minus_momentum * (g - m)
     v = exp_avg_sq.to(dtype)
@@ -231,16 +259,97 @@ def _adamw_tensor(
         _write(_real(entry.max_exp_avg_sq), v_hat, active)
     denominator = v_hat.sqrt() / bias2_sqrt + eps
     p = param.to(dtype) * decay - step_size * (m / denominator)
+    if square is not None and noise_on_parameter:
+        p = p + _noise(entry, p, knobs, square, lr)
     _write(exp_avg, m, active)
     _write(exp_avg_sq, v, active)
     _write(param, p, active)
 
 
-def _noise_like(entry: Entry, grad: Tensor, knobs: Knobs) -> Tensor:
+def sgd_step(
+    entries: Sequence[SGDEntry],
+    knobs: Knobs,
+    groups: Tensor,
+    effective: Tensor,
+    squares: Tensor | None,
+    gradient_scale: Tensor | None,
+    skippable: bool,
+    noise_on_parameter: bool = False,
+) -> None:
+    """One SGD step with noise for each tensor, in place; arguments as in `adamw_step`.
+
+    A row of `groups` is lr, momentum and dampening as the user set them, options (the sum of
+    `NESTEROV` and `DECOUPLED`), weight decay. The first gradient goes undampened into a buffer of
+    zeros: it is the buffer then, as in torch.optim.SGD.
+    """
+    for i, entry in enumerate(entries):
+        square = None if squares is None else squares[i]
+        _sgd_tensor(
+            entry,
+            knobs,
+            groups[entry.group],
+            effective[entry.group],
+            square,
+            gradient_scale,
+            skippable,
+            noise_on_parameter,
+        )
+
+
+def _sgd_tensor(
+    entry: SGDEntry,
+    knobs: Knobs,
+    group: Tensor,
+    effective: Tensor,
+    square: Tensor | None,
+    gradient_scale: Tensor | None,
+    skippable: bool,
+    noise_on_parameter: bool,
+) -> None:
+    lr, momentum = effective.unbind()
+    _, _, dampening, options, weight_decay = group.unbind()
+    active = knobs.active if skippable else None
+    count_step(entry, active)
+
+    param = _real(entry.param)
+    dtype = torch.promote_types(param.dtype, torch.float32)
+    decoupled = options >= DECOUPLED
+    nesterov = options - DECOUPLED * decoupled == NESTEROV
+    decay = torch.where(decoupled, 1 - lr * weight_decay, 1).to(dtype)
+    first = entry.step.to(dampening.dtype) <= 1
+    one_minus_dampening = torch.where(first, 1, 1 - dampening).to(dtype)
+
+    p, g = param.to(dtype), _real(entry.grad).to(dtype)
+    if gradient_scale is not None:
+        g = g * gradient_scale.to(dtype)
+    if entry.maximize:
+        g = -g
+    coupled = torch.logical_and(~decoupled, weight_decay != 0)
+    g = torch.where(coupled, g + weight_decay.to(dtype) * p, g)
+    if square is not None and not noise_on_parameter:
+        g = g + _noise(entry, g, knobs, square, gradient_scale)
+    d = g
+    if entry.momentum_buffer is not None:
+        buffer = _real(entry.momentum_buffer)
+        b = buffer.to(dtype) * momentum.to(dtype) + one_minus_dampening * g
+        d = torch.where(nesterov, g + momentum.to(dtype) * b, b)
+        _write(buffer, b, active)
+    p = p * decay - lr.to(dtype) * d
+    if square is not None and noise_on_parameter:
+        p = p + _noise(entry, p, knobs, square, lr)
+    _write(param, p, active)
+
+
+def _noise(
+    entry: ParameterEntry, like: Tensor, knobs: Knobs, square: Tensor, scale: Tensor | None
+) -> Tensor:
+    """σ·RMS·scale·ξ, shaped as `like`; RMS from the logical tensor's sum of squares, `square`."""
+    rms = (square / entry.logical_numel).sqrt()
+    noise_scale = knobs.noise * (rms if scale is None else rms * scale)
     key = (knobs.seed_low.to(torch.int64), knobs.seed_high.to(torch.int64))
     step = knobs.step.to(torch.int64)
-    flat = normals(key, entry.index, step, entry.offset, grad.numel(), grad.dtype)
-    return flat.view(grad.shape)
+    flat = normals(key, entry.index, step, entry.offset, like.numel(), like.dtype)
+    return noise_scale.to(like.dtype) * flat.view(like.shape)
 
 
 def _write(target: Tensor, value: Tensor, active: Tensor | None) -> None:
@@ -252,4 +361,4 @@ def _write(target: Tensor, value: Tensor, active: Tensor | None) -> None:
 
 def _real(tensor: Tensor) -> Tensor:
     """A complex tensor as pairs of reals, as torch.optim.AdamW treats it."""
-    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor

@@ -193,8 +193,8 @@ class OracleController:
         noise_floor: float | None = None,
         lr_change: tuple[float, float] = (0.9, 1.2),
         spike_clip: float = 5.0,
-        plateau_trend: tuple[float, float] = (0.1, 0.05),
-        plateau_variance: tuple[float, float] = (1.0, 0.2),
+        plateau_trend: tuple[float, float] = (0.6, 0.1),
+        plateau_variance: tuple[float, float] = (1.5, 0.1),
     ) -> None:
         if mode not in ("replace", "modulate"):
             raise ValueError(f"mode must be 'replace' or 'modulate', got {mode!r}")
@@ -555,8 +555,9 @@ def adamw_step(
     gradient_scale: float = 1.0,
     sum_of_squares: float | None = None,
     rms_numel: int | None = None,
+    noise_target: str = "gradient",
 ) -> AdamWState:
-    """Do one step of AdamW with gradient noise on one real tensor, or on one shard of it.
+    """Do one step of AdamW with noise on one real tensor, or on one shard of it.
 
     Args:
         param: The parameter, of any shape; the arrays below have the same.
@@ -575,22 +576,21 @@ def adamw_step(
         noise: Sigma; at 0 nothing is added.
         xi: Standard normals; needed where ``noise`` is not 0.
         gradient_scale: Factor of the gradient: clip coefficient over the gradient scaler's scale.
-        sum_of_squares: Of the gradient times ``gradient_scale``, over the whole logical tensor;
-            None if ``grad`` is the whole of it.
+        sum_of_squares: Of what the noise goes to, over the whole logical tensor: the gradient times
+            ``gradient_scale``, or the parameter before the step; None if this is the whole of it.
         rms_numel: Elements of the whole logical tensor; None if ``grad`` is the whole of it.
+        noise_target: ``"gradient"``, or ``"parameter"``: then it is added after the update, in
+            units of the learning rate.
 
     Raises:
-        ValueError: If ``noise`` is not 0 and ``xi`` is None.
+        ValueError: If ``noise`` is not 0 and ``xi`` is None, or ``noise_target`` is neither.
     """
     p, m, v = (np.asarray(x, np.float64) for x in (param, exp_avg, exp_avg_sq))
     g = _entering_gradient(grad, gradient_scale, maximize)
-    if noise != 0:
-        if xi is None:
-            raise ValueError(f"xi must hold standard normals where noise is {noise!r}, got None")
-        squares = float(np.sum(g * g)) if sum_of_squares is None else sum_of_squares
-        numel = g.size if rms_numel is None else rms_numel
-        rms = math.sqrt(squares / numel) if numel else 0.0
-        g = g + noise * rms * np.asarray(xi, np.float64)
+    on_gradient, on_parameter = _noise_terms(
+        g, p, noise_target, lr, noise, xi, sum_of_squares, rms_numel
+    )
+    g = g + on_gradient
 
     m = momentum * m + (1.0 - momentum) * g
     v = beta2 * v + (1.0 - beta2) * g * g
@@ -603,8 +603,102 @@ def adamw_step(
     with np.errstate(divide="ignore", invalid="ignore"):
         # eps = 0 on an element that never had a gradient is 0/0 in torch.optim.AdamW as well.
         direction = first / (np.sqrt(second) + eps)
-    p = (1.0 - lr * weight_decay) * p - lr * direction
+    p = (1.0 - lr * weight_decay) * p - lr * direction + on_parameter
     return AdamWState(p, m, v, largest, step, mu_product)
+
+
+class SGDState(NamedTuple):
+    """One tensor and its state after a step."""
+
+    param: Floats
+    momentum_buffer: Floats | None
+
+
+def sgd_step(
+    param: ArrayLike,
+    grad: ArrayLike,
+    momentum_buffer: ArrayLike | None,
+    *,
+    lr: float,
+    momentum: float,
+    dampening: float,
+    weight_decay: float,
+    nesterov: bool = False,
+    decoupled: bool = False,
+    maximize: bool = False,
+    noise: float = 0.0,
+    xi: ArrayLike | None = None,
+    gradient_scale: float = 1.0,
+    sum_of_squares: float | None = None,
+    rms_numel: int | None = None,
+    noise_target: str = "gradient",
+) -> SGDState:
+    """Do one step of SGD with noise on one real tensor, or on one shard of it.
+
+    Args:
+        param: The parameter, of any shape; the arrays below have the same.
+        grad: Its gradient as backward left it.
+        momentum_buffer: The buffer before the step; None before the first, whose gradient becomes
+            the buffer.
+        lr: Effective learning rate of the parameter's group.
+        momentum: Effective momentum of the parameter's group; at 0 there is no buffer.
+        dampening: One minus the weight of a gradient that enters the buffer.
+        weight_decay: Added to the gradient times the parameter, or decoupled.
+        nesterov: Step along the gradient plus momentum times the new buffer.
+        decoupled: Shrink the parameter by ``lr`` times the decay instead.
+        maximize: As in `adamw_step`; so are all arguments below.
+        noise: Sigma.
+        xi: Standard normals.
+        gradient_scale: Factor of the gradient; the coupled decay is not scaled.
+        sum_of_squares: Of what the noise goes to.
+        rms_numel: Elements of the whole logical tensor.
+        noise_target: ``"gradient"`` or ``"parameter"``.
+
+    Raises:
+        ValueError: As `adamw_step`.
+    """
+    p = np.asarray(param, np.float64)
+    g = _entering_gradient(grad, gradient_scale, maximize)
+    on_gradient, on_parameter = _noise_terms(
+        g, p, noise_target, lr, noise, xi, sum_of_squares, rms_numel
+    )
+    if not decoupled:
+        g = g + weight_decay * p
+    g = g + on_gradient
+    buffer = None
+    direction = g
+    if momentum != 0:
+        if momentum_buffer is None:
+            buffer = g
+        else:
+            buffer = momentum * np.asarray(momentum_buffer, np.float64) + (1.0 - dampening) * g
+        direction = g + momentum * buffer if nesterov else buffer
+    shrunk = (1.0 - lr * weight_decay) * p if decoupled else p
+    return SGDState(shrunk - lr * direction + on_parameter, buffer)
+
+
+def _noise_terms(
+    g: Floats,
+    p: Floats,
+    target: str,
+    lr: float,
+    noise: float,
+    xi: ArrayLike | None,
+    sum_of_squares: float | None,
+    rms_numel: int | None,
+) -> tuple[Floats | float, Floats | float]:
+    """What is added to the gradient before the moments, and to the parameter after the update."""
+    if target not in ("gradient", "parameter"):
+        raise ValueError(f"noise_target must be 'gradient' or 'parameter', got {target!r}")
+    if noise == 0:
+        return 0.0, 0.0
+    if xi is None:
+        raise ValueError(f"xi must hold standard normals where noise is {noise!r}, got None")
+    of = g if target == "gradient" else p
+    squares = float(np.sum(of * of)) if sum_of_squares is None else sum_of_squares
+    numel = of.size if rms_numel is None else rms_numel
+    added = noise * (math.sqrt(squares / numel) if numel else 0.0) * np.asarray(xi, np.float64)
+    return (added, 0.0) if target == "gradient" else (0.0, lr * added)
 
 
 def clip_coefficient(grads: Sequence[ArrayLike], max_norm: float) -> float:
@@ -644,6 +738,32 @@ def alignment_sums(
     with np.errstate(divide="ignore", invalid="ignore"):
         u = np.asarray(exp_avg, np.float64) / (np.sqrt(np.asarray(exp_avg_sq, np.float64)) + eps)
         return float(np.sum(g * u)), float(np.sum(g * g)), float(np.sum(u * u))
+
+
+def sgd_alignment_sums(
+    param: ArrayLike,
+    grad: ArrayLike,
+    momentum_buffer: ArrayLike | None,
+    weight_decay: float,
+    *,
+    gradient_scale: float = 1.0,
+    maximize: bool = False,
+) -> tuple[float, float, float]:
+    """Return (sum g·u, sum g², sum u²) of one tensor, u the buffer from before the step.
+
+    Args:
+        param: The parameter before the step.
+        grad: The gradient as backward left it.
+        momentum_buffer: The buffer before the step; None counts as zeros.
+        weight_decay: The coupled one, 0 where it is decoupled: g is the gradient as it enters the
+            buffer, but without noise.
+        gradient_scale: As in `adamw_step`.
+        maximize: As in `adamw_step`.
+    """
+    g = _entering_gradient(grad, gradient_scale, maximize)
+    g = g + weight_decay * np.asarray(param, np.float64)
+    u = np.zeros_like(g) if momentum_buffer is None else np.asarray(momentum_buffer, np.float64)
+    return float(np.sum(g * u)), float(np.sum(g * g)), float(np.sum(u * u))
 
 
 def _entering_gradient(grad: ArrayLike, gradient_scale: float, maximize: bool) -> Floats:

@@ -1,0 +1,162 @@
+"""`AdaptiveSGD`: torch.optim.SGD with α, μ and σ steered while it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from adaptiverl.control import HEAVY_BALL, Control
+from adaptiverl.optimizer import AdaptiveOptimizer
+
+if TYPE_CHECKING:
+    from adaptiverl.distributed import Group
+
+DEFAULT_CONTROL = Control()
+NESTEROV, DECOUPLED = 1, 2
+"""Options in a row of the group table: csrc/sgd_step.h, kernels/reference.py"""
+
+
+class AdaptiveSGD(AdaptiveOptimizer, torch.optim.SGD):
+    """SGD whose learning rate α, momentum μ and gradient noise σ a controller steers.
+
+    Takes every argument of `torch.optim.SGD`, in its place; without observations it is SGD.
+
+    μ is the momentum itself. Its default bounds are (0.85, 0.95), widened to hold the start, and so
+    tighter than AdamW's (0.85, 0.99): SGD's buffer sums the gradients instead of averaging them, so
+    in a lasting direction a step is α/(1−μ) long. Between those bounds μ alone makes it up to
+    twice as long, or two thirds as long, as at 0.9; up to 0.99 it would be ten times as long, and
+    nothing in α's law would know of it. A group whose momentum is 0 has no buffer and stays so.
+
+    Args:
+        params: Parameters, or dicts of groups.
+        lr: Where α starts (``mode="replace"``), or what α multiplies (``"modulate"``).
+        momentum: Where μ starts, in [0, 1).
+        dampening: 1 − the weight of a gradient that enters the buffer; the first enters whole.
+        weight_decay: Added to the gradient, as in torch, or decoupled.
+        nesterov: Nesterov's momentum.
+        maximize: Ascend.
+        foreach: Accepted; the step is fused either way.
+        differentiable: Must be False.
+        fused: As in torch: also tells a `GradScaler` to leave unscaling and skipping to the step.
+        decoupled_weight_decay: Shrink the parameter by lr·weight_decay, with the learning rate in
+            effect (decisions.md 19), instead of adding the decay to the gradient: then it passes
+            through no momentum.
+        control: Gains, bounds and cadence of the controller.
+        max_grad_norm: Clip the gradients' global norm to this, before decay and noise
+            (decisions.md 18).
+        seed: Of the noise, 0 to 2^64 − 1.
+        process_group: The ranks whose observations are averaged, so that all have the same knobs
+            (`adaptiverl.distributed.Ranks`): ``None``, all of torch.distributed's world where it is
+            initialised; ``False``, this rank alone.
+
+    Raises:
+        ValueError: An argument out of range, ``differentiable=True``, a start outside the bounds.
+        TypeError: A control that is not a `Control`; a process group that is none.
+
+    Example:
+        >>> optimizer = AdaptiveSGD(model.parameters(), lr=0.1, momentum=0.9)
+        >>> loss.backward()
+        >>> optimizer.observe(loss)
+        >>> optimizer.step()
+    """
+
+    _algorithm = "sgd_step"
+    _kind = HEAVY_BALL
+    _moments = ("momentum_buffer",)
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        momentum: float = 0,
+        dampening: float = 0,
+        weight_decay: float | Tensor = 0,
+        nesterov: bool = False,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        decoupled_weight_decay: bool = False,
+        control: Control = DEFAULT_CONTROL,
+        max_grad_norm: float | None = None,
+        seed: int = 0,
+        process_group: Group = None,
+    ) -> None:
+        if differentiable:
+            raise ValueError(
+                "AdaptiveSGD does not support differentiable=True: its step is one fused sweep, "
+                "in place, that autograd cannot follow. Use torch.optim.SGD where you "
+                "differentiate through the optimizer"
+            )
+        self._prepare(control, max_grad_norm, seed, process_group)
+        super().__init__(
+            params,
+            lr=lr,
+            momentum=momentum,
+            dampening=dampening,
+            weight_decay=weight_decay,
+            nesterov=nesterov,
+            maximize=maximize,
+            foreach=foreach,
+            differentiable=differentiable,
+            fused=fused,
+        )
+        self.defaults["decoupled_weight_decay"] = decoupled_weight_decay
+        self._fill_in()
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As torch.optim's. The first group's rate and momentum are where α and μ start.
+
+        Raises:
+            ValueError: A momentum of 1 or more, which never forgets and has no logit.
+        """
+        momentum = param_group.get("momentum", self.defaults["momentum"])
+        if not 0 <= momentum < 1:
+            raise ValueError(
+                f"momentum must be in [0, 1), got {momentum!r}: the controller moves its logit"
+            )
+        super().add_param_group(param_group)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._fill_in()
+
+    def _fill_in(self) -> None:
+        """The option that torch's groups and checkpoints lack is what the constructor was given."""
+        for group in self.param_groups:
+            group.setdefault(
+                "decoupled_weight_decay", self.defaults.get("decoupled_weight_decay", False)
+            )
+
+    def _check_capture(self) -> None:
+        """torch.optim.SGD has no `capturable` to ask for; the step can be captured as it is."""
+
+    def _start_of(self, group: dict[str, Any]) -> float:
+        return float(group["momentum"])
+
+    def _numbers_of(self, group: dict[str, Any]) -> Sequence[Any]:
+        options = NESTEROV * bool(group["nesterov"])
+        options += DECOUPLED * bool(group["decoupled_weight_decay"])
+        numbers = (group["lr"], group["momentum"], group["dampening"])
+        return *numbers, options, group["weight_decay"]
+
+    def _moments_of(self, group: dict[str, Any]) -> tuple[str, ...]:
+        return self._moments if group["momentum"] != 0 else ()
+
+    def _entry_state(self, group: dict[str, Any], state: dict[str, Any]) -> dict[str, Any]:
+        return {"momentum_buffer": state["momentum_buffer"] if group["momentum"] != 0 else None}
+
+    def _init_state(self, param: Tensor, group: dict[str, Any], state: dict[str, Any]) -> None:
+        """`step` counts what the buffer has taken in; torch.optim.SGD's checkpoints have none."""
+        buffered = state.get("momentum_buffer") is not None
+        counted = "step" in state
+        super()._init_state(param, group, state)
+        if group["momentum"] != 0 and not buffered:
+            state["step"].zero_()
+        elif buffered and not counted:
+            state["step"].fill_(1)

@@ -1,0 +1,425 @@
+"""`Control`: every range check with its message, pairs, presets, and the bounds in force."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from typing import Any
+
+import pytest
+import torch
+
+from adaptiverl import AdaptiveAdamW, Control
+
+INF, NAN = math.inf, math.nan
+BETAS = ("beta_loss", "beta_reward", "beta_variance")
+GAINS = (
+    "gain_lr_reward",
+    "gain_lr_loss",
+    "gain_momentum_reward",
+    "gain_momentum_loss",
+    "gain_noise_plateau",
+    "gain_noise_reward",
+)
+PAIRS = (
+    "lr_bounds",
+    "momentum_bounds",
+    "noise_bounds",
+    "lr_change",
+    "plateau_trend",
+    "plateau_variance",
+)
+NUMBERS = (*BETAS, *GAINS, "noise_floor", "spike_clip")
+
+
+def control_of(arguments: dict[str, Any]) -> Control:
+    return Control(**arguments)
+
+
+OUT_OF_RANGE: list[tuple[str, Any, str]] = [
+    ("mode", "replce", "one of ('replace', 'modulate')"),
+    ("mode", None, "one of ('replace', 'modulate')"),
+    ("reward", "loss", "one of ('neg_loss', 'given', 'none')"),
+    ("reward", None, "one of ('neg_loss', 'given', 'none')"),
+    *[("every", x, "from 1 to 2**53, or None for epoch-wise control") for x in (0, -1)],
+    *[(name, x, "in (0, 1]") for name in BETAS for x in (0, -0.1, 1.0000001, NAN, INF)],
+    *[(name, x, "finite and >= 0") for name in GAINS for x in (-1e-9, NAN, INF, -INF)],
+    *[
+        ("lr_bounds", x, "0 < low <= high, both finite")
+        for x in ((0.0, 1.0), (-1.0, 1.0), (2.0, 1.0), (1.0, INF), (NAN, 1.0), (1.0, NAN))
+    ],
+    *[
+        ("momentum_bounds", x, "0 < low <= high < 1")
+        for x in ((0.0, 0.9), (0.9, 1.0), (0.95, 0.9), (-0.5, 0.9), (NAN, 0.9), (0.5, NAN))
+    ],
+    *[
+        ("noise_bounds", x, "0 <= low <= high, both finite")
+        for x in ((-0.1, 0.1), (0.2, 0.1), (0.0, INF), (NAN, 0.1), (0.0, NAN))
+    ],
+    *[("noise_floor", x, "in (0, 0.1], noise_bounds[1] being 0.1") for x in (0.0, -0.1, 0.2, NAN)],
+    *[
+        ("lr_change", x, "0 < down <= 1 <= up, both finite")
+        for x in ((0.0, 1.2), (1.1, 1.2), (0.9, 0.99), (0.9, INF), (-0.9, 1.2), (NAN, 1.2))
+    ],
+    *[("spike_clip", x, "> 0 (math.inf: no clipping)") for x in (0.0, -5.0, NAN)],
+    *[
+        (name, x, "(centre, slope), both finite, slope > 0")
+        for name in ("plateau_trend", "plateau_variance")
+        for x in ((0.1, 0.0), (0.1, -0.05), (NAN, 0.05), (INF, 0.05), (0.1, INF), (0.1, NAN))
+    ],
+]
+
+
+@pytest.mark.parametrize(("name", "value", "expected"), OUT_OF_RANGE, ids=str)
+def test_out_of_range(name: str, value: Any, expected: str) -> None:
+    message = f"Control.{name} must be {expected}, got {value!r}"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        Control(**{name: value})
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("value", ["fast", "0.05", [0.1], (0.1, 0.2), 0.1j, True], ids=repr)
+def test_not_a_number(name: str, value: Any) -> None:
+    message = f"Control.{name} must be a number, got {value!r}"
+    with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+        Control(**{name: value})
+
+
+@pytest.mark.parametrize("name", [*BETAS, *GAINS, "spike_clip"])
+def test_none_is_not_a_number(name: str) -> None:
+    with pytest.raises(TypeError, match=rf"^Control\.{name} must be a number, got None$"):
+        control_of({name: None})
+
+
+@pytest.mark.parametrize("value", [2.5, 10.0, True, "10", NAN], ids=repr)
+def test_every_is_a_whole_number(value: Any) -> None:
+    message = f"Control.every must be a whole number of steps or None, got {value!r}"
+    with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+        Control(every=value)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("value", [0.5, (0.5,), (0.1, 0.5, 0.9), object], ids=repr)
+def test_not_a_pair(name: str, value: Any) -> None:
+    message = f"Control.{name} must be a pair of numbers, got {value!r}"
+    with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+        Control(**{name: value})
+
+
+@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("value", [("low", 0.5), (0.5, None), (0.1, [1.0])], ids=repr)
+def test_pair_of_other_things(name: str, value: Any) -> None:
+    with pytest.raises(TypeError, match=rf"^Control\.{name} must be a number, got "):
+        Control(**{name: value})
+
+
+def test_noise_floor_beside_a_lower_bound() -> None:
+    message = r"noise_floor stands in for a lower bound of 0, got 0\.05 beside noise_bounds=\(0\.01"
+    with pytest.raises(ValueError, match=message):
+        Control(noise_bounds=(0.01, 0.1), noise_floor=0.05)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *[{name: x} for name in BETAS for x in (1.0, 1, 1e-9)],
+        *[{name: x} for name in GAINS for x in (0.0, 0, 10.0)],
+        {"every": 1},
+        {"every": None},
+        {"lr_bounds": (1.0, 1.0)},
+        {"momentum_bounds": (0.9, 0.9)},
+        {"noise_bounds": (0.0, 0.0)},
+        {"noise_bounds": (0.1, 0.1)},
+        {"noise_floor": 0.1},
+        {"lr_change": (1.0, 1.0)},
+        {"spike_clip": INF},
+        {"plateau_trend": (0.0, 1e-9)},
+        {"plateau_variance": (-1.0, 0.2)},
+    ],
+    ids=str,
+)
+def test_edges_are_inside(arguments: dict[str, Any]) -> None:
+    control = Control(**arguments)
+    assert {name: getattr(control, name) for name in arguments} == arguments
+
+
+def test_defaults_are_the_contract() -> None:
+    assert dataclasses.asdict(Control()) == {
+        "mode": "replace",
+        "every": 10,
+        "reward": "neg_loss",
+        "beta_loss": 0.02,
+        "beta_reward": 0.02,
+        "beta_variance": 0.02,
+        "gain_lr_reward": 0.05,
+        "gain_lr_loss": 0.05,
+        "gain_momentum_reward": 0.02,
+        "gain_momentum_loss": 0.04,
+        "gain_noise_plateau": 0.08,
+        "gain_noise_reward": 0.06,
+        "lr_bounds": None,
+        "momentum_bounds": None,
+        "noise_bounds": (0.0, 0.1),
+        "noise_target": "gradient",
+        "noise_floor": None,
+        "lr_change": (0.9, 1.2),
+        "spike_clip": 5.0,
+        "plateau_trend": (0.6, 0.1),
+        "plateau_variance": (1.5, 0.1),
+    }
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_lists_are_pairs(name: str) -> None:
+    value = (0.5, 2) if name == "lr_change" else (0.25, 0.5)
+    with_tuple, with_list = (control_of({name: x}) for x in (value, list(value)))
+    assert with_list == with_tuple
+    assert hash(with_list) == hash(with_tuple)
+    stored = getattr(with_list, name)
+    assert isinstance(stored, tuple)
+    assert [type(x) for x in stored] == [float, float]
+
+
+def test_record_is_frozen_and_keyword_only() -> None:
+    control = Control()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        control.every = 20  # type: ignore[misc]
+    with pytest.raises(TypeError, match="positional"):
+        Control("replace")  # type: ignore[misc]
+    assert control == Control()
+
+
+def test_frozen_preset() -> None:
+    control = Control.frozen()
+    assert [getattr(control, name) for name in GAINS] == [0.0] * 6
+    assert control.noise_bounds == (0.0, 0.0)
+    assert control.mode == "modulate"
+    assert control.is_frozen
+
+
+@pytest.mark.parametrize("name", GAINS)
+def test_one_gain_thaws(name: str) -> None:
+    assert not control_of(dataclasses.asdict(Control.frozen()) | {name: 0.01}).is_frozen
+
+
+def test_a_failed_change_leaves_the_record() -> None:
+    control = Control(every=20, lr_bounds=(1e-5, 1e-2))
+    with pytest.raises(ValueError, match="lr_bounds"):
+        dataclasses.replace(control, lr_bounds=(1.0, 0.5))
+    assert control == Control(every=20, lr_bounds=(1e-5, 1e-2))
+
+
+# The bounds in force
+
+
+def test_limits_in_replace_are_factors_of_the_start() -> None:
+    limits = Control().limits(0.5, 0.9)
+    # 0.5/100 and 10·0.5; σ's floor is 0.1/1000.
+    assert limits == pytest.approx((0.005, 5.0, 0.85, 0.99, 0.0, 0.1, 1e-4), rel=1e-15)
+
+
+def test_limits_in_modulate_surround_one() -> None:
+    limits = Control(mode="modulate").limits(0.5, 0.9)
+    assert limits[:2] == (0.1, 10.0)
+
+
+@pytest.mark.parametrize("lr", [0.0, 1e-30, 1e30])
+def test_modulate_takes_any_rate(lr: float) -> None:
+    assert Control(mode="modulate").limits(lr, 0.9).lr_min == 0.1
+
+
+def test_limits_given() -> None:
+    control = Control(
+        lr_bounds=(1e-5, 2e-4),
+        momentum_bounds=(0.5, 0.95),
+        noise_bounds=(0.0, 0.2),
+        noise_floor=0.01,
+    )
+    assert control.limits(1e-4, 0.9) == (1e-5, 2e-4, 0.5, 0.95, 0.0, 0.2, 0.01)
+
+
+def test_lower_bound_of_the_noise_is_its_floor() -> None:
+    limits = Control(noise_bounds=(0.05, 0.2)).limits(1e-3, 0.9)
+    assert (limits.noise_min, limits.noise_floor) == (0.05, 0.05)
+
+
+@pytest.mark.parametrize(
+    ("momentum", "expected"), [(0.5, (0.5, 0.99)), (0.995, (0.85, 0.995)), (0.0, (0.0, 0.99))]
+)
+def test_default_momentum_bounds_widen(momentum: float, expected: tuple[float, float]) -> None:
+    assert Control().limits(1e-3, momentum)[2:4] == expected
+
+
+@pytest.mark.parametrize(
+    ("control", "lr", "momentum", "message"),
+    [
+        (
+            Control(lr_bounds=(1e-5, 1e-4)),
+            1e-3,
+            0.9,
+            r"lr must start inside.*\[1e-05, 0\.0001\], got 0\.001",
+        ),
+        (Control(lr_bounds=(1e-5, 1e-4)), 1e-6, 0.9, r"lr must start inside.*got 1e-06"),
+        (
+            Control(mode="modulate", lr_bounds=(2.0, 3.0)),
+            1e-3,
+            0.9,
+            r"the factor 1\.0 of Control\(mode='modulate'\) must start inside.*\[2\.0, 3\.0\]",
+        ),
+        (Control(momentum_bounds=(0.8, 0.85)), 1e-3, 0.9, r"betas\[0\] must start.*got 0\.9"),
+        (Control(momentum_bounds=(0.8, 0.85)), 1e-3, 0.5, r"betas\[0\] must start.*got 0\.5"),
+        (Control(), 0.0, 0.9, r"lr must be finite and > 0 with .*'replace'.*got 0\.0"),
+        (Control(), INF, 0.9, r"lr must be finite and > 0 .*got inf"),
+        (Control(), NAN, 0.9, r"lr must be finite and > 0 .*got nan"),
+    ],
+    ids=lambda x: "" if isinstance(x, Control) else str(x)[:30],
+)
+def test_start_outside(control: Control, lr: float, momentum: float, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        control.limits(lr, momentum)
+
+
+@pytest.mark.parametrize("start", [1e-5, 1e-4])
+def test_start_on_a_bound(start: float) -> None:
+    assert Control(lr_bounds=(1e-5, 1e-4)).limits(start, 0.9)[:2] == (1e-5, 1e-4)
+
+
+def test_a_refused_start_changes_no_parameter() -> None:
+    param = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
+    param.grad = torch.tensor([3.0, 4.0])
+    control = Control(lr_bounds=(1e-5, 1e-4))
+    with pytest.raises(ValueError, match="must start inside"):
+        AdaptiveAdamW([param], lr=1e-3, control=control)
+    assert param.tolist() == [1.0, -2.0]
+    assert param.grad.tolist() == [3.0, 4.0]
+    # The same tensors and the same record serve a start that is inside.
+    AdaptiveAdamW([param], lr=1e-4, control=control).step()
+    assert param.tolist() != [1.0, -2.0]
+
+
+# Presets (§6) and ablations (§8)
+
+
+def changed(control: Control) -> dict[str, Any]:
+    """What a record has otherwise than the defaults."""
+    return {
+        field.name: getattr(control, field.name)
+        for field in dataclasses.fields(Control)
+        if getattr(control, field.name) != getattr(Control(), field.name)
+    }
+
+
+@pytest.mark.parametrize(
+    ("preset", "expected"),
+    [
+        ("gpt2_small", {"lr_bounds": (1e-5, 2e-4), "momentum_bounds": (0.85, 0.99)}),
+        ("production", {"lr_change": (0.95, 1.05)}),
+        (
+            "epochwise",
+            {"every": None, "beta_loss": 0.3, "beta_reward": 0.3, "beta_variance": 0.3},
+        ),
+    ],
+)
+def test_presets_are_what_the_specification_says_and_nothing_else(
+    preset: str, expected: dict[str, Any]
+) -> None:
+    assert changed(getattr(Control, preset)()) == expected
+
+
+@pytest.mark.parametrize("preset", ["gpt2_small", "production", "epochwise"])
+def test_a_preset_quotes_its_line_and_lies_in_the_specifications_ranges(preset: str) -> None:
+    make = getattr(Control, preset)
+    assert "The specification's line" in make.__doc__
+    control = make()
+    assert 0.02 <= control.gain_lr_reward == control.gain_lr_loss <= 0.08
+    assert 0.01 <= control.gain_momentum_reward <= 0.05
+    assert 0.02 <= control.gain_momentum_loss <= 0.06
+    assert 0.05 <= control.gain_noise_plateau <= 0.10
+    assert 0.04 <= control.gain_noise_reward <= 0.08
+    assert control.noise_bounds[0] == 0
+    assert 0.05 <= control.noise_bounds[1] <= 0.2
+    rates = (control.beta_loss, control.beta_reward, control.beta_variance)
+    low, high = (0.01, 0.03) if control.every else (0.2, 0.4)
+    assert all(low <= rate <= high for rate in rates)
+    assert control.every is None or 10 <= control.every <= 20
+    assert dataclasses.replace(control, spike_clip=7.0).spike_clip == 7.0
+
+
+def test_gpt2_smalls_bounds_hold_the_learning_rate() -> None:
+    fell = run(Control.gpt2_small(), [1.0 + t for t in range(600)], lr=1e-4)
+    assert fell["lr"] == pytest.approx(1e-5, rel=1e-12)
+    with pytest.raises(ValueError, match="lr must start inside"):
+        Control.gpt2_small().limits(1e-3, 0.9)
+
+
+def test_production_moves_less_at_once() -> None:
+    losses = [1.0 + t for t in range(10)]
+    demo, production = run(Control(), losses), run(Control.production(), losses)
+    assert demo["lr"] == pytest.approx(1e-3 * math.exp(-0.1), rel=1e-12)
+    assert production["lr"] == pytest.approx(1e-3 * 0.95, rel=1e-12)
+
+
+def test_epochwise_moves_when_told() -> None:
+    param = torch.nn.Parameter(torch.ones(3))
+    optimizer = AdaptiveAdamW([param], lr=1e-3, control=Control.epochwise())
+    for loss in (3.0, 2.5, 2.0):
+        for _ in range(25):
+            param.grad = torch.ones(3)
+            optimizer.step()
+        optimizer.update(loss)
+    knobs = optimizer.knobs()
+    assert knobs["updates"] == 3
+    assert knobs["lr"] > 1e-3
+
+
+def run(
+    control: Control, losses: list[float], lr: float = 1e-3, **options: Any
+) -> dict[str, float]:
+    """The knobs after so many steps on these losses, and on `reward(step)` where it is given."""
+    param = torch.nn.Parameter(torch.ones(3))
+    optimizer = AdaptiveAdamW([param], lr=lr, control=control)
+    for t, loss in enumerate(losses):
+        param.grad = torch.ones(3)
+        optimizer.observe(loss, **({"reward": options["reward"](t)} if options else {}))
+        optimizer.step()
+    return optimizer.knobs()
+
+
+FALLING, RISING = [9.0 - 0.1 * t for t in range(40)], [1.0 + 0.1 * t for t in range(40)]
+
+
+def test_loss_only_never_rises() -> None:
+    control = Control(reward="none")
+    assert run(control, FALLING)["lr"] == pytest.approx(1e-3, rel=1e-12)
+    assert run(control, FALLING)["momentum"] == pytest.approx(0.9, rel=1e-12)
+    assert run(control, RISING)["lr"] < 1e-3
+    assert run(Control(), FALLING)["lr"] > 1e-3
+
+
+def test_reward_only_does_not_see_the_loss() -> None:
+    control = Control(reward="given", gain_lr_loss=0.0, gain_momentum_loss=0.0)
+    gained: dict[str, Any] = {"reward": lambda t: 0.1 * t}
+    better = run(control, RISING, **gained)
+    assert better["lr"] > 1e-3
+    assert better["momentum"] > 0.9
+    assert better["lr"] == run(control, FALLING, **gained)["lr"]
+    assert run(Control(reward="given"), RISING, **gained)["lr"] < better["lr"]
+
+
+@pytest.mark.parametrize("sigma", [0.03, 0.2])
+def test_frozen_noise_is_one_sigma_throughout(sigma: float) -> None:
+    control = Control(noise_bounds=(sigma, sigma))
+    for losses in (FALLING, RISING, [1.0] * 40):
+        assert run(control, losses)["noise"] == sigma
+    quiet = Control(gain_noise_plateau=0.0, gain_noise_reward=0.0)
+    assert run(quiet, [1.0] * 40)["noise"] == 0
+    adaptive = Control(plateau_trend=(10.0, 1.0), plateau_variance=(10.0, 1.0))
+    assert run(adaptive, [1.0] * 40)["noise"] > 0
+
+
+@pytest.mark.parametrize("value", ["weights", None, "grad"])
+def test_noise_has_two_targets(value: Any) -> None:
+    message = f"Control.noise_target must be one of ('gradient', 'parameter'), got {value!r}"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        Control(noise_target=value)

@@ -1,0 +1,711 @@
+"""The C++ law, through `Controller`: against laws.py and the oracle; its block and its trace."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import oracle
+import pytest
+import torch
+from streams import (
+    assert_alive,
+    assert_same_course,
+    course_of,
+    loss_stream,
+    oracle_course,
+    reward_stream,
+)
+from tolerances import assert_close
+from torch import Tensor
+
+from adaptiverl import AdaptiveAdamW, Control, laws
+from adaptiverl.controller import (
+    FIELDS,
+    LAYOUT_VERSION,
+    MEMORY_SIZE,
+    SLOT,
+    TRACE_CAPACITY,
+    TRACE_COLUMNS,
+    Controller,
+    current_layout,
+    pack_parameters,
+)
+from adaptiverl.laws import State
+from adaptiverl.tables import COLUMNS, GROUP_COLUMNS
+
+INF, NAN = math.inf, math.nan
+CSRC = Path(__file__).resolve().parents[1] / "csrc"
+LR, MOMENTUM = 1e-3, 0.9
+# The first group as the controller starts, one with another rate, one with another momentum.
+GROUPS = [
+    [LR, MOMENTUM, 0.999, 1e-8, 0.0],
+    [5e-3, 0.9, 0.99, 1e-8, 0.1],
+    [LR, 0.6, 0.95, 1e-6, 0.0],
+]
+
+
+class Driver:
+    """A controller beside a group table, as an optimizer would hold them."""
+
+    def __init__(self, control: Control, seed: int = 0) -> None:
+        self.controller = Controller(control, LR, MOMENTUM, seed=seed)
+        self.groups = torch.tensor(GROUPS, dtype=torch.float64)
+        self.effective = torch.zeros(len(GROUPS), 2, dtype=torch.float64)
+
+    def step(self, loss: Any = None, reward: Any = None, found_inf: Tensor | None = None) -> State:
+        if loss is not None:
+            self.controller.observe(loss, reward)
+        self.controller.advance(self.groups, self.effective, (), found_inf)
+        return self.read()
+
+    def read(self) -> State:
+        return State(*self.controller.read())
+
+    def everything(self) -> list[Tensor]:
+        c = self.controller
+        return [x.clone() for x in (c.block, c._parameters, c._inbox, c._ring, self.effective)]
+
+
+def assert_bits(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
+    """Raise unless all bits agree, those of NaNs and signed zeros included."""
+    for a, e in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a.view(torch.int64), e.view(torch.int64), rtol=0, atol=0)
+
+
+def assert_same_states(actual: Sequence[State], expected: Sequence[State]) -> None:
+    """Raise unless every field's course agrees to "law", with NaN where NaN is."""
+    for field in fields(State):
+        a = np.array([getattr(s, field.name) for s in actual])
+        e = np.array([getattr(s, field.name) for s in expected])
+        np.testing.assert_array_equal(np.isnan(a), np.isnan(e), err_msg=field.name)
+        known = ~np.isnan(e)
+        try:
+            assert_close(a[known], e[known], "law")
+        except AssertionError as error:
+            raise AssertionError(f"{field.name}: {error}") from error
+
+
+# --- The C++ law -----------------------------------------------------------------------------
+
+SWEEP: list[dict[str, Any]] = [
+    {},
+    {"every": 1, "mode": "modulate", "reward": "given"},
+    {"every": 3, "reward": "none", "gain_lr_loss": 2e-3, "gain_momentum_loss": 3e-4},
+    {
+        "every": 10,
+        "mode": "modulate",
+        "reward": "given",
+        "noise_bounds": (0.01, 0.2),
+        "lr_change": (0.99, 1.01),
+        "beta_loss": 0.05,
+        "beta_reward": 0.01,
+        "plateau_trend": (0.3, 0.1),
+    },
+    {"every": 1, "noise_bounds": (0.0, 0.0), "spike_clip": 2.0, "momentum_bounds": (0.8, 0.95)},
+    {"every": None, "reward": "given", "beta_variance": 0.3, "lr_bounds": (9e-4, 1.2e-3)},
+    {"every": None, "mode": "modulate", "noise_floor": 0.02},
+]
+
+
+def python_states(
+    control: Control, losses: Sequence[float], rewards: Any, seed: int
+) -> list[State]:
+    limits = control.limits(LR, MOMENTUM)
+    state = laws.start(control, limits, LR, MOMENTUM, seed)
+    states = []
+    for loss, reward in zip(losses, rewards, strict=True):
+        if control.every is None:
+            laws.sense(state, control, loss, reward)
+            laws.act(state, control, limits)
+            laws.read_knobs(state, limits)
+        else:
+            laws.advance(state, control, limits, loss, reward)
+        states.append(replace(state))
+    return states
+
+
+def compiled_states(
+    control: Control, losses: Sequence[float], rewards: Any, seed: int
+) -> list[State]:
+    driver = Driver(control, seed)
+    states = []
+    for loss, reward in zip(losses, rewards, strict=True):
+        if control.every is None:
+            driver.controller.update(loss, reward)
+            states.append(driver.read())
+        else:
+            states.append(driver.step(loss, reward))
+    return states
+
+
+@pytest.mark.parametrize("arguments", SWEEP, ids=str)
+def test_three_laws_agree(arguments: dict[str, Any]) -> None:
+    n, seed = 10_000, (3 << 32) + len(str(arguments))
+    losses = loss_stream(n, seed=len(str(arguments)))
+    rewards = reward_stream(n, 2) if arguments.get("reward") == "given" else [None] * n
+    control = Control(**arguments)
+    compiled = compiled_states(control, losses, rewards, seed)
+    assert_same_states(compiled, python_states(control, losses, rewards, seed))
+    course = course_of(compiled)
+    assert_same_course(
+        course, oracle_course(losses, rewards, lr=LR, momentum=MOMENTUM, **arguments)
+    )
+    assert_alive(course)
+
+
+@pytest.mark.parametrize("factor", [1e-300, 1e150, 3e299])
+def test_three_laws_agree_at_the_ends_of_float64(factor: float) -> None:
+    losses = [loss * factor for loss in loss_stream(2000, seed=7) if not abs(loss) > 1e9]
+    rewards = [None] * len(losses)
+    control = Control(every=1)
+    compiled = compiled_states(control, losses, rewards, 0)
+    assert_same_states(compiled, python_states(control, losses, rewards, 0))
+    assert_same_course(
+        course_of(compiled), oracle_course(losses, None, lr=LR, momentum=MOMENTUM, every=1)
+    )
+
+
+def test_the_comparison_sees_another_law(monkeypatch: pytest.MonkeyPatch) -> None:
+    losses, control = loss_stream(500, seed=1), Control(every=1)
+    rewards = [None] * 500
+    compiled = compiled_states(control, losses, rewards, 0)
+    assert_same_states(compiled, python_states(control, losses, rewards, 0))
+    monkeypatch.setattr(laws, "scale_of", lambda s, t, n, b: (1 - b) * s + b * abs(t))
+    with pytest.raises(AssertionError, match=r"^log_lr: law: "):
+        assert_same_states(compiled, python_states(control, losses, rewards, 0))
+
+
+@pytest.mark.parametrize("power", [20, -20])
+def test_powers_of_two_change_no_bit(power: int) -> None:
+    losses = [x for x in loss_stream(3000, seed=12) if x == 0 or abs(x) > 1e-100]
+    rewards = [None] * len(losses)
+    control = Control(every=1)
+    plain = compiled_states(control, losses, rewards, 0)
+    scaled = compiled_states(control, [math.ldexp(x, power) for x in losses], rewards, 0)
+    for name in ("log_lr", "logit_momentum", "log_noise", "lr", "momentum", "noise", "plateau"):
+        assert [getattr(s, name) for s in scaled] == [getattr(s, name) for s in plain], name
+    assert scaled[-1].loss_mean != plain[-1].loss_mean
+
+
+@pytest.mark.parametrize("mode", ["replace", "modulate"])
+def test_effective_groups(mode: Any) -> None:
+    driver = Driver(Control(mode=mode, every=1))
+    alpha_start = LR if mode == "replace" else 1.0
+    driver.step(3.0)
+    # α and μ have not moved: the groups' own numbers to the bit.
+    assert driver.effective.tolist() == [group[:2] for group in GROUPS]
+    for loss in loss_stream(300, seed=4):
+        state = driver.step(loss)
+        rates = [oracle.group_lr(g[0], state.lr, alpha_start, mode) for g in GROUPS]
+        momenta = [oracle.group_momentum(g[1], state.momentum, MOMENTUM) for g in GROUPS]
+        assert_close(driver.effective[:, 0], rates, "law")
+        assert_close(driver.effective[:, 1], momenta, "law")
+    assert driver.effective[:, 0].tolist() != [group[0] for group in GROUPS]
+
+
+# --- Observing -------------------------------------------------------------------------------
+
+
+def test_observations_of_one_step_are_averaged() -> None:
+    control = Control(every=1, reward="given")
+    many, one = Driver(control), Driver(control)
+    for losses, rewards in (([1.0, 2.0, 6.0], [4.0]), ([2.0], []), ([0.5, 1.5], [1.0, 2.0])):
+        for i, loss in enumerate(losses):
+            many.controller.observe(loss, rewards[i] if i < len(rewards) else None)
+        # Each by its own count: a reward that came with one loss of three is not divided by three.
+        mean_reward = sum(rewards) / len(rewards) if rewards else None
+        assert many.step() == one.step(sum(losses) / len(losses), mean_reward)
+    assert many.read().loss == 1.0
+    assert many.read().reward == 1.5
+
+
+def test_a_bad_observation_spoils_its_average() -> None:
+    driver = Driver(Control(every=1))
+    driver.controller.observe(1.0)
+    driver.controller.observe(NAN)
+    state = driver.step()
+    assert math.isnan(state.loss)
+    assert (state.nonfinite, state.loss_count, state.updates) == (1, 0, 1)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        2.5,
+        torch.tensor(2.5),
+        torch.tensor([[2.5]], dtype=torch.float64),
+        torch.tensor(2.5, dtype=torch.bfloat16),
+        torch.tensor(2.5, dtype=torch.float16),
+        np.float32(2.5),
+        torch.tensor(2.5, requires_grad=True) * 1,
+    ],
+    ids=repr,
+)
+def test_every_kind_of_number_is_observed(loss: Any) -> None:
+    assert Driver(Control()).step(loss).loss == 2.5
+
+
+def test_whole_numbers_are_observed() -> None:
+    assert Driver(Control()).step(3).loss == 3.0
+    # 2^53 − 1 needs all of float64.
+    assert Driver(Control()).step(torch.tensor(2**53 - 1)).loss == 2**53 - 1
+
+
+BAD_LOSSES: list[tuple[Any, type[Exception], str]] = [
+    (torch.tensor([1.0, 2.0]), ValueError, r"one element, got shape \(2,\): reduce it first.*mean"),
+    (torch.tensor([]), ValueError, r"one element, got shape \(0,\)"),
+    (torch.tensor(1j), TypeError, r"real number, got dtype torch\.complex64"),
+    (torch.tensor(True), TypeError, r"real number, got dtype torch\.bool"),
+    (torch.tensor(1.0, device="meta"), TypeError, "no value: .* meta device"),
+    ("1.0", TypeError, r"tensor with one element, got '1\.0' of type str"),
+    (None, TypeError, "got None of type NoneType"),
+    (True, TypeError, "got True of type bool"),
+    (1j, TypeError, "got 1j of type complex"),
+    ([1.0], TypeError, r"got \[1\.0\] of type list"),
+]
+
+
+@pytest.mark.parametrize(("bad", "error", "message"), BAD_LOSSES, ids=lambda x: repr(x)[:25])
+def test_observe_refuses_and_changes_nothing(
+    bad: Any, error: type[Exception], message: str
+) -> None:
+    driver = Driver(Control(reward="given"))
+    driver.step(3.0, 1.0)
+    driver.controller.observe(2.0)
+    before = driver.everything()
+    with pytest.raises(error, match=f"^loss .*{message}"):
+        driver.controller.observe(bad)
+    if bad is not None:
+        with pytest.raises(error, match=f"^reward .*{message}"):
+            driver.controller.observe(2.0, bad)
+    assert_bits(driver.everything(), before)
+    assert driver.controller.observed == 1
+
+
+@pytest.mark.parametrize("mode", ["neg_loss", "none"])
+def test_a_reward_in_the_wrong_mode(mode: Any) -> None:
+    driver = Driver(Control(reward=mode))
+    before = driver.everything()
+    message = rf"got a reward, but Control\.reward is '{mode}': use Control\(reward='given'\)"
+    with pytest.raises(ValueError, match=message):
+        driver.controller.observe(1.0, 1.0)
+    assert_bits(driver.everything(), before)
+    assert (driver.controller.observed, driver.controller.ever_observed) == (0, False)
+
+
+@pytest.mark.parametrize("bad", BAD_LOSSES[0:1] + BAD_LOSSES[5:6], ids=["shape", "type"])
+def test_update_refuses_and_changes_nothing(bad: tuple[Any, type[Exception], str]) -> None:
+    driver = Driver(Control(every=None))
+    driver.controller.update(3.0)
+    before = driver.everything()
+    with pytest.raises(bad[1], match=bad[2]):
+        driver.controller.update(bad[0])
+    assert_bits(driver.everything(), before)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64, 1.0, True, "7", None], ids=repr)
+def test_seed_out_of_range(seed: Any) -> None:
+    with pytest.raises(
+        ValueError, match=r"^seed must be a whole number from 0 to 2\*\*64 - 1, got"
+    ):
+        Controller(Control(), LR, MOMENTUM, seed=seed)
+
+
+def test_the_largest_seed() -> None:
+    state = Controller(Control(), LR, MOMENTUM, seed=2**64 - 2).read()
+    assert (state.seed_low, state.seed_high) == (2**32 - 2, 2**32 - 1)
+
+
+# --- Steps that are none ---------------------------------------------------------------------
+
+
+def test_found_inf_skips_everything() -> None:
+    skipping, plain = Driver(Control(every=2)), Driver(Control(every=2))
+    for loss in (3.0, 2.0, 2.5):
+        skipping.step(loss)
+        plain.step(loss)
+    before = skipping.everything()
+    skipped = skipping.step(1e6, found_inf=torch.tensor([1.0]))
+    after = skipping.everything()
+    assert skipped.active == 0.0
+    after[0][SLOT["active"]] = 1.0
+    assert_bits(after, before)
+    assert skipping.controller.observed == 0
+    # Its observation went with it, and it is no step: the next is t = 4 as if nothing had been.
+    assert skipping.step(2.0, found_inf=torch.tensor([0.0])) == plain.step(2.0)
+    assert_bits(skipping.everything(), plain.everything())
+
+
+def test_found_inf_leaves_the_parameters_counters() -> None:
+    driver = Driver(Control())
+    step, product = torch.tensor(5.0), torch.tensor(0.5, dtype=torch.float64)
+    row = torch.zeros(1, len(COLUMNS), dtype=torch.int64)
+    row[0, COLUMNS.index("step")] = step.data_ptr()
+    row[0, COLUMNS.index("mu_product")] = product.data_ptr()
+    row[0, COLUMNS.index("group")] = 2
+    c = driver.controller
+    c.advance(driver.groups, driver.effective, [row], torch.tensor(1.0))
+    assert (step.item(), product.item()) == (5.0, 0.5)
+    c.advance(driver.groups, driver.effective, [row], torch.tensor(0.0))
+    assert (step.item(), product.item()) == (6.0, 0.5 * 0.6)
+    c.advance(driver.groups, driver.effective, [row], None)
+    assert (step.item(), product.item()) == (7.0, 0.5 * 0.6 * 0.6)
+
+
+@pytest.mark.parametrize("every", [1, 10, None])
+def test_nothing_observed_at_a_rate_of_zero_changes_nothing(every: int | None) -> None:
+    driver = Driver(Control(every=every))
+    driver.groups[:, 0] = 0.0
+    before = driver.everything()[:4]
+    driver.step()
+    assert_bits(driver.everything()[:4], before)
+    # One group that does move, or one loss, makes it a step.
+    driver.groups[2, 0] = 1e-3
+    assert driver.step().step == 1
+    driver.groups[:, 0] = 0.0
+    assert driver.step(1.0).step == 2
+
+
+def test_nothing_observed_moves_no_knob() -> None:
+    driver = Driver(Control(every=1))
+    for loss in (3.0, 2.0, 1.0):
+        driver.step(loss)
+    before = driver.read()
+    for _ in range(5):
+        after = driver.step()
+    assert after == replace(before, step=8.0)
+
+
+# --- Epochs ----------------------------------------------------------------------------------
+
+
+def test_update_is_one_observation_and_one_update() -> None:
+    driver = Driver(Control(every=None))
+    expected = laws.replay([3.0, 2.0, NAN, 1.5], driver.controller.control, lr=LR)
+    states = []
+    for loss in (3.0, 2.0, NAN, 1.5):
+        driver.controller.update(loss)
+        states.append(driver.read())
+    assert_same_states(states, expected)
+    assert driver.controller.trace()["lr"].tolist() == [s.lr for s in states]
+
+
+def test_steps_between_epochs_move_no_knob() -> None:
+    driver = Driver(Control(every=None))
+    driver.controller.update(3.0)
+    driver.controller.update(2.0)
+    before = driver.read()
+    for _ in range(25):
+        after = driver.step()
+    assert after == replace(before, step=25.0)
+    assert before.lr != LR
+
+
+# --- The trace -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("updates", [0, 1, 57, TRACE_CAPACITY - 1, TRACE_CAPACITY])
+def test_trace_before_it_is_full(updates: int) -> None:
+    check_trace(updates)
+
+
+@pytest.mark.parametrize("more", [1, 100, TRACE_CAPACITY, TRACE_CAPACITY + 3])
+def test_trace_wraps_around(more: int) -> None:
+    check_trace(TRACE_CAPACITY + more)
+
+
+def check_trace(updates: int) -> None:
+    driver = Driver(Control(every=None))
+    losses = [3.0 + math.sin(i) for i in range(updates)]
+    states = laws.replay(losses, driver.controller.control, lr=LR)[-TRACE_CAPACITY:]
+    for loss in losses:
+        driver.controller.update(loss)
+    trace = driver.controller.trace()
+    assert list(trace) == list(TRACE_COLUMNS)
+    for column in TRACE_COLUMNS:
+        assert trace[column].dtype == torch.float64
+        assert_close(trace[column], [getattr(s, column) for s in states], "law")
+    if updates > 2:
+        assert trace["loss"][-1] == losses[-1]
+        assert trace["loss"][0] == losses[-len(states)]
+
+
+def test_trace_records_updates_not_steps() -> None:
+    driver = Driver(Control(every=3))
+    for t in range(1, 11):
+        driver.step(float(t))
+    assert driver.controller.trace()["step"].tolist() == [3, 6, 9]
+    assert driver.controller.trace()["loss"].tolist() == [3, 6, 9]
+
+
+def test_trace_is_a_copy_and_names_its_columns() -> None:
+    driver = Driver(Control(every=1))
+    driver.step(3.0)
+    trace = driver.controller.trace()
+    driver.step(2.0)
+    assert trace["loss"].tolist() == [3.0]
+    assert repr(trace).startswith("Trace(1 updates: step, loss")
+    with pytest.raises(KeyError, match="no column 'alpha'; it has step, loss"):
+        trace["alpha"]
+
+
+# --- Adopting a block ------------------------------------------------------------------------
+
+
+def test_adopt_goes_on_where_the_other_was() -> None:
+    control = Control(every=1)
+    first, second = Driver(control), Driver(control, seed=9)
+    for loss in loss_stream(40, seed=2):
+        first.step(loss)
+        second.step(3.0)
+    second.controller.observe(100.0)
+    memory, address = second.controller.memory, second.controller.block.data_ptr()
+    second.controller.adopt(first.controller.memory.clone())
+    # At its own address, and seen by whoever holds the old view.
+    assert second.controller.block.data_ptr() == address
+    assert second.controller.memory is memory
+    assert memory.data_ptr() == address
+    assert second.controller.observed == 0
+    # The trace is of this process; it starts empty.
+    assert second.controller.trace()["lr"].numel() == 0
+    for loss in loss_stream(40, seed=3):
+        assert repr(second.step(loss)) == repr(first.step(loss))
+    assert second.controller.trace()["lr"].numel() == 40
+
+
+def test_reset_goes_back_to_the_start() -> None:
+    driver, fresh = Driver(Control(every=1), seed=5), Driver(Control(every=1), seed=5)
+    for loss in (3.0, 2.0, NAN):
+        driver.step(loss)
+    driver.controller.reset()
+    assert_bits(driver.everything()[:4], fresh.everything()[:4])
+
+
+def damaged(change: Callable[[Tensor], Any]) -> Any:
+    return change(Controller(Control(), LR, MOMENTUM).memory)
+
+
+BAD_BLOCKS: list[tuple[Callable[[Tensor], Any], str]] = [
+    (lambda b: b.float(), r"got torch\.float32 of shape \(32,\)"),
+    (lambda b: b[:-1], r"got torch\.float64 of shape \(31,\)"),
+    (lambda b: b.reshape(1, -1), r"got torch\.float64 of shape \(1, 32\)"),
+    (lambda b: torch.cat([b, b]), r"got torch\.float64 of shape \(64,\)"),
+    (lambda b: b.tolist(), r"got \[1\.0, 0\.0"),
+    (lambda _: None, "got None"),
+    (lambda b: torch.cat([b[:1] + 1, b[1:]]), r"got version 2\.0"),
+    (lambda b: torch.cat([b[:1] * NAN, b[1:]]), "got version nan"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), BAD_BLOCKS, ids=[m for _, m in BAD_BLOCKS])
+def test_adopt_refuses(change: Callable[[Tensor], Any], message: str) -> None:
+    driver = Driver(Control(every=1))
+    for loss in (3.0, 2.0):
+        driver.step(loss)
+    before = driver.everything()
+    expected = r"'adaptive_state' must be a float64 tensor of 32 numbers whose first is 1, "
+    with pytest.raises(ValueError, match=f"^{expected}{message}.*nothing was changed$"):
+        driver.controller.adopt(damaged(change))
+    assert_bits(driver.everything(), before)
+    current_layout(driver.controller.memory)
+
+
+# --- One layout, stated twice ----------------------------------------------------------------
+
+
+def members(header: str, name: str) -> list[str]:
+    """The names of a C++ struct's members, in order."""
+    found = re.search(rf"^struct {name} {{$(.*?)^}};$", (CSRC / header).read_text(), re.S | re.M)
+    assert found is not None, f"no struct {name} in {header}"
+    body = re.sub(r"//.*", "", found[1])
+    return re.findall(r"\b(?:double|int64_t) (\w+);", body)
+
+
+@pytest.mark.parametrize(
+    ("header", "struct", "names"),
+    [
+        ("control_law.h", "State", FIELDS),
+        ("control_law.h", "State", [field.name for field in fields(State)]),
+        ("control_law.h", "TraceRow", TRACE_COLUMNS),
+        ("control_law.h", "Group", GROUP_COLUMNS),
+        ("control_law.h", "EffectiveGroup", ("lr", "momentum")),
+        ("tables.h", "TensorRow", COLUMNS),
+    ],
+)
+def test_structs_are_what_python_thinks(header: str, struct: str, names: Sequence[str]) -> None:
+    assert members(header, struct) == list(names)
+
+
+def test_parameters_are_packed_in_the_structs_order() -> None:
+    control = Control(
+        every=7,
+        reward="given",
+        beta_loss=0.011,
+        beta_reward=0.012,
+        beta_variance=0.013,
+        gain_lr_reward=0.021,
+        gain_lr_loss=0.022,
+        gain_momentum_reward=0.023,
+        gain_momentum_loss=0.024,
+        gain_noise_plateau=0.025,
+        gain_noise_reward=0.026,
+        lr_bounds=(1e-4, 1e-2),
+        momentum_bounds=(0.8, 0.95),
+        noise_bounds=(0.0, 0.3),
+        noise_floor=0.02,
+        lr_change=(0.7, 1.7),
+        spike_clip=4.0,
+        plateau_trend=(0.31, 0.32),
+        plateau_variance=(0.33, 0.34),
+    )
+    limits = control.limits(LR, MOMENTUM)
+    expected: dict[str, float] = {
+        name: float(getattr(control, name))
+        for name in (f.name for f in fields(Control))
+        if name in ("every", "spike_clip") or name.startswith(("beta_", "gain_"))
+    }
+    expected |= {name: value for name, value in limits._asdict().items() if name != "noise_floor"}
+    expected |= {
+        "reward_source": 2.0,
+        "log_lr_min": math.log(1e-4),
+        "log_lr_max": math.log(1e-2),
+        "logit_momentum_min": laws.logit(0.8),
+        "logit_momentum_max": laws.logit(0.95),
+        "log_noise_floor": math.log(0.02),
+        "log_noise_max": math.log(0.3),
+        "log_lr_change_down": math.log(0.7),
+        "log_lr_change_up": math.log(1.7),
+        "trend_center": 0.31,
+        "trend_slope": 0.32,
+        "variance_center": 0.33,
+        "variance_slope": 0.34,
+    }
+    packed = pack_parameters(control, limits)
+    assert dict(zip(members("control_law.h", "Parameters"), packed, strict=True)) == expected
+    # No two alike, so that none can stand in another's place.
+    assert len(set(packed)) == len(packed)
+
+
+@pytest.mark.parametrize(("reward", "number"), [("none", 0), ("neg_loss", 1), ("given", 2)])
+def test_reward_sources_are_the_enums(reward: Any, number: int) -> None:
+    control = Control(reward=reward)
+    packed = pack_parameters(control, control.limits(LR, MOMENTUM))
+    assert packed[members("control_law.h", "Parameters").index("reward_source")] == number
+    name = "kReward" + "".join(word.title() for word in reward.split("_"))
+    assert f"{name} = {number}" in (CSRC / "control_law.h").read_text()
+
+
+def test_constants_are_the_headers() -> None:
+    text = (CSRC / "control_law.h").read_text()
+    numbers = {name: float(x) for name, x in re.findall(r"constexpr double (\w+) = (\S+);", text)}
+    assert numbers == {"kLayoutVersion": LAYOUT_VERSION, "kLargest": laws.LARGEST}
+    assert laws.LAYOUT_VERSION == LAYOUT_VERSION
+
+
+@pytest.mark.parametrize("mode", ["replace", "modulate"])
+@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("noise_bounds", [(0.0, 0.1), (0.0, 0.0), (0.02, 0.3)])
+def test_block_starts_as_the_law_does(mode: Any, momentum: float, noise_bounds: Any) -> None:
+    control = Control(mode=mode, noise_bounds=noise_bounds)
+    seed = 2**64 - 2
+    controller = Controller(control, 0.3, momentum, seed=seed)
+    assert controller.block.shape == (len(SLOT),)
+    # All but the flag of the step in progress is what checkpoints keep.
+    assert controller.memory.shape == (MEMORY_SIZE,)
+    assert FIELDS[MEMORY_SIZE:] == ("active",)
+    assert list(controller.read()._asdict()) == list(FIELDS)
+    expected = laws.start(control, control.limits(0.3, momentum), 0.3, momentum, seed)
+    assert_same_states([State(*controller.read())], [expected])
+
+
+# --- The operators ---------------------------------------------------------------------------
+
+
+def test_opcheck_observe() -> None:
+    for reward in (None, torch.tensor(2.0)):
+        inbox = torch.zeros(4, dtype=torch.float64)
+        torch.library.opcheck(
+            torch.ops.adaptiverl.observe_.default, (inbox, torch.tensor(1.0), reward)
+        )
+
+
+def test_opcheck_update() -> None:
+    c = Controller(Control(every=None), LR, MOMENTUM)
+    c.observe(2.0)
+    arguments = (c.block, c._parameters, c._inbox, c._ring)
+    torch.library.opcheck(torch.ops.adaptiverl.update_.default, arguments)
+
+
+def test_opcheck_start() -> None:
+    c = Controller(Control(), LR, MOMENTUM)
+    arguments = (c.block, c._parameters, LR, MOMENTUM, 1.0, 2.0)
+    torch.library.opcheck(torch.ops.adaptiverl.start_.default, arguments)
+
+
+def test_opcheck_read_groups() -> None:
+    d = Driver(Control(every=1))
+    arguments = (d.controller.block, d.groups, d.effective)
+    torch.library.opcheck(torch.ops.adaptiverl.read_groups_.default, arguments)
+
+
+def test_read_groups_is_what_the_step_used() -> None:
+    d = Driver(Control(every=1))
+    for loss in (3.0, 2.0, 1.0):
+        d.step(loss)
+    block, effective = d.controller.block.clone(), torch.zeros_like(d.effective)
+    d.controller.read_groups(d.groups, effective)
+    assert_bits([effective, d.controller.block], [d.effective, block])
+
+
+@pytest.mark.parametrize("found_inf", [None, torch.tensor(0.0), torch.tensor(1.0)])
+def test_opcheck_advance(found_inf: Tensor | None) -> None:
+    d = Driver(Control(every=1))
+    d.controller.observe(2.0)
+    c, tables = d.controller, [torch.empty(0, len(COLUMNS), dtype=torch.int64)]
+    tail = (d.groups, d.effective, tables, found_inf)
+    torch.library.opcheck(
+        torch.ops.adaptiverl.advance_.default, (c.block, c._parameters, c._inbox, c._ring, *tail)
+    )
+
+
+@pytest.mark.parametrize(
+    ("place", "wrong", "message"),
+    [
+        (0, torch.zeros(32, dtype=torch.float64), "block must hold 33 numbers, got 32"),
+        (0, torch.zeros(33), "block must be float64"),
+        (1, torch.zeros(7, dtype=torch.float64), "parameters must hold at least 1 records of 30"),
+        (2, torch.zeros(4), "inbox must be float64"),
+        (3, torch.zeros(12, dtype=torch.float64), "trace must hold at least 2 records of 12"),
+        (4, torch.zeros(2, 4, dtype=torch.float64), "groups must hold at least 1 records of 5"),
+        (5, torch.zeros(1, 2, dtype=torch.float64), "effective must hold at least 3 records of 2"),
+        (6, [torch.zeros(1, 12, dtype=torch.int64)], r"rows must be of shape \[tensors, 13\]"),
+        (6, [torch.zeros(1, 13)], "rows must be int64"),
+        (7, torch.zeros((), dtype=torch.float64), "found_inf must be float32"),
+    ],
+)
+def test_operator_checks_what_it_is_given(place: int, wrong: Any, message: str) -> None:
+    d = Driver(Control(every=1))
+    d.controller.observe(2.0)
+    c = d.controller
+    arguments = [c.block, c._parameters, c._inbox, c._ring, d.groups, d.effective, [], None]
+    arguments[place] = wrong
+    before = d.everything()
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.adaptiverl.advance_(*arguments)
+    assert_bits(d.everything(), before)
+
+
+def test_observe_mutates_the_inbox_it_is_given() -> None:
+    """Wrappers call `observe` with another self: the inbox must be the same object throughout."""
+    param = torch.nn.Parameter(torch.ones(3))
+    optimizer = AdaptiveAdamW([param], lr=LR)
+    inbox = optimizer._controller._inbox
+    optimizer.observe(torch.tensor(2.0))
+    assert optimizer._controller._inbox is inbox
+    assert inbox.tolist() == [2.0, 1.0, 0.0, 0.0]

@@ -1,0 +1,670 @@
+"""The Python law: each equation by hand, whole courses against the oracle, properties of §3."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import astuple, replace
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from streams import (
+    assert_alive,
+    assert_same_course,
+    course_of,
+    loss_stream,
+    oracle_course,
+    reward_stream,
+)
+from tolerances import assert_close
+
+from adaptiverl import Control, laws
+from adaptiverl.laws import State
+
+INF, NAN = math.inf, math.nan
+
+# Every average at 1/2 and every gain a round number, so that a person can follow.
+BY_HAND = Control(
+    every=1,
+    beta_loss=0.5,
+    beta_reward=0.5,
+    beta_variance=0.5,
+    gain_lr_reward=0.02,
+    gain_lr_loss=0.04,
+    gain_momentum_reward=0.1,
+    gain_momentum_loss=0.3,
+    gain_noise_plateau=0.5,
+    gain_noise_reward=0.2,
+    plateau_trend=(0.1, 0.05),
+    plateau_variance=(1.0, 0.2),
+)
+LIMITS = BY_HAND.limits(1e-3, 0.9)
+
+
+def fresh(control: Control = BY_HAND, lr: float = 1e-3, momentum: float = 0.9) -> State:
+    return laws.start(control, control.limits(lr, momentum), lr, momentum)
+
+
+# --- By hand: arithmetic ----------------------------------------------------------------------
+
+
+def test_ema() -> None:
+    assert laws.ema(2.0, 6.0, 0.25) == 3.0  # 0.75·2 + 0.25·6
+
+
+def test_sigmoid_and_logit() -> None:
+    assert laws.sigmoid(0.0) == 0.5
+    assert_close(laws.sigmoid(math.log(3)), 0.75, "law")  # 1/(1 + 1/3)
+    assert_close(laws.sigmoid(-math.log(3)), 0.25, "law")  # (1/3)/(1 + 1/3)
+    assert_close(laws.logit(0.75), math.log(3), "law")  # log(0.75/0.25)
+    assert (laws.sigmoid(-1e4), laws.sigmoid(1e4), laws.logit(0.0)) == (0.0, 1.0, -INF)
+
+
+def test_ratio_guards_zero_only() -> None:
+    assert laws.ratio(3.0, 4.0) == 0.75
+    assert laws.ratio(3.0, 0.0) == 0.0
+    assert laws.ratio(5e-324, 5e-324) == 1.0  # ε is no scale: the smallest number there is counts
+
+
+@pytest.mark.parametrize(
+    ("x", "expected"), [(-2.0, -1.0), (-0.5, -0.5), (0.25, 0.25), (7.0, 1.0), (INF, 1.0)]
+)
+def test_clip(x: float, expected: float) -> None:
+    assert laws.clip(x, -1.0, 1.0) == expected
+
+
+# --- By hand: sensors -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sample", "mean", "scale", "count", "spike_clip", "expected"),
+    [
+        (10.0, 2.0, 0.5, 2, 5.0, 5.0),  # 8 is beyond c·S/β = 5·0.5/0.5 = 5
+        (-10.0, 2.0, 0.5, 2, 5.0, -5.0),
+        (4.0, 2.0, 0.5, 2, 5.0, 2.0),  # within
+        (10.0, 2.0, 0.5, 1, 5.0, 8.0),  # the second sample is never clipped
+        (10.0, 2.0, 0.0, 2, 5.0, 8.0),  # nor is anything where S = 0
+        (10.0, 2.0, 0.5, 2, INF, 8.0),  # the specification to the letter
+        (1.7e308, -1.7e308, 0.0, 2, 5.0, 2.0**1000),  # the difference overflows and saturates
+    ],
+)
+def test_innovation(
+    sample: float, mean: float, scale: float, count: float, spike_clip: float, expected: float
+) -> None:
+    assert laws.innovation(sample, mean, scale, count, 0.5, spike_clip) == expected
+
+
+def test_scale_starts_at_its_first_sample() -> None:
+    assert laws.scale_of(9.0, -3.0, 1, 0.5) == 3.0
+    assert laws.scale_of(9.0, -3.0, 2, 0.5) == 6.0  # 0.5·9 + 0.5·3
+
+
+@pytest.mark.parametrize(
+    ("trend", "scale", "expected"),
+    [(-1.0, 2.0, -0.5), (5.0, 2.0, 1.0), (-5.0, 2.0, -1.0), (1.0, 0.0, 0.0)],
+)
+def test_direction(trend: float, scale: float, expected: float) -> None:
+    assert laws.direction(trend, scale) == expected
+
+
+@pytest.mark.parametrize(
+    ("direction", "ratio", "expected"),
+    [
+        (0.1, 1.0, 0.25),  # both factors at their centre: sig(0)²
+        (-0.15, 0.8, 0.19661193324148185),  # sig((0.1−0.15)/0.05 = −1) · sig((1−0.8)/0.2 = 1)
+        (0.0, 0.0, 0.8749020344404308),  # sig(2)·sig(5) = 0.880797 · 0.993307
+    ],
+)
+def test_plateau_score(direction: float, ratio: float, expected: float) -> None:
+    assert_close(laws.plateau_score(direction, ratio, BY_HAND), expected, "law")
+
+
+def test_sensors_over_four_losses() -> None:
+    state = fresh()
+    laws.sense(state, BY_HAND, 8.0)
+    # The first sample: ℓ̄ = 8, all else 0; P is computed as always: sig(2)·sig(5).
+    assert sensors(state) == (8.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    assert_close(state.plateau, 0.8749020344404308, "law")
+
+    laws.sense(state, BY_HAND, 4.0)
+    # Δ = 0.5·(4−8) = −2; ℓ̄ = 6; S = |Δ| = 2; Δ̃ = −1; v = (4−6)² = 4; S_v = v.
+    assert sensors(state) == (6.0, -2.0, 2.0, -1.0, 4.0, 4.0)
+    assert_close(state.plateau, 7.614989756380175e-09, "law")  # sig((0.1−1)/0.05 = −18) · sig(0)
+
+    laws.sense(state, BY_HAND, 6.0)
+    # Δ = 0; S = (2+0)/2 = 1; v = (4+0)/2 = 2; S_v = (4+2)/2 = 3; P = sig(2)·sig((1−2/3)/0.2).
+    assert sensors(state) == (6.0, 0.0, 1.0, 0.0, 2.0, 3.0)
+    assert_close(state.plateau, 0.7408656346178105, "law")
+
+    laws.sense(state, BY_HAND, 100.0)
+    # 94 is clipped to 5·1/0.5 = 10, so ℓ counts as 16: Δ = 5; ℓ̄ = 11; S = (1+5)/2 = 3; Δ̃ = 5/3 → 1;
+    # v = (2 + (16−11)²)/2 = 13.5; S_v = (3+13.5)/2 = 8.25.
+    assert sensors(state) == (11.0, 5.0, 3.0, 1.0, 13.5, 8.25)
+    # r = −ℓ mirrors it.
+    reward = (state.reward_mean, state.reward_trend, state.reward_scale, state.reward_direction)
+    assert reward == (-11.0, -5.0, 3.0, -1.0)
+    assert (state.loss, state.reward, state.loss_count, state.reward_count) == (100, -100, 4, 4)
+
+
+def sensors(s: State) -> tuple[float, ...]:
+    return (s.loss_mean, s.loss_trend, s.loss_scale, s.loss_direction, s.variance, s.variance_scale)
+
+
+def test_constant_loss_has_no_direction() -> None:
+    state = fresh()
+    for _ in range(1000):
+        laws.sense(state, BY_HAND, 1 / 3)
+    assert sensors(state) == (1 / 3, 0.0, 0.0, 0.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize("bad", [NAN, INF, -INF])
+def test_sensors_ignore_what_is_not_finite(bad: float) -> None:
+    state = fresh()
+    laws.sense(state, BY_HAND, 8.0)
+    laws.sense(state, BY_HAND, 4.0)
+    before = sensors(state), state.loss_count, state.reward_count, state.plateau
+    laws.sense(state, BY_HAND, bad)
+    assert (sensors(state), state.loss_count, state.reward_count, state.plateau) == before
+    assert (state.nonfinite, state.nonfinite_pending) == (1.0, 1.0)
+
+
+# --- By hand: laws ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("reward", "worsening", "gains", "expected"),
+    [
+        (1.0, 0.0, (0.02, 0.04), 0.02),
+        (-0.5, 0.25, (0.02, 0.04), -0.02),  # −0.5·0.02 − 0.25·0.04
+        (1.0, 0.0, (0.3, 0.3), math.log(1.2)),  # capped at c↑
+        (-1.0, 1.0, (0.3, 0.3), math.log(0.9)),  # −0.6 capped at c↓
+    ],
+)
+def test_next_log_lr(
+    reward: float, worsening: float, gains: tuple[float, float], expected: float
+) -> None:
+    control = replace(BY_HAND, gain_lr_reward=gains[0], gain_lr_loss=gains[1])
+    start = math.log(1e-3)
+    assert_close(
+        laws.next_log_lr(start, reward, worsening, control, LIMITS), start + expected, "law"
+    )
+
+
+def test_next_log_lr_stops_at_the_bounds() -> None:
+    low, high = math.log(1e-5), math.log(1e-2)  # 1e-3/100 and 10·1e-3
+    assert_close(laws.next_log_lr(high - 0.01, 1.0, 0.0, BY_HAND, LIMITS), high, "law")
+    assert_close(laws.next_log_lr(low + 0.01, -1.0, 1.0, BY_HAND, LIMITS), low, "law")
+
+
+def test_next_logit_momentum() -> None:
+    start = math.log(9)  # logit 0.9
+    law = laws.next_logit_momentum
+    assert_close(law(start, 1.0, 0.0, BY_HAND, LIMITS), start + 0.1, "law")
+    assert_close(law(start, -1.0, 0.5, BY_HAND, LIMITS), start - 0.25, "law")  # −0.1 − 0.5·0.3
+    assert_close(law(4.59, 1.0, 0.0, BY_HAND, LIMITS), math.log(99), "law")  # logit 0.99
+    assert_close(law(1.74, -1.0, 1.0, BY_HAND, LIMITS), math.log(0.85 / 0.15), "law")
+
+
+def test_next_log_noise() -> None:
+    start = math.log(0.01)
+    law = laws.next_log_noise
+    assert_close(law(start, 1.0, 0.0, BY_HAND, LIMITS), start + 0.5, "law")
+    assert_close(law(start, 0.2, 1.0, BY_HAND, LIMITS), start - 0.1, "law")  # 0.2·0.5 − 0.2
+    assert_close(law(math.log(0.09), 1.0, 0.0, BY_HAND, LIMITS), math.log(0.1), "law")
+    assert_close(law(math.log(1.1e-4), 0.0, 1.0, BY_HAND, LIMITS), math.log(1e-4), "law")
+    off = replace(BY_HAND, noise_bounds=(0.0, 0.0))
+    assert law(-INF, 1.0, 0.0, off, off.limits(1e-3, 0.9)) == -INF
+
+
+def test_one_update_of_all_knobs() -> None:
+    state = fresh()
+    state.loss_direction, state.reward_direction, state.plateau = -1.0, 1.0, 0.8
+    laws.act(state, BY_HAND, LIMITS)
+    laws.read_knobs(state, LIMITS)
+    # α: e^0.02·1e-3. μ: sig(log 9 + 0.1). σ: e^(0.8·0.5 − 0.2)·1e-4.
+    assert_close(state.lr, 1.02020134002675581e-3, "law")
+    assert_close(state.momentum, 9 * 1.10517091807564762 / (1 + 9 * 1.10517091807564762), "law")
+    assert_close(state.noise, 1.22140275816016983e-4, "law")
+    assert state.updates == 1
+
+
+@pytest.mark.parametrize(
+    ("reward", "lr_step", "momentum_step"),
+    # −k_r − k_ℓ and −k_μr − k_μℓ; without a reward Δ̃r is 0, not −1.
+    [("neg_loss", -0.06, -0.4), ("given", -0.06, -0.4), ("none", -0.04, -0.3)],
+)
+def test_regression_reflex(reward: Any, lr_step: float, momentum_step: float) -> None:
+    control = replace(BY_HAND, reward=reward)
+    state = fresh(control)
+    state.loss_direction, state.reward_direction, state.plateau = -1.0, 1.0, 0.5
+    laws.sense(state, control, NAN)
+    laws.act(state, control, LIMITS)
+    assert_close(state.log_lr - math.log(1e-3), lr_step, "law", scale=7.0)
+    assert_close(state.logit_momentum - math.log(9), momentum_step, "law", scale=3.0)
+    # P is unchanged: 0.5·0.5, and nothing of the reward's term since max(−1, 0) = 0.
+    assert_close(state.log_noise - math.log(1e-4), 0.25, "law", scale=10.0)
+    # Once: the pending flags are down.
+    assert (state.nonfinite_pending, state.observed_pending, state.nonfinite) == (0, 0, 1)
+
+
+def test_reward_that_did_not_come_counts_as_zero() -> None:
+    control = replace(BY_HAND, reward="given")
+    state = fresh(control)
+    for loss, reward in ((3.0, 1.0), (3.0, 2.0)):
+        laws.sense(state, control, loss, reward)
+    laws.act(state, control, LIMITS)
+    assert state.reward_direction == 1.0
+    assert_close(state.log_lr - math.log(1e-3), 0.02, "law", scale=7.0)
+    before = state.log_lr
+    laws.sense(state, control, 3.0)
+    laws.act(state, control, LIMITS)
+    assert state.log_lr == before
+    assert state.reward_direction == 1.0  # the sensor rests
+
+
+@pytest.mark.parametrize(
+    ("bounds", "floor", "log_noise", "expected"),
+    [
+        ((0.0, 0.1), 1e-3, math.log(1e-3), 0.0),  # at the floor: exactly σ_min, no noise
+        ((0.0, 0.1), 1e-3, math.log(2e-3), 2e-3),
+        ((0.01, 0.1), None, math.log(0.01), 0.01),
+        ((0.01, 0.1), None, math.log(0.05), 0.05),
+        ((0.0, 0.0), None, 3.0, 0.0),  # σ_max = 0: off, whatever log σ says
+    ],
+)
+def test_noise_in_effect(
+    bounds: tuple[float, float], floor: float | None, log_noise: float, expected: float
+) -> None:
+    control = Control(noise_bounds=bounds, noise_floor=floor)
+    state = fresh(control)
+    state.log_noise = log_noise
+    laws.read_knobs(state, control.limits(1e-3, 0.9))
+    if expected in bounds:
+        assert state.noise == expected
+    assert_close(state.noise, expected, "law")
+
+
+def test_groups_see_ratios() -> None:
+    state = fresh()
+    assert laws.group_lr(0.3, state) == 0.3  # to the bit while nothing moved
+    assert laws.group_momentum(0.7, state) == 0.7
+    state.log_lr += math.log(2)
+    state.logit_momentum += math.log(3)
+    assert_close(laws.group_lr(0.3, state), 0.6, "law")
+    # The odds of 0.9 are 9, three times that 27; those of 0.7 are 7/3, three times that 7.
+    assert_close(laws.group_momentum(0.9, state), 27 / 28, "law")
+    assert_close(laws.group_momentum(0.7, state), 7 / 8, "law")
+
+
+@pytest.mark.parametrize(("mode", "alpha"), [("replace", 0.5), ("modulate", 1.0)])
+def test_start(mode: Any, alpha: float) -> None:
+    control = Control(mode=mode)
+    state = laws.start(control, control.limits(0.5, 0.9), 0.5, 0.9, seed=(7 << 32) + 5)
+    assert (state.lr, state.noise, state.step, state.updates) == (alpha, 0.0, 0.0, 0.0)
+    assert_close(state.momentum, 0.9, "law")
+    assert_close(state.log_noise, math.log(1e-4), "law")
+    assert (state.seed_low, state.seed_high, state.version) == (5.0, 7.0, laws.LAYOUT_VERSION)
+
+
+# --- The loop ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("every", "acted"), [(1, [1, 2, 3, 4, 5, 6, 7]), (3, [3, 6]), (None, [])])
+def test_laws_act_at_multiples(every: int | None, acted: list[int]) -> None:
+    control = replace(BY_HAND, every=every)
+    state = fresh(control)
+    steps = [t for t in range(1, 8) if laws.advance(state, control, LIMITS, loss=float(t))]
+    assert steps == acted
+    assert (state.step, state.updates) == (7, len(acted))
+
+
+def test_nothing_observed_nothing_moves() -> None:
+    control = replace(BY_HAND, every=2)
+    state = fresh(control)
+    for loss in (3.0, 2.0, 1.0):
+        laws.advance(state, control, LIMITS, loss)
+    before = replace(state)
+    assert laws.advance(state, control, LIMITS)  # t = 4: the loss of t = 3 is still to be acted on
+    assert state.updates == before.updates + 1
+    before = replace(state)
+    for _ in range(4):
+        assert not laws.advance(state, control, LIMITS)
+    assert astuple(replace(before, step=8.0)) == astuple(state)
+
+
+def test_reflex_fires_once() -> None:
+    control = replace(BY_HAND, every=2)
+    losses = [3.0, NAN, 3.0, 3.0, 3.0, 3.0]
+    rates = [s.log_lr for s in laws.replay(losses, control, lr=1e-3)]
+    assert_close(rates[1] - rates[0], -0.06, "law", scale=7.0)
+    assert rates[1:] == [rates[1]] * 5
+
+
+def test_replay_is_advance() -> None:
+    losses = loss_stream(200, seed=3)
+    state = fresh()
+    for loss, replayed in zip(losses, laws.replay(losses, BY_HAND, lr=1e-3), strict=True):
+        laws.advance(state, BY_HAND, LIMITS, loss)
+        assert repr(state) == repr(replayed)
+
+
+def test_replay_by_epochs_acts_on_each() -> None:
+    history = laws.replay([3.0, 2.0, 1.0], replace(BY_HAND, every=None), lr=1e-3)
+    assert [s.updates for s in history] == [1, 2, 3]
+    assert [s.step for s in history] == [0, 0, 0]
+    assert history[2].lr > history[0].lr
+
+
+def test_replay_refuses() -> None:
+    with pytest.raises(
+        ValueError, match=r"Control\.reward is 'neg_loss': use Control\(reward='given'"
+    ):
+        laws.replay([1.0], Control(), lr=1e-3, rewards=[1.0])
+    with pytest.raises(ValueError, match="zip"):
+        laws.replay([1.0, 2.0], Control(reward="given"), lr=1e-3, rewards=[1.0])
+    with pytest.raises(ValueError, match="must start inside"):
+        laws.replay([1.0], Control(lr_bounds=(1.0, 2.0)), lr=1e-3)
+
+
+# --- Against the oracle -----------------------------------------------------------------------
+
+
+def course(
+    control: Control, losses: list[float], rewards: list[float | None] | None, lr: float, mu: float
+) -> dict[str, Any]:
+    """The courses of laws.py, over observations that may come without a reward."""
+    limits = control.limits(lr, mu)
+    state = laws.start(control, limits, lr, mu)
+    states = []
+    for loss, reward in zip(losses, rewards or [None] * len(losses), strict=True):
+        if control.every is None:
+            laws.sense(state, control, loss, reward)
+            laws.act(state, control, limits)
+            laws.read_knobs(state, limits)
+        else:
+            laws.advance(state, control, limits, loss, reward)
+        states.append(replace(state))
+    return course_of(states)
+
+
+def compare(
+    arguments: dict[str, Any], losses: list[float], lr: float = 1e-3, mu: float = 0.9
+) -> Any:
+    rewards = reward_stream(len(losses), 1) if arguments.get("reward") == "given" else None
+    actual = course(Control(**arguments), losses, rewards, lr, mu)
+    assert_same_course(actual, oracle_course(losses, rewards, lr=lr, momentum=mu, **arguments))
+    return actual
+
+
+SWEEP: list[dict[str, Any]] = [
+    {},
+    {"every": 1, "mode": "modulate", "reward": "given"},
+    # Without a reward α and μ only ever fall: gains that take the whole course to reach a bound.
+    {
+        "every": 3,
+        "reward": "none",
+        "noise_bounds": (0.01, 0.2),
+        "beta_loss": 0.05,
+        "gain_lr_loss": 2e-3,
+        "gain_momentum_loss": 3e-4,
+    },
+    {"every": 10, "mode": "modulate", "reward": "given", "lr_change": (0.99, 1.01)},
+    {
+        "every": None,
+        "reward": "given",
+        "beta_loss": 0.3,
+        "beta_reward": 0.2,
+        "beta_variance": 0.4,
+        "lr_bounds": (9e-4, 1.2e-3),
+        "momentum_bounds": (0.88, 0.93),
+    },
+    {
+        "every": None,
+        "mode": "modulate",
+        "reward": "none",
+        "plateau_trend": (0.3, 0.1),
+        "gain_lr_loss": 5e-4,
+        "gain_momentum_loss": 1e-4,
+    },
+    {"every": 1, "noise_bounds": (0.0, 0.0), "spike_clip": 2.0},
+    {"every": 3, "noise_floor": 0.02, "plateau_variance": (0.5, 0.4), "beta_variance": 0.01},
+]
+
+
+@pytest.mark.parametrize("arguments", SWEEP, ids=str)
+def test_oracle_sweep(arguments: dict[str, Any]) -> None:
+    actual = compare(arguments, loss_stream(10_000, seed=len(str(arguments))))
+    assert_alive(actual)
+    assert actual["nonfinite"][-1] > 50
+
+
+@pytest.mark.parametrize("mode", ["replace", "modulate"])
+@pytest.mark.parametrize("reward", ["neg_loss", "given", "none"])
+@pytest.mark.parametrize("every", [1, 3, 10, None])
+def test_oracle_every_combination(mode: str, reward: str, every: int | None) -> None:
+    arguments = {"mode": mode, "reward": reward, "every": every}
+    compare(arguments, loss_stream(600, seed=5), lr=0.3, mu=0.95)
+
+
+@pytest.mark.parametrize("factor", [1e-300, 1e-150, 1e150, 3e299])
+def test_oracle_at_the_ends_of_float64(factor: float) -> None:
+    """Where squares under- or overflow, and innovations saturate."""
+    losses = [loss * factor for loss in loss_stream(3000, seed=7) if not abs(loss) > 1e9]
+    compare({"every": 1}, losses)
+
+
+def test_oracle_without_spike_clipping() -> None:
+    losses = [x for x in loss_stream(10_000, seed=8) if not 1e5 < abs(x) < INF]
+    clipped = compare({"every": 1}, losses)
+    unclipped = compare({"every": 1, "spike_clip": INF}, losses)
+    assert (clipped["loss_mean"] != unclipped["loss_mean"]).any()
+
+
+@pytest.mark.parametrize("start", [[1e300], [1.0, -1e300], [NAN, INF, 1e-300], [0.0] * 60])
+def test_oracle_from_odd_starts(start: list[float]) -> None:
+    compare({"every": 1}, start + loss_stream(300, seed=9))
+
+
+def test_oracle_from_edge_momenta() -> None:
+    losses = loss_stream(2000, seed=10)
+    compare({"every": 1}, losses, mu=0.999)
+    compare({"every": 1}, losses, mu=0.1)
+
+
+MUTANTS: dict[str, Callable[..., Any]] = {
+    "ema": lambda average, sample, beta: beta * average + (1 - beta) * sample,
+    "ratio": lambda x, scale: x / (scale + 1e-8),
+    "innovation": lambda sample, mean, *_: sample - mean,
+    "scale_of": lambda scale, trend, count, beta: (1 - beta) * scale + beta * abs(trend),
+    "direction": lambda trend, scale: trend / scale if scale else 0.0,
+    "plateau_score": lambda d, r, c: laws.sigmoid((c.plateau_trend[0] - d) / c.plateau_trend[1]),
+    "next_log_lr": lambda x, r, w, c, _: x - c.gain_lr_reward * r - c.gain_lr_loss * w,
+    "next_logit_momentum": lambda x, r, w, c, _: x + c.gain_momentum_reward * r,
+    "next_log_noise": lambda x, p, i, c, _: x + c.gain_noise_plateau * p,
+    "sigmoid": lambda x: 1 / (1 + math.exp(-1.001 * x)),
+}
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_the_sweep_sees_a_mutant(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error in any one equation makes the comparison above raise."""
+    losses = [x for x in loss_stream(400, seed=11) if not abs(x) > 1e9]
+    compare({"every": 1}, losses)
+    monkeypatch.setattr(laws, name, MUTANTS[name])
+    with pytest.raises(AssertionError, match="law: "):
+        compare({"every": 1}, losses)
+
+
+def test_the_sweep_sees_a_mean_updated_too_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """v from the old ℓ̄ instead of the new (decisions.md 3)."""
+    original = laws.sense_loss
+
+    def late(state: State, control: Control, loss: float) -> None:
+        old_mean, old_variance, count = state.loss_mean, state.variance, state.loss_count
+        original(state, control, loss)
+        square = (loss - old_mean) ** 2
+        state.variance = (
+            square if count == 1 else laws.ema(old_variance, square, control.beta_variance)
+        )
+
+    losses = [x for x in loss_stream(400, seed=11) if not abs(x) > 1e9]
+    still = {"every": 1, "noise_bounds": (0.0, 0.0)}
+    compare(still, losses)
+    monkeypatch.setattr(laws, "sense_loss", late)
+    with pytest.raises(AssertionError, match=r"^variance: law: "):
+        compare(still, losses)
+
+
+# --- Properties (§3) --------------------------------------------------------------------------
+
+ANY_LOSS = st.floats(allow_nan=True, allow_infinity=True)
+GAIN = st.floats(0.0, 5.0)
+CONTROLS = st.builds(
+    Control,
+    mode=st.sampled_from(["replace", "modulate"]),
+    every=st.sampled_from([1, 2, None]),
+    reward=st.sampled_from(["neg_loss", "none"]),
+    beta_loss=st.floats(1e-3, 1.0),
+    beta_variance=st.floats(1e-3, 1.0),
+    gain_lr_reward=GAIN,
+    gain_lr_loss=GAIN,
+    gain_momentum_reward=GAIN,
+    gain_momentum_loss=GAIN,
+    gain_noise_plateau=GAIN,
+    gain_noise_reward=GAIN,
+    noise_bounds=st.sampled_from([(0.0, 0.1), (0.01, 0.2), (0.0, 0.0)]),
+    spike_clip=st.sampled_from([0.5, 5.0, INF]),
+)
+KEPT = [name for name in State.__dataclass_fields__ if name not in ("loss", "reward")]
+
+
+@given(CONTROLS, st.lists(ANY_LOSS, min_size=1, max_size=40))
+@example(Control(every=1), [1.7e308, -1.7e308] * 8)
+@example(Control(every=1, spike_clip=INF), [1.7e308, -1.7e308, 5e-324] * 8)
+@settings(max_examples=150)
+def test_bounds_hold_and_nothing_is_nan(control: Control, losses: list[float]) -> None:
+    limits = control.limits(1e-3, 0.9)
+    for state in laws.replay(losses, control, lr=1e-3):
+        assert limits.lr_min <= state.lr <= limits.lr_max
+        assert limits.momentum_min <= state.momentum <= limits.momentum_max
+        assert limits.noise_min <= state.noise <= limits.noise_max
+        assert -1 <= state.loss_direction <= 1
+        assert -1 <= state.reward_direction <= 1
+        assert 0 <= state.plateau <= 1
+        for name in KEPT:
+            value = getattr(state, name)
+            assert not math.isnan(value), name
+            assert math.isfinite(value) or (name == "log_noise" and limits.noise_max == 0), name
+
+
+# Far enough from the ends that neither a loss nor a square of a difference leaves float64.
+SCALABLE = st.one_of(
+    st.floats(-1e100, 1e100).filter(lambda x: x == 0 or abs(x) > 1e-100),
+    st.floats(-10, 10).filter(lambda x: x == 0 or abs(x) > 1e-3),
+    st.sampled_from([NAN, INF, -INF]),
+)
+UNITLESS = (
+    "log_lr",
+    "logit_momentum",
+    "log_noise",
+    "lr",
+    "momentum",
+    "noise",
+    "loss_direction",
+    "reward_direction",
+    "plateau",
+)
+
+
+def unitless(losses: list[float], control: Control) -> list[tuple[float, ...]]:
+    history = laws.replay(losses, control, lr=1e-3)
+    return [tuple(getattr(state, name) for name in UNITLESS) for state in history]
+
+
+@pytest.mark.parametrize("power", [20, -20])
+@given(st.lists(SCALABLE, min_size=3, max_size=60))
+@settings(max_examples=60)
+def test_powers_of_two_change_no_bit(power: int, losses: list[float]) -> None:
+    control = Control(every=1)
+    scaled = [math.ldexp(x, power) for x in losses]
+    assert unitless(scaled, control) == unitless(losses, control)
+
+
+@pytest.mark.parametrize("power", [20, -20])
+def test_powers_of_two_change_no_bit_of_a_long_course(power: int) -> None:
+    losses = [x for x in loss_stream(5000, seed=12) if x == 0 or 1e-100 < abs(x)]
+    plain = unitless(losses, Control())
+    assert unitless([math.ldexp(x, power) for x in losses], Control()) == plain
+    assert len(set(plain)) > 100
+    # The comparison can fail: a shift of the losses is no change of scale.
+    assert unitless([x * x for x in losses], Control()) != plain
+
+
+UNIT = st.floats(-1.0, 1.0)
+
+
+@given(UNIT, UNIT, st.floats(0.0, 1.0))
+@settings(max_examples=300)
+def test_sign_reflex(loss_direction: float, reward_direction: float, plateau: float) -> None:
+    """Improvement never cools α or feeds σ; worsening never heats α or μ."""
+    state = fresh()
+    state.log_noise = math.log(0.01)
+    state.loss_direction, state.reward_direction = loss_direction, reward_direction
+    state.plateau = plateau
+    before = replace(state)
+    laws.act(state, BY_HAND, LIMITS)
+    felt = 1e-3  # below this a push may vanish in rounding
+    if reward_direction >= 0 >= loss_direction:
+        assert state.log_lr >= before.log_lr
+        assert state.logit_momentum >= before.logit_momentum
+        if reward_direction > felt:
+            assert state.log_lr > before.log_lr
+            assert state.logit_momentum > before.logit_momentum
+            without_reward = replace(before, reward_direction=0.0)
+            laws.act(without_reward, BY_HAND, LIMITS)
+            assert state.log_noise < without_reward.log_noise
+    if reward_direction <= 0 <= loss_direction:
+        assert state.log_lr <= before.log_lr
+        assert state.logit_momentum <= before.logit_momentum
+        assert state.log_noise >= before.log_noise
+        if loss_direction > felt:
+            assert state.log_lr < before.log_lr
+            assert state.logit_momentum < before.logit_momentum
+
+
+@given(st.integers(1, 2000), st.booleans(), st.floats(0.1, 1.0))
+@settings(max_examples=40)
+def test_anti_windup(pushes: int, worsening: bool, back: float) -> None:
+    """However long a knob was pushed against its bound, the first opposite push takes it off."""
+    limits = BY_HAND.limits(1e-3, 0.9)
+    state = fresh()
+    # At its bounds already: what more pushes do must not be remembered.
+    state.log_lr = math.log(limits.lr_min if worsening else limits.lr_max)
+    bound = limits.momentum_min if worsening else limits.momentum_max
+    state.logit_momentum = laws.logit(bound)
+    state.log_noise = math.log(limits.noise_max if worsening else limits.noise_floor)
+    pinned = replace(state)
+    sign = 1.0 if worsening else -1.0
+    for _ in range(pushes):
+        state.loss_direction, state.reward_direction = sign, -sign
+        state.plateau = 1.0 if worsening else 0.0
+        laws.act(state, BY_HAND, limits)
+    assert (state.log_lr, state.logit_momentum, state.log_noise) == (
+        pinned.log_lr,
+        pinned.logit_momentum,
+        pinned.log_noise,
+    )
+    state.loss_direction, state.reward_direction = -sign * back, sign * back
+    state.plateau = 0.0 if worsening else 1.0
+    laws.act(state, BY_HAND, limits)
+    laws.read_knobs(state, limits)
+    if worsening:
+        assert state.lr > limits.lr_min
+        assert state.momentum > limits.momentum_min
+        assert state.noise < limits.noise_max
+    else:
+        assert state.lr < limits.lr_max
+        assert state.momentum < limits.momentum_max
+        assert state.noise > limits.noise_floor
