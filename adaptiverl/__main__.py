@@ -1,0 +1,27 @@
+"""``python -m adaptiverl``: see ``--help``."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+
+from adaptiverl.replay import main
+
+
+def _main() -> int:
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A terminal that cannot show α shows a question mark, which beats a traceback.
+        sys.stdout.reconfigure(errors="replace")
+    try:
+        status = main()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader, `head` say, has seen enough; Python would flush once more at its exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(_main())

@@ -1,0 +1,552 @@
+"""`python -m adaptiverl replay`: every format, every bad file, and the numbers it prints."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from matplotlib import image
+
+# bench/ is not part of the wheel. At the end of the path, so that an installed adaptiverl wins
+# over the source tree.
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+from adaptiverl import Control, laws, recordings, replay
+from adaptiverl.recordings import RecordingError, guess, read
+from bench import record_curve
+
+COUNT = 60
+
+
+def curve(count: int = COUNT) -> list[float]:
+    """A falling, noisy loss, the same every time."""
+    draw = random.Random(3)
+    return [1 + 2 * math.exp(-i / 20) + 0.2 * draw.random() for i in range(count)]
+
+
+def write_csv(path: Path, losses: list[Any], name: str = "loss", gap: int = 1) -> Path:
+    rows = [f"{gap * (i + 1)},{loss}" for i, loss in enumerate(losses)]
+    path.write_text("\n".join([f"step,{name}", *rows]) + "\n")
+    return path
+
+
+class Outcome:
+    """What a call printed and returned."""
+
+    def __init__(self, status: int, out: str, err: str) -> None:
+        self.status, self.out, self.err = status, out, err
+
+    @property
+    def flat(self) -> str:
+        return " ".join(self.out.split())
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Any:
+    """Run the command in this process, its picture below tmp_path/out."""
+
+    def run(file: Path | str, *options: str) -> Outcome:
+        arguments = ["replay", str(file), "--out", str(tmp_path / "out"), *options]
+        try:
+            status = replay.main(arguments)
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+        return Outcome(status, *capsys.readouterr())
+
+    return run
+
+
+# --- the formats: the same curve out of each of them ----------------------------------------------
+
+
+def as_csv(path: Path, losses: list[float]) -> Path:
+    return write_csv(path / "a.csv", losses)
+
+
+def as_semicolons_with_a_mark(path: Path, losses: list[float]) -> Path:
+    file = path / "a.txt"
+    rows = [f"{i + 1}; {loss}" for i, loss in enumerate(losses)]
+    file.write_text("\r\n".join(["Step; Train/Loss", *rows]), encoding="utf-8-sig")
+    return file
+
+
+def as_bare_numbers(path: Path, losses: list[float]) -> Path:
+    file = path / "losses"
+    file.write_text("\n".join(map(str, losses)))
+    return file
+
+
+def as_quoted_export(path: Path, losses: list[float]) -> Path:
+    """A table as Weights & Biases exports it: a run's name in front, extremes beside."""
+    file = path / "export.csv"
+    header = '"Step","run, 7 - train/loss","run, 7 - train/loss__MIN","run, 7 - eval/loss"'
+    rows = [f'"{i + 1}","{loss}","0","9"' for i, loss in enumerate(losses)]
+    file.write_text("\n".join([header, *rows]))
+    return file
+
+
+def as_json_lines(path: Path, losses: list[float]) -> Path:
+    file = path / "log.jsonl"
+    entries = [{"step": i + 1, "train": {"loss": loss}} for i, loss in enumerate(losses)]
+    file.write_text("\n".join(map(json.dumps, entries)) + "\n\n")
+    return file
+
+
+def as_json_list(path: Path, losses: list[float]) -> Path:
+    (path / "log.json").write_text(json.dumps(losses))
+    return path / "log.json"
+
+
+def as_json_of_lists(path: Path, losses: list[float]) -> Path:
+    (path / "history.json").write_text(json.dumps({"loss": losses, "val_loss": losses[:3]}))
+    return path / "history.json"
+
+
+def as_trainer_state(path: Path, losses: list[float]) -> Path:
+    log: list[dict[str, Any]] = []
+    for i, loss in enumerate(losses):
+        log.append({"epoch": i / 10, "loss": loss, "learning_rate": 1e-4, "step": i + 1})
+        if i % 10 == 9:
+            log.append({"epoch": i / 10, "eval_loss": 7.0, "step": i + 1})
+    log.append({"train_loss": 1.5, "train_runtime": 9.0, "step": len(losses)})
+    file = path / "trainer_state.json"
+    file.write_text(json.dumps({"global_step": len(losses), "log_history": log}, indent=2))
+    return file
+
+
+def as_events(path: Path, losses: list[float]) -> Path:
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(path)) as writer:
+        writer.add_text("note", "no scalar")
+        for i, loss in enumerate(losses):
+            writer.add_scalar("Loss/train", loss, i + 1)
+            writer.add_scalar("Loss/eval", 7.0, i + 1, new_style=True)
+    return next(path.glob("*tfevents*"))
+
+
+FORMATS = [
+    (as_csv, "loss", "step"),
+    (as_semicolons_with_a_mark, "Train/Loss", "Step"),
+    (as_bare_numbers, "loss", None),
+    (as_quoted_export, "run, 7 - train/loss", "Step"),
+    (as_json_lines, "train/loss", "step"),
+    (as_json_list, "loss", None),
+    (as_json_of_lists, "loss", None),
+    (as_trainer_state, "loss", "step"),
+    (as_events, "Loss/train", "step"),
+]
+
+
+@pytest.mark.parametrize(("make", "column", "step"), FORMATS)
+def test_every_format_holds_the_same_curve(
+    make: Any, column: str, step: str | None, tmp_path: Path
+) -> None:
+    recording = read(make(tmp_path, curve()))
+    assert recording.column == column
+    assert recording.step_column == step
+    assert recording.steps == [float(i) for i in range(1, COUNT + 1)]
+    if make is as_events:
+        # An event file holds float32.
+        assert recording.losses == pytest.approx(curve(), rel=1e-6)
+    else:
+        assert recording.losses == curve()
+    assert recording.skipped == (7 if make is as_trainer_state else 0)
+    assert recording.rewards == []
+
+
+def test_an_event_files_other_tags_can_be_asked_for(tmp_path: Path, call: Any) -> None:
+    file = as_events(tmp_path, curve())
+    assert read(file, "Loss/eval").losses == [7.0] * COUNT
+    assert "losses in column 'Loss/eval'" in call(file, "--tag", "Loss/eval").flat
+    result = call(file, "--tag", "Loss/test")
+    assert result.status == 2
+    assert "has no column 'Loss/test'; it has 'step', 'Loss/train', 'Loss/eval'" in result.err
+
+
+def test_a_step_logged_twice_counts_as_its_later_value(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(tmp_path)) as writer:
+        for step, loss in ((1, 3.0), (2, 2.0), (3, 9.0), (3, 1.0)):
+            writer.add_scalar("loss", loss, step)
+    recording = read(next(tmp_path.glob("*tfevents*")))
+    assert (recording.steps, recording.losses) == ([1.0, 2.0, 3.0], [3.0, 2.0, 1.0])
+
+
+@pytest.mark.parametrize(
+    ("columns", "found"),
+    [
+        (["epoch", "val_loss", "loss"], ["loss"]),
+        (["train_loss", "loss"], ["loss"]),
+        (["LOSS", "Loss"], ["LOSS", "Loss"]),
+        (["train_loss_epoch", "train_loss_step"], ["train_loss_step"]),
+        (["a/train/loss", "b/train/loss"], ["a/train/loss", "b/train/loss"]),
+        (["gpt/loss", "gpt/val/loss", "gpt/loss__min"], ["gpt/loss"]),
+        (["eval_loss", "test/loss", "accuracy", "closs"], []),
+    ],
+)
+def test_the_loss_is_told_from_the_names(columns: list[str], found: list[str]) -> None:
+    assert guess(columns, recordings.LOSS_NAMES) == found
+
+
+def test_missing_cells_are_left_out_and_bad_numbers_kept(tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    file.write_text("step,loss,reward\n1,3,\n2,,5\n3,nan,1\n4,-inf,nan\n5,1e999,2\n")
+    recording = read(file, reward="reward")
+    assert recording.steps == [1.0, 3.0, 4.0, 5.0]
+    assert recording.losses[0] == 3.0
+    assert math.isnan(recording.losses[1])
+    assert recording.losses[2:] == [-math.inf, math.inf]
+    assert recording.rewards[:2] == [None, 1.0]
+    assert math.isnan(recording.rewards[2] or 0.0)
+    assert recording.skipped == 1
+
+
+def test_steps_with_a_gap_are_counted_instead(tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    file.write_text("step,loss\n10,3\n,2\n30,1\n")
+    recording = read(file)
+    assert (recording.steps, recording.step_column) == ([1.0, 2.0, 3.0], None)
+
+
+def test_the_recorded_curve_is_what_its_script_writes(tmp_path: Path, call: Any) -> None:
+    tiny = replace(record_curve.SETTINGS, steps=4, layers=1, width=8, context=8, batch=2)
+    losses = record_curve.record(tiny)
+    record_curve.write(losses, tiny.lr, tmp_path / "new" / "curve.csv")
+    again = read(tmp_path / "new" / "curve.csv")
+    assert again.losses == pytest.approx(losses, rel=1e-5)
+    kept = read(record_curve.FILE)
+    assert again.columns == kept.columns
+    assert kept.steps == [float(step) for step in range(1, record_curve.SETTINGS.steps + 1)]
+    # An untrained model guesses among at most 256 characters; this one has learnt since.
+    assert kept.losses[0] == pytest.approx(math.log(256), rel=0.3)
+    assert kept.losses[-1] < 2
+    assert call(record_curve.FILE).status == 0
+
+
+# --- what it says ---------------------------------------------------------------------------------
+
+
+def test_the_table_is_the_laws_own_replay(tmp_path: Path, call: Any) -> None:
+    result = call(write_csv(tmp_path / "a.csv", curve()), "--lr", "0.002", "--every", "5")
+    assert result.status == 0
+    assert result.err == ""
+    history = laws.replay(curve(), Control(every=5), lr=0.002)
+    rows = [line.split() for line in result.out.splitlines() if re.match(r" *\d+  ", line)]
+    assert [int(row[0]) for row in rows] == list(range(5, 61, 5))
+    for row in rows:
+        state = history[int(row[0]) - 1]
+        assert row[1] == f"{state.loss:.4g}"
+        assert row[3] == f"{state.loss_direction:+.2f}"
+        assert row[6] == f"{state.lr:.3g}"
+        assert row[7] == f"{state.lr / 0.002:.2f}"
+        assert row[8] == f"{state.momentum:.3f}"
+    assert len({row[6] for row in rows}) > 5, "the controller never moved"
+    assert f"α went from 0.002 to {history[-1].lr:.3g}" in result.flat
+
+
+def test_it_says_that_the_loop_is_open_and_what_k_counts(tmp_path: Path, call: Any) -> None:
+    dense = call(write_csv(tmp_path / "a.csv", curve())).flat
+    assert "Open loop" in dense
+    assert "K = 10: one update at every 10th logged loss." in dense
+    assert "steps apart" not in dense
+    sparse = call(write_csv(tmp_path / "b.csv", curve(), gap=500)).flat
+    assert "They are 500 steps apart, so that is one per 5,000 training steps" in sparse
+    assert "--every 1 updates at each of them" in sparse
+    single = call(tmp_path / "b.csv", "--every", "1").flat
+    assert "at every single logged loss" in single
+    assert "--every 1" not in single
+    assert "Epoch-wise" in call(tmp_path / "a.csv", "--every", "epoch").flat
+
+
+def test_the_picture_is_drawn(tmp_path: Path, call: Any) -> None:
+    result = call(write_csv(tmp_path / "a.csv", curve()))
+    picture = tmp_path / "out" / "replay.png"
+    assert f"Picture: {picture}" in result.out
+    assert image.imread(picture).std() > 0.05
+
+
+def test_without_matplotlib_the_table_is_still_there(
+    tmp_path: Path, call: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    result = call(write_csv(tmp_path / "a.csv", curve()))
+    assert result.status == 0
+    assert "What dominated: improvement" in result.flat
+    assert "No picture: pictures need matplotlib" in result.flat
+
+
+def test_modulate_moves_a_factor_that_starts_at_one(tmp_path: Path, call: Any) -> None:
+    result = call(write_csv(tmp_path / "a.csv", curve()), "--mode", "modulate")
+    assert "α went from 1 to " in result.flat
+
+
+def test_a_preset_is_the_controls_own(tmp_path: Path, call: Any) -> None:
+    file = write_csv(tmp_path / "a.csv", curve())
+    for preset in ("gpt2_small", "production", "epochwise"):
+        control = getattr(Control, preset)()
+        end = laws.replay(curve(), control, lr=1e-4)[-1].lr
+        result = call(file, "--preset", preset, "--lr", "1e-4")
+        assert f"α went from 0.0001 to {end:.3g}," in result.flat
+    slower = laws.replay(curve(), replace(Control.epochwise(), every=20), lr=1e-3)[-1].lr
+    assert f"to {slower:.3g}," in call(file, "--preset", "epochwise", "--every", "20").flat
+    outside = call(file, "--preset", "gpt2_small")
+    assert (outside.status, outside.err.count("\n")) == (2, 1)
+    assert "lr must start inside Control.lr_bounds = [1e-05, 0.0002], got 0.001" in outside.err
+
+
+@pytest.mark.parametrize(
+    ("losses", "said"),
+    [
+        (curve(), "What dominated: improvement. Over 6 updates"),
+        ([3 - loss for loss in curve()], "What dominated: worsening. Over 6 updates"),
+        ([2.5] * 30, "What dominated: nothing."),
+    ],
+)
+def test_the_verdict_follows_the_curve(
+    losses: list[float], said: str, tmp_path: Path, call: Any
+) -> None:
+    assert said in call(write_csv(tmp_path / "a.csv", losses)).flat
+
+
+def test_losses_that_are_not_finite_and_bounds_are_reported(tmp_path: Path, call: Any) -> None:
+    falling: list[float] = [1 / (i + 1) for i in range(100)]
+    falling[44] = math.nan
+    falling[46] = math.inf
+    result = call(write_csv(tmp_path / "a.csv", falling), "--every", "1").flat
+    states = laws.replay(falling, Control(every=1), lr=1e-3)
+    top = sum(state.lr == Control().limits(1e-3, 0.9).lr_max for state in states)
+    assert top > 20
+    assert f"it was at its upper bound 0.01 after {top} updates" in result
+    assert (
+        "2 observations were not finite, answered by the regression reflex in 2 updates" in result
+    )
+
+
+def test_pushes_add_up_to_what_alpha_did() -> None:
+    losses = [*curve(), *curve()]
+    # Where the loss falls fast, so that the reflex and the sensors disagree.
+    losses[10] = math.nan
+    control = Control(every=3, lr_bounds=(1e-9, 1e9), lr_change=(0.01, 100))
+    history = laws.replay(losses, control, lr=1e-3)
+    pushes = replay.pushes(history, [], control)
+    assert [push.index for push in pushes] == list(range(2, len(losses), 3))
+    assert [push.reflex for push in pushes].count(True) == 1
+    assert not any(push.capped for push in pushes)
+    total = math.log(1e-3)
+    for push in pushes:
+        total += push.reward + push.loss
+        assert history[push.index].log_lr == pytest.approx(total, abs=1e-12)
+    assert sum(abs(push.loss) for push in pushes) > 0.1
+
+
+def test_the_change_cap_is_noticed(tmp_path: Path, call: Any) -> None:
+    control = Control(every=1, gain_lr_reward=0.5)
+    pushes = replay.pushes(laws.replay(curve(), control, lr=1e-3), [], control)
+    cut = [push for push in pushes if push.capped]
+    assert cut
+    assert all(
+        push.reward + push.loss > math.log(1.2) or push.reward + push.loss < math.log(0.9)
+        for push in cut
+    )
+
+
+def test_a_reward_column_steers_and_rests_where_it_is_empty(tmp_path: Path, call: Any) -> None:
+    file = tmp_path / "rl.csv"
+    rewards = [i if i % 7 == 0 else "" for i in range(COUNT)]
+    rows = [f"{i},{loss},{r}" for i, (loss, r) in enumerate(zip(curve(), rewards, strict=True))]
+    file.write_text("\n".join(["step,loss,return", *rows]))
+    result = call(file, "--reward-column", "return", "--every", "5")
+    assert result.status == 0
+    assert "reward in column 'return'" in result.flat
+    given = [r if isinstance(r, int) else None for r in rewards]
+    control = Control(every=5, reward="given")
+    history = laws.replay(curve(), control, lr=1e-3, rewards=given)
+    assert f"α went from 0.001 to {history[-1].lr:.3g}," in result.flat
+    pushes = replay.pushes(history, given, control)
+    # Nine updates had a reward before them, and the first reward of all is no trend yet.
+    assert [push.reward != 0 for push in pushes].count(True) == 8
+    assert 1e-3 * math.exp(sum(p.reward + p.loss for p in pushes)) == pytest.approx(history[-1].lr)
+
+
+def test_a_reward_that_goes_unused_is_named(tmp_path: Path, call: Any) -> None:
+    file = tmp_path / "a.csv"
+    file.write_text("\n".join(["loss,reward", *(f"{loss},1" for loss in curve())]))
+    assert "column 'reward' is not used (--reward-column would)" in call(file).flat
+
+
+# --- bad files: one clear line, status 2 ----------------------------------------------------------
+
+BAD_FILES: list[tuple[bytes, str]] = [
+    (b"", "is empty"),
+    (b" \n\n", "is empty"),
+    (b"step,loss\n", "holds no losses"),
+    (b",,,\n", "holds no losses"),
+    (b"epoch,val_loss,acc\n1,2,3\n", r"training loss; it has 'epoch', 'val_loss', 'acc'\. Choose"),
+    (b"1,2\n3,4\n", r"it has '1', '2'\. Choose one with --column"),
+    (b"a/loss,b/loss\n1,2\n", r"2 columns that could be the training loss: 'a/loss', 'b/loss'"),
+    (b"step,loss\n1,2.5\n2,low\n", r"entry 2: column 'loss' holds 'low', which is not a number"),
+    (b"step,loss\n1,2\n2,1\n", r"is too short: 2 losses, .* 10th takes 20 at least"),
+    (b"loss\n3\n2\n1\n2\n", r"is too short: 4 losses.*--every 1"),
+    (b"loss\n" + b"nan\n" * 40, "has 40 losses and none of them is finite"),
+    (b"loss,x\n" + b" ,1\n" * 40, "is too short: 0 losses"),
+    (b"\x89PNG\r\n\x1a\n\0\0\0", r"is not text: (byte 0x89 at offset 0|it holds a zero byte)"),
+    (b"loss\n1\n\xff\xfe\n", "byte 0xff at offset 7 is not UTF-8"),
+    (b"loss\n" + b"1\n" * 40_000 + b"\xff", "byte 0xff at offset 80005 is not UTF-8"),
+    (b'{"loss": 1}\n{"loss": \n', "line 2: this is not JSON"),
+    (b'[{"loss": 1}, 2]', "is JSON, but no list of objects or of losses"),
+    (b'{"log_history": []}', "holds no losses"),
+    (b'{"loss": true}\n' * 30, "holds True, which is not a number"),
+    (b"[" * 100_000, "this is not JSON"),
+    (b"[" + b"1" * 5000 + b"]", "this is not JSON"),
+    (b'loss\n"' + b"1" * 200_000 + b'"\n', "is not a table: field larger than"),
+    (b"\0" * 12 + b"\x1a\x0dbrain.Event:2", "event file"),
+]
+
+
+@pytest.mark.parametrize(("content", "message"), BAD_FILES)
+def test_a_bad_file_is_one_clear_line(
+    content: bytes, message: str, tmp_path: Path, call: Any
+) -> None:
+    file = tmp_path / "bad file.csv"
+    file.write_bytes(content)
+    result = call(file)
+    assert result.status == 2
+    assert result.out == ""
+    assert result.err.startswith(f"replay: {file}")
+    assert result.err.count("\n") == 1
+    assert re.search(message, result.err), result.err
+    assert not (tmp_path / "out").exists(), "a folder was made for nothing"
+
+
+def test_no_file_and_a_folder(tmp_path: Path, call: Any) -> None:
+    result = call(tmp_path / "nowhere.csv")
+    assert (result.status, result.err.count("\n")) == (2, 1)
+    assert "does not exist" in result.err
+    result = call(tmp_path)
+    assert (result.status, result.err.count("\n")) == (2, 1)
+    assert "is a folder; give a file\n" in result.err
+    (tmp_path / "trainer_state.json").write_text("{}")
+    assert f"such as {tmp_path / 'trainer_state.json'}" in call(tmp_path).err
+    assert "is not a file" in call("/dev/null").err
+    assert call("a\0b").status == 2
+
+
+def test_an_event_file_without_tensorboard(
+    tmp_path: Path, call: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = as_events(tmp_path, curve())
+    for name in [n for n in sys.modules if n.split(".")[0] == "tensorboard"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    result = call(file)
+    assert (result.status, result.err.count("\n")) == (2, 1)
+    assert "pip install 'adaptiverl[tensorboard]'" in result.err
+
+
+def test_a_truncated_event_file_gives_what_it_holds(tmp_path: Path) -> None:
+    file = as_events(tmp_path, curve())
+    file.write_bytes(file.read_bytes()[:-1000])
+    recording = read(file)
+    assert 20 < len(recording.losses) < COUNT
+    assert recording.losses == pytest.approx(curve()[: len(recording.losses)], rel=1e-6)
+
+
+def test_an_out_folder_that_cannot_be_written(tmp_path: Path, call: Any) -> None:
+    (tmp_path / "out").write_text("a file is in the way")
+    result = call(write_csv(tmp_path / "a.csv", curve()))
+    assert (result.status, result.err.count("\n")) == (2, 1)
+    assert f"cannot write to --out {tmp_path / 'out'}" in result.err
+
+
+def test_too_many_losses_are_refused(
+    tmp_path: Path, call: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replay, "MAX_LOSSES", COUNT - 1)
+    result = call(write_csv(tmp_path / "a.csv", curve()))
+    assert result.status == 2
+    assert "has 60 losses, and replay takes 59 at most" in result.err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--lr", "-1"], "lr must be finite and > 0"),
+        (["--lr", "nan"], "lr must be finite and > 0"),
+        (["--lr", "fast"], "--lr: invalid float value: 'fast'"),
+        (["--momentum", "1"], r"--momentum: must be a number in \[0, 1\), got '1'"),
+        (["--every", "0"], "--every: must be a whole number from 1 to 500,000, or 'epoch'"),
+        (["--mode", "both"], "--mode: invalid choice: 'both'"),
+        (["--column", "nope"], "has no column 'nope'; it has 'step', 'loss'"),
+        (["--reward-column", "nope"], "has no column 'nope'"),
+        (["--step-column", "nope"], "has no column 'nope'"),
+        (["--speed", "3"], "unrecognized arguments"),
+    ],
+)
+def test_a_bad_option_is_one_clear_line(
+    options: list[str], message: str, tmp_path: Path, call: Any
+) -> None:
+    result = call(write_csv(tmp_path / "a.csv", curve()), *options)
+    assert result.status == 2
+    assert result.out == ""
+    assert result.err.count("\n") == 1
+    assert re.search(message, result.err), result.err
+
+
+def test_a_name_cannot_break_the_line(tmp_path: Path, call: Any) -> None:
+    file = tmp_path / "a.csv"
+    file.write_text('"val\nloss",b\n1,2\n')
+    result = call(file)
+    assert result.err.count("\n") == 1
+    assert r"'val\nloss'" in result.err
+    wide = tmp_path / "wide.csv"
+    wide.write_text(",".join(f"c{i}" for i in range(60)) + "\n" + ",".join("1" * 60) + "\n")
+    assert "'c19' and 40 more" in call(wide).err
+
+
+def test_recording_errors_are_one_line_for_callers_too(tmp_path: Path) -> None:
+    with pytest.raises(RecordingError, match=r"has no column 'x'; it has 'step', 'loss'"):
+        read(write_csv(tmp_path / "a.csv", curve()), "x")
+
+
+# --- the real command -----------------------------------------------------------------------------
+
+
+def run_module(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        # -I, as the tests may run themselves: the installed package, not the current folder's.
+        [sys.executable, "-I", "-m", "adaptiverl", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        **options,
+    )
+
+
+def test_the_real_command(tmp_path: Path) -> None:
+    file = write_csv(tmp_path / "a.csv", curve())
+    done = run_module("replay", str(file), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "What dominated: improvement" in done.stdout
+    assert (tmp_path / "runs" / "replay" / "replay.png").stat().st_size > 10_000
+
+
+def test_the_real_commands_failure_has_no_traceback(tmp_path: Path) -> None:
+    done = run_module("replay", str(tmp_path / "none.csv"), cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr == (
+        f"replay: {tmp_path / 'none.csv'} does not exist; give the path of a recorded loss curve\n"
+    )
