@@ -16,22 +16,40 @@ ROOT = Path(__file__).parent.parent
 # the package of kernels, "operators" the compiled module. `control` is a record without imports,
 # which the rooms hand on. Names that only a type checker reads are no imports.
 MAY_IMPORT: dict[str, set[str]] = {
-    "__init__": {"adamw", "control", "version"},
+    "__init__": {"adamw", "control", "sgd", "version"},
     "version": set(),
     "control": set(),
     "laws": {"control"},
     "controller": {"control", "operators"},
     "tables": set(),
     "dispatch": {"kernels", "operators"},
-    "optimizer": {"control", "controller", "dispatch", "tables"},
+    "distributed": set(),
+    "optimizer": {"control", "controller", "dispatch", "distributed", "tables"},
     "adamw": {"control", "optimizer"},
+    "sgd": {"control", "optimizer"},
+    "plots": set(),
+    "recordings": set(),
+    "replay": {"control", "laws", "plots", "recordings"},
+    "__main__": {"replay"},
 }
 # What a room may import from outside; every room may use the standard library.
 OUTSIDE: dict[str, set[str]] = {
     "control": set(),
     "laws": set(),
     "version": set(),
+    "plots": {"matplotlib"},
+    "recordings": {"tensorboard"},
+    "replay": set(),
+    "__main__": set(),
     "kernels": {"torch", "triton"},
+}
+# The integrations' modules, each with what it may import from outside.
+INTEGRATIONS: dict[str, set[str]] = {
+    "__init__": set(),
+    "steering": {"torch"},
+    "huggingface": {"torch", "transformers"},
+    "accelerate": {"torch", "accelerate"},
+    "lightning": {"torch", "lightning", "pytorch_lightning"},
 }
 BANNED_EVERYWHERE = {r"triton\.autotune": "an in-place kernel cannot be tuned by running it twice"}
 # Reading a device's number on the host waits for the device; these are where that is meant.
@@ -93,6 +111,15 @@ def test_a_room_imports_only_what_the_design_lets_it(room: str) -> None:
     assert outsiders(names) <= OUTSIDE.get(room, {"torch"})
 
 
+@pytest.mark.parametrize("module", sorted(modules(ROOT / "adaptiverl/integrations")))
+def test_integrations_import_public_names_and_their_own_framework(module: str) -> None:
+    names = imported(modules(ROOT / "adaptiverl/integrations")[module])
+    exports = modules(ROOT / "adaptiverl")["__init__"]
+    public = {name.split(".")[-1] for name in imported(exports)}
+    assert rooms(names, "integrations") <= public
+    assert outsiders(names) <= INTEGRATIONS[module]
+
+
 @pytest.mark.parametrize("module", sorted(modules(ROOT / "kernels")))
 def test_kernels_import_torch_and_triton_only(module: str) -> None:
     names = imported(modules(ROOT / "kernels")[module])
@@ -113,7 +140,8 @@ def test_only_dispatch_asks_for_cuda_or_operators_at_import() -> None:
 
 
 def test_banned_tokens() -> None:
-    for path in sorted([*(ROOT / "adaptiverl").glob("*.py"), *(ROOT / "kernels").glob("*.py")]):
+    folders = ("adaptiverl", "adaptiverl/integrations", "kernels")
+    for path in sorted(p for folder in folders for p in (ROOT / folder).glob("*.py")):
         text = path.read_text()
         for pattern, reason in BANNED_EVERYWHERE.items():
             assert not re.search(pattern, text), f"{path.name}: {pattern} ({reason})"
@@ -131,3 +159,4 @@ def test_the_check_sees_a_forbidden_import() -> None:
 
 def test_the_table_names_only_rooms_that_exist() -> None:
     assert set(MAY_IMPORT) == set(modules(ROOT / "adaptiverl"))
+    assert set(INTEGRATIONS) == set(modules(ROOT / "adaptiverl/integrations"))

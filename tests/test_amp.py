@@ -1,0 +1,439 @@
+"""Mixed precision: gradient scalers of both protocols, clipping, autocast (decisions.md 13)."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.amp import GradScaler
+from training import (
+    BUSY,
+    DEVICES,
+    ON_CUDA,
+    assert_differ,
+    assert_same,
+    clones,
+    draw_gradients,
+    parameters,
+    quadratic,
+    snapshot,
+    values,
+)
+
+from adaptiverl import AdaptiveAdamW, Control, controller
+
+SHAPES = ((7,), (6, 5), (), (3, 4))
+PROTOCOLS: dict[str, dict[str, Any]] = {
+    # The scaler unscales the gradients, looks at them, and does not call step after an overflow.
+    "generic": {},
+    # The scaler calls step at all times and hands it grad_scale and found_inf; nothing waits.
+    "fused": {"fused": True},
+}
+OVERFLOWS = {0, 3, 4, 9, 15}
+"""Training steps whose gradients overflow, the very first among them"""
+
+
+def build(params: list[nn.Parameter], protocol: str, **options: Any) -> AdaptiveAdamW:
+    arguments: dict[str, Any] = {"lr": 1e-2, "control": BUSY}
+    return AdaptiveAdamW(params, **(arguments | PROTOCOLS[protocol] | options))
+
+
+def scaler_for(device: str = "cpu", **options: Any) -> GradScaler:
+    # The factors are powers of two, so that scaling and unscaling lose no bit.
+    defaults: dict[str, Any] = {"init_scale": 1024.0, "growth_interval": 5}
+    scaler = GradScaler(device, **(defaults | options))
+    scaler.scale(torch.zeros((), device=device))  # it makes its scale at the first loss it sees
+    return scaler
+
+
+def spoiled(loss: Tensor, step: int) -> Tensor:
+    """The loss of this step; on some its gradients overflow float32."""
+    return loss * 1e38 if step in OVERFLOWS else loss
+
+
+# An overflow changes nothing at all
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("unscale", [False, True], ids=["", "unscale_"])
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_overflowed_steps_might_as_well_not_have_been(
+    protocol: str, unscale: bool, device: str
+) -> None:
+    params = parameters(*SHAPES, device=device)
+    optimizer, scaler = build(params, protocol), scaler_for(device)
+    for step in range(24):
+        loss = quadratic(params, step)
+        optimizer.zero_grad()
+        scaler.scale(spoiled(loss, step)).backward()
+        optimizer.observe(spoiled(loss, step))
+        if unscale:
+            scaler.unscale_(optimizer)
+        before = snapshot(optimizer, params)
+        scale = scaler.get_scale()
+        scaler.step(optimizer)
+        scaler.update()
+        if step in OVERFLOWS:
+            assert scaler.get_scale() == scale / 2
+            if step:
+                assert_same(snapshot(optimizer, params), before)
+            else:  # what the first step makes of a state is there, but says nothing yet
+                assert_same(values(params), before[1])
+                assert all(not value.any() for value in moments(optimizer))
+        else:
+            assert_differ(values(params), before[1])
+
+    plain = parameters(*SHAPES, device=device)
+    reference = build(plain, protocol)
+    for step in range(24):
+        if step not in OVERFLOWS:
+            loss = quadratic(plain, step)
+            reference.zero_grad()
+            loss.backward()
+            reference.observe(loss)
+            reference.step()
+    assert_same(snapshot(optimizer, params), snapshot(reference, plain))
+    assert optimizer.knobs() == reference.knobs()
+    assert optimizer.knobs()["step"] == 24 - len(OVERFLOWS)
+    assert optimizer.knobs()["noise"] > 0
+
+
+def moments(optimizer: AdaptiveAdamW) -> list[Tensor]:
+    """Every state entry that is zero before the first step."""
+    return [s[name] for s in optimizer.state.values() for name in s if name != "mu_product"]
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_one_bad_number_among_the_gradients_is_an_overflow(
+    dtype: torch.dtype, protocol: str, value: float
+) -> None:
+    params = parameters(*SHAPES, dtype=dtype)
+    optimizer, scaler = build(params, protocol), scaler_for()
+    for step in range(4):
+        draw_gradients(params, step)
+        optimizer.observe(1.0)
+        scaler.step(optimizer)
+        scaler.update()
+    before = snapshot(optimizer, params)
+    draw_gradients(params, 4)
+    assert params[1].grad is not None
+    params[1].grad[3, 2] = value
+    optimizer.observe(value)
+    scaler.step(optimizer)
+    scaler.update()
+    assert_same(snapshot(optimizer, params), before)
+    assert optimizer.knobs()["nonfinite"] == 0
+
+
+def test_a_real_overflow_of_float16() -> None:
+    # The scale starts so high that float16 gradients overflow until the scaler has come down.
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 1))
+    optimizer = build(list(model.parameters()), "generic", control=Control(every=2))
+    scaler = scaler_for(init_scale=2.0**30, growth_interval=10**6)
+    inputs = torch.randn(64, 6)
+    losses, skipped = [], 0
+    for _ in range(60):
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.float16):
+            loss = (model(inputs) - inputs.sum(1, keepdim=True)).square().mean()
+        scaler.scale(loss).backward()
+        optimizer.observe(loss)
+        scale = scaler.get_scale()
+        scaler.step(optimizer)
+        scaler.update()
+        skipped += scaler.get_scale() < scale
+        losses.append(loss.item())
+    assert skipped >= 5
+    assert optimizer.knobs()["step"] == 60 - skipped
+    assert losses[-1] < 0.6 * losses[0]
+
+
+# What counts as one observation, in whatever order a loop is written
+
+
+def order_a(optimizer: AdaptiveAdamW, loss: Tensor, scaler: GradScaler, last: bool) -> None:
+    """zero_grad at the end; observed after backward."""
+    scaler.scale(loss).backward()
+    optimizer.observe(loss)
+    if last:
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+
+
+def order_b(optimizer: AdaptiveAdamW, loss: Tensor, scaler: GradScaler, last: bool) -> None:
+    """Observed before backward."""
+    optimizer.observe(loss)
+    scaler.scale(loss).backward()
+    if last:
+        scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+
+
+def order_c(optimizer: AdaptiveAdamW, loss: Tensor, scaler: GradScaler, last: bool) -> None:
+    """Gradients dropped by hand, as Module.zero_grad drops them; the optimizer is not told."""
+    scaler.scale(loss).backward()
+    optimizer.observe(loss.detach())
+    if last:
+        scaler.step(optimizer)
+        scaler.update()
+        for group in optimizer.param_groups:
+            for param in group["params"]:
+                param.grad = None
+
+
+@pytest.mark.parametrize("micro_batches", [1, 3])
+@pytest.mark.parametrize("order", [order_a, order_b, order_c])
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_micro_batches_average_and_a_skipped_steps_losses_do_not_count(
+    protocol: str, order: Callable[..., None], micro_batches: int
+) -> None:
+    params = parameters((5,))
+    optimizer, scaler = build(params, protocol), scaler_for()
+    told = []
+    for step in range(20):
+        losses = [1.0 + step + 0.25 * k for k in range(micro_batches)]
+        for k, value in enumerate(losses):
+            # The loss has this value; its gradient is 1, or overflows.
+            slope = 1e38 if step in OVERFLOWS and k == 0 else 1.0
+            distance = (params[0] * slope).sum()
+            order(optimizer, distance - distance.detach() + value, scaler, k == micro_batches - 1)
+        if step not in OVERFLOWS:
+            told.append(sum(losses) / micro_batches)
+        loss = optimizer.knobs()["loss"]
+        assert loss == told[-1] if told else math.isnan(loss)
+    memory = optimizer.param_groups[0]["adaptive_state"]
+    assert memory[controller.SLOT["loss_count"]] == len(told)
+
+
+def test_asking_whether_it_scales_costs_no_observation() -> None:
+    # Trainers ask more often than a scaler does: before unscaling, before clipping.
+    params = parameters((3,))
+    optimizer = build(params, "generic")
+    draw_gradients(params, 0)
+    optimizer.observe(1.0)
+    optimizer.observe(2.0)
+    for _ in range(3):
+        assert optimizer._step_supports_amp_scaling is False
+    optimizer.step()
+    assert optimizer.knobs()["loss"] == 1.5
+    optimizer.observe(4.0)
+    optimizer.observe(6.0)
+    optimizer.step()
+    assert optimizer.knobs()["loss"] == 5.0
+
+
+def test_a_loss_told_to_the_step_itself() -> None:
+    params = parameters((3,))
+    optimizer, scaler = build(params, "generic"), scaler_for()
+    for step, value in enumerate((1.0, 2.0, 3.0)):
+        draw_gradients(params, step)
+        if step == 1:
+            assert params[0].grad is not None
+            params[0].grad.fill_(math.inf)
+        scaler.step(optimizer, loss=value)
+        scaler.update()
+        assert optimizer.knobs()["loss"] == (3.0 if step == 2 else 1.0)
+
+
+# The protocols
+
+
+@pytest.mark.parametrize("flags", [{}, {"foreach": True}, {"fused": False}, {"fused": True}])
+def test_the_scaler_meets_what_it_meets_in_adamw(flags: dict[str, bool]) -> None:
+    params = parameters((3,))
+    theirs = torch.optim.AdamW(params, **flags)  # type: ignore[arg-type]
+    expected = getattr(theirs, "_step_supports_amp_scaling", False)
+    optimizer = AdaptiveAdamW(params, **flags)  # type: ignore[arg-type]
+    assert optimizer._step_supports_amp_scaling is expected
+    assert copy.deepcopy(optimizer)._step_supports_amp_scaling is expected
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_scaled_run_follows_adamws(protocol: str) -> None:
+    mine = parameters(*SHAPES)
+    reference = clones(mine)
+    ours = build(mine, protocol, control=Control.frozen())
+    theirs = torch.optim.AdamW(reference, lr=1e-2, **PROTOCOLS[protocol])
+    for optimizer, params in ((ours, mine), (theirs, reference)):
+        scaler = scaler_for()
+        for step in range(24):
+            loss = spoiled(quadratic(params, step), step)
+            optimizer.zero_grad()
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+    torch.testing.assert_close(values(mine), values(reference), rtol=1e-5, atol=1e-6)
+
+
+def test_a_scaler_switched_off() -> None:
+    ends = []
+    for enabled in (False, None):
+        params = parameters(*SHAPES)
+        optimizer = build(params, "generic")
+        scaler = None if enabled is None else GradScaler("cpu", enabled=enabled)
+        for step in range(8):
+            loss = quadratic(params, step)
+            optimizer.zero_grad()
+            loss.backward() if scaler is None else scaler.scale(loss).backward()
+            optimizer.observe(loss)
+            optimizer.step() if scaler is None else scaler.step(optimizer)
+        ends.append(snapshot(optimizer, params))
+    assert_same(ends[0], ends[1])
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_two_optimizers_share_a_scaler_and_only_one_overflows(protocol: str) -> None:
+    scaler = scaler_for()
+    halves = [parameters((4,), seed=s) for s in (1, 2)]
+    optimizers = [build(params, protocol) for params in halves]
+    for step in range(6):
+        for params, optimizer in zip(halves, optimizers, strict=True):
+            draw_gradients(params, step)
+            optimizer.observe(float(step))
+        if step == 3:
+            assert halves[0][0].grad is not None
+            halves[0][0].grad.fill_(math.inf)
+        for optimizer in optimizers:
+            scaler.step(optimizer)
+        scaler.update()
+    assert [o.knobs()["step"] for o in optimizers] == [5, 6]
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_scaled_run_goes_on_after_a_load(protocol: str) -> None:
+    def steps(optimizer: Any, scaler: Any, params: list[nn.Parameter], first: int) -> None:
+        for step in range(first, first + 8):
+            loss = quadratic(params, step)
+            optimizer.zero_grad()
+            scaler.scale(spoiled(loss, step)).backward()
+            optimizer.observe(loss)
+            scaler.step(optimizer)
+            scaler.update()
+
+    params = parameters(*SHAPES)
+    optimizer, scaler = build(params, protocol), scaler_for()
+    steps(optimizer, scaler, params, 0)
+    saved = copy.deepcopy((optimizer.state_dict(), scaler.state_dict()))
+    resumed = clones(params)
+    other, other_scaler = build(resumed, protocol), scaler_for()
+    other.load_state_dict(saved[0])
+    other_scaler.load_state_dict(saved[1])
+    # Step 9 overflows: the scale that the checkpoint brought is halved in both.
+    steps(optimizer, scaler, params, 8)
+    steps(other, other_scaler, resumed, 8)
+    assert_same(snapshot(other, resumed), snapshot(optimizer, params))
+    assert other_scaler.get_scale() == scaler.get_scale()
+
+
+# Clipping
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_clipping_here_is_clipping_by_hand(protocol: str, device: str) -> None:
+    ends = {}
+    # Without noise: its scale is the RMS of gradients that rounded differently on the two ways.
+    still = Control(every=2)
+    for way in ("max_grad_norm", "clip_grad_norm_", "neither"):
+        params = parameters(*SHAPES, device=device)
+        own = {"max_grad_norm": 0.05} if way == "max_grad_norm" else {}
+        optimizer, scaler = build(params, protocol, control=still, **own), scaler_for(device)
+        for step in range(16):
+            loss = quadratic(params, step)
+            optimizer.zero_grad()
+            scaler.scale(spoiled(loss, step)).backward()
+            optimizer.observe(loss)
+            if way == "clip_grad_norm_":
+                scaler.unscale_(optimizer)
+                torch.nn.utils.clip_grad_norm_(params, 0.05)
+            scaler.step(optimizer)
+            scaler.update()
+        ends[way] = values(params)
+    torch.testing.assert_close(ends["max_grad_norm"], ends["clip_grad_norm_"], rtol=1e-4, atol=1e-5)
+    with pytest.raises(AssertionError):
+        torch.testing.assert_close(ends["neither"], ends["clip_grad_norm_"], rtol=1e-4, atol=1e-5)
+
+
+def test_the_fused_protocol_leaves_gradients_as_they_were() -> None:
+    params = parameters(*SHAPES)
+    optimizer, scaler = build(params, "fused"), scaler_for()
+    scaler.scale(quadratic(params, 0)).backward()
+    kept = [p.grad.clone() for p in params if p.grad is not None]
+    optimizer.observe(1.0)
+    scaler.step(optimizer)
+    assert_same([p.grad for p in params], kept)
+
+
+# Autocast
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_autocast_follows_adamw_and_goes_down(
+    protocol: str, dtype: torch.dtype, device: str
+) -> None:
+    def train(kind: Any, **options: Any) -> tuple[list[float], list[Tensor], Any]:
+        torch.manual_seed(1)
+        model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 1)).to(device)
+        optimizer = kind(model.parameters(), lr=1e-2, **PROTOCOLS[protocol], **options)
+        scaler = scaler_for(device, enabled=dtype == torch.float16)
+        inputs = torch.randn(64, 6).to(device)
+        losses = []
+        for _ in range(40):
+            optimizer.zero_grad()
+            with torch.autocast(device, dtype):
+                output = model(inputs)
+                assert output.dtype == dtype
+                loss = (output - inputs.sum(1, keepdim=True)).square().mean()
+            scaler.scale(loss).backward()
+            if isinstance(optimizer, AdaptiveAdamW):
+                optimizer.observe(loss)
+            scaler.step(optimizer)
+            scaler.update()
+            losses.append(loss.item())
+        return losses, values(model.parameters()), optimizer
+
+    expected, reference, _ = train(torch.optim.AdamW)
+    frozen, still, _ = train(AdaptiveAdamW, control=Control.frozen())
+    # Half-precision activations round to other sides once parameters differ in their last bit.
+    torch.testing.assert_close(still, reference, rtol=1e-2, atol=1e-2)
+    assert frozen == pytest.approx(expected, rel=2e-2)
+    adapted, _, optimizer = train(AdaptiveAdamW)
+    assert adapted[-1] < 0.5 * adapted[0]
+    assert optimizer.knobs()["updates"] == 4
+    assert optimizer.knobs()["loss"] == pytest.approx(adapted[-1])
+
+
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
+@pytest.mark.parametrize("device", [ON_CUDA])
+def test_the_fused_protocol_waits_for_nothing(device: str) -> None:
+    params = parameters(*SHAPES, device=device)
+    optimizer, scaler = build(params, "fused", max_grad_norm=1.0), scaler_for(device)
+
+    def step(number: int) -> None:
+        loss = quadratic(params, number)
+        optimizer.zero_grad()
+        scaler.scale(loss).backward()
+        optimizer.observe(loss)
+        torch.cuda.set_sync_debug_mode("error" if number > 3 else "default")
+        try:
+            scaler.step(optimizer)
+            scaler.update()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    for number in range(8):
+        step(number)
+    assert optimizer.knobs()["step"] == 8

@@ -1,0 +1,448 @@
+"""Save and load: bit for bit, across a kill, to and from AdamW, and refused with a reason."""
+
+from __future__ import annotations
+
+import copy
+import io
+import math
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from training import (
+    BUSY,
+    CAPTURABLE_WARNING,
+    DEVICES,
+    ON_CUDA,
+    assert_differ,
+    assert_same,
+    clones,
+    descend,
+    parameters,
+    snapshot,
+    values,
+)
+
+from adaptiverl import AdaptiveAdamW, Control, controller
+
+pytestmark = CAPTURABLE_WARNING
+SHAPES = ((7,), (6, 5), (), (3, 4))
+OPTIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "amsgrad": {"amsgrad": True, "maximize": True},
+    "clipped": {"max_grad_norm": 0.3, "seed": 11},
+    "fused": {"fused": True},
+    "foreach": {"foreach": True},
+    "tensor rate": {"lr": torch.tensor(1e-2), "capturable": True},
+    "modulate": {"control": Control(mode="modulate", every=3, noise_bounds=(0.05, 0.1))},
+    "alpha at its floor": {"control": Control(every=1, lr_bounds=(1e-2, 1e-2))},
+}
+
+
+def through_a_file(content: Any, map_location: str | None = None) -> Any:
+    """Saved and read back as a careful user reads: tensors and plain values only."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=True, map_location=map_location)
+
+
+def busy(params: list[nn.Parameter], **options: Any) -> AdaptiveAdamW:
+    arguments: dict[str, Any] = {"lr": 1e-2, "control": BUSY}
+    return AdaptiveAdamW(params, **(arguments | options))
+
+
+# Going on
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_resumed_run_has_the_bits_of_one_that_never_stopped(
+    name: str, dtype: torch.dtype, device: str
+) -> None:
+    options = OPTIONS[name]
+    params = parameters(*SHAPES, dtype=dtype, device=device)
+    optimizer = busy(params, **copy.deepcopy(options))
+    descend(optimizer, params, 13)
+    saved = through_a_file((optimizer.state_dict(), values(params)))
+
+    resumed = [nn.Parameter(x) for x in saved[1]]
+    other = busy(resumed, **copy.deepcopy(options))
+    other.load_state_dict(saved[0])
+    assert_same(snapshot(other, resumed), snapshot(optimizer, params))
+    assert other.knobs() == pytest.approx(optimizer.knobs(), rel=0, abs=0, nan_ok=True)
+    descend(optimizer, params, 12, first=13)
+    descend(other, resumed, 12, first=13)
+    assert_same(snapshot(other, resumed), snapshot(optimizer, params))
+    assert optimizer.knobs()["step"] == 25
+
+
+def test_the_noise_goes_on_where_it_was() -> None:
+    # The seed and the counter are in the checkpoint: one built with another seed draws the same.
+    loud = Control(every=2, noise_bounds=(0.1, 0.1))
+    params = parameters(*SHAPES)
+    optimizer = busy(params, control=loud, seed=3)
+    descend(optimizer, params, 5)
+    ends = {}
+    for kept in (True, False):
+        resumed = clones(params)
+        other = busy(resumed, control=loud, seed=4)
+        saved = copy.deepcopy(optimizer.state_dict())
+        if not kept:
+            del saved["param_groups"][0]["adaptive_state"]
+        other.load_state_dict(saved)
+        descend(other, resumed, 5, first=5)
+        ends[kept] = values(resumed)
+    descend(optimizer, params, 5, first=5)
+    assert_same(ends[True], values(params))
+    assert_differ(ends[False], values(params))
+
+
+@pytest.mark.parametrize("device", [ON_CUDA])
+@pytest.mark.parametrize("way", ["to the device", "to the CPU"])
+def test_a_checkpoint_changes_devices(way: str, device: str) -> None:
+    source, target = ("cpu", device) if way == "to the device" else (device, "cpu")
+    params = parameters(*SHAPES, device=source)
+    optimizer = busy(params, control=Control(every=2))
+    descend(optimizer, params, 10)
+    saved = through_a_file(optimizer.state_dict(), map_location="cpu")
+    moved = [nn.Parameter(p.detach().to(target)) for p in params]
+    other = busy(moved, control=Control(every=2))
+    other.load_state_dict(saved)
+    assert all(s.device.type == torch.device(target).type for s in other.state[moved[0]].values())
+    before = other.knobs()
+    assert before == pytest.approx(optimizer.knobs(), rel=1e-12, nan_ok=True)
+    descend(optimizer, params, 10, first=10)
+    descend(other, moved, 10, first=10)
+    for mine, reference in zip(moved, params, strict=True):
+        torch.testing.assert_close(mine, reference, check_device=False, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("device", [ON_CUDA])
+def test_the_controllers_address_survives_a_load(device: str) -> None:
+    params = parameters(*SHAPES, device=device)
+    optimizer = busy(params)
+    descend(optimizer, params, 4)
+    address = optimizer.param_groups[0]["adaptive_state"].data_ptr()
+    optimizer.load_state_dict(through_a_file(optimizer.state_dict(), map_location="cpu"))
+    descend(optimizer, params, 1, first=4)
+    assert optimizer.param_groups[0]["adaptive_state"].data_ptr() == address
+
+
+def test_moments_keep_their_dtype_under_half_precision() -> None:
+    params = parameters(*SHAPES, dtype=torch.bfloat16)
+    optimizer = busy(params, amsgrad=True)
+    descend(optimizer, params, 4)
+    other = busy(clones(params), amsgrad=True)
+    other.load_state_dict(through_a_file(optimizer.state_dict()))
+    for state in other.state.values():
+        assert {name: value.dtype for name, value in state.items()} == {
+            "step": torch.float32,
+            "exp_avg": torch.float32,
+            "exp_avg_sq": torch.float32,
+            "max_exp_avg_sq": torch.float32,
+            "mu_product": torch.float64,
+        }
+    # Not one value went through bfloat16 on the way.
+    exp_avg = other.state[other.param_groups[0]["params"][1]]["exp_avg"]
+    assert_differ(exp_avg, exp_avg.bfloat16().float())
+
+
+def test_an_old_checkpoint_lacks_flags_and_counts_in_floats() -> None:
+    params = parameters(*SHAPES)
+    optimizer = busy(params, control=Control(every=2))
+    descend(optimizer, params, 6)
+    saved = copy.deepcopy(optimizer.state_dict())
+    for flag in ("foreach", "fused", "maximize", "capturable", "differentiable", "amsgrad"):
+        del saved["param_groups"][0][flag]
+    for state in saved["state"].values():
+        state["step"] = state["step"].item()
+    resumed = clones(params)
+    other = busy(resumed, control=Control(every=2))
+    other.load_state_dict(saved)
+    descend(optimizer, params, 6, first=6)
+    descend(other, resumed, 6, first=6)
+    assert_same(values(resumed), values(params))
+
+
+@pytest.mark.parametrize("saved_named", [False, True])
+@pytest.mark.parametrize("loaded_named", [False, True])
+def test_named_parameters(saved_named: bool, loaded_named: bool) -> None:
+    def build(params: list[nn.Parameter], named: bool) -> AdaptiveAdamW:
+        handed: Any = [(f"p{i}", p) for i, p in enumerate(params)] if named else params
+        return busy(handed)
+
+    params = parameters(*SHAPES)
+    optimizer = build(params, saved_named)
+    descend(optimizer, params, 6)
+    resumed = clones(params)
+    other = build(resumed, loaded_named)
+    other.load_state_dict(through_a_file(optimizer.state_dict()))
+    assert ("param_names" in other.param_groups[0]) == (saved_named or loaded_named)
+    descend(optimizer, params, 6, first=6)
+    descend(other, resumed, 6, first=6)
+    assert_same(values(resumed), values(params))
+
+
+def test_a_checkpoint_of_an_untrained_optimizer() -> None:
+    params = parameters(*SHAPES)
+    optimizer, other = busy(params), busy(clones(params))
+    descend(other, other.param_groups[0]["params"], 3)
+    other.load_state_dict(through_a_file(optimizer.state_dict()))
+    assert other.knobs()["step"] == 0
+    assert len(other.state) == 0
+
+
+# A real kill
+
+
+def checkpointed_run(folder: Path, pause: int = 0) -> subprocess.Popen[str]:
+    script = Path(__file__).parent / "checkpointed_run.py"
+    # As pytest itself was started: isolated where the installed wheel is to be tested.
+    isolated = ["-I"] if sys.flags.isolated else []
+    command = [sys.executable, *isolated, str(script), str(folder), "14", str(pause)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def kill_in_save(folder: Path, pause: int) -> None:
+    with checkpointed_run(folder, pause) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "mid-save\n"
+        process.send_signal(signal.SIGKILL)
+        assert process.wait(60) == -signal.SIGKILL
+    unfinished = folder / "checkpoint.unfinished"
+    with pytest.raises((RuntimeError, EOFError, OSError)):
+        torch.load(unfinished, weights_only=True)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
+def test_a_run_killed_twice_in_mid_save_ends_with_the_same_bits(tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    whole.mkdir()
+    killed.mkdir()
+    with checkpointed_run(whole) as process:
+        assert process.wait(120) == 0
+    expected = torch.load(whole / "end.pt", weights_only=True)
+
+    kill_in_save(killed, pause=3)
+    assert not (killed / "checkpoint.pt").exists()
+    kill_in_save(killed, pause=9)
+    assert torch.load(killed / "checkpoint.pt", weights_only=True)["step"] == 6
+    with checkpointed_run(killed) as process:
+        assert process.wait(120) == 0
+    end = torch.load(killed / "end.pt", weights_only=True)
+
+    assert (expected.pop("first"), end.pop("first")) == (0, 6)
+    assert_same(end, expected)
+    assert end["knobs"]["step"] == 14
+    assert end["knobs"]["noise"] > 0
+    assert not os.path.exists(killed / "checkpoint.unfinished")
+
+
+# To and from torch.optim.AdamW
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"amsgrad": True}, {"fused": True}, {"foreach": True}], ids=str
+)
+def test_adamws_checkpoint_goes_on_here_and_ours_there(
+    options: dict[str, Any], dtype: torch.dtype
+) -> None:
+    arguments = {"lr": 1e-2, "betas": (0.8, 0.99), **options}
+    tolerance: dict[str, Any] = {"rtol": 1e-11, "atol": 1e-12} if dtype == torch.float64 else {}
+    reference = parameters(*SHAPES, dtype=dtype)
+    theirs = torch.optim.AdamW(reference, **arguments)
+    descend(theirs, reference, 10)
+    mine = clones(reference)
+    ours = AdaptiveAdamW(mine, **arguments, control=Control.frozen())
+    ours.step(loss=3.0)
+    ours.load_state_dict(through_a_file(theirs.state_dict()))
+    assert ours.knobs()["step"] == 0
+    assert math.isnan(ours.knobs()["loss"])
+    descend(theirs, reference, 10, first=10)
+    descend(ours, mine, 10, first=10)
+    torch.testing.assert_close(values(mine), values(reference), **tolerance)
+
+    back = torch.optim.AdamW(mine, **arguments)
+    back.load_state_dict(through_a_file(ours.state_dict()))
+    descend(theirs, reference, 10, first=20)
+    descend(back, mine, 10, first=20)
+    torch.testing.assert_close(values(mine), values(reference), **tolerance)
+
+
+def test_a_half_precision_checkpoint_of_adamw_gets_float32_moments() -> None:
+    reference = parameters(*SHAPES, dtype=torch.bfloat16)
+    theirs = torch.optim.AdamW(reference, lr=1e-2)
+    descend(theirs, reference, 5)
+    mine = clones(reference)
+    ours = busy(mine)
+    ours.load_state_dict(through_a_file(theirs.state_dict()))
+    assert {s["exp_avg"].dtype for s in ours.state.values()} == {torch.float32}
+    descend(ours, mine, 5, first=5)
+    back = torch.optim.AdamW(mine, lr=1e-2)
+    back.load_state_dict(through_a_file(ours.state_dict()))
+    descend(back, mine, 5, first=10)
+    assert all(torch.isfinite(p).all() for p in mine)
+
+
+# What is refused
+
+
+def replaced(name: str, value: float) -> Callable[[Tensor], Tensor]:
+    def change(memory: Tensor) -> Tensor:
+        memory = memory.clone()
+        memory[controller.SLOT[name]] = value
+        return memory
+
+    return change
+
+
+DAMAGES: list[tuple[Callable[[Tensor], Any], str]] = [
+    (lambda m: m[:-1].clone(), "got torch.float64 of shape"),
+    (lambda m: torch.cat([m, m[-1:]]), "got torch.float64 of shape"),
+    (lambda m: m.float(), "got torch.float32 of shape"),
+    (lambda m: m[:0].clone(), r"got torch.float64 of shape \(0,\)"),
+    (lambda m: m.reshape(1, -1), "got torch.float64 of shape"),
+    (lambda m: m.tolist(), r"got \[1.0, "),
+    (lambda _: None, "got None"),
+    (replaced("version", 0.0), "got version 0.0"),
+    (replaced("version", 2.0), "got version 2.0"),
+    (replaced("version", math.nan), "got version nan"),
+    (replaced("log_lr", math.nan), "got log_lr = nan"),
+    (replaced("log_lr", -math.inf), "got log_lr = -inf"),
+    (replaced("log_noise", math.inf), "got log_noise = inf"),
+    (replaced("logit_momentum", math.nan), "got logit_momentum = nan"),
+    (replaced("loss_mean", math.inf), "got loss_mean = inf"),
+]
+
+
+@pytest.mark.parametrize(("damage", "message"), DAMAGES, ids=[m for _, m in DAMAGES])
+def test_a_damaged_or_foreign_memory_is_refused_and_nothing_changes(
+    damage: Callable[[Tensor], Any], message: str
+) -> None:
+    params = parameters(*SHAPES)
+    optimizer = busy(params)
+    descend(optimizer, params, 5)
+    bad = copy.deepcopy(optimizer.state_dict())
+    descend(optimizer, params, 2, first=5)
+    before = snapshot(optimizer, params)
+    bad["param_groups"][0]["adaptive_state"] = damage(bad["param_groups"][0]["adaptive_state"])
+    with pytest.raises(ValueError, match=f"{message}.*nothing was changed$"):
+        optimizer.load_state_dict(bad)
+    assert_same(snapshot(optimizer, params), before)
+    # The hook that looked at it is gone as well.
+    assert not optimizer._optimizer_load_state_dict_pre_hooks  # type: ignore[attr-defined]
+
+
+def test_a_checkpoint_of_other_groups_is_refused_and_nothing_changes() -> None:
+    params = parameters(*SHAPES)
+    optimizer = busy(params)
+    descend(optimizer, params, 5)
+    before = snapshot(optimizer, params)
+    other = busy(parameters(*SHAPES[:2]))
+    with pytest.raises(ValueError, match="doesn't match the size of optimizer's group"):
+        optimizer.load_state_dict(other.state_dict())
+    assert_same(snapshot(optimizer, params), before)
+
+
+def test_a_sound_memory_may_hold_what_is_not_finite() -> None:
+    params = parameters(*SHAPES)
+    still = Control(every=2, noise_bounds=(0.0, 0.0))
+    optimizer = AdaptiveAdamW(params, betas=(0.0, 0.99), control=still)
+    optimizer.step(loss=math.nan)
+    memory = optimizer.param_groups[0]["adaptive_state"]
+    assert memory[controller.SLOT["log_noise"]] == -math.inf
+    assert memory[controller.SLOT["logit_momentum"]] == -math.inf
+    assert memory[controller.SLOT["loss"]].isnan()
+    other = AdaptiveAdamW(clones(params), betas=(0.0, 0.99), control=still)
+    other.load_state_dict(through_a_file(optimizer.state_dict()))
+    assert_same(other.param_groups[0]["adaptive_state"], memory)
+
+
+# Older layouts
+
+
+def test_every_layout_that_was_has_a_way_to_the_present_one() -> None:
+    assert set(controller.MIGRATIONS) == set(range(1, controller.LAYOUT_VERSION))
+
+
+def test_an_older_layout_is_migrated_step_by_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Two layouts that never were, each lacking the last number of the one that follows it.
+    def grow(memory: Tensor) -> Tensor:
+        grown = torch.cat([memory, memory[:1]])
+        grown[0] += 1
+        return grown
+
+    oldest = controller.LAYOUT_VERSION - 2
+    monkeypatch.setattr(controller, "MIGRATIONS", {oldest: grow, oldest + 1: grow})
+    params = parameters(*SHAPES)
+    optimizer = busy(params)
+    descend(optimizer, params, 5)
+    saved = copy.deepcopy(optimizer.state_dict())
+    memory = saved["param_groups"][0]["adaptive_state"]
+    old = memory[:-2].clone()
+    old[0] = oldest
+    saved["param_groups"][0]["adaptive_state"] = old
+    optimizer.load_state_dict(saved)
+    expected = memory.clone()
+    expected[-2:] = torch.tensor([oldest, oldest + 1], dtype=torch.float64)
+    assert_same(optimizer.param_groups[0]["adaptive_state"], expected)
+    assert old[0] == oldest
+    assert old.numel() == memory.numel() - 2
+
+
+# Hooks of state_dict and load_state_dict
+
+
+def test_state_dict_hooks_and_entries_that_are_not_ours() -> None:
+    params = parameters(*SHAPES)
+    optimizer = busy(params)
+    descend(optimizer, params, 3)
+    calls = []
+    optimizer.register_state_dict_pre_hook(lambda o: calls.append("pre"))
+
+    def note(_: Any, state_dict: dict[str, Any]) -> None:
+        calls.append("post")
+        state_dict["state"]["test"] = 1
+
+    optimizer.register_state_dict_post_hook(note)
+    saved = optimizer.state_dict()
+    assert calls == ["pre", "post"]
+    assert saved["state"]["test"] == 1
+    optimizer.load_state_dict(saved)
+    assert optimizer.state["test"] == 1  # type: ignore[index]
+    descend(optimizer, params, 3, first=3)
+
+
+def test_a_load_hook_may_change_the_checkpoint_or_bring_another() -> None:
+    params = parameters(*SHAPES)
+    optimizer = busy(params)
+    descend(optimizer, params, 3)
+    good = copy.deepcopy(optimizer.state_dict())
+    calls: list[str] = []
+
+    def slower(_: Any, state_dict: dict[str, Any]) -> None:
+        state_dict["param_groups"][0]["lr"] = 0.002
+
+    def repaired(_: Any, state_dict: dict[str, Any]) -> dict[str, Any]:
+        return good
+
+    optimizer.register_load_state_dict_pre_hook(slower)
+    optimizer.register_load_state_dict_pre_hook(repaired, prepend=True)
+    optimizer.register_load_state_dict_post_hook(lambda o: calls.append("post"))
+    foreign = copy.deepcopy(good)
+    foreign["param_groups"][0]["adaptive_state"] = "not a memory"
+    foreign["state"] = {}
+    optimizer.load_state_dict(foreign)
+    assert optimizer.param_groups[0]["lr"] == 0.002
+    assert optimizer.state_dict()["state"].keys() == good["state"].keys()
+    assert calls == ["post"]
