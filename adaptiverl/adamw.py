@@ -106,6 +106,9 @@ class AdaptiveAdamW(AdaptiveOptimizer, torch.optim.AdamW):
     def _moments_of(self, group: dict[str, Any]) -> tuple[str, ...]:
         return self._moments if group["amsgrad"] else self._moments[:2]
 
+    def _kept_of(self, group: dict[str, Any]) -> tuple[str, ...]:
+        return (*super()._kept_of(group), "mu_product")
+
     def _entry_state(self, group: dict[str, Any], state: dict[str, Any]) -> dict[str, Any]:
         return {
             "exp_avg": state["exp_avg"],
@@ -118,6 +121,7 @@ class AdaptiveAdamW(AdaptiveOptimizer, torch.optim.AdamW):
         super()._init_state(param, group, state)
         if "mu_product" not in state:
             # From a checkpoint of torch.optim.AdamW, whose momentum is constant.
-            step = state["step"].to(torch.float64)
-            momentum = torch.as_tensor(group["betas"][0], dtype=torch.float64, device=step.device)
-            state["mu_product"] = momentum.reshape(()) ** step
+            step, momentum = state["step"].to(torch.float64), group["betas"][0]
+            if isinstance(momentum, Tensor):
+                momentum = momentum.to(step.device, torch.float64).reshape(())
+            state["mu_product"] = momentum**step

@@ -115,7 +115,7 @@ class Control:
     noise_floor: float | None = None
     lr_change: Pair = (0.9, 1.2)
     spike_clip: float = 5.0
-    plateau_trend: Pair = (0.6, 0.1)
+    plateau_trend: Pair = (0.6, 0.2)
     plateau_variance: Pair = (1.5, 0.1)
 
     def __post_init__(self) -> None:

@@ -149,14 +149,15 @@ class Decision:
     skippable: bool
 
     def to(self, device: torch.device) -> Decision:
-        """The same on another device, without waiting."""
+        """The same on another device, without waiting for it unless that is the host itself."""
         if device == self.block.device:
             return self
+        on_host = device.type == "cpu"  # which would read what has not arrived yet
         return replace(
             self,
-            block=self.block.to(device, non_blocking=True),
-            groups=self.groups.to(device, non_blocking=True),
-            effective=self.effective.to(device, non_blocking=True),
+            block=self.block.to(device, non_blocking=not on_host),
+            groups=self.groups.to(device, non_blocking=not on_host),
+            effective=self.effective.to(device, non_blocking=not on_host),
         )
 
     def __getattr__(self, name: str) -> Tensor:
@@ -450,7 +451,8 @@ def _scalar(value: Any, name: str, device: torch.device) -> Tensor:
         value = value.detach().reshape(())
         if value.dtype not in (torch.float32, torch.float64):
             value = value.to(torch.float64)
-        return value.to(device, non_blocking=True)
+        # On the host the next line reads it, so there it has to have arrived.
+        return value.to(device, non_blocking=device.type != "cpu")
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(
             f"{name} must be a real number or a tensor with one element, got {value!r} "

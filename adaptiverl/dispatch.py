@@ -1,28 +1,28 @@
-"""Who does a parameter's step: the only place that asks "CUDA? C++?".
+"""Who does a parameter's step: the only place that asks "CUDA? Triton? C++?".
 
 A backend has three functions over a bucket of tensors: `sum_squares`, and a step for each
-optimizer, `adamw_step` and `sgd_step`. The C++ one walks an address table; the reference works in
-plain torch on whatever the fast ones don't take.
+optimizer, `adamw_step` and `sgd_step`. The C++ and the Triton ones walk an address table; the
+reference works in plain torch on whatever the fast ones don't take.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import TYPE_CHECKING, Protocol
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from adaptiverl.kernels import reference
 
 if TYPE_CHECKING:
     from adaptiverl.controller import Decision
     from adaptiverl.tables import Bucket, ParameterEntry
-
-gradient_scale = reference.gradient_scale
 
 
 class Backend(Protocol):
@@ -32,8 +32,16 @@ class Backend(Protocol):
     addressed: bool
     """Walks an address table; the controller then counts the tensors' steps."""
 
-    def accepts(self, entry: ParameterEntry) -> bool:
-        """Whether this tensor's layout is one the backend can walk."""
+    def accepts(self, entry: ParameterEntry, noisy: bool) -> bool:
+        """Whether this tensor's layout is one the backend can walk; `noisy`: σ may be above 0."""
+        ...
+
+    def variant(self, entry: ParameterEntry) -> tuple[Any, ...]:
+        """What the tensors of one launch must agree in, beside the device."""
+        ...
+
+    def count_steps(self, bucket: Bucket, decision: Decision) -> None:
+        """One more step of every tensor, where the controller's launch is on another device."""
         ...
 
     def sum_squares(
@@ -74,15 +82,18 @@ class CpuBackend:
     name = "cpu"
     addressed = True
 
-    def accepts(self, entry: ParameterEntry) -> bool:
-        """Contiguous tensors with float32 moments, the parameter's own layout on all of them."""
-        return all(
-            t.dtype == torch.float32
-            and t.device.type == "cpu"
-            and t.is_contiguous()
-            and not t.is_neg()
-            for t in entry.shaped()
-        )
+    def accepts(self, entry: ParameterEntry, noisy: bool) -> bool:
+        """float32 throughout, moments too, in one order (`lie_alike`)."""
+        tensors = entry.shaped()
+        return all(t.dtype == torch.float32 for t in tensors) and lie_alike(tensors, noisy)
+
+    def variant(self, entry: ParameterEntry) -> tuple[Any, ...]:
+        """One launch takes them all."""
+        return ()
+
+    def count_steps(self, bucket: Bucket, decision: Decision) -> None:
+        """See `Backend`."""
+        _count_one_by_one(bucket, decision)
 
     def sum_squares(
         self,
@@ -115,7 +126,6 @@ class CpuBackend:
         squares: Tensor,
         gradient_scale: Tensor | None,
     ) -> None:
-        """A C++ operator does not bump version counters, so autograd is told."""
         operator(
             bucket.rows(),
             decision.block,
@@ -126,7 +136,134 @@ class CpuBackend:
             None,
             decision.noise_on_parameter,
         )
-        torch.autograd.graph.increment_version([entry.param for entry in bucket.entries])
+        _tell_autograd(bucket)
+
+
+@dataclass(frozen=True)
+class Scratch:
+    """What the Triton kernels keep of a bucket between launches.
+
+    Attributes:
+        chunks: `kernels.chunks.chunk_table` on the device.
+        partials: From `kernels.chunks.partial_sums`.
+        finished: Likewise.
+    """
+
+    chunks: Tensor
+    partials: Tensor
+    finished: Tensor
+
+
+class TritonBackend:
+    """The Triton sweep: float32, bfloat16 and float16, one launch for all tensors of its variant.
+
+    Raises:
+        ImportError: Triton is missing, or does not load.
+    """
+
+    name = "triton"
+    addressed = True
+
+    def __init__(self) -> None:
+        # Only where it is used: triton takes half a second to load, and is not everywhere.
+        from adaptiverl.kernels import adamw_step, chunks, clip, count, sgd_step, statistics
+
+        self._adamw, self._sgd, self._statistics = adamw_step, sgd_step, statistics
+        self._chunks, self._clip, self._count = chunks, clip, count
+
+    def accepts(self, entry: ParameterEntry, noisy: bool) -> bool:
+        """float32 moments, and everything in one order (`lie_alike`)."""
+        moments = [m for m in entry.moments() if m is not None]
+        return all(m.dtype == torch.float32 for m in moments) and lie_alike(entry.shaped(), noisy)
+
+    def variant(self, entry: ParameterEntry) -> tuple[Any, ...]:
+        """A kernel is compiled for dtypes and for the moments that there are."""
+        kept = tuple(m is not None for m in entry.moments())
+        return entry.param.dtype, entry.grad.dtype, kept
+
+    def count_steps(self, bucket: Bucket, decision: Decision) -> None:
+        """See `Backend`."""
+        self._count.count_steps(bucket.rows(), decision.block, decision.effective)
+
+    def sum_squares(
+        self,
+        bucket: Bucket,
+        decision: Decision,
+        out: Tensor,
+        always: bool,
+        of_parameters: bool = False,
+    ) -> None:
+        """See `Backend`."""
+        param_dtype, grad_dtype, _ = bucket.variant
+        scratch = self._scratch(bucket)
+        self._statistics.sum_squares(
+            bucket.rows(),
+            scratch.chunks,
+            decision.block,
+            out,
+            scratch.partials,
+            scratch.finished,
+            always=always,
+            grad_dtype=param_dtype if of_parameters else grad_dtype,
+            of_parameters=of_parameters,
+        )
+
+    def adamw_step(
+        self, bucket: Bucket, decision: Decision, squares: Tensor, gradient_scale: Tensor | None
+    ) -> None:
+        """See `Backend`."""
+        _, _, (_, _, amsgrad) = bucket.variant
+        step = partial(self._adamw.adamw_step, amsgrad=amsgrad)
+        self._step(step, bucket, decision, squares, gradient_scale)
+
+    def sgd_step(
+        self, bucket: Bucket, decision: Decision, squares: Tensor, gradient_scale: Tensor | None
+    ) -> None:
+        """See `Backend`."""
+        _, _, (momentum, _, _) = bucket.variant
+        step = partial(self._sgd.sgd_step, momentum=momentum)
+        self._step(step, bucket, decision, squares, gradient_scale)
+
+    def _step(
+        self,
+        step: Callable[..., None],
+        bucket: Bucket,
+        decision: Decision,
+        squares: Tensor,
+        gradient_scale: Tensor | None,
+    ) -> None:
+        param_dtype, grad_dtype, _ = bucket.variant
+        scratch = self._scratch(bucket)
+        step(
+            bucket.rows(),
+            scratch.chunks,
+            decision.block,
+            decision.groups,
+            decision.effective,
+            squares if decision.noise_possible else None,
+            gradient_scale,
+            None,
+            scratch.partials,
+            scratch.finished,
+            param_dtype=param_dtype,
+            grad_dtype=grad_dtype,
+            noise_on_parameter=decision.noise_on_parameter,
+        )
+        _tell_autograd(bucket)
+
+    def gradient_scale(
+        self, squares: Tensor, limit: Tensor | None, grad_scale: Tensor | None, factor: Tensor
+    ) -> None:
+        """`kernels.clip.gradient_scale`."""
+        self._clip.gradient_scale(squares, limit, grad_scale, factor)
+
+    def _scratch(self, bucket: Bucket) -> Scratch:
+        def build(sizes: list[int]) -> Scratch:
+            chunks = self._chunks.chunk_table(sizes)
+            partials = self._chunks.partial_sums(len(chunks), len(sizes), bucket.device)
+            return Scratch(bucket.upload(chunks), *partials)
+
+        return bucket.scratch(build)
 
 
 class ReferenceBackend:
@@ -135,9 +272,16 @@ class ReferenceBackend:
     name = "reference"
     addressed = False
 
-    def accepts(self, entry: ParameterEntry) -> bool:
+    def accepts(self, entry: ParameterEntry, noisy: bool) -> bool:
         """Everything."""
         return True
+
+    def variant(self, entry: ParameterEntry) -> tuple[Any, ...]:
+        """Each tensor has launches of its own."""
+        return ()
+
+    def count_steps(self, bucket: Bucket, decision: Decision) -> None:
+        """Its steps count by themselves."""
 
     def sum_squares(
         self,
@@ -202,6 +346,27 @@ CPU, REFERENCE = CpuBackend(), ReferenceBackend()
 noise_on = ReferenceBackend._noise_on
 
 
+TRITON_DTYPES = frozenset(
+    {
+        (torch.float32, torch.float32),
+        (torch.float32, torch.bfloat16),
+        (torch.bfloat16, torch.bfloat16),
+        (torch.float16, torch.float16),
+    }
+)
+"""Parameters' and gradients' dtypes that the Triton sweep takes"""
+
+
+@cache
+def triton_backend() -> TritonBackend:
+    """The one Triton backend.
+
+    Raises:
+        ImportError: As `TritonBackend`.
+    """
+    return TritonBackend()
+
+
 @cache
 def resolve(device_type: str, param_dtype: torch.dtype, grad_dtype: torch.dtype) -> Resolution:
     """The backend for contiguous tensors of these types.
@@ -215,13 +380,122 @@ def resolve(device_type: str, param_dtype: torch.dtype, grad_dtype: torch.dtype)
         return Resolution(CPU, "compiled sweep over float32")
     if device_type == "cpu":
         return Resolution(REFERENCE, f"the compiled sweep takes float32 only, not {param_dtype}")
-    return Resolution(REFERENCE, f"no fused sweep for device type {device_type!r} in this version")
+    if device_type != "cuda":
+        return Resolution(REFERENCE, f"no fused sweep for device type {device_type!r}")
+    if (param_dtype, grad_dtype) not in TRITON_DTYPES:
+        return Resolution(
+            REFERENCE,
+            f"the Triton sweep does not take {param_dtype} parameters with {grad_dtype} gradients",
+        )
+    try:
+        return Resolution(triton_backend(), "Triton sweep")
+    except ImportError as error:
+        return Resolution(
+            REFERENCE, f"Triton is missing or does not load ({error}): `pip install triton`"
+        )
 
 
-def backend_for(entry: ParameterEntry) -> Backend:
-    """Who does this tensor's step: its types' backend, or the reference where layouts differ."""
+def backend_for(entry: ParameterEntry, noisy: bool) -> Backend:
+    """Who does this tensor's step: its types' backend, or the reference where layouts differ.
+
+    Args:
+        entry: The tensor.
+        noisy: σ may be above 0.
+    """
     backend = resolve(entry.param.device.type, entry.param.dtype, entry.grad.dtype).backend
-    return backend if backend.accepts(entry) else REFERENCE
+    return backend if backend.accepts(entry, noisy) else REFERENCE
+
+
+def lie_alike(tensors: Sequence[Tensor], noisy: bool) -> bool:
+    """Whether a sweep can walk these side by side, element i of one being element i of all.
+
+    Noise belongs to an element's place in C order (decisions.md 17). Without it any order without
+    gaps will do that is the same for all, as that of channels-last or of transposed tensors.
+    """
+    first = tensors[0]
+    if any(
+        t.device != first.device
+        or t.shape != first.shape
+        or t.is_neg()
+        or is_traceable_wrapper_subclass(t)
+        for t in tensors
+    ):
+        return False
+    if all(t.is_contiguous() for t in tensors):
+        return True
+    return not noisy and _is_dense(first) and all(_order(t) == _order(first) for t in tensors)
+
+
+def _order(tensor: Tensor) -> list[tuple[int, int]]:
+    """Strides of the dimensions that are walked."""
+    return [(d, s) for d, s in enumerate(tensor.stride()) if tensor.shape[d] > 1]
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    """Whether some order of its dimensions makes it contiguous."""
+    outermost_first = sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
+    return tensor.permute(outermost_first).is_contiguous()
+
+
+def _tell_autograd(bucket: Bucket) -> None:
+    """Neither a C++ operator nor a Triton launch bumps version counters."""
+    torch.autograd.graph.increment_version([entry.param for entry in bucket.entries])
+
+
+def _count_one_by_one(bucket: Bucket, decision: Decision) -> None:
+    active = decision.active
+    for entry in bucket.entries:
+        reference.count_step(entry, active)
+        if entry.momentum_product() is not None:
+            reference.count_momentum(entry, decision.effective[entry.group, 1], active)
+
+
+class GradientScale:
+    """The one factor on every gradient: what clipping leaves (decisions.md 18) / the loss scale.
+
+    Args:
+        max_grad_norm: The global norm to clip to, or None.
+    """
+
+    def __init__(self, max_grad_norm: float | None) -> None:
+        self._max_grad_norm = max_grad_norm
+        self._limit: Tensor | None = None
+        self._factor: Tensor | None = None
+
+    def __call__(
+        self,
+        buckets: Sequence[Bucket],
+        squares: Mapping[torch.device, Tensor],
+        grad_scale: Tensor | None,
+    ) -> Tensor | None:
+        """This step's factor; one launch where all tensors are on one device with Triton.
+
+        Args:
+            buckets: The step's; at least one.
+            squares: Σ g² of all tensors by device, float64; read where there is a norm to clip to.
+            grad_scale: What a gradient scaler multiplied the loss by; or None.
+
+        Returns:
+            0-d float64; None where there is nothing to do.
+        """
+        if self._max_grad_norm is None and grad_scale is None:
+            return None
+        launcher = next((b.backend for b in buckets if isinstance(b.backend, TritonBackend)), None)
+        if launcher is None or len(squares) > 1:
+            return reference.gradient_scale(list(squares.values()), self._max_grad_norm, grad_scale)
+        ((device, whole),) = squares.items()
+        if grad_scale is not None:
+            grad_scale = grad_scale.to(device, non_blocking=True)
+        limit, factor = self._memory(device)
+        launcher.gradient_scale(whole, limit, grad_scale, factor)
+        return factor
+
+    def _memory(self, device: torch.device) -> tuple[Tensor | None, Tensor]:
+        if self._factor is None or self._factor.device != device:
+            self._factor = torch.ones((), dtype=torch.float64, device=device)
+            if self._max_grad_norm is not None:
+                self._limit = torch.full_like(self._factor, self._max_grad_norm)
+        return self._limit, self._factor
 
 
 def load_operators() -> None:
@@ -255,8 +529,11 @@ def controller_device(device: torch.device) -> torch.device:
 def describe() -> str:
     """One line on what this installation can do."""
     controller = "compiled" if has_cuda_controller() else "not compiled (no nvcc when it was built)"
+    found = importlib.util.find_spec("triton") is not None
+    sweep = "Triton" if found else "plain torch (triton is not installed)"
     return (
-        f"adaptiverl on torch {torch.__version__}: CPU sweep compiled; CUDA controller {controller}"
+        f"adaptiverl on torch {torch.__version__}: CPU sweep compiled; CUDA controller "
+        f"{controller}; CUDA sweep {sweep}"
     )
 
 

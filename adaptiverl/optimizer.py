@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
@@ -13,7 +14,7 @@ from torch.optim.optimizer import _device_dtype_check_for_fused
 
 from adaptiverl.control import Control, MomentumKind
 from adaptiverl.controller import Controller, Decision, Trace, current_layout
-from adaptiverl.dispatch import backend_for, controller_device, gradient_scale, noise_on
+from adaptiverl.dispatch import GradientScale, backend_for, controller_device, noise_on
 from adaptiverl.distributed import (
     NOISE_PLACE,
     Ranks,
@@ -22,7 +23,7 @@ from adaptiverl.distributed import (
     is_dtensor,
     to_local,
 )
-from adaptiverl.tables import ENTRIES, Bucket, Buckets, GroupTable, ParameterEntry
+from adaptiverl.tables import ENTRIES, Bucket, Buckets, GroupTable, ParameterEntry, Standing
 
 if TYPE_CHECKING:
     from adaptiverl.distributed import Group
@@ -104,7 +105,8 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         self._control = control
         self._max_grad_norm = max_grad_norm
         self._seed = seed
-        self._buckets = Buckets(backend_for)
+        self._buckets = Buckets(partial(backend_for, noisy=control.noise_bounds[1] > 0))
+        self._gradient_scale = GradientScale(max_grad_norm)
         self._group_table: GroupTable | None = None
         self._unobserved_steps = 0
         self._unscales = False
@@ -248,15 +250,41 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
     def _step_parameters(self) -> None:
         self._adopt_loaded_memory()
         rehearsal = self._is_rehearsal()
-        buckets = self._buckets.sort(self._entries())
+        standings = None if self._shards else self._standings()
+        buckets = self._buckets.of_step(standings, self.state, self._entries)
+        try:
+            self._sweep(buckets, rehearsal)
+            self._shards.end_step()
+        finally:
+            self._buckets.release_gradients()
+
+    def _sweep(self, buckets: list[Bucket], rehearsal: bool) -> None:
         self._warn_of_shards_keyed_apart()
         grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         decision = self._advance(buckets, found_inf, rehearsal)
-        squares, factor = self._measure(buckets, decision, grad_scale, rehearsal)
-        for bucket, square in zip(buckets, squares, strict=True):
-            factor = None if factor is None else factor.to(bucket.device)
+        # What the controller decided, on every device; there is one copy of it for each.
+        devices = [decision.block.device, *(bucket.device for bucket in buckets)]
+        decisions = {device: decision.to(device) for device in devices}
+        for bucket in buckets:
+            if bucket.backend.addressed and bucket.device != self._controller.device:
+                bucket.backend.count_steps(bucket, decisions[bucket.device])
+        factor = self._measure(buckets, decisions, grad_scale, rehearsal)
+        factors = {d: None if factor is None else factor.to(d) for d in devices[1:]}
+        for bucket in buckets:
             step = getattr(bucket.backend, self._algorithm)
-            step(bucket, decision.to(bucket.device), square, factor)
+            device = bucket.device
+            step(bucket, decisions[device], bucket.squares, factors[device])
+
+    def _standings(self) -> list[Standing]:
+        """The groups, as far as they decide who takes their tensors."""
+        return [
+            Standing(group["params"], self._kept_of(group), bool(group["maximize"]))
+            for group in self.param_groups
+        ]
+
+    def _kept_of(self, group: dict[str, Any]) -> tuple[str, ...]:
+        """State entries that a sweep walks or counts."""
+        return (*self._moments_of(group), "step")
 
     def _is_rehearsal(self) -> bool:
         """Whether a checkpoint library takes this step to make state; it may do so on some ranks.
@@ -282,52 +310,56 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         if self._control.every is not None and not rehearsal:
             self._share_observations()
         if found_inf is not None:
-            found_inf = found_inf.to(controller.device, torch.float32, non_blocking=True)
+            wait = controller.device.type == "cpu"  # where it is read at once
+            found_inf = found_inf.to(controller.device, torch.float32, non_blocking=not wait)
         rows = [b.rows() for b in buckets if b.backend.addressed and b.device == controller.device]
         return controller.advance(table.numbers, table.effective, rows, found_inf)
 
     def _measure(
         self,
         buckets: list[Bucket],
-        decision: Decision,
+        decisions: dict[torch.device, Decision],
         grad_scale: Tensor | None,
         rehearsal: bool,
-    ) -> tuple[list[Tensor], Tensor | None]:
-        """What the sweep must know before.
+    ) -> Tensor | None:
+        """What the sweep must know before: in every bucket's `squares`, those that the noise needs.
 
         Returns:
-            Per bucket and tensor the sum of squares of what the noise goes to; and the gradients'
-            common factor.
+            The gradients' common factor.
         """
         if rehearsal:
-            zeros = [torch.zeros(len(b.entries), dtype=torch.float64) for b in buckets]
-            return [z.to(b.device) for z, b in zip(zeros, buckets, strict=True)], None
+            for bucket in buckets:
+                bucket.squares.zero_()
+            return None
         clipping = self._max_grad_norm is not None
-        squares = self._squares(buckets, decision, of_parameters=False, always=clipping)
-        factor = gradient_scale(squares, self._max_grad_norm, grad_scale) if buckets else None
-        if decision.noise_on_parameter:
-            squares = self._squares(buckets, decision, of_parameters=True, always=False)
-        return squares, factor
+        self._sum_squares(buckets, decisions, of_parameters=False, always=clipping)
+        squares = self._buckets.squares_by_device()
+        factor = self._gradient_scale(buckets, squares, grad_scale) if buckets else None
+        if self._control.noise_target == "parameter":
+            self._sum_squares(buckets, decisions, of_parameters=True, always=False)
+        return factor
 
-    def _squares(
-        self, buckets: list[Bucket], decision: Decision, of_parameters: bool, always: bool
-    ) -> list[Tensor]:
-        """Σ g² or Σ p² per bucket and tensor; zeros where nobody needs them."""
+    def _sum_squares(
+        self,
+        buckets: list[Bucket],
+        decisions: dict[torch.device, Decision],
+        of_parameters: bool,
+        always: bool,
+    ) -> None:
+        """Σ g² or Σ p² into every bucket's `squares`, where somebody needs them."""
+        decision = decisions[self._controller.device]
         noisy = decision.noise_possible and decision.noise_on_parameter == of_parameters
-        squares = []
-        for bucket in buckets:
-            square = torch.zeros(len(bucket.entries), dtype=torch.float64, device=bucket.device)
-            if always or noisy:
+        if always or noisy:
+            for bucket in buckets:
                 bucket.backend.sum_squares(
-                    bucket, decision.to(bucket.device), square, always, of_parameters
+                    bucket, decisions[bucket.device], bucket.squares, always, of_parameters
                 )
-            squares.append(square)
+        if not self._shards:
+            return
         # Where ranks may differ in σ, they must not differ in whether they meet.
-        noisy = noisy and (not self._ranks.agree or noise_on(decision))
-        if self._shards and (always or noisy):
-            indices = [[entry.index for entry in bucket.entries] for bucket in buckets]
-            self._shards.add_up(list(zip(squares, indices, strict=True)), self._ranks)
-        return squares
+        if always or (noisy and (not self._ranks.agree or noise_on(decision))):
+            numbers = [(b.squares, [entry.index for entry in b.entries]) for b in buckets]
+            self._shards.add_up(numbers, self._ranks)
 
     def _entries(self) -> Iterator[ParameterEntry]:
         """One entry per parameter with a gradient; all are checked before any state is made."""
@@ -356,7 +388,7 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         grad, offset, numel = param.grad, 0, param.numel()
         own = self._entry_state(group, state)
         if is_dtensor(param):
-            place = self._shards.add(index, param, self._ranks)
+            place = self._shards.step(index, param, self._ranks)
             offset, numel = place.offset, place.numel
             own = {name: None if x is None else to_local(x) for name, x in own.items()}
             grad, param = gradient_of(param), to_local(param)

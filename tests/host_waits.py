@@ -15,26 +15,35 @@ READS = torch.ops.aten._local_scalar_dense.default
 """What `.item()`, `float()`, `bool()` and `if` come down to."""
 
 
+AT_HOME = {"dispatch.py"}
+"""Files of ours that read σ, and only where the CPU is the device."""
+
+
 class HostWaits(TorchDispatchMode):
-    """Counts reads by the package whose code asked for them, the innermost of those given."""
+    """Counts reads by the file whose code asked for them, the innermost of the packages given."""
 
     def __init__(self, *packages: ModuleType) -> None:
         super().__init__()
         self.folders = {p.__name__: Path(str(p.__file__)).parent for p in packages}
-        self.by_package: Counter[str] = Counter()
+        self.reads: Counter[tuple[str, str]] = Counter()
+
+    def of(self, package: str) -> Counter[str]:
+        """The reads of one package, by file; those of none of them are ``"other"``'s."""
+        return Counter({file: n for (name, file), n in self.reads.items() if name == package})
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         if func is READS:
-            self.by_package[self._asking()] += 1
+            self.reads[self._asking()] += 1
         return func(*args, **(kwargs or {}))
 
-    def _asking(self) -> str:
+    def _asking(self) -> tuple[str, str]:
         frame = sys._getframe(2)
         while frame is not None:
+            path = Path(frame.f_code.co_filename)
             for name, folder in self.folders.items():
-                if Path(frame.f_code.co_filename).is_relative_to(folder):
-                    return name
+                if path.is_relative_to(folder):
+                    return name, str(path.relative_to(folder))
             frame = frame.f_back  # type: ignore[assignment]
-        return "other"
+        return "other", ""

@@ -1,0 +1,136 @@
+"""`AdaptiveCallback` for Lightning's Trainer: it hears every loss, and logs the knobs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adaptiverl.integrations.steering import (
+    Steered,
+    knob_logs,
+    metric,
+    rescaled,
+    steered,
+    warn_if_never_updated,
+)
+
+try:
+    from lightning.pytorch import Callback, LightningModule, Trainer
+except ImportError:
+    try:
+        from pytorch_lightning import (  # type: ignore[assignment]
+            Callback,
+            LightningModule,
+            Trainer,
+        )
+    except ImportError as error:
+        raise ImportError(
+            "adaptiverl.integrations.lightning needs lightning or pytorch-lightning, and neither "
+            f"is there ({error}): pip install 'adaptiverl[lightning]'"
+        ) from error
+
+REMEDY = "return one from configure_optimizers"
+
+
+class AdaptiveCallback(Callback):
+    """Steers a module's `AdaptiveAdamW`.
+
+    Every micro-batch's loss goes to the controller just before its backward, undone of Lightning's
+    division by ``accumulate_grad_batches`` and of a gradient scaler's factor on its device; nothing
+    waits. Every ``log_every_n_steps`` steps ``adaptive/lr``, ``adaptive/alpha``,
+    ``adaptive/momentum`` and ``adaptive/noise`` are logged by the module, to every logger. With
+    ``Control(every=None)`` the knobs move once after each validation in `fit` instead (§5).
+
+    Automatic optimization, and manual optimization with one optimizer. With several, leave it out
+    and call ``optimizer.observe(loss)`` before each one's step.
+
+    Args:
+        monitor: With ``Control(every=None)``: the logged metric that is the loss; log it with
+            ``sync_dist=True`` where there are several processes.
+        reward: With ``Control(every=None, reward="given")``: the metric that is the reward.
+
+    Raises:
+        TypeError: When training starts: the module's optimizer is none of ours.
+        ValueError: When training starts: several optimizers. After a validation: no such metric.
+
+    Example:
+        >>> trainer = Trainer(callbacks=[AdaptiveCallback()])
+    """
+
+    def __init__(self, monitor: str = "val_loss", reward: str | None = None) -> None:
+        self._monitor = monitor
+        self._reward = reward
+        self._stepped = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say what is missing before the first step rather than at it."""
+        self._stepped = False
+        if _optimizer(trainer).control.every is None:
+            evaluates = trainer.enable_validation
+            remedy = "give it a validation_step and data to validate on"
+            warn_if_never_updated(type(self).__name__, evaluates, remedy)
+
+    def on_before_backward(
+        self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
+    ) -> None:
+        """Observe what goes backward."""
+        optimizer = _optimizer(trainer)
+        if optimizer.control.every is None:
+            return
+        factor = trainer.accumulate_grad_batches if pl_module.automatic_optimization else 1
+        optimizer.observe(_unscaled(trainer, rescaled(loss, factor)))
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Any
+    ) -> None:
+        """Note that this batch ends a step."""
+        self._stepped = True
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
+    ) -> None:
+        """Log the knobs with the steps that Lightning logs, and only then wait for the device."""
+        stepped, self._stepped = self._stepped, False
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if stepped and every > 0 and _logged_steps(trainer, pl_module) % every == 0:
+            pl_module.log_dict(knob_logs(_optimizer(trainer)))
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Epoch-wise control: one update after each validation in training."""
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        optimizer = _optimizer(trainer)
+        if optimizer.control.every is not None:
+            return
+        loss = metric(trainer.callback_metrics, self._monitor, type(self).__name__)
+        reward = None
+        if self._reward is not None:
+            reward = metric(trainer.callback_metrics, self._reward, type(self).__name__)
+        optimizer.update(loss, reward)
+
+
+def _optimizer(trainer: Trainer) -> Steered:
+    if len(trainer.optimizers) != 1:
+        raise ValueError(
+            f"AdaptiveCallback is for a module with one optimizer, got {len(trainer.optimizers)}: "
+            "leave it out and call optimizer.observe(loss) before each one's step"
+        )
+    return steered(trainer.optimizers[0], REMEDY)
+
+
+def _unscaled(trainer: Trainer, loss: Tensor) -> Tensor:
+    """The loss without the gradient scaler's factor, which Lightning has multiplied into it."""
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    if scaler is None:
+        return loss
+    # scaler.get_scale() would wait for the device; scaling a one tells the same without.
+    return loss / scaler.scale(torch.ones_like(loss))
+
+
+def _logged_steps(trainer: Trainer, pl_module: LightningModule) -> int:
+    """What Lightning counts against `log_every_n_steps`: batches that ended with a step."""
+    if pl_module.automatic_optimization:
+        return trainer.global_step
+    return trainer.fit_loop.total_batch_idx + 1

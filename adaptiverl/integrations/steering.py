@@ -1,0 +1,118 @@
+"""What the three ways in have in common: finding the optimizer, a loss's scale, what is logged."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from adaptiverl import Control
+
+LOGGED = {
+    "adaptive/lr": "lr",
+    "adaptive/alpha": "alpha",
+    "adaptive/momentum": "momentum",
+    "adaptive/noise": "noise",
+}
+"""Names in a framework's logs to names in ``optimizer.knobs()``."""
+
+
+@runtime_checkable
+class Steered(Protocol):
+    """An optimizer of ours, or a wrapper that forwards to one."""
+
+    @property
+    def control(self) -> Control:
+        """The controller's gains and cadence."""
+        ...
+
+    def observe(self, loss: Tensor | float, reward: Tensor | float | None = None) -> None:
+        """Tell the controller this step's loss."""
+        ...
+
+    def update(self, loss: Tensor | float, reward: Tensor | float | None = None) -> None:
+        """One observation and one update of the knobs, now."""
+        ...
+
+    def knobs(self) -> dict[str, float]:
+        """The knobs and sensors as Python floats."""
+        ...
+
+
+def steered(optimizer: Any, remedy: str) -> Steered:
+    """The optimizer of ours inside whatever a framework has wrapped around it.
+
+    Args:
+        optimizer: An optimizer; a wrapper keeps what it wraps in ``optimizer``.
+        remedy: What to do where there is none, for the message.
+
+    Raises:
+        TypeError: None of ours is in there.
+    """
+    inner = optimizer
+    while inner is not None:
+        if isinstance(inner, Steered):
+            return inner
+        inner = getattr(inner, "optimizer", None)
+    raise TypeError(f"expected an AdaptiveAdamW, got {type(optimizer).__name__}: {remedy}")
+
+
+def rescaled(loss: Tensor, factor: float) -> Tensor:
+    """A micro-batch's share of a step's loss, on the scale of a whole step's.
+
+    Every micro-batch is observed and the controller takes their mean, so that one divided by the
+    number of micro-batches, as frameworks do before backward, is multiplied by it again.
+    """
+    return loss.detach().to(torch.promote_types(loss.dtype, torch.float32)) * factor
+
+
+def knob_logs(optimizer: Any) -> dict[str, float]:
+    """The knobs under the names that they have in logs.
+
+    Waits for the device, as printing a loss does: call it where you log, not every step.
+
+    Args:
+        optimizer: An `AdaptiveAdamW`, also inside a framework's wrapper.
+
+    Returns:
+        ``adaptive/lr``: the first group's learning rate in effect, after scheduler and controller;
+        ``adaptive/alpha``: α; ``adaptive/momentum``: the first group's μ; ``adaptive/noise``: σ.
+
+    Raises:
+        TypeError: The optimizer is none of ours.
+    """
+    knobs = steered(optimizer, "only ours has knobs to log").knobs()
+    return {name: knobs[knob] for name, knob in LOGGED.items()}
+
+
+def metric(metrics: Mapping[str, Any], name: str, where: str) -> Any:
+    """One metric of an evaluation.
+
+    Raises:
+        ValueError: It is not there.
+    """
+    if name not in metrics:
+        raise ValueError(
+            f"{where} looks for the metric {name!r} after each evaluation, with "
+            f"Control(every=None), and this one has {_listed(metrics)}: name another one in "
+            f"{where}(...), or log that metric"
+        )
+    return metrics[name]
+
+
+def warn_if_never_updated(where: str, evaluates: bool, remedy: str) -> None:
+    """With epoch-wise control and no evaluations the knobs would stay where they are."""
+    if not evaluates:
+        warnings.warn(
+            f"{where} moves the knobs after each evaluation, with Control(every=None), and this "
+            f"trainer makes none: {remedy}",
+            UserWarning,
+            stacklevel=2,
+        )
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(repr(name) for name in names) or "none"

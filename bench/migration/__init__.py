@@ -1,0 +1,1 @@
+"""Before and after for each training framework; README.md here shows the differences."""

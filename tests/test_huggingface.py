@@ -1,0 +1,362 @@
+"""`integrations.huggingface`: a real Trainer on a tiny GPT-2, steered by the callback."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from host_waits import AT_HOME, HostWaits
+from tiny_models import Bigram, Tokens, overflow, tiny_gpt2
+from torch import Tensor, nn
+
+import adaptiverl
+from adaptiverl import AdaptiveAdamW, Control
+
+transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+accelerate = pytest.importorskip("accelerate", reason="accelerate is not installed")
+
+from adaptiverl.integrations.huggingface import AdaptiveCallback  # noqa: E402
+
+QUICK = Control(every=2, noise_bounds=(0.01, 0.1))
+EPOCHWISE = Control(every=None, beta_loss=0.3, beta_reward=0.3, beta_variance=0.3)
+KNOBS = {"adaptive/lr", "adaptive/alpha", "adaptive/momentum", "adaptive/noise"}
+
+
+@pytest.fixture(autouse=True)
+def _fresh_accelerate_state() -> Iterator[None]:
+    """Accelerate keeps one precision per process; each test chooses its own."""
+    yield
+    accelerate.state.AcceleratorState._reset_state(True)
+    accelerate.state.GradientState._reset_state()
+
+
+class Heard(transformers.TrainerCallback):  # type: ignore[misc, name-defined]
+    """What the optimizer knows after each step."""
+
+    def __init__(self) -> None:
+        self.knobs: list[dict[str, float]] = []
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.knobs.append(kwargs["optimizer"].optimizer.knobs())
+
+
+def make_trainer(
+    folder: Path,
+    model: nn.Module | None = None,
+    *,
+    control: Control = QUICK,
+    optimizer: dict[str, Any] | None = None,
+    callback: dict[str, Any] | None = None,
+    eval_dataset: Any = None,
+    **arguments: Any,
+) -> Any:
+    defaults: dict[str, Any] = {
+        "output_dir": str(folder),
+        "use_cpu": True,
+        "per_device_train_batch_size": 4,
+        "max_steps": 6,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": [],
+        "disable_tqdm": True,
+        "lr_scheduler_type": "constant",
+        "dataloader_pin_memory": False,
+        "max_grad_norm": 0.0,
+    }
+    trainer = transformers.Trainer(
+        tiny_gpt2() if model is None else model,
+        transformers.TrainingArguments(**(defaults | arguments)),
+        train_dataset=Tokens(32),
+        eval_dataset=eval_dataset,
+        optimizer_cls_and_kwargs=(
+            AdaptiveAdamW,
+            {"lr": 1e-2, "control": control, **(optimizer or {})},
+        ),
+    )
+    trainer.add_callback(AdaptiveCallback(trainer, **(callback or {})))
+    return trainer
+
+
+def heard_losses(trainer: Any) -> list[float]:
+    heard = Heard()
+    trainer.add_callback(heard)
+    trainer.train()
+    return [knobs["loss"] for knobs in heard.knobs]
+
+
+def logged(trainer: Any, key: str) -> list[float]:
+    return [entry[key] for entry in trainer.state.log_history if key in entry]
+
+
+def knobs_of(trainer: Any) -> dict[str, float]:
+    knobs: dict[str, float] = trainer.optimizer.optimizer.knobs()
+    return knobs
+
+
+def test_the_controller_hears_the_loss_that_the_trainer_logs(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path)
+    heard = heard_losses(trainer)
+    assert heard == logged(trainer, "loss")
+    assert len(set(heard)) == 6
+    assert knobs_of(trainer)["updates"] == 3
+
+
+@pytest.mark.parametrize("model", [tiny_gpt2, Bigram], ids=["divided by tokens", "divided by k"])
+def test_accumulated_micro_batches_are_one_loss(
+    tmp_path: Path, model: Callable[[], nn.Module]
+) -> None:
+    whole = heard_losses(make_trainer(tmp_path, model(), per_device_train_batch_size=12))
+    parts = heard_losses(
+        make_trainer(
+            tmp_path, model(), per_device_train_batch_size=4, gradient_accumulation_steps=3
+        )
+    )
+    # 32 sequences: 12, 12, 8; so every third step has two micro-batches of its three.
+    assert parts == pytest.approx(whole, rel=1e-5)
+    assert max(whole) < 2 * min(whole), "a loss of half the size would not be noticed otherwise"
+
+
+def test_bfloat16(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, bf16=True)
+    heard = heard_losses(trainer)
+    assert heard == logged(trainer, "loss")
+    assert heard != heard_losses(make_trainer(tmp_path)), "autocast was off"
+
+
+class Watched(transformers.TrainerCallback):  # type: ignore[misc, name-defined]
+    """Watches from the first step to the last: preparing an optimizer may look at it."""
+
+    def __init__(self, waits: HostWaits) -> None:
+        self.waits = waits
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.waits.__enter__()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.waits.__exit__(None, None, None)
+
+
+@pytest.mark.parametrize("fused", [None, True])
+def test_scaled_losses_are_heard_unscaled_and_skipped_steps_not_at_all(
+    tmp_path: Path, fused: bool | None
+) -> None:
+    model = tiny_gpt2()
+    overflow(model, {0, 1, 4})
+    trainer = make_trainer(tmp_path, model, max_steps=8, optimizer={"fused": fused})
+    # By itself the Trainer takes a scaler only where there is a GPU.
+    trainer.accelerator.scaler = torch.amp.GradScaler("cpu")
+    heard = Heard()
+    trainer.add_callback(heard)
+    trainer.train()
+    losses = logged(trainer, "loss")
+    assert len(set(losses)) == 8, "a loss that was heard at the wrong step would be seen"
+    assert [knobs["step"] for knobs in heard.knobs] == [0, 0, 1, 2, 2, 3, 4, 5]
+    for step in (2, 3, 5, 6, 7):
+        assert heard.knobs[step]["loss"] == losses[step]
+    assert heard.knobs[4] == heard.knobs[3]
+
+
+class NanOnce(Bigram):
+    """Its third loss is NaN."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, input_ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        outputs = super().forward(input_ids, labels)
+        self.calls += 1
+        if self.calls == 3:
+            outputs["loss"] = outputs["loss"] * torch.nan
+        return outputs
+
+
+def test_a_nan_is_heard_though_the_trainer_filters_it_from_its_log(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, NanOnce(), max_steps=4)
+    heard = Heard()
+    trainer.add_callback(heard)
+    trainer.train()
+    assert not any(loss != loss for loss in logged(trainer, "loss"))
+    assert [knobs["nonfinite"] for knobs in heard.knobs] == [0, 0, 1, 2]
+    # At the next update the rate goes down by the full reflex (decisions.md 12).
+    assert heard.knobs[3]["alpha"] < heard.knobs[1]["alpha"]
+
+
+def test_knobs_are_in_its_log_and_in_tensorboard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "events"))
+    trainer = make_trainer(
+        tmp_path,
+        report_to=["tensorboard"],
+        logging_steps=2,
+        lr_scheduler_type="linear",
+        control=Control(mode="modulate", every=2, noise_bounds=(0.01, 0.1)),
+    )
+    heard = Heard()
+    trainer.add_callback(heard)
+    trainer.train()
+    entries = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert [entry["step"] for entry in entries] == [2, 4, 6]
+    for entry in entries:
+        knobs = heard.knobs[int(entry["step"]) - 1]
+        assert entry["adaptive/alpha"] == knobs["alpha"] != 1.0
+        assert entry["adaptive/momentum"] == knobs["momentum"]
+        assert entry["adaptive/noise"] == knobs["noise"] >= 0.01
+        # Logged after the scheduler's step: what the next step uses.
+        assert entry["adaptive/lr"] == knobs["lr"]
+    assert not KNOBS & trainer.state.log_history[-1].keys(), "the summary of a run has no knobs"
+    seen = scalars(tmp_path / "events")
+    for name in KNOBS:
+        assert [step for step, _ in seen[f"train/{name}"]] == [2, 4, 6]
+        values = [value for _, value in seen[f"train/{name}"]]
+        assert values == pytest.approx([entry[name] for entry in entries], rel=1e-6)
+
+
+def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """TensorBoard's scalars by tag."""
+    accumulator = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator",
+        reason="tensorboard is not installed",
+    )
+    events = accumulator.EventAccumulator(str(folder))
+    events.Reload()
+    tags = events.Tags()["scalars"]
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags}
+
+
+def test_save_and_resume_is_exact(tmp_path: Path) -> None:
+    arguments: dict[str, Any] = {
+        "max_steps": 9,
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "save_strategy": "steps",
+        "save_steps": 5,
+        "lr_scheduler_type": "cosine",
+        "max_grad_norm": 1.0,
+    }
+    whole = make_trainer(tmp_path / "whole", tiny_gpt2(dropout=0.1), **arguments)
+    whole.train()
+    resumed = make_trainer(tmp_path / "resumed", tiny_gpt2(dropout=0.1), **arguments)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole/checkpoint-5"))
+    assert logged(resumed, "step")[-1] == 9
+    assert_same_training(whole, resumed)
+    # The checkpoint was in mid-run, and the rest of the run moved the knobs.
+    saved = torch.load(tmp_path / "whole/checkpoint-5/optimizer.pt", weights_only=True)
+    memory = whole.optimizer.state_dict()["param_groups"][0]["adaptive_state"]
+    assert not torch.equal(saved["param_groups"][0]["adaptive_state"], memory)
+
+
+def assert_same_training(whole: Any, resumed: Any) -> None:
+    torch.testing.assert_close(
+        dict(resumed.model.state_dict()), dict(whole.model.state_dict()), rtol=0, atol=0
+    )
+    assert knobs_of(resumed) == knobs_of(whole)
+    ours, theirs = (trainer.optimizer.state_dict()["state"] for trainer in (resumed, whole))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+def test_epochwise_control_moves_the_knobs_after_each_evaluation(tmp_path: Path) -> None:
+    trainer = make_trainer(
+        tmp_path,
+        control=EPOCHWISE,
+        eval_strategy="steps",
+        eval_steps=2,
+        eval_dataset=Tokens(8, seed=1),
+        max_steps=8,
+    )
+    trainer.train()
+    trace = trainer.optimizer.optimizer.trace()
+    assert trace["loss"].tolist() == logged(trainer, "eval_loss")
+    assert len(set(trace["lr"].tolist())) > 2
+    moved = trace["lr"][-1].item()
+    trainer.evaluate()
+    assert knobs_of(trainer)["alpha"] == moved, "an evaluation outside of training is none of ours"
+
+
+def test_epochwise_control_resumes_exactly(tmp_path: Path) -> None:
+    arguments: dict[str, Any] = {
+        "control": EPOCHWISE,
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "eval_dataset": Tokens(8, seed=1),
+        "save_strategy": "steps",
+        "save_steps": 4,
+        "max_steps": 8,
+    }
+    whole = make_trainer(tmp_path / "whole", **arguments)
+    whole.train()
+    resumed = make_trainer(tmp_path / "resumed", **arguments)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole/checkpoint-4"))
+    assert knobs_of(whole)["updates"] == 4
+    assert_same_training(whole, resumed)
+
+
+def test_epochwise_control_with_several_data_sets_and_a_reward(tmp_path: Path) -> None:
+    trainer = make_trainer(
+        tmp_path,
+        control=Control(every=None, reward="given"),
+        callback={"monitor": "eval_b_loss", "reward": "eval_b_accuracy"},
+        eval_strategy="steps",
+        eval_steps=2,
+        eval_dataset={"a": Tokens(4, seed=1), "b": Tokens(8, seed=2)},
+        max_steps=4,
+    )
+    trainer.compute_metrics = lambda p: {"accuracy": float((p[0].argmax(-1) == p[1]).mean())}
+    trainer.train()
+    trace = trainer.optimizer.optimizer.trace()
+    assert trace["loss"].tolist() == logged(trainer, "eval_b_loss")
+    assert trace["reward"].tolist() == logged(trainer, "eval_b_accuracy")
+
+
+def test_a_metric_that_is_not_there(tmp_path: Path) -> None:
+    trainer = make_trainer(
+        tmp_path,
+        control=EPOCHWISE,
+        callback={"monitor": "val_loss"},
+        eval_strategy="steps",
+        eval_steps=1,
+        eval_dataset=Tokens(4),
+    )
+    with pytest.raises(ValueError, match=r"'val_loss' after each evaluation.*'eval_loss'"):
+        trainer.train()
+
+
+def test_a_metric_of_none_of_the_data_sets(tmp_path: Path) -> None:
+    trainer = make_trainer(
+        tmp_path,
+        control=EPOCHWISE,
+        eval_strategy="steps",
+        eval_steps=1,
+        eval_dataset={"a": Tokens(4), "b": Tokens(4)},
+    )
+    with pytest.raises(ValueError, match=r"'eval_loss'.*data sets a, b: .*monitor='eval_a_loss'"):
+        trainer.train()
+
+
+def test_epochwise_control_without_evaluations_is_warned_of(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, control=EPOCHWISE, max_steps=1)
+    with pytest.warns(UserWarning, match="makes none: give TrainingArguments an eval_strategy"):
+        trainer.train()
+
+
+def test_an_optimizer_that_is_none_of_ours(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path)
+    trainer.optimizer_cls_and_kwargs = (torch.optim.AdamW, {"lr": 1e-3})
+    with pytest.raises(TypeError, match=r"expected an AdaptiveAdamW.*optimizer_cls_and_kwargs"):
+        trainer.train()
+
+
+def test_nothing_of_ours_reads_a_value_between_logs(tmp_path: Path) -> None:
+    trainer = make_trainer(
+        tmp_path, max_steps=8, logging_steps=4, gradient_accumulation_steps=2, max_grad_norm=1.0
+    )
+    waits = HostWaits(adaptiverl, transformers, accelerate)
+    trainer.add_callback(Watched(waits))
+    trainer.train()
+    assert waits.of("adaptiverl").keys() <= AT_HOME
+    # The Trainer's own NaN filter reads twice in each of the 16 micro-batches: the count works.
+    assert waits.of("transformers").total() >= 16
