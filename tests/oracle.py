@@ -193,7 +193,7 @@ class OracleController:
         noise_floor: float | None = None,
         lr_change: tuple[float, float] = (0.9, 1.2),
         spike_clip: float = 5.0,
-        plateau_trend: tuple[float, float] = (0.6, 0.1),
+        plateau_trend: tuple[float, float] = (0.6, 0.2),
         plateau_variance: tuple[float, float] = (1.5, 0.1),
     ) -> None:
         if mode not in ("replace", "modulate"):

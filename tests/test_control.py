@@ -165,7 +165,7 @@ def test_defaults_are_the_contract() -> None:
         "noise_floor": None,
         "lr_change": (0.9, 1.2),
         "spike_clip": 5.0,
-        "plateau_trend": (0.6, 0.1),
+        "plateau_trend": (0.6, 0.2),
         "plateau_variance": (1.5, 0.1),
     }
 

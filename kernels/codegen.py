@@ -1,0 +1,350 @@
+"""The machine-code check: every kernel variant compiled for an architecture, and the result read.
+
+Needs no GPU: Triton's compiler, cuobjdump and nvdisasm all run on the host. ``python -m
+adaptiverl.kernels.codegen`` prints the table, and ends with status 1 if a variant is over budget.
+
+What is looked at is the wide loop, the one that full blocks of aligned tensors go through. A count
+is static: instructions of the loop's body over the elements that one pass of it stores (or, in the
+statistics, loads), so unrolling does not change its meaning.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import triton
+from adaptiverl.kernels import adamw_step, sgd_step, statistics, sweep
+from adaptiverl.kernels.chunks import CHUNK
+from adaptiverl.kernels.layout import TRITON_DTYPES
+from triton import knobs
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+ARCHITECTURES = (80, 90, 100)
+REGISTERS = 64
+"""Most registers per thread, on sm_90"""
+INSTRUCTIONS = 28.0
+"""Most per element, float32 on sm_90, without noise"""
+INSTRUCTIONS_WITH_NOISE = 55.0
+
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+DTYPE_PAIRS = (
+    ("float32", "float32"),
+    ("float32", "bfloat16"),
+    ("bfloat16", "bfloat16"),
+    ("float16", "float16"),
+)
+
+_POINTERS = {
+    "rows": "*i64",
+    "chunks": "*i32",
+    "block": "*fp64",
+    "groups": "*fp64",
+    "effective": "*fp64",
+    "squares": "*fp64",
+    "gradient_scale": "*fp64",
+    "sums": "*fp64",
+    "partials": "*fp32",
+    "finished": "*i32",
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One specialisation of one kernel.
+
+    Attributes:
+        kernel: ``"adamw_step"``, ``"sgd_step"`` or ``"sum_squares"``.
+        param_dtype: Of the parameters; the statistics do not read them.
+        grad_dtype: Of the gradients.
+        amsgrad: As in `adamw_step.adamw_step`.
+        noise: Whether `squares` is passed, so that noise can be drawn.
+        sums: Whether `sums` is passed.
+        gradient_scale: Whether `gradient_scale` is passed.
+        momentum: As in `sgd_step.sgd_step`.
+        noise_on_parameter: Likewise.
+    """
+
+    kernel: str
+    param_dtype: str
+    grad_dtype: str
+    amsgrad: bool = False
+    noise: bool = False
+    sums: bool = False
+    gradient_scale: bool = False
+    momentum: bool = False
+    noise_on_parameter: bool = False
+
+    def __str__(self) -> str:
+        options = (
+            "amsgrad",
+            "momentum",
+            "noise",
+            "sums",
+            "gradient_scale",
+            "noise_on_parameter",
+        )
+        words = [self.kernel, f"{self.param_dtype}/{self.grad_dtype}"]
+        return " ".join(words + [option for option in options if getattr(self, option)])
+
+
+@dataclass(frozen=True)
+class WideLoop:
+    """The loop over full blocks.
+
+    Attributes:
+        noise: Whether it draws noise.
+        instructions: SASS instructions per element.
+        loads: Widths of its loads from global memory in bits, ascending.
+        stores: Widths of its stores, likewise.
+        shared: How many instructions touch shared memory or wait for other threads.
+    """
+
+    noise: bool
+    instructions: float
+    loads: tuple[int, ...]
+    stores: tuple[int, ...]
+    shared: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a variant was compiled to.
+
+    Attributes:
+        variant: Which.
+        architecture: 90 for sm_90.
+        registers: Per thread.
+        local_bytes: Local memory per thread; spilled registers are there.
+        loops: The wide loops: one, or one without noise and one with.
+    """
+
+    variant: Variant
+    architecture: int
+    registers: int
+    local_bytes: int
+    loops: tuple[WideLoop, ...]
+
+    def violations(self) -> Iterator[str]:
+        """What breaks a promise, in words."""
+        if self.local_bytes:
+            yield f"{self}: {self.local_bytes} bytes of local memory, expected none"
+        if self.architecture == 90 and self.registers > REGISTERS:
+            yield f"{self}: {self.registers} registers, budget {REGISTERS}"
+        expected = 1 + (self.variant.noise and self.variant.kernel != "sum_squares")
+        if len(self.loops) != expected:
+            yield f"{self}: {len(self.loops)} loops with wide loads and stores, expected {expected}"
+        for loop in self.loops:
+            yield from self._loop_violations(loop)
+
+    def _loop_violations(self, loop: WideLoop) -> Iterator[str]:
+        budget = INSTRUCTIONS_WITH_NOISE if loop.noise else INSTRUCTIONS
+        single = self.variant.param_dtype == self.variant.grad_dtype == "float32"
+        if self.architecture == 90 and single and loop.instructions > budget:
+            yield f"{self}: {loop.instructions:.1f} instructions per element, budget {budget:.0f}"
+        # Beside float32 moments a thread holds four 16-bit elements.
+        loads = {128} if single or self.variant.kernel == "sum_squares" else {64, 128}
+        if not set(loop.loads) <= loads:
+            yield f"{self}: loads of {_bits(loop.loads)} bits, expected {_bits(loads)}"
+        stores = {64, 128} if self.variant.param_dtype != "float32" else {128}
+        if not set(loop.stores) <= stores:
+            yield f"{self}: stores of {_bits(loop.stores)} bits, expected {_bits(stores)}"
+        if loop.shared:
+            yield f"{self}: {loop.shared} instructions on shared memory or barriers, expected none"
+
+    def __str__(self) -> str:
+        return f"sm_{self.architecture} {self.variant}"
+
+
+def variants() -> list[Variant]:
+    """The statistics; the sweep plain and with everything, in float32 also with noise alone."""
+    found = [Variant("sum_squares", dtype, dtype) for dtype in BYTES]
+    for param, grad in DTYPE_PAIRS:
+        for amsgrad in (False, True):
+            found.append(Variant("adamw_step", param, grad, amsgrad))
+            if param == grad == "float32":
+                found.append(Variant("adamw_step", param, grad, amsgrad, noise=True))
+            found.append(Variant("adamw_step", param, grad, amsgrad, True, True, True))
+    for momentum in (False, True):
+        sgd = Variant("sgd_step", "float32", "float32", momentum=momentum)
+        found += [sgd, replace(sgd, noise=True, sums=True, gradient_scale=True)]
+    half = Variant("sgd_step", "bfloat16", "bfloat16", momentum=True)
+    found.append(replace(half, noise=True, sums=True, gradient_scale=True))
+    single = Variant("adamw_step", "float32", "float32", amsgrad=True, sums=True)
+    for everything in (single, replace(sgd, sums=True)):
+        found.append(replace(everything, noise=True, gradient_scale=True, noise_on_parameter=True))
+    return found
+
+
+def compile_kernel(variant: Variant, architecture: int) -> Any:
+    """Triton's compiled kernel, with its intermediate stages in ``.asm``."""
+    constants: dict[str, Any] = {"CHUNK": CHUNK, "GRAD_TYPE": TRITON_DTYPES[variant.grad_dtype]}
+    if variant.kernel == "sum_squares":
+        kernel = statistics.sum_squares_kernel
+        constants |= {"ALWAYS": False, "OF_PARAMETERS": False, "BLOCK": statistics.BLOCK}
+        options: dict[str, Any] = {"num_warps": statistics.WARPS}
+    else:
+        constants |= {"PARAM_TYPE": TRITON_DTYPES[variant.param_dtype]}
+        constants |= {"BLOCK": sweep.block_size(variant.param_dtype, variant.grad_dtype)}
+        constants |= {"NOISE_ON_PARAMETER": variant.noise_on_parameter}
+        passed = {
+            "squares": variant.noise,
+            "sums": variant.sums,
+            "gradient_scale": variant.gradient_scale,
+        }
+        constants |= {name: None for name, given in passed.items() if not given}
+        if variant.kernel == "sgd_step":
+            kernel, registers = sgd_step.sgd_step_kernel, sgd_step.REGISTERS
+            constants |= {"MOMENTUM": variant.momentum}
+        else:
+            everything = variant.amsgrad and variant.noise and variant.sums
+            kernel = adamw_step.adamw_step_kernel
+            registers = adamw_step.register_limit(architecture, everything)
+            constants |= {"AMSGRAD": variant.amsgrad}
+        options = {"num_warps": sweep.WARPS, "maxnreg": registers}
+    names = kernel.arg_names
+    signature = {name: "constexpr" if name in constants else _POINTERS[name] for name in names}
+    source = ASTSource(
+        fn=kernel,
+        signature=signature,
+        constexprs={(names.index(name),): value for name, value in constants.items()},
+    )
+    return triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
+
+
+def inspect(variant: Variant, architecture: int) -> Report:
+    """Compile a variant and read its machine code.
+
+    Raises:
+        subprocess.CalledProcessError: If one of Triton's tools fails.
+    """
+    cubin = compile_kernel(variant, architecture).asm["cubin"]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(cubin)
+        usage = _run(knobs.nvidia.cuobjdump.path, "--dump-resource-usage", path)
+        sass = _run(knobs.nvidia.nvdisasm.path, "-c", path)
+    # Spills are counted under STACK; LOCAL is what a kernel asks for itself.
+    used = {name: int(count) for name, count in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
+    local_bytes = used["STACK"] + used["LOCAL"]
+    return Report(variant, architecture, used["REG"], local_bytes, _wide_loops(variant, sass))
+
+
+def _run(tool: str, *arguments: str | Path) -> str:
+    return subprocess.run([tool, *arguments], capture_output=True, text=True, check=True).stdout
+
+
+def _wide_loops(variant: Variant, sass: str) -> tuple[WideLoop, ...]:
+    loops = [_measure(variant, body) for body in innermost_loops(sass)]
+    memory = [(loop, elements) for loop, elements in loops if loop and _is_wide(variant, loop)]
+    widest: dict[bool, tuple[WideLoop, float]] = {}
+    for loop, elements in memory:
+        # Where the compiler unrolled, the remainder has a loop as well; the longer pass counts.
+        if loop.noise not in widest or elements > widest[loop.noise][1]:
+            widest[loop.noise] = (loop, elements)
+    return tuple(widest[noise][0] for noise in sorted(widest))
+
+
+def _is_wide(variant: Variant, loop: WideLoop) -> bool:
+    accesses = loop.loads if variant.kernel == "sum_squares" else loop.stores
+    return max(accesses, default=0) >= 64
+
+
+def innermost_loops(sass: str) -> list[list[str]]:
+    """The instructions of every loop that has no loop inside, from its label to its branch back."""
+    labels: dict[str, int] = {}
+    instructions: list[str] = []
+    for line in sass.splitlines():
+        if label := re.match(r"\s*(\.L_\w+):", line):
+            labels[label[1]] = len(instructions)
+        elif found := re.match(r"\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?(.*?)\s*;", line):
+            instructions.append(found[1])
+    spans = []
+    for end, instruction in enumerate(instructions):
+        back = re.match(r"BRA\b.*?(\.L_\w+)", instruction)
+        if back and labels[back[1]] <= end:
+            spans.append((labels[back[1]], end))
+    return [
+        instructions[start : end + 1]
+        for start, end in spans
+        if not any((s, e) != (start, end) and start <= s and e <= end for s, e in spans)
+    ]
+
+
+def _measure(variant: Variant, body: list[str]) -> tuple[WideLoop | None, float]:
+    loads = [_width(line) for line in body if line.startswith(("LDG", "LD."))]
+    stores = [_width(line) for line in body if line.startswith(("STG", "ST."))]
+    strong = any("STRONG" in line for line in body)
+    if variant.kernel == "sum_squares":
+        elements = sum(loads) / 8 / BYTES[variant.grad_dtype]
+    else:
+        adamw = variant.kernel == "adamw_step"
+        moments = 2 + variant.amsgrad if adamw else int(variant.momentum)
+        per_element = BYTES[variant.param_dtype] + 4 * moments
+        elements = sum(stores) / 8 / per_element
+    if elements == 0 or strong:
+        return None, 0.0
+    # Only Box and Muller take a logarithm.
+    noise = any(line.startswith("MUFU.LG2") for line in body)
+    shared = sum(line.startswith(("LDS", "STS", "BAR", "SHFL")) for line in body)
+    widths = tuple(sorted(set(loads))), tuple(sorted(set(stores)))
+    return WideLoop(noise, len(body) / elements, *widths, shared), elements
+
+
+def _width(instruction: str) -> int:
+    """Bits of one access."""
+    opcode = instruction.split()[0]
+    if size := re.search(r"\.(64|128|256)\b", opcode):
+        return int(size[1])
+    if re.search(r"\.[US]16\b", opcode):
+        return 16
+    return 8 if re.search(r"\.[US]8\b", opcode) else 32
+
+
+def _bits(widths: Iterable[int]) -> str:
+    return ", ".join(map(str, sorted(widths))) or "no"
+
+
+def table(reports: Iterable[Report]) -> str:
+    """The reports as lines of text, one per wide loop."""
+    lines = [
+        f"{'arch':<8}{'variant':<80}{'noise':<6}{'instr/el':>9}{'regs':>6}{'local':>7}  "
+        f"{'loads':<9}stores"
+    ]
+    for report in reports:
+        for loop in report.loops:
+            lines.append(
+                f"sm_{report.architecture:<5}{report.variant!s:<80}"
+                f"{'yes' if loop.noise else 'no':<6}"
+                f"{loop.instructions:>9.1f}{report.registers:>6}{report.local_bytes:>7}  "
+                f"{_bits(loop.loads):<9}{_bits(loop.stores)}"
+            )
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print the table and every broken promise; 1 if there is one."""
+    parser = argparse.ArgumentParser(
+        description="Compile every kernel variant and read its machine code."
+    )
+    parser.add_argument(
+        "--architectures", type=int, nargs="+", default=list(ARCHITECTURES), metavar="SM"
+    )
+    chosen = parser.parse_args(arguments).architectures
+    reports = [inspect(variant, architecture) for architecture in chosen for variant in variants()]
+    print(table(reports))
+    broken = [line for report in reports for line in report.violations()]
+    print("\n".join(broken) if broken else "Every variant is within its budget.")
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,158 @@
+"""The machine code of every kernel variant, compiled for three architectures without a GPU."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip(
+    "triton", reason="the kernels need triton, which torch's CPU wheels do not bring along"
+)
+
+from adaptiverl.kernels import adamw_step, codegen
+from adaptiverl.kernels.chunks import CHUNK
+from test_kernels import copy_with
+from triton import knobs
+
+pytestmark = pytest.mark.skipif(
+    knobs.runtime.interpret, reason="TRITON_INTERPRET is set: nothing is compiled in this process"
+)
+
+EVERYTHING = codegen.Variant("adamw_step", "float32", "float32", True, True, True, True)
+
+
+@pytest.mark.parametrize("architecture", codegen.ARCHITECTURES)
+def test_every_variant_is_within_its_budget(architecture: int) -> None:
+    reports = [codegen.inspect(variant, architecture) for variant in codegen.variants()]
+    print(codegen.table(reports))
+    broken = [line for report in reports for line in report.violations()]
+    assert not broken, "\n".join(broken)
+
+
+def test_every_option_is_compiled() -> None:
+    found = codegen.variants()
+    assert {v.grad_dtype for v in found if v.kernel == "sum_squares"} == set(codegen.BYTES)
+    sweeps = [v for v in found if v.kernel == "adamw_step"]
+    assert {(v.param_dtype, v.grad_dtype) for v in sweeps} == set(codegen.DTYPE_PAIRS)
+    for option in ("amsgrad", "noise", "sums", "gradient_scale"):
+        assert {getattr(v, option) for v in sweeps} == {False, True}
+    assert EVERYTHING in sweeps
+    sgd = [v for v in found if v.kernel == "sgd_step"]
+    for option in ("momentum", "noise", "sums", "gradient_scale", "noise_on_parameter"):
+        assert {getattr(v, option) for v in sgd} == {False, True}
+    assert {v.kernel for v in found if v.noise_on_parameter} == {"adamw_step", "sgd_step"}
+
+
+def broken_violations(folder: Path, file: str, old: str, new: str, variant: codegen.Variant) -> str:
+    """What the check says, in a process of its own, about a kernel with one statement replaced."""
+    program = (
+        "from adaptiverl.kernels import codegen\n"
+        f"report = codegen.inspect(codegen.{variant!r}, 90)\n"
+        "print(codegen.__file__)\n"
+        "print(*report.violations(), sep='\\n')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(copy_with(folder, file, old, new))},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    where, _, said = done.stdout.partition("\n")
+    assert Path(where).is_relative_to(folder)
+    return said
+
+
+PLAIN = codegen.Variant("adamw_step", "float32", "float32")
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "variant", "said"),
+    [
+        (
+            "sweep.py",
+            "pointer = tl.multiple_of(pointer, 16)",
+            "pointer = pointer",
+            PLAIN,
+            "0 loops with wide loads and stores, expected 1",
+        ),
+        (
+            "statistics.py",
+            "here = tl.multiple_of(here, 16)",
+            "here = here",
+            codegen.Variant("sum_squares", "float32", "float32"),
+            "0 loops with wide loads and stores, expected 1",
+        ),
+        ("philox.py", "tl.static_range(10)", "tl.static_range(12)", EVERYTHING, "budget 55"),
+        (
+            "adamw_step.py",
+            "denominator = _scaled_root(v_hat) *",
+            "denominator = tl.exp2(tl.log2(tl.sqrt_rn(v_hat) * ROOT_SCALE)) *",
+            PLAIN,
+            "budget 28",
+        ),
+        ("adamw_step.py", "return 88 if", "return 40 if True or", EVERYTHING, "of local memory"),
+        ("adamw_step.py", "return 88 if", "return 96 if True or", EVERYTHING, "budget 64"),
+    ],
+    ids=["hint", "statistics' hint", "rounds", "root", "spill", "registers"],
+)
+def test_a_regression_is_noticed(
+    tmp_path: Path, file: str, old: str, new: str, variant: codegen.Variant, said: str
+) -> None:
+    assert said in broken_violations(tmp_path, file, old, new, variant)
+
+
+def test_a_wrong_width_is_noticed() -> None:
+    loop = codegen.WideLoop(noise=False, instructions=20, loads=(32, 128), stores=(64,), shared=2)
+    report = codegen.Report(PLAIN, 100, 72, 0, (loop,))
+    said = "\n".join(report.violations())
+    assert "loads of 32, 128 bits, expected 128" in said
+    assert "stores of 64 bits, expected 128" in said
+    assert "2 instructions on shared memory or barriers" in said
+
+
+@pytest.fixture(scope="module")
+def everything() -> Any:
+    return codegen.compile_kernel(EVERYTHING, 90).asm
+
+
+def test_no_index_overflows_beyond_two_to_the_thirty_first_elements(everything: Any) -> None:
+    ir = everything["ttir"]
+    constants = dict(re.findall(r"(%\w+) = arith\.constant (-?\d+) : i(?:32|64)", ir))
+    narrow = {
+        constants.get(right) for right in re.findall(r"arith\.muli %\w+, (%\w+)(?: .*)? : i32", ir)
+    }
+    # In 32 bits only what stays inside a chunk is multiplied: a block's number by its size.
+    block = adamw_step.block_size("float32", "float32")
+    inside = {block, adamw_step.NARROW.value, block // adamw_step.NARROW.value}
+    assert narrow == {str(size) for size in inside}
+    wide = re.findall(r"arith\.muli %\w+, (%\w+)(?: .*)? : i64", ir)
+    assert str(CHUNK) in {constants.get(right) for right in wide}
+    # The program's number is widened before anything is done with it.
+    programs = re.findall(r"(%\w+) = tt\.get_program_id x", ir)
+    assert programs
+    for program in programs:
+        uses = [line for line in ir.splitlines() if re.search(rf"{program}\b", line)]
+        assert all("get_program_id" in line or "arith.extsi" in line for line in uses), uses
+
+
+def test_halves_are_rounded_to_nearest() -> None:
+    for dtype, conversion in (("bfloat16", "cvt.rn.bf16"), ("float16", "cvt.rn.f16")):
+        asm = codegen.compile_kernel(codegen.Variant("adamw_step", dtype, dtype), 90).asm
+        assert conversion in asm["ptx"]
+        assert not re.search(r"cvt\.r[zmp]\.(bf16|f16)", asm["ptx"])
+
+
+def test_nothing_that_changes_is_an_argument(everything: Any) -> None:
+    parameters = re.findall(r"\.param (\S+) (?:\S+ )*\S*_param_\d+", everything["ptx"])
+    assert parameters
+    assert set(parameters) <= {".u64", ".b64"}
+    assert "atom.global.gpu.acq_rel.add.u32" in everything["ptx"].replace(".relaxed", "")
+    assert not re.search(r"(atom|red)\.\S*\.f(32|64)", everything["ptx"])

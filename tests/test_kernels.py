@@ -1,0 +1,216 @@
+"""The Triton kernels: the interpreted cases in their own process, and what needs no kernel."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip(
+    "triton", reason="the kernels need triton, which torch's CPU wheels do not bring along"
+)
+
+from adaptiverl.kernels import layout, philox
+from adaptiverl.kernels.chunks import CHUNK, chunk_table, partial_sums
+
+ROOT = Path(__file__).parent.parent
+CASES = [ROOT / "tests" / name for name in ("interpreted_kernels.py", "interpreted_sgd.py")]
+NAMES = [
+    node.name
+    for file in CASES
+    for node in ast.parse(file.read_text()).body
+    if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+]
+
+
+def run_interpreted(report: Path, *arguments: str, path: Path | None = None) -> str:
+    """pytest over the interpreted cases; `path` comes first where modules are looked for."""
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    if path is not None:
+        environment["PYTHONPATH"] = str(path)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *map(str, CASES)]
+    done = subprocess.run(
+        [*command, f"--rootdir={ROOT}", f"--junitxml={report}", *arguments],
+        cwd=report.parent,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert report.exists(), done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def interpreted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    """Failures of each interpreted test; a test that did not run is not there."""
+    report = tmp_path_factory.mktemp("interpreted") / "report.xml"
+    run_interpreted(report)
+    outcomes: dict[str, list[str]] = {}
+    for case in ElementTree.parse(report).iter("testcase"):
+        failures = outcomes.setdefault(case.attrib["name"].split("[")[0], [])
+        for kind in ("failure", "error", "skipped"):
+            failures += [f"{case.attrib['name']}: {f.text}" for f in case.findall(kind)]
+    return outcomes
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_interpreted(interpreted: dict[str, list[str]], name: str) -> None:
+    assert name in interpreted, "it did not run"
+    assert not interpreted[name], "\n".join(interpreted[name])
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "failed"),
+    [
+        ("adamw_step.py", "v * beta2 + one_minus_beta2", "v * beta2 - one_minus_beta2", 8),
+        ("sgd_step.py", "one_minus_dampening * g", "one_minus_dampening * -g", 16),
+    ],
+)
+def test_the_oracle_notices_a_broken_kernel(
+    tmp_path: Path, file: str, old: str, new: str, failed: int
+) -> None:
+    broken = copy_with(tmp_path, file, old, new)
+    output = run_interpreted(tmp_path / "report.xml", "-k", "few_options", path=broken)
+    assert f"\n{failed} failed" in output, output
+
+
+def copy_with(folder: Path, file: str, old: str, new: str) -> Path:
+    """A package `adaptiverl` of the kernels alone, with one statement of one file replaced."""
+    kernels = folder / "adaptiverl" / "kernels"
+    kernels.mkdir(parents=True)
+    (kernels.parent / "__init__.py").touch()
+    for source in (ROOT / "kernels").glob("*.py"):
+        text = source.read_text()
+        if source.name == file:
+            assert text.count(old) == 1, f"{old!r} is {text.count(old)} times in {file}"
+            text = text.replace(old, new)
+        (kernels / source.name).write_text(text)
+    return folder
+
+
+# How exact the normals are: philox.py's claim, over every uniform and every angle
+
+
+def fused(a: np.ndarray, b: np.ndarray | np.float32, c: Any) -> np.ndarray:
+    """A fused multiply-add of float32: the product of two is exact in float64."""
+    return (np.float64(a) * np.float64(b) + np.float64(c)).astype(np.float32)
+
+
+def constant(name: str) -> np.float32:
+    return np.float32(getattr(philox, name).value)
+
+
+def test_every_radius_is_right_to_three_millionths() -> None:
+    worst = 0.0
+    for first in range(1, 2**24, 2**20):
+        k = np.arange(first, first + 2**20)
+        u = k.astype(np.float32) * np.float32(2.0**-24)
+        exact = np.sqrt(-2 * np.log1p(-(2**24 - k) * 2.0**-24))
+        d = np.float32(1) - u
+        near = d * fused(d, fused(d, constant("LOG"), 1.0), 2.0)
+        for sign in (-1, 1):
+            log2 = np.log2(u.astype(np.float64))
+            # What the PTX manual allows lg2.approx to be off by, and sqrt.approx.
+            log2 += sign * 2.0**-22 * np.where(u > 0.5, 1.0, np.abs(log2))
+            far = log2.astype(np.float32) * np.float32(-2 * np.log(2))
+            square = np.where(d < constant("NEAR_ONE"), near, far).astype(np.float64)
+            radius = np.sqrt(square) * (1 - sign * 2.0**-23)
+            error = np.abs(radius - exact) / np.where(exact == 0, 1, exact)
+            worst = max(worst, float(error.max()))
+    assert worst < 2.9e-6
+
+
+def test_every_sine_and_cosine_is_right_to_a_millionth() -> None:
+    worst = 0.0
+    coefficients = [constant(f"S{i}") for i in range(4)]
+    for first in range(-(2**23), 2**23, 2**20):
+        s = np.arange(first, first + 2**20).astype(np.float32) * np.float32(2.0**-23)
+        cosine_at = np.float32(0.5) - np.abs(s)
+        sine_at = np.copysign(np.float32(0.5) - np.abs(cosine_at), s)
+        # In half turns as well, so that the reference has exact zeros.
+        turn = s.astype(np.float64)
+        sine = np.where(np.abs(turn) <= 0.5, np.sin(np.pi * turn), 0.0)
+        beyond = np.copysign(np.sin(np.pi * (1 - np.abs(turn))), turn)
+        sine = np.where(np.abs(turn) <= 0.5, sine, beyond)
+        cosine = np.sin(np.pi * (0.5 - np.abs(turn)))
+        for at, exact in ((sine_at, sine), (cosine_at, cosine)):
+            square = at * at
+            sum_ = fused(square, coefficients[3], coefficients[2])
+            sum_ = fused(square, sum_, coefficients[1])
+            got = (at * fused(square, sum_, coefficients[0])).astype(np.float64)
+            error = np.abs(got - exact) / np.where(exact == 0, 1, np.abs(exact))
+            worst = max(worst, float(error.max()))
+    assert worst < 1.2e-6
+
+
+# Tables
+
+
+def struct_fields(header: str, struct: str) -> list[str]:
+    text = (ROOT / "csrc" / header).read_text()
+    body = re.search(rf"struct {struct} \{{(.*?)\}};", text, re.DOTALL)
+    assert body
+    return re.findall(r"(?:double|int64_t) (\w+);", body[1])
+
+
+@pytest.mark.parametrize(
+    ("header", "struct", "prefix", "count"),
+    [
+        ("tables.h", "TensorRow", "", 13),
+        ("control_law.h", "State", "BLOCK_", 5),
+        ("control_law.h", "Group", "GROUP_", 3),
+        ("control_law.h", "EffectiveGroup", "EFFECTIVE_", 2),
+        ("sgd_step.h", "SGDGroup", "SGD_GROUP_", 3),
+    ],
+)
+def test_columns_are_the_headers(header: str, struct: str, prefix: str, count: int) -> None:
+    fields = struct_fields(header, struct)
+    found = 0
+    for number, name in enumerate(fields):
+        slot = getattr(layout, prefix + name.upper(), None)
+        if slot is not None:
+            assert slot.value == number, name
+            found += 1
+    assert found == count
+    columns = getattr(layout, f"{prefix}COLUMNS", None)
+    if columns is not None:
+        assert columns.value == len(fields)
+
+
+def test_chunks_of_a_tensor_lie_side_by_side_and_an_empty_one_has_one() -> None:
+    table = chunk_table([0, 1, CHUNK, CHUNK + 1, 0, 3 * CHUNK])
+    rows = [(0, 0), (1, 0), (2, 0), (3, 0), (3, 1), (4, 0), (5, 0), (5, 1), (5, 2)]
+    assert table.tolist() == [list(row) for row in rows]
+    assert table.dtype == torch.int32
+    assert chunk_table([]).shape == (0, 2)
+
+
+def test_bad_sizes_are_refused() -> None:
+    with pytest.raises(ValueError, match="-3"):
+        chunk_table([4, -3])
+    with pytest.raises(ValueError, match="several optimizers"):
+        chunk_table([2**62])
+
+
+def test_twenty_thousand_tensors_take_no_time() -> None:
+    start = time.perf_counter()
+    table = chunk_table(list(range(20_000)))
+    assert time.perf_counter() - start < 0.5
+    assert len(table) == 20_000 + sum(n > CHUNK for n in range(20_000))
+
+
+def test_partial_sums_start_without_finished_chunks() -> None:
+    partials, finished = partial_sums(7, 3, torch.device("cpu"))
+    assert partials.shape == (7, 3)
+    assert finished.tolist() == [0, 0, 0]
