@@ -1,8 +1,10 @@
 # One command for each job, from a fresh clone; each makes what it needs.
 #   make demo    train a small GPT three ways and draw the result   (LR= TEXT= STEPS= SEED=)
+#   make ddp     the demo on two ranks of this machine              (RANKS=, and as above)
 #   make test    every test
 #   make check   format, lint, types
 #   make bench   one optimizer step, side by side
+#   make scenarios  what the knobs do when training improves, stalls, breaks or shifts
 #   make venv    the environment in .venv, installed and built, nothing run
 
 PYTHON ?= python3
@@ -12,7 +14,7 @@ BUILT := $(VENV)/.built
 INSTALLED := $(VENV)/.installed
 SOURCES := $(wildcard csrc/*) setup.py pyproject.toml
 
-.PHONY: venv demo test check bench format clean
+.PHONY: venv demo ddp test check bench scenarios format clean
 .DEFAULT_GOAL := help
 
 help:
@@ -34,11 +36,17 @@ venv: $(BUILT)
 demo: $(BUILT)
 	$(BIN)/python -m bench.demo
 
+ddp: $(BUILT)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/torchrun --standalone --nproc-per-node=$${RANKS:-2} -m bench.demo
+
 test: $(BUILT)
 	$(BIN)/pytest
 
 bench: $(BUILT)
 	$(BIN)/python -m bench.step
+
+scenarios: $(BUILT)
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.scenarios
 
 check: $(BUILT)
 	$(BIN)/ruff format --check .

@@ -84,8 +84,17 @@ class Control:
         lr_change: (c↓, c↑), the factor α may change by in one update.
         spike_clip: c, how many scales of its own movement one loss may move the averages by
             (decisions.md 6b). ``math.inf``: no clipping, the specification to the letter.
-        plateau_trend: (ε_Δ, s_Δ), centre and slope of the plateau score's first factor.
-        plateau_variance: (ε_v, s_v), centre and slope of its second.
+        plateau_trend: (ε_Δ, s_Δ), centre and slope of the plateau score's first factor. The
+            specification leaves these four numbers open; they were chosen by measurement
+            (``bench/plateau_defaults.py``, bench/results). On a plateau of noisy batches
+            E[max(Δ̃r, 0)] = 0.35, so σ rises only where E[P] exceeds k_σr/k_σP·0.35 = 0.26. Here
+            it is 0.40 there, and log σ gains 0.01 per update: from its floor to σ_max in some 650.
+            While the loss falls fast it loses up to 0.06. Its push turns at a fall of 0.5 batch
+            standard deviations per 1/β steps, α's at 0.33; a slower fall counts as a plateau.
+            Nine recorded curves and β from 0.01 to 0.03 agree in both signs. (0.1, 0.05), (1, 0.2)
+            would give E[P] = 0.03, and σ would never leave its floor.
+        plateau_variance: (ε_v, s_v), centre and slope of its second. v/S_v is about 1 on a plateau
+            (0.8 to 1.2) and passes 1.5 where a spike or a jump of the loss has just come.
 
     Raises:
         ValueError: A value outside its range; the message names it, its value and the range.

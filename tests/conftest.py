@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+from ranks import Crew, crew_in
 
 # The same examples in every run: a failure is the code's, never the day's.
 settings.register_profile("fixed", derandomize=True, deadline=None, database=None)
@@ -25,3 +26,10 @@ def _same_start() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def crew(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crew]:
+    """Processes that play ranks, started by the first test that wants them."""
+    with crew_in(tmp_path_factory.mktemp("ranks")) as ranks:
+        yield ranks

@@ -8,7 +8,7 @@ from dataclasses import astuple, replace
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from streams import (
     assert_alive,
@@ -517,54 +517,8 @@ def test_the_sweep_sees_a_mean_updated_too_late(monkeypatch: pytest.MonkeyPatch)
         compare(still, losses)
 
 
-# --- Properties (§3) --------------------------------------------------------------------------
+# --- Properties (§3); those of whole courses, of both twins, are in test_promises.py -----------
 
-ANY_LOSS = st.floats(allow_nan=True, allow_infinity=True)
-GAIN = st.floats(0.0, 5.0)
-CONTROLS = st.builds(
-    Control,
-    mode=st.sampled_from(["replace", "modulate"]),
-    every=st.sampled_from([1, 2, None]),
-    reward=st.sampled_from(["neg_loss", "none"]),
-    beta_loss=st.floats(1e-3, 1.0),
-    beta_variance=st.floats(1e-3, 1.0),
-    gain_lr_reward=GAIN,
-    gain_lr_loss=GAIN,
-    gain_momentum_reward=GAIN,
-    gain_momentum_loss=GAIN,
-    gain_noise_plateau=GAIN,
-    gain_noise_reward=GAIN,
-    noise_bounds=st.sampled_from([(0.0, 0.1), (0.01, 0.2), (0.0, 0.0)]),
-    spike_clip=st.sampled_from([0.5, 5.0, INF]),
-)
-KEPT = [name for name in State.__dataclass_fields__ if name not in ("loss", "reward")]
-
-
-@given(CONTROLS, st.lists(ANY_LOSS, min_size=1, max_size=40))
-@example(Control(every=1), [1.7e308, -1.7e308] * 8)
-@example(Control(every=1, spike_clip=INF), [1.7e308, -1.7e308, 5e-324] * 8)
-@settings(max_examples=150)
-def test_bounds_hold_and_nothing_is_nan(control: Control, losses: list[float]) -> None:
-    limits = control.limits(1e-3, 0.9)
-    for state in laws.replay(losses, control, lr=1e-3):
-        assert limits.lr_min <= state.lr <= limits.lr_max
-        assert limits.momentum_min <= state.momentum <= limits.momentum_max
-        assert limits.noise_min <= state.noise <= limits.noise_max
-        assert -1 <= state.loss_direction <= 1
-        assert -1 <= state.reward_direction <= 1
-        assert 0 <= state.plateau <= 1
-        for name in KEPT:
-            value = getattr(state, name)
-            assert not math.isnan(value), name
-            assert math.isfinite(value) or (name == "log_noise" and limits.noise_max == 0), name
-
-
-# Far enough from the ends that neither a loss nor a square of a difference leaves float64.
-SCALABLE = st.one_of(
-    st.floats(-1e100, 1e100).filter(lambda x: x == 0 or abs(x) > 1e-100),
-    st.floats(-10, 10).filter(lambda x: x == 0 or abs(x) > 1e-3),
-    st.sampled_from([NAN, INF, -INF]),
-)
 UNITLESS = (
     "log_lr",
     "logit_momentum",
@@ -581,15 +535,6 @@ UNITLESS = (
 def unitless(losses: list[float], control: Control) -> list[tuple[float, ...]]:
     history = laws.replay(losses, control, lr=1e-3)
     return [tuple(getattr(state, name) for name in UNITLESS) for state in history]
-
-
-@pytest.mark.parametrize("power", [20, -20])
-@given(st.lists(SCALABLE, min_size=3, max_size=60))
-@settings(max_examples=60)
-def test_powers_of_two_change_no_bit(power: int, losses: list[float]) -> None:
-    control = Control(every=1)
-    scaled = [math.ldexp(x, power) for x in losses]
-    assert unitless(scaled, control) == unitless(losses, control)
 
 
 @pytest.mark.parametrize("power", [20, -20])
