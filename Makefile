@@ -5,6 +5,8 @@
 #   make check   format, lint, types
 #   make bench   one optimizer step, side by side
 #   make scenarios  what the knobs do when training improves, stalls, breaks or shifts
+#   make codegen    the kernels' machine code for three GPUs, read without one
+#   make gpu     everything that only a GPU can show, as one report (PYTHON= one with torch for CUDA)
 #   make venv    the environment in .venv, installed and built, nothing run
 
 PYTHON ?= python3
@@ -14,7 +16,7 @@ BUILT := $(VENV)/.built
 INSTALLED := $(VENV)/.installed
 SOURCES := $(wildcard csrc/*) setup.py pyproject.toml
 
-.PHONY: venv demo ddp test check bench scenarios format clean
+.PHONY: venv demo ddp test check bench scenarios codegen gpu format clean
 .DEFAULT_GOAL := help
 
 help:
@@ -47,6 +49,13 @@ bench: $(BUILT)
 
 scenarios: $(BUILT)
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.scenarios
+
+codegen: $(BUILT)
+	$(BIN)/python -m adaptiverl.kernels.codegen
+
+# Not in .venv: it builds into build/gpu, downloads nothing, and uses the torch that is there.
+gpu:
+	PYTHON=$(PYTHON) bench/gpu.sh
 
 check: $(BUILT)
 	$(BIN)/ruff format --check .

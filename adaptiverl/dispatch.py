@@ -260,7 +260,8 @@ class TritonBackend:
     def _scratch(self, bucket: Bucket) -> Scratch:
         def build(sizes: list[int]) -> Scratch:
             chunks = self._chunks.chunk_table(sizes)
-            partials = self._chunks.partial_sums(len(chunks), len(sizes), bucket.device)
+            # One sum per chunk: nobody asks the sweep for its own.
+            partials = self._chunks.partial_sums(len(chunks), len(sizes), bucket.device, width=1)
             return Scratch(bucket.upload(chunks), *partials)
 
         return bucket.scratch(build)

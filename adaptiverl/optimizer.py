@@ -22,6 +22,7 @@ from adaptiverl.distributed import (
     gradient_of,
     is_dtensor,
     to_local,
+    to_whole,
 )
 from adaptiverl.tables import ENTRIES, Bucket, Buckets, GroupTable, ParameterEntry, Standing
 
@@ -154,7 +155,8 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
                 "observe() has no effect with Control(every=None): call update(loss) once per "
                 "epoch or evaluation, or give Control an `every`"
             )
-        self._controller.observe(loss, reward)
+        self._adopt_loaded_memory()  # which would empty the inbox later
+        self._controller.observe(to_whole(loss), to_whole(reward))
 
     def update(self, loss: Tensor | float, reward: Tensor | float | None = None) -> None:
         """Epoch-wise control (§5), ``Control(every=None)``: one observation and one update.
@@ -175,7 +177,7 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
                 "call observe(loss) before each step instead"
             )
         self._adopt_loaded_memory()
-        self._controller.update(loss, reward, self._share_observations)
+        self._controller.update(to_whole(loss), to_whole(reward), self._share_observations)
 
     def knobs(self) -> dict[str, float]:
         """The first group's learning rate and momentum in effect, α, σ, and the sensors by name.

@@ -66,8 +66,7 @@ class ParameterEntry:
 
     def drop_gradient(self) -> None:
         """The step is over; reading `grad` is an error from now on."""
-        if hasattr(self, "grad"):
-            del self.grad
+        del self.grad
 
     def row(self) -> tuple[int, ...]:
         """This entry's line of the address table, in the order of `COLUMNS`."""
@@ -302,27 +301,29 @@ class Sighting:
         present: list[bool] = []
         addresses: list[int] = []
         params: list[Tensor] = []
+        grads: list[Any] = []
         try:
             for group in groups:
-                here = [p.grad is not None for p in group.params]
-                taken = list(compress(group.params, here))
-                present += here
+                here = [p.grad for p in group.params]
+                has = [grad is not None for grad in here]
+                taken = list(compress(group.params, has))
+                present += has
                 params += taken
+                grads += compress(here, has)
                 addresses += map(Tensor.data_ptr, taken)
                 states = [state[p] for p in taken]
                 for name in group.kept:
                     addresses += map(Tensor.data_ptr, [s[name] for s in states])
-            gradients: list[Any] = [p.grad for p in params]
             return cls(
                 options=[(group.kept, group.maximize) for group in groups],
                 present=present,
                 addresses=addresses,
                 sizes=list(map(Tensor.numel, params)),
-                dtypes=[g.dtype for g in gradients],
-                gradients=list(map(Tensor.data_ptr, gradients)),
+                dtypes=[g.dtype for g in grads],
+                gradients=list(map(Tensor.data_ptr, grads)),
                 plain=all(map(Tensor.is_contiguous, params))
-                and all(map(Tensor.is_contiguous, gradients))
-                and not any(map(Tensor.is_neg, gradients)),
+                and all(map(Tensor.is_contiguous, grads))
+                and not any(map(Tensor.is_neg, grads)),
             )
         except (KeyError, TypeError, RuntimeError):
             # No such state yet, a number for a tensor, a layout without an address.
@@ -349,6 +350,7 @@ class Buckets:
         self._sorted: list[Bucket] = []
         self._places: list[list[int]] = []
         self._last: Sighting | None = None
+        self._holds_gradients = False
         self._squares: dict[torch.device, Tensor] = {}
 
     def of_step(
@@ -379,9 +381,11 @@ class Buckets:
         return self._sorted
 
     def release_gradients(self) -> None:
-        """The step is over."""
-        for bucket in self._sorted:
-            bucket.release_gradients()
+        """The step is over. Only one that made entries holds gradients."""
+        if self._holds_gradients:
+            self._holds_gradients = False
+            for bucket in self._sorted:
+                bucket.release_gradients()
 
     def squares_by_device(self) -> dict[torch.device, Tensor]:
         """The places of all this step's buckets for sums, one piece of memory per device."""
@@ -389,7 +393,7 @@ class Buckets:
 
     def sort(self, entries: Iterable[ParameterEntry]) -> list[Bucket]:
         """Every entry to who takes it, whatever the last step was like."""
-        self._last = None
+        self._last, self._holds_gradients = None, True
         for bucket in self._buckets.values():
             bucket.start()
         places: dict[Hashable, list[int]] = {}

@@ -379,7 +379,7 @@ def adamw_step(
         gradient_scale: 0-d float64 factor on every gradient; ``None`` is 1.
         sums: float64 [tensors, 3], overwritten with Σ g·u, Σ g², Σ u² (u from before the update);
             ``None`` leaves them out of the kernel.
-        partials: float32 [chunks, 3], from `partial_sums`.
+        partials: float32 [chunks, 3], from `partial_sums`; not touched without `sums`.
         finished: int32 [tensors], likewise.
         param_dtype: The parameters' dtype.
         grad_dtype: The gradients' dtype.

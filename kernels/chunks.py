@@ -47,19 +47,22 @@ def chunk_table(numels: Sequence[int]) -> Tensor:
     return torch.stack([rows, torch.arange(total) - first[rows]], dim=1).to(torch.int32)
 
 
-def partial_sums(chunks: int, tensors: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def partial_sums(
+    chunks: int, tensors: int, device: torch.device, width: int = 3
+) -> tuple[Tensor, Tensor]:
     """What the programs of a launch leave for each other; both kernels use it, in turn.
 
     Args:
         chunks: Rows of the chunk table.
         tensors: Rows of the address table.
         device: The tensors' device.
+        width: Sums per chunk: three for a sweep with `sums`, one for the statistics alone.
 
     Returns:
-        float32 [chunks, 3], a chunk's sums; and int32 [tensors], how many chunks of a tensor are
-        finished, which must be 0 at a launch's start and is so again at its end.
+        float32 [chunks, width], a chunk's sums; and int32 [tensors], how many chunks of a tensor
+        are finished, which must be 0 at a launch's start and is so again at its end.
     """
-    partials = torch.empty((chunks, 3), dtype=torch.float32, device=device)
+    partials = torch.empty((chunks, width), dtype=torch.float32, device=device)
     finished = torch.zeros(tensors, dtype=torch.int32, device=device)
     return partials, finished
 

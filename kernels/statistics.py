@@ -37,7 +37,7 @@ def is_last_of_tensor(finished, row, count):
 
 
 @triton.jit
-def add_partials(partials, first, count, COLUMN: tl.constexpr):
+def add_partials(partials, first, count, COLUMN: tl.constexpr, WIDTH: tl.constexpr):
     """The sum of a tensor's partial sums in float64, always in the same order."""
     lanes = tl.arange(0, FINISH)
     total = tl.zeros([FINISH], tl.float64)
@@ -45,7 +45,7 @@ def add_partials(partials, first, count, COLUMN: tl.constexpr):
         chunk = first + start + lanes
         # Past the first-level cache, which may hold lines from before the others wrote.
         part = tl.load(
-            partials + chunk * 3 + COLUMN, start + lanes < count, 0.0, cache_modifier=".cg"
+            partials + chunk * WIDTH + COLUMN, start + lanes < count, 0.0, cache_modifier=".cg"
         )
         total += part.to(tl.float64)
     return tl.sum(total)
@@ -103,11 +103,11 @@ def sum_squares_kernel(
         full = length // BLOCK
     total = _sum_blocks(0, full, length, grad, True, BLOCK)
     total += _sum_blocks(full, tl.cdiv(length, BLOCK), length, grad, False, BLOCK)
-    tl.store(partials + program * 3, total)
+    tl.store(partials + program, total)
 
     count = tl.maximum(tl.cdiv(numel, CHUNK), 1)
     if is_last_of_tensor(finished, row, count):
-        tl.store(squares + row, add_partials(partials, program - number, count, 0))
+        tl.store(squares + row, add_partials(partials, program - number, count, 0, 1))
         tl.store(finished + row, 0)
 
 
@@ -133,7 +133,7 @@ def sum_squares(
         chunks: `chunk_table` of its sizes, int32 [chunks, 2].
         block: The controller's block, float64.
         squares: float64 [tensors]; overwritten.
-        partials: float32 [chunks, 3], from `partial_sums`.
+        partials: float32, at least one per chunk, from `partial_sums`.
         finished: int32 [tensors], likewise.
         always: Somebody wants the sums even without noise (clipping).
         grad_dtype: The gradients' dtype; with `of_parameters` the parameters'.

@@ -156,9 +156,9 @@ def store_sums(rows, chunks, sums, partials, finished, gu, gg, uu, CHUNK: tl.con
     count = tl.maximum(tl.cdiv(tl.load(rows + row * COLUMNS + NUMEL), CHUNK), 1)
     if is_last_of_tensor(finished, row, count):
         first = program - number
-        tl.store(sums + row * 3, add_partials(partials, first, count, 0))
-        tl.store(sums + row * 3 + 1, add_partials(partials, first, count, 1))
-        tl.store(sums + row * 3 + 2, add_partials(partials, first, count, 2))
+        tl.store(sums + row * 3, add_partials(partials, first, count, 0, 3))
+        tl.store(sums + row * 3 + 1, add_partials(partials, first, count, 1, 3))
+        tl.store(sums + row * 3 + 2, add_partials(partials, first, count, 2, 3))
         tl.store(finished + row, 0)
 
 

@@ -1,0 +1,1 @@
+"""What a GPU does with the step: ``bench/gpu.sh``."""

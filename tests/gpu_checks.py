@@ -1,0 +1,731 @@
+"""What only a GPU can show, as plain functions: `test_gpu.py` runs them, and so does bench/gpu.
+
+Nothing here needs pytest. A check returns, raises AssertionError, or raises `Skip` with a reason.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from adaptiverl.kernels import reference
+from tolerances import assert_close
+from torch import Tensor, nn
+
+from adaptiverl import AdaptiveAdamW, AdaptiveSGD, Control, dispatch, laws
+from adaptiverl.controller import FIELDS, Controller
+
+BUSY = Control(
+    every=2, noise_bounds=(0.0, 0.1), plateau_trend=(10.0, 1.0), plateau_variance=(10.0, 1.0)
+)
+"""Moves every knob early: P is close to 1, so σ leaves its floor at once."""
+QUIET = Control(noise_bounds=(0.0, 0.0))
+SIGMA = 0.05
+NOISY = Control(every=2, noise_bounds=(SIGMA, SIGMA))
+ON_PARAMETER = Control(every=2, noise_bounds=(SIGMA, SIGMA), noise_target="parameter")
+
+WAITING = ("Synchronize", "cudaMemcpy")
+"""Of runtime calls that make the host wait; an asynchronous copy's name ends in Async."""
+
+NOT_KERNELS = ("Memcpy", "Memset", "ProfilerStep", "Optimizer.")
+"""How else a name may begin among what the device runs"""
+
+CHECKS: dict[str, Callable[[], None]] = {}
+"""Every check by its name"""
+ANYWHERE: set[str] = set()
+"""Names of those that mean something on a CPU, too: so they are known to run before a GPU is"""
+
+
+class Skip(Exception):
+    """This machine cannot show it; the message says why."""
+
+
+class Where:
+    """The device that the checks use."""
+
+    device = torch.device("cuda", 0)
+
+
+def check(anywhere: bool = False) -> Callable[[Callable[[], None]], Callable[[], None]]:
+    """Make a function one of `CHECKS`."""
+
+    def register(function: Callable[[], None]) -> Callable[[], None]:
+        CHECKS[function.__name__] = function
+        if anywhere:
+            ANYWHERE.add(function.__name__)
+        return function
+
+    return register
+
+
+def parameters(
+    sizes: Iterable[Any], dtype: torch.dtype = torch.float32, device: Any = None
+) -> list[nn.Parameter]:
+    """Normal numbers, the same on every device."""
+    generator = torch.Generator().manual_seed(1)
+    device = Where.device if device is None else device
+    return [nn.Parameter(torch.randn(n, generator=generator).to(device, dtype)) for n in sizes]
+
+
+def set_gradients(params: list[nn.Parameter], step: int) -> None:
+    """Normal numbers that depend on the step, in the gradients' own memory where there is one."""
+    generator = torch.Generator().manual_seed(1000 + step)
+    for p in params:
+        grad = (0.5 * torch.randn(p.shape, generator=generator)).to(p)
+        if p.grad is None:
+            p.grad = grad
+        else:
+            p.grad.copy_(grad)
+
+
+def losses(steps: int, device: Any = None) -> list[Tensor]:
+    """Falling, then rising: every knob has something to answer."""
+    device = Where.device if device is None else device
+    course = [3.0 - 0.1 * t + 0.02 * t * t + 0.3 * math.sin(5 * t) for t in range(steps)]
+    return list(torch.tensor(course, device=device).unbind())
+
+
+def train(optimizer: Any, params: list[nn.Parameter], steps: int, first: int = 0) -> None:
+    """Observe, step; gradients and losses depend on the step alone."""
+    device = params[0].device
+    for step, loss in enumerate(losses(first + steps, device)):
+        if step >= first:
+            set_gradients(params, step)
+            optimizer.observe(loss)
+            optimizer.step()
+
+
+def backends(optimizer: Any) -> set[str]:
+    """Who took the last step's tensors."""
+    return {bucket.backend.name for bucket in optimizer._buckets._sorted}
+
+
+def expect_triton(optimizer: Any) -> None:
+    """On a GPU nothing else is being checked."""
+    if Where.device.type == "cuda":
+        assert backends(optimizer) == {"triton"}, backends(optimizer)
+
+
+def everything(optimizer: Any, params: list[nn.Parameter]) -> list[Tensor]:
+    """Copies of all that a step changes."""
+    state = [v for p in params for v in optimizer.state[p].values()]
+    return [t.detach().clone() for t in (*params, *state, optimizer._controller.memory)]
+
+
+def assert_same_bits(left: list[Tensor], right: list[Tensor]) -> None:
+    for i, (a, b) in enumerate(zip(left, right, strict=True)):
+        same = (a == b) | (a.isnan() & b.isnan())
+        assert bool(same.all()), f"tensor {i}: {int((~same).sum())} of {a.numel()} elements differ"
+
+
+def assert_other_bits(left: list[Tensor], right: list[Tensor]) -> None:
+    try:
+        assert_same_bits(left, right)
+    except AssertionError:
+        return
+    raise AssertionError("the comparison would not have noticed a difference")
+
+
+def assert_trained_alike(
+    left: Any, right: Any, ours: list[nn.Parameter], theirs: list[nn.Parameter], name: str
+) -> None:
+    for p, q in zip(ours, theirs, strict=True):
+        assert_close(p.detach().float(), q.detach().float(), name)
+        for key, value in right.state[q].items():
+            tolerance = "step_float32" if value.is_floating_point() else name
+            assert_close(left.state[p][key], value, tolerance)
+
+
+# The controller
+
+
+@check(anywhere=True)
+def the_controller_is_the_law() -> None:
+    """Every state of a course of 400 losses against the Python law; counters to the bit."""
+    generator = torch.Generator().manual_seed(3)
+    course = 2 + torch.exp(-torch.arange(400) / 130) + 0.4 * torch.randn(400, generator=generator)
+    curve = course.double().tolist()
+    for place, loss in ((50, math.nan), (90, math.inf), (130, 30.0), (131, -1e300), (200, 1e-300)):
+        curve[place] = loss
+    expected = laws.replay(curve, BUSY, lr=1e-3)
+    controller = Controller(BUSY, 1e-3, 0.9, device=Where.device)
+    groups = torch.tensor([[1e-3, 0.9, 0.999, 1e-8, 0.01]], dtype=torch.float64).to(Where.device)
+    effective = torch.zeros((1, 2), dtype=torch.float64, device=Where.device)
+    blocks, in_effect = [], []
+    for observed in torch.tensor(curve, dtype=torch.float64, device=Where.device).unbind():
+        controller.observe(observed)
+        controller.advance(groups, effective)
+        blocks.append(controller.block.clone())
+        in_effect.append(effective.clone())
+    got = torch.stack(blocks).cpu()
+    for name in ("step", "updates", "nonfinite", "loss_count"):
+        wanted = torch.tensor([float(getattr(s, name)) for s in expected])
+        assert torch.equal(got[:, FIELDS.index(name)], wanted.double()), name
+    for name in ("log_lr", "logit_momentum", "log_noise", "lr", "momentum", "noise", "plateau"):
+        wanted = torch.tensor([float(getattr(s, name)) for s in expected], dtype=torch.float64)
+        assert wanted.unique().numel() > 20, f"{name} hardly moves"
+        assert_close(got[:, FIELDS.index(name)], wanted, "law")
+    for name in ("loss_mean", "loss_trend", "loss_scale", "loss_direction", "variance"):
+        wanted = torch.tensor([float(getattr(s, name)) for s in expected], dtype=torch.float64)
+        assert_close(got[:, FIELDS.index(name)], wanted, "law")
+    rates = torch.stack(in_effect)[:, 0, 0].cpu()
+    assert_close(rates, got[:, FIELDS.index("lr")], "law")
+    assert len(controller.trace()["step"]) == 200
+
+
+# The sweep
+
+SIZES = (0, 1, 5, 255, 256, 1023, 1024, 1025, 16383, 16384, 16385, 50000, 0)
+
+
+def _compare(
+    make: Callable[[list[nn.Parameter]], Any], steps: int = 4, sizes: Iterable[Any] = SIZES
+) -> None:
+    """The same training here and on the CPU."""
+    ours, theirs = parameters(sizes), parameters(sizes, device="cpu")
+    here, there = make(ours), make(theirs)
+    train(here, ours, steps)
+    train(there, theirs, steps)
+    expect_triton(here)
+    moved = [p for p, q in zip(ours, parameters(sizes), strict=True) if not torch.equal(p, q)]
+    assert len(moved) == sum(p.numel() > 0 for p in ours)
+    assert_trained_alike(here, there, ours, theirs, "step_float32")
+
+
+@check(anywhere=True)
+def adamw_trains_as_on_the_cpu() -> None:
+    """Every control with and without clipping, amsgrad and maximize."""
+    for control in (QUIET, NOISY, ON_PARAMETER):
+        for norm in (None, 0.7):
+            for amsgrad in (False, True):
+                _compare(
+                    lambda params, control=control, norm=norm, amsgrad=amsgrad: AdaptiveAdamW(  # type: ignore[misc]
+                        params,
+                        0.01,
+                        amsgrad=amsgrad,
+                        maximize=amsgrad,
+                        control=control,
+                        max_grad_norm=norm,
+                        seed=7,
+                    )
+                )
+
+
+@check(anywhere=True)
+def sgd_trains_as_on_the_cpu() -> None:
+    """With and without momentum, with and without noise."""
+    for control in (QUIET, NOISY):
+        for momentum in (0.0, 0.9):
+            _compare(
+                lambda params, control=control, momentum=momentum: AdaptiveSGD(  # type: ignore[misc]
+                    params, 0.01, momentum, weight_decay=0.1, control=control, max_grad_norm=0.7
+                )
+            )
+
+
+@check(anywhere=True)
+def half_precision_steps_as_the_reference() -> None:
+    """One step from the same bits; moments are float32."""
+    for dtype, name in ((torch.bfloat16, "step_bfloat16"), (torch.float16, "step_float16")):
+        ours, theirs = parameters(SIZES, dtype), parameters(SIZES, dtype, "cpu")
+        here, there = (AdaptiveAdamW(p, 0.1, control=NOISY, seed=7) for p in (ours, theirs))
+        train(here, ours, 1)
+        train(there, theirs, 1)
+        expect_triton(here)
+        assert backends(there) == {"reference"}
+        assert_trained_alike(here, there, ours, theirs, name)
+
+
+@check(anywhere=True)
+def the_noise_is_the_cpus() -> None:
+    """The first moment after one step of σ near 1 is the gradient and its noise."""
+    control = Control(noise_bounds=(0.999, 0.999))
+    drawn = []
+    for device in (Where.device, torch.device("cpu")):
+        params = parameters([100_003], device=device)
+        optimizer = AdaptiveAdamW(params, 0.01, control=control, seed=(1 << 63) + 11)
+        train(optimizer, params, 1)
+        assert params[0].grad is not None
+        rms = params[0].grad.double().square().mean().sqrt()
+        noise = optimizer.state[params[0]]["exp_avg"].double() / (1 - 0.9) - params[0].grad
+        drawn.append((noise / (0.999 * rms)).cpu())
+    xi = reference.normals(
+        (torch.tensor(11), torch.tensor(1 << 31)), 0, torch.tensor(1), 0, 100_003, torch.float64
+    )
+    assert_close(drawn[0], drawn[1], "normals", scale=1.0)
+    assert_close(drawn[0], xi, "normals", scale=1.0)
+
+
+@check(anywhere=True)
+def hard_cases_step_as_on_the_cpu() -> None:
+    """Views at odd offsets, 0-d, strange strides, gradients that come and go."""
+    outcomes = []
+    for device in (Where.device, torch.device("cpu")):
+        weight = torch.randn(8, 3, 5, 7, generator=torch.Generator().manual_seed(0)).to(device)
+        params = [
+            *parameters([3, 1100, 5, 600], device=device),
+            nn.Parameter(torch.tensor(0.5, device=device)),
+            nn.Parameter(weight.contiguous(memory_format=torch.channels_last)),
+            nn.Parameter(weight[0, 0].t()),
+            nn.Parameter(weight[1].clone()),
+        ]
+        optimizer = AdaptiveAdamW(params, 0.02, control=NOISY, max_grad_norm=0.5, seed=3)
+        bucket = torch.zeros(1708, device=device)
+        for step, loss in enumerate(losses(5, device)):
+            set_gradients(params, step)
+            for p, view in zip(params[:4], bucket.split([3, 1100, 5, 600]), strict=True):
+                assert p.grad is not None
+                p.grad = view.copy_(p.grad)
+            grad = params[7].grad
+            assert grad is not None
+            params[7].grad = grad.permute(2, 1, 0).contiguous().permute(2, 1, 0)
+            if step in (1, 3):
+                params[1].grad = None
+            if step < 2:
+                params[2].grad = None
+            optimizer.step(loss=loss)
+        outcomes.append((optimizer, params))
+    assert [int(outcomes[0][0].state[p]["step"]) for p in outcomes[0][1][:3]] == [5, 3, 3]
+    (here, ours), (there, theirs) = outcomes
+    assert_trained_alike(here, there, ours, theirs, "step_float32")
+
+
+@check(anywhere=True)
+def the_same_seed_gives_the_same_bits() -> None:
+    """Two runs, every sum and every draw in them."""
+    ends = []
+    for seed in (5, 5, 6):
+        params = parameters([300_000, 17, 70_000])
+        optimizer = AdaptiveAdamW(params, 0.01, control=NOISY, max_grad_norm=1.0, seed=seed)
+        train(optimizer, params, 6)
+        ends.append(everything(optimizer, params))
+    assert_same_bits(ends[0], ends[1])
+    assert_other_bits(ends[0], ends[2])
+
+
+@check(anywhere=True)
+def an_overflow_changes_nothing() -> None:
+    """Nor does it leave a trace in what follows."""
+    ends = []
+    for overflow in (False, True):
+        params = parameters([40_000, 3])
+        optimizer = AdaptiveAdamW(params, 0.01, control=BUSY, max_grad_norm=1.0, fused=True)
+        train(optimizer, params, 3)
+        if overflow:
+            set_gradients(params, 50)
+            assert params[0].grad is not None
+            params[0].grad[7] = math.inf
+            optimizer.observe(losses(1)[0])
+            optimizer.grad_scale = torch.tensor(64.0, device=Where.device)
+            optimizer.found_inf = torch.tensor(1.0, device=Where.device)
+            optimizer.step()
+            del optimizer.grad_scale, optimizer.found_inf
+        train(optimizer, params, 3, first=3)
+        ends.append(everything(optimizer, params))
+    assert_same_bits(ends[0], ends[1])
+
+
+@check()
+def more_than_two_to_the_thirty_first_elements() -> None:
+    """The last elements of a tensor of 2^31 + 2,054, noise included, against plain torch."""
+    numel, tail = 2**31 + 2054, 4100
+    free, _ = torch.cuda.mem_get_info(Where.device)
+    if free < 17 * numel:
+        raise Skip(
+            f"needs {17 * numel / 2**30:.0f} GiB of free memory, there are {free / 2**30:.0f}"
+        )
+    param = nn.Parameter(torch.full((numel,), 0.5, device=Where.device))
+    param.grad = torch.full_like(param, 0.25)
+    param.grad[-tail:] = torch.linspace(-1, 1, tail, device=Where.device)
+    control = Control(noise_bounds=(0.999, 0.999))
+    optimizer = AdaptiveAdamW([param], 0.01, control=control, seed=11)
+    optimizer.step(loss=losses(1)[0])
+    expect_triton(optimizer)
+    rms = _rms(param.grad)
+    xi = reference.normals(
+        (torch.tensor(11), torch.tensor(0)),
+        0,
+        torch.tensor(1),
+        numel - tail,
+        tail,
+        torch.float64,
+    )
+    noisy = param.grad[-tail:].double().cpu() + 0.999 * rms * xi
+    assert_close(optimizer.state[param]["exp_avg"][-tail:], 0.1 * noisy, "normals", scale=rms)
+    assert_close(
+        optimizer.state[param]["exp_avg_sq"][-tail:], 0.001 * noisy**2, "normals", scale=rms**2
+    )
+    # A first step goes by the learning rate, whatever the gradient's size, but for eps.
+    moved = 0.5 * (1 - 0.01 * 0.01) - param.detach()[-tail:].double().cpu()
+    plain = noisy.abs() > 1e-3
+    assert float((moved - 0.01 * noisy.sign())[plain].abs().max()) < 1e-6
+    assert bool((param.detach()[:: 2**12] != 0.5).all()), "elements were left out on the way"
+
+
+def _rms(tensor: Tensor) -> float:
+    sums = [float(piece.double().square().sum()) for piece in tensor.split(2**28)]
+    return math.sqrt(sum(sums) / tensor.numel())
+
+
+# Nobody waits
+
+
+def _steady(control: Control = NOISY, sizes: Iterable[Any] = SIZES) -> tuple[Any, Any]:
+    """An optimizer that has everything it keeps, and one more of its steps."""
+    params = parameters(sizes)
+    optimizer = AdaptiveAdamW(params, 0.01, control=control, max_grad_norm=1.0, capturable=True)
+    train(optimizer, params, 3)
+    expect_triton(optimizer)
+    loss = losses(1)[0]
+
+    def step() -> None:
+        optimizer.observe(loss)
+        optimizer.step()
+
+    return optimizer, step
+
+
+@contextlib.contextmanager
+def waiting_is_an_error() -> Iterator[None]:
+    """torch's own check; it does not see what goes past torch."""
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@check()
+def no_step_waits_for_the_device() -> None:
+    """By torch's own check, over whole steps; and the check sees one that waits."""
+    optimizer, step = _steady()
+    with waiting_is_an_error():
+        for _ in range(12):
+            step()
+    noticed = ""
+    try:
+        with waiting_is_an_error():
+            optimizer.knobs()
+    except RuntimeError as error:
+        noticed = str(error)
+    assert "synchroniz" in noticed, f"reading the knobs waits, and torch's check said {noticed!r}"
+
+
+def traced(step: Callable[[], Any]) -> tuple[list[str], list[tuple[str, float]]]:
+    """One call as the profiler sees it.
+
+    Returns:
+        What the host asks of the runtime, by name; what the device then runs, with microseconds.
+    """
+    from torch.profiler import ProfilerActivity, profile, record_function
+
+    activities = [ProfilerActivity.CPU, ProfilerActivity.CUDA]
+    for _ in range(2):  # the first starts the profiler's own machinery
+        torch.cuda.synchronize()
+        with profile(activities=activities) as profiler:
+            with record_function("the step"):
+                step()
+            torch.cuda.synchronize()
+    events = list(profiler.events() or [])
+    host = [e for e in events if e.device_type == torch.autograd.DeviceType.CPU]
+    spans = [e.time_range for e in host if e.name == "the step"]
+    assert len(spans) == 1, "the profiler lost the step"
+    inside = [e for e in host if spans[0].start <= e.time_range.start <= spans[0].end]
+    calls = [e.name for e in inside if e.name.startswith("cu")]
+    runs = [e for e in events if e.device_type == torch.autograd.DeviceType.CUDA]
+    return calls, [(e.name, e.time_range.elapsed_us()) for e in runs if e.name != "the step"]
+
+
+def profiled(step: Callable[[], Any]) -> tuple[Counter[str], Counter[str]]:
+    """How often one call asks what of the runtime, and how often the device then runs what."""
+    calls, runs = traced(step)
+    return Counter(calls), Counter(name for name, _ in runs)
+
+
+def kernels_among(runs: Counter[str]) -> int:
+    """Launches, without copies, fills and the profiler's own marks."""
+    return sum(n for name, n in runs.items() if not name.startswith(NOT_KERNELS))
+
+
+def waits_among(calls: Counter[str]) -> Counter[str]:
+    """Runtime calls that make the host wait."""
+    return Counter(
+        {
+            name: n
+            for name, n in calls.items()
+            if any(word in name for word in WAITING) and not name.endswith("Async")
+        }
+    )
+
+
+@check()
+def the_profiler_sees_no_wait() -> None:
+    """Not only torch's calls: Triton's and our own, too; and it sees one that waits."""
+    optimizer, step = _steady()
+    calls, runs = profiled(step)
+    assert any("Launch" in name for name in calls), f"the profiler saw no launch: {calls}"
+    assert not waits_among(calls), calls
+    assert not any("DtoH" in name for name in runs), runs
+    calls, runs = profiled(optimizer.knobs)
+    assert waits_among(calls) or any("DtoH" in name for name in runs), (calls, runs)
+
+
+@check()
+def a_step_is_four_launches_for_any_number_of_tensors() -> None:
+    """Controller, statistics, clip, sweep; one more takes in the loss."""
+    for tensors in (1, 148, 20_000):
+        optimizer, _ = _steady(sizes=[3] * tensors)
+        _, runs = profiled(optimizer.step)
+        assert kernels_among(runs) == 4, (tensors, runs)
+        loss = losses(1)[0]
+        _, runs = profiled(lambda: optimizer.observe(loss))  # noqa: B023 (called here)
+        assert kernels_among(runs) == 1, runs
+    optimizer = AdaptiveAdamW(parameters([3] * 148), 0.01, control=QUIET)
+    train(optimizer, optimizer.param_groups[0]["params"], 3)
+    _, runs = profiled(optimizer.step)
+    assert kernels_among(runs) == 2, runs
+
+
+@check()
+def two_optimizers_on_two_streams_keep_apart() -> None:
+    """Both at once end where each alone does."""
+    ends = []
+    for together in (False, True):
+        streams = [torch.cuda.Stream(), torch.cuda.Stream() if together else None]
+        streams[1] = streams[1] or streams[0]
+        pairs = []
+        for seed in (1, 2):
+            params = parameters([200_000, 33, 5000])
+            pairs.append(
+                (AdaptiveAdamW(params, 0.01, control=BUSY, max_grad_norm=1.0, seed=seed), params)
+            )
+        course = losses(12)
+        set_gradients(pairs[0][1], 0)
+        set_gradients(pairs[1][1], 1)
+        torch.cuda.synchronize()
+        for loss in course:
+            for stream, (optimizer, _) in zip(streams, pairs, strict=True):
+                with torch.cuda.stream(stream):
+                    optimizer.observe(loss)
+                    optimizer.step()
+        torch.cuda.synchronize()
+        ends.append([t for pair in pairs for t in everything(*pair)])
+    assert_same_bits(ends[0], ends[1])
+
+
+@check()
+def tensors_may_be_on_several_devices() -> None:
+    """One optimizer over two GPUs, or over a GPU and the CPU, steps as on the CPU alone."""
+    places = [torch.device("cuda", 0), torch.device("cpu")]
+    if torch.cuda.device_count() > 1:
+        places.append(torch.device("cuda", 1))
+    ours = [p for place in places for p in parameters([1000, 7], device=place)]
+    theirs = [p for _ in places for p in parameters([1000, 7], device="cpu")]
+    here, there = (
+        AdaptiveAdamW(p, 0.01, control=NOISY, max_grad_norm=0.7, seed=3) for p in (ours, theirs)
+    )
+    train(here, ours, 4)
+    train(there, theirs, 4)
+    assert backends(here) == {"triton", "cpu"}
+    assert_trained_alike(here, there, ours, theirs, "step_float32")
+
+
+# In a CUDA graph
+
+
+@check()
+def a_captured_step_replays_bit_for_bit() -> None:
+    """With the knobs moving; and one whose knobs stand still ends elsewhere."""
+    ends = {}
+    for name in ("eager", "graph", "frozen"):
+        control = Control.frozen() if name == "frozen" else BUSY
+        params = parameters(SIZES)
+        optimizer = AdaptiveAdamW(
+            params, 0.01, control=control, max_grad_norm=1.0, capturable=True, seed=3
+        )
+        loss, course = torch.zeros((), device=Where.device), losses(20)
+
+        def step(optimizer: Any = optimizer, loss: Tensor = loss) -> None:
+            optimizer.observe(loss)
+            optimizer.step()
+
+        graph, alphas = None, []
+        for t in range(20):
+            set_gradients(params, t)
+            loss.copy_(course[t])
+            if name != "graph" or t < 3:
+                step()
+            elif graph is None:
+                graph = captured(step)
+                graph.replay()
+            else:
+                graph.replay()
+            alphas.append(optimizer.knobs()["alpha"])
+        ends[name] = everything(optimizer, params)
+        assert name == "frozen" or len(set(alphas)) > 5, "the knobs hardly move"
+    assert_same_bits(ends["eager"], ends["graph"])
+    assert_other_bits(ends["graph"], ends["frozen"])
+
+
+def captured(work: Callable[[], Any]) -> Any:
+    """A CUDA graph of it, not yet run."""
+    graph = torch.cuda.CUDAGraph()
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph):
+        work()
+    return graph
+
+
+@check()
+def a_captured_training_step_replays_bit_for_bit() -> None:
+    """Forward, backward and step in one graph: its gradients lie in the graph's own memory."""
+    ends = {}
+    for name in ("eager", "graph"):
+        params = parameters([3000, 17, 20_000])
+        optimizer = AdaptiveAdamW(params, 0.01, control=BUSY, capturable=True, seed=3)
+        target = torch.zeros((), device=Where.device)
+
+        def train_once(
+            params: Any = params, optimizer: Any = optimizer, target: Tensor = target
+        ) -> None:
+            optimizer.zero_grad(set_to_none=True)
+            loss = torch.stack([(p - target).square().mean() for p in params]).sum()
+            loss.backward()
+            optimizer.observe(loss)
+            optimizer.step()
+
+        graph = None
+        stream = torch.cuda.Stream()
+        for t in range(16):
+            target.fill_(0.1 * t)
+            torch.cuda.synchronize()
+            if graph is not None:
+                graph.replay()
+            else:
+                with torch.cuda.stream(stream):
+                    train_once()
+            torch.cuda.synchronize()
+            if name == "graph" and t == 3:
+                optimizer.zero_grad(set_to_none=True)
+                graph = captured(train_once)
+        ends[name] = everything(optimizer, params)
+    assert_same_bits(ends["eager"], ends["graph"])
+
+
+@check()
+def a_step_outside_does_not_disturb_a_graph() -> None:
+    """Replay, a step of the same optimizer with other gradients, replay: as three plain steps."""
+    ends = []
+    for graphed in (False, True):
+        params = parameters([5000, 12])
+        optimizer = AdaptiveAdamW(params, 0.01, control=BUSY, capturable=True, seed=3)
+        train(optimizer, params, 3)
+        own = [p.grad for p in params]
+        loss = losses(1)[0]
+
+        def step(optimizer: Any = optimizer, loss: Tensor = loss) -> None:
+            optimizer.observe(loss)
+            optimizer.step()
+
+        replay = captured(step).replay if graphed else step
+        replay()
+        for p in params:
+            p.grad = None
+        set_gradients(params, 9)
+        step()
+        # What took the freed table's place in memory must not be read as a table.
+        rubbish = [torch.full((26,), -1, device=Where.device) for _ in range(256)]
+        for p, grad in zip(params, own, strict=True):
+            p.grad = grad
+        replay()
+        del rubbish
+        ends.append(everything(optimizer, params))
+    assert_same_bits(ends[0], ends[1])
+
+
+@check()
+def a_capture_notices_a_wait() -> None:
+    """Else the checks above would show nothing. In a process of its own, whose CUDA is lost."""
+    done = subprocess.run(
+        [sys.executable, "-c", "import gpu_checks; gpu_checks.capture_a_wait()"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert "noticed" in done.stdout, done.stdout + done.stderr
+
+
+def capture_a_wait() -> None:
+    """Say whether a capture notices that the host waits in it, and end the process."""
+    optimizer, step = _steady(sizes=[1000])
+
+    def waits() -> None:
+        step()
+        optimizer.knobs()
+
+    try:
+        captured(waits)
+    except RuntimeError as error:
+        print(f"noticed: {error}", flush=True)
+    os._exit(0)
+
+
+# Memory
+
+
+@check()
+def a_step_needs_little_memory_beyond_adamws_states() -> None:
+    """Less than a megabyte and eight bytes per chunk, with noise and clipping."""
+    numel = 300_000_000
+    free, _ = torch.cuda.mem_get_info(Where.device)
+    if free < 20 * numel:
+        raise Skip(
+            f"needs {20 * numel / 2**30:.0f} GiB of free memory, there are {free / 2**30:.0f}"
+        )
+    extra, chunks = extra_memory([numel // 3] * 3)
+    assert extra < 2**20 + 8 * chunks, f"{extra} bytes beyond AdamW's states, {chunks} chunks"
+
+
+def extra_memory(sizes: Iterable[int], dtype: torch.dtype = torch.float32) -> tuple[int, int]:
+    """Peak bytes that an optimizer with noise and clipping takes beyond AdamW's states.
+
+    Returns:
+        Bytes, and how many chunks the sweep has.
+    """
+    from adaptiverl.kernels.chunks import CHUNK
+
+    params = [nn.Parameter(torch.zeros(n, dtype=dtype, device=Where.device)) for n in sizes]
+    for p in params:
+        p.grad = torch.ones_like(p)
+    torch.cuda.synchronize()
+    # What was asked for: the allocator may hand out up to a megabyte more with each large tensor.
+    before = torch.cuda.memory_stats()["requested_bytes.all.current"]
+    torch.cuda.reset_peak_memory_stats()
+    optimizer = AdaptiveAdamW(params, 0.01, control=NOISY, max_grad_norm=1.0)
+    for loss in losses(3):
+        optimizer.step(loss=loss)
+    torch.cuda.synchronize()
+    peak = torch.cuda.memory_stats()["requested_bytes.all.peak"] - before
+    states = sum(4 + 2 * 4 * p.numel() for p in params)
+    chunks = sum(max(1, -(-p.numel() // CHUNK)) for p in params)
+    return peak - states, chunks
+
+
+@check()
+def cuda_tensors_go_to_triton() -> None:
+    """And the controller is there, too: else the other checks check something else."""
+    assert dispatch.has_cuda_controller(), dispatch.describe()
+    for param, grad in dispatch.TRITON_DTYPES:
+        resolution = dispatch.resolve("cuda", param, grad)
+        assert resolution.backend.name == "triton", resolution.reason

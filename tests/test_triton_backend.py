@@ -1,0 +1,546 @@
+"""The Triton backend: `interpreted_optimizer.py` in its own process, its tables, who goes where."""
+
+from __future__ import annotations
+
+import ast
+import gc
+import json
+import os
+import subprocess
+import sys
+import time
+import weakref
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from adaptiverl import AdaptiveAdamW, AdaptiveSGD, Control, dispatch, tables
+from adaptiverl.tables import AddressTable, GroupTable, ParameterEntry, Sighting, Standing
+
+ROOT = Path(__file__).parent.parent
+CASES = ROOT / "tests" / "interpreted_optimizer.py"
+NAMES = [
+    node.name
+    for node in ast.parse(CASES.read_text()).body
+    if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+]
+CPU = torch.device("cpu")
+QUIET = Control(noise_bounds=(0.0, 0.0))
+
+
+@pytest.fixture(scope="module")
+def interpreted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    """Failures of each interpreted test; a test that did not run is not there."""
+    pytest.importorskip(
+        "triton", reason="the kernels need triton, which torch's CPU wheels do not bring along"
+    )
+    report = tmp_path_factory.mktemp("interpreted") / "report.xml"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(CASES)]
+    done = subprocess.run(
+        [*command, f"--rootdir={ROOT}", f"--junitxml={report}"],
+        cwd=report.parent,
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert report.exists(), done.stdout + done.stderr
+    outcomes: dict[str, list[str]] = {}
+    for case in ElementTree.parse(report).iter("testcase"):
+        failures = outcomes.setdefault(case.attrib["name"].split("[")[0], [])
+        for kind in ("failure", "error", "skipped"):
+            failures += [f"{case.attrib['name']}: {f.text}" for f in case.findall(kind)]
+    return outcomes
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_interpreted(interpreted: dict[str, list[str]], name: str) -> None:
+    assert name in interpreted, "it did not run"
+    assert not interpreted[name], "\n".join(interpreted[name])
+
+
+# The two smallest kernels, compiled
+
+
+@pytest.mark.parametrize("architecture", [80, 90, 100])
+@pytest.mark.parametrize("name", ["gradient_scale_kernel", "count_steps_kernel"])
+def test_small_kernels_compile_and_keep_everything_in_registers(
+    name: str, architecture: int
+) -> None:
+    triton = pytest.importorskip(
+        "triton", reason="the kernels need triton, which torch's CPU wheels do not bring along"
+    )
+    from adaptiverl.kernels import clip, codegen, count
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    if triton.knobs.runtime.interpret:
+        pytest.skip("TRITON_INTERPRET is set: nothing is compiled in this process")
+    module, types = {
+        "gradient_scale_kernel": (
+            clip,
+            {"squares": "*fp64", "limit": "*fp64", "grad_scale": "*fp32", "factor": "*fp64"},
+        ),
+        "count_steps_kernel": (count, {"rows": "*i64", "block": "*fp64", "effective": "*fp64"}),
+    }[name]
+    kernel = getattr(module, name)
+    signature = {"count": "i32", "BLOCK": "constexpr"} | types
+    source = ASTSource(
+        fn=kernel,
+        signature={argument: signature[argument] for argument in kernel.arg_names},
+        constexprs={(kernel.arg_names.index("BLOCK"),): module.BLOCK},
+    )
+    target = GPUTarget("cuda", architecture, 32)
+    compiled = triton.compile(source, target=target, options={"num_warps": module.WARPS})
+    assert ".local" not in compiled.asm["ptx"]
+    assert "atom" not in compiled.asm["ptx"]
+    sass = disassembled(compiled.asm["cubin"], codegen)
+    assert "STL" not in sass
+    assert "EXIT" in sass
+
+
+def disassembled(cubin: bytes, codegen: Any) -> str:
+    path = Path(os.environ.get("TMPDIR", "/tmp")) / f"kernel-{os.getpid()}.cubin"
+    path.write_bytes(cubin)
+    try:
+        return str(codegen._run(codegen.knobs.nvidia.nvdisasm.path, "-c", path))
+    finally:
+        path.unlink()
+
+
+# Who goes where
+
+
+def test_cuda_tensors_of_a_known_dtype_go_to_triton() -> None:
+    pytest.importorskip(
+        "triton", reason="the kernels need triton, which torch's CPU wheels do not bring along"
+    )
+    for param, grad in dispatch.TRITON_DTYPES:
+        assert dispatch.resolve("cuda", param, grad).backend.name == "triton"
+
+
+@pytest.mark.parametrize(
+    ("device", "param", "grad", "reason"),
+    [
+        ("cuda", torch.float64, torch.float64, "does not take torch.float64 parameters"),
+        ("cuda", torch.bfloat16, torch.float32, "with torch.float32 gradients"),
+        ("mps", torch.float32, torch.float32, "no fused sweep for device type 'mps'"),
+        ("cpu", torch.bfloat16, torch.bfloat16, "float32 only, not torch.bfloat16"),
+    ],
+)
+def test_the_reference_takes_the_rest_and_the_reason_is_given(
+    device: str, param: torch.dtype, grad: torch.dtype, reason: str
+) -> None:
+    resolution = dispatch.resolve(device, param, grad)
+    assert resolution.backend is dispatch.REFERENCE
+    assert reason in resolution.reason
+
+
+def test_a_missing_triton_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> None:
+        raise ImportError("No module named 'triton'")
+
+    monkeypatch.setattr(dispatch, "triton_backend", missing)
+    resolution = dispatch.resolve.__wrapped__("cuda", torch.float32, torch.float32)
+    assert resolution.backend is dispatch.REFERENCE
+    assert "No module named 'triton'" in resolution.reason
+    assert "pip install triton" in resolution.reason
+    monkeypatch.setattr(dispatch.importlib.util, "find_spec", lambda name: None)
+    assert "CUDA sweep plain torch (triton is not installed)" in dispatch.describe()
+
+
+def test_importing_adaptiverl_does_not_import_triton() -> None:
+    program = "import sys, adaptiverl; sys.exit('triton' in sys.modules)"
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    # torch brings some triton along by itself: compare with what it does alone.
+    alone = program.replace(", adaptiverl", ", torch")
+    codes = [
+        subprocess.run([sys.executable, "-c", p], env=environment, cwd="/").returncode
+        for p in (alone, program)
+    ]
+    assert codes[0] == codes[1]
+
+
+def lies_alike(*tensors: Tensor, noisy: bool = False) -> bool:
+    return dispatch.lie_alike(tensors, noisy)
+
+
+def test_what_a_sweep_can_walk() -> None:
+    plain = torch.zeros(2, 3, 4, 5)
+    last = plain.contiguous(memory_format=torch.channels_last)
+    assert lies_alike(plain, plain.clone(), noisy=True)
+    assert lies_alike(last, last.clone())
+    assert not lies_alike(last, last.clone(), noisy=True)
+    assert not lies_alike(plain, last)
+    assert not lies_alike(last, plain)
+    assert lies_alike(torch.zeros(3, 4).t(), torch.zeros(3, 4).t())
+    assert not lies_alike(torch.zeros(3, 4).t(), torch.zeros(4, 3))
+    assert not lies_alike(torch.zeros(3, 8)[:, ::2], torch.zeros(3, 8)[:, ::2])
+    assert not lies_alike(torch.zeros(3, 1).expand(3, 4), torch.zeros(3, 1).expand(3, 4))
+    assert not lies_alike(plain, torch.zeros(2, 3, 4, 6))
+    assert not lies_alike(plain, torch._neg_view(plain))
+    # Dimensions of one element are walked in no order.
+    assert lies_alike(torch.zeros(4, 1).t(), torch.zeros(1, 4), noisy=True)
+    assert lies_alike(torch.zeros(()), torch.zeros(()), noisy=True)
+    assert lies_alike(torch.zeros(0, 3), torch.zeros(0, 3), noisy=True)
+
+
+def test_channels_last_is_swept_where_no_noise_is_drawn_and_steps_alike() -> None:
+    weight = torch.randn(4, 3, 5, 5)
+    outcomes = []
+    for control, backend in ((QUIET, "cpu"), (Control(), "reference")):
+        param = nn.Parameter(weight.contiguous(memory_format=torch.channels_last))
+        optimizer = AdaptiveAdamW([param], 0.02, control=control)
+        generator = torch.Generator().manual_seed(2)
+        for _ in range(3):
+            grad = torch.randn(weight.shape, generator=generator)
+            param.grad = torch.empty_like(param).copy_(grad)
+            optimizer.step(loss=torch.tensor(1.0))
+        assert [b.backend.name for b in optimizer._buckets._sorted] == [backend]
+        outcomes.append(param.detach())
+    torch.testing.assert_close(outcomes[0], outcomes[1], rtol=2e-6, atol=2e-6)
+
+
+# Tables
+
+
+class Sorted:
+    """An optimizer, and how often it made a parameter's entry."""
+
+    def __init__(self, params: list[nn.Parameter], monkeypatch: pytest.MonkeyPatch) -> None:
+        self.optimizer = AdaptiveAdamW(params, 0.02, control=QUIET)
+        self.made = 0
+        entry = self.optimizer._entry
+
+        def counting(*args: Any) -> ParameterEntry:
+            self.made += 1
+            return entry(*args)
+
+        monkeypatch.setattr(self.optimizer, "_entry", counting)
+
+    def step(self) -> int:
+        """How many entries this step made."""
+        before = self.made
+        self.optimizer.step(loss=torch.tensor(1.0))
+        return self.made - before
+
+    @property
+    def rows(self) -> Tensor:
+        return self.optimizer._buckets._sorted[0].rows()
+
+
+def params_with_gradients(count: int, size: int = 8) -> list[nn.Parameter]:
+    params = [nn.Parameter(torch.ones(size)) for _ in range(count)]
+    for p in params:
+        p.grad = torch.ones(size)
+    return params
+
+
+def test_a_step_like_the_last_makes_no_entry_and_no_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = Sorted(params_with_gradients(5), monkeypatch)
+    assert seen.step() == 5
+    table = seen.rows
+    assert seen.step() == 0
+    assert seen.rows is table
+
+
+def test_moved_gradients_make_a_table_and_no_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    params = params_with_gradients(5)
+    seen = Sorted(params, monkeypatch)
+    seen.step()
+    table, kept = seen.rows, params[3].grad
+    params[3].grad = 2 * torch.ones(8)
+    assert seen.step() == 0
+    assert seen.rows is not table
+    assert kept is not None
+    assert seen.rows[3, 1] == params[3].grad.data_ptr() != kept.data_ptr()
+    assert torch.equal(seen.rows[:3], table[:3])
+
+
+def _replace_moment(optimizer: Any, params: list[nn.Parameter]) -> None:
+    optimizer.state[params[1]]["exp_avg"] = torch.zeros(8)
+
+
+def _replace_state(optimizer: Any, params: list[nn.Parameter]) -> None:
+    optimizer.state[params[1]] = {k: v.clone() for k, v in optimizer.state[params[1]].items()}
+
+
+def _replace_data(optimizer: Any, params: list[nn.Parameter]) -> None:
+    params[1].data = torch.ones(8)
+
+
+def _forget_state(optimizer: Any, params: list[nn.Parameter]) -> None:
+    del optimizer.state[params[1]]
+
+
+def _drop_gradient(optimizer: Any, params: list[nn.Parameter]) -> None:
+    params[1].grad = None
+
+
+def _ascend(optimizer: Any, params: list[nn.Parameter]) -> None:
+    optimizer.param_groups[0]["maximize"] = True
+
+
+def _keep_the_largest(optimizer: Any, params: list[nn.Parameter]) -> None:
+    optimizer.param_groups[0]["amsgrad"] = True
+
+
+def _lay_out_otherwise(optimizer: Any, params: list[nn.Parameter]) -> None:
+    params[1].grad = torch.ones(16)[::2]
+
+
+def _shrink(optimizer: Any, params: list[nn.Parameter]) -> None:
+    for t in (params[1], params[1].grad, *optimizer.state[params[1]].values()):
+        if t is not None and t.dim() == 1:
+            t.data = t.data[:3]
+
+
+def _swap(optimizer: Any, params: list[nn.Parameter]) -> None:
+    optimizer.param_groups[0]["params"].reverse()
+
+
+def _add_a_group(optimizer: Any, params: list[nn.Parameter]) -> None:
+    optimizer.add_param_group({"params": params_with_gradients(1)})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _replace_moment,
+        _replace_state,
+        _replace_data,
+        _forget_state,
+        _drop_gradient,
+        _ascend,
+        _keep_the_largest,
+        _lay_out_otherwise,
+        _shrink,
+        _swap,
+        _add_a_group,
+    ],
+)
+def test_every_other_change_is_noticed(change: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    params = params_with_gradients(3)
+    seen = Sorted(params, monkeypatch)
+    seen.step()
+    assert seen.step() == 0
+    change(seen.optimizer, params)
+    assert seen.step() > 0
+
+
+def test_a_sparse_gradient_is_still_refused() -> None:
+    params = params_with_gradients(2)
+    optimizer = AdaptiveAdamW(params, 0.02, control=QUIET)
+    optimizer.step()
+    params[1].grad = torch.ones(8).to_sparse()
+    with pytest.raises(RuntimeError, match="does not support sparse gradients"):
+        optimizer.step()
+
+
+def test_a_glance_ends_where_there_is_no_state() -> None:
+    params = params_with_gradients(1)
+    standing = [Standing(list(params), ("step",), False)]
+    assert Sighting.of(standing, {params[0]: {}}) is None
+    assert Sighting.of(standing, {params[0]: {"step": 3.0}}) is None
+
+
+@pytest.mark.parametrize("kind", [AdaptiveAdamW, AdaptiveSGD])
+def test_gradients_are_not_kept_between_steps(kind: Any) -> None:
+    params = [*params_with_gradients(2), nn.Parameter(torch.ones(4, dtype=torch.float64))]
+    params[2].grad = torch.ones(4, dtype=torch.float64)
+    optimizer = kind(params, 0.01, control=QUIET)
+    for _ in range(2):
+        grads = [weakref.ref(p.grad) for p in params]  # type: ignore[arg-type]
+        optimizer.step(loss=torch.tensor(1.0))
+        optimizer.zero_grad()
+        gc.collect()
+        assert [ref() for ref in grads] == [None] * 3
+        for p in params:
+            p.grad = torch.ones_like(p)
+
+
+def test_twenty_thousand_tensors_have_a_table_in_a_moment() -> None:
+    params = params_with_gradients(20_000, size=1)
+    optimizer = AdaptiveAdamW(params, 0.02, control=QUIET)
+    optimizer.step(loss=torch.tensor(1.0))
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        optimizer.step(loss=torch.tensor(1.0))
+        seconds.append(time.perf_counter() - start)
+    rows = optimizer._buckets._sorted[0].rows()
+    assert rows.shape == (20_000, 13)
+    # A millisecond per thousand tensors is what it takes; ten is where something went wrong.
+    assert min(seconds) < 0.2
+
+
+def test_a_size_that_changes_builds_the_scratch_anew_and_an_address_does_not() -> None:
+    built = []
+    bucket = tables.Bucket(dispatch.CPU, CPU)
+    bucket._table = AddressTable(CPU)
+    wanted = torch.arange(26).view(2, 13)
+    for change in (0, 0, 1, 2):
+        wanted = wanted.clone()
+        wanted[0, tables.GRAD if change < 2 else tables.NUMEL] += 16 * change
+        bucket._rows = bucket._table.refresh(wanted)
+        bucket.scratch(lambda sizes: built.append(sizes))
+    assert built == [[7, 20], [39, 20]]
+
+
+# In a CUDA graph
+
+
+@pytest.fixture
+def capturing(monkeypatch: pytest.MonkeyPatch) -> dict[str, bool]:
+    """A switch for what asks whether the stream is capturing."""
+    switch = {"on": False}
+    monkeypatch.setattr(tables, "is_capturing", lambda device: switch["on"])
+    return switch
+
+
+def prepared_table() -> tuple[AddressTable, Tensor]:
+    table, wanted = AddressTable(CPU), torch.arange(26).view(2, 13)
+    table.refresh(wanted)
+    table._staging = torch.empty_like(wanted)
+    return table, wanted
+
+
+def test_a_captured_table_outlives_the_next(capturing: dict[str, bool]) -> None:
+    table, wanted = prepared_table()
+    capturing["on"] = True
+    captured = table.refresh(wanted)
+    alive = weakref.ref(captured)
+    kept = captured.clone()
+    capturing["on"] = False
+    other = table.refresh(wanted + 16 * (torch.arange(13) == tables.GRAD))
+    assert other.data_ptr() != captured.data_ptr()
+    assert torch.equal(captured, kept)
+    del captured
+    gc.collect()
+    assert alive() is not None
+
+
+def test_a_table_of_a_capture_is_not_the_tables_own(capturing: dict[str, bool]) -> None:
+    table, wanted = prepared_table()
+    before = table.rows
+    capturing["on"] = True
+    moved = wanted + 16 * (torch.arange(13) == tables.GRAD)
+    captured = table.refresh(moved)
+    assert torch.equal(captured, moved)
+    capturing["on"] = False
+    assert table.refresh(wanted) is before
+    assert torch.equal(before, wanted)
+
+
+def test_a_capture_needs_a_step_of_its_kind_before(capturing: dict[str, bool]) -> None:
+    table, wanted = prepared_table()
+    capturing["on"] = True
+    with pytest.raises(RuntimeError, match="take a step with the same parameters"):
+        table.refresh(wanted + (torch.arange(13) == tables.NUMEL))
+    with pytest.raises(RuntimeError, match="once per capture"):
+        table.refresh(wanted[:1] + 1)
+    table.refresh(wanted + 16 * (torch.arange(13) == tables.GRAD))
+    with pytest.raises(RuntimeError, match="once per capture"):
+        table.refresh(wanted + 32 * (torch.arange(13) == tables.GRAD))
+
+
+def test_numbers_become_constants_of_a_graph(capturing: dict[str, bool]) -> None:
+    def numbers_of(group: dict[str, Any]) -> list[float]:
+        return [group["lr"], 0.9, 0.999, 1e-8, 0.01]
+
+    table = GroupTable(CPU, numbers_of)
+    table.refresh([{"lr": 0.5}])
+    numbers = table.numbers
+    capturing["on"] = True
+    table.refresh([{"lr": 0.25}])
+    assert table.numbers is numbers
+    assert numbers[0].tolist() == [0.25, 0.9, 0.999, 1e-8, 0.01]
+
+
+# Another device than the controller's
+
+
+def test_tensors_beside_another_controller_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table on a device that the controller's launch does not reach."""
+    params = params_with_gradients(3)
+    optimizer = AdaptiveAdamW(params, 0.02, control=QUIET)
+    twin_params = params_with_gradients(3)
+    twin = AdaptiveAdamW(twin_params, 0.02, control=QUIET)
+    monkeypatch.setattr(
+        optimizer,
+        "_advance",
+        lambda buckets, found_inf, rehearsal: AdaptiveAdamW._advance(
+            optimizer, [], found_inf, rehearsal
+        ),
+    )
+    original, places = optimizer._sweep, optimizer._buckets._squares
+
+    def elsewhere(buckets: Any, rehearsal: bool) -> None:
+        there = torch.device("cpu", 0)
+        places[there] = places[CPU]
+        for bucket in buckets:
+            monkeypatch.setattr(bucket, "device", there)
+        original(buckets, rehearsal)
+
+    monkeypatch.setattr(optimizer, "_sweep", elsewhere)
+    for _ in range(3):
+        optimizer.step(loss=torch.tensor(1.0))
+        twin.step(loss=torch.tensor(1.0))
+    for p, q in zip(params, twin_params, strict=True):
+        assert optimizer.state[p]["step"] == 3
+        assert optimizer.state[p]["mu_product"] == twin.state[q]["mu_product"]
+        assert torch.equal(p, q)
+
+
+# Through Triton's own launcher
+
+
+@pytest.fixture(scope="module")
+def launched() -> Any:
+    """What `compiled_launches.py` saw."""
+    pytest.importorskip(
+        "triton", reason="the kernels need triton, which torch's CPU wheels do not bring along"
+    )
+    done = subprocess.run(
+        [sys.executable, str(CASES.parent / "compiled_launches.py")],
+        env={k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_every_step_launches_three_kernels_over_all_chunks(launched: Any) -> None:
+    """The controller's own launch is the fourth."""
+    chunks = [1] * 3 + [6] * 3 + [16] * 3
+    assert launched["all"]["steps"] == [
+        [["sum_squares_kernel", n], ["gradient_scale_kernel", 1], ["adamw_step_kernel", n]]
+        for n in chunks
+    ]
+
+
+def test_a_kernel_is_compiled_once_whatever_changes(launched: Any) -> None:
+    """Steps, rates, seeds, limits, addresses, their alignment, how many tensors there are."""
+    kernels = ["sum_squares_kernel", "gradient_scale_kernel", "adamw_step_kernel"]
+    assert launched["all"]["compiled"] == kernels
+    assert launched["again"]["compiled"] == []
+    assert len(launched["again"]["steps"]) == 6
+
+
+def test_another_dtype_is_another_launch_and_the_clip_is_one(launched: Any) -> None:
+    sums, sweeps = "sum_squares_kernel", "adamw_step_kernel"
+    step = [[sums, 1], [sums, 2], ["gradient_scale_kernel", 1], [sweeps, 1], [sweeps, 2]]
+    assert launched["mixed"]["steps"] == [step] * 3
+    assert launched["mixed"]["compiled"] == [sums, sweeps]
+
+
+def test_what_nobody_needs_is_not_launched(launched: Any) -> None:
+    assert launched["plain"]["steps"] == [[["adamw_step_kernel", 2]]] * 3
+    steps = [[["sum_squares_kernel", 2], ["sgd_step_kernel", 2]]] * 3
+    assert launched["sgd"]["steps"] == steps
