@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from bench.demo import ranks
 from bench.demo.methods import methods
 from bench.demo.page import write_page
 from bench.demo.picture import draw
@@ -143,7 +144,7 @@ def _integer(name: str, text: str, low: int, high: int) -> int:
 
 def command(request: Request) -> str:
     """Return a command that makes the same report, every setting spelled out."""
-    words = ["python", "-m", "bench.demo"]
+    words = [*ranks.launcher(), "-m", "bench.demo"]
     for name, value in asdict(request.settings).items():
         words += [f"--{name.replace('_', '-')}", str(value)]
     if request.text is not None:
@@ -157,18 +158,29 @@ def run(request: Request) -> Report:
     Raises:
         DemoError: the text cannot be used, or the folder cannot be written.
     """
+    with ranks.joined(request.settings.device):
+        return _run(request)
+
+
+def _run(request: Request) -> Report:
     begin = time.monotonic()
     settings = request.settings
+    if settings.batch % ranks.size():
+        raise DemoError(
+            f"--batch must be a multiple of the {ranks.size()} ranks, got {settings.batch}"
+        )
     text = load_text(request.text, settings.context)
     _make_folder(request.out)
     if settings.device == "cuda":
         torch.set_float32_matmul_precision("high")
     parameters = sum(p.numel() for p in build_model(text, settings).parameters())
-    print(_introduction(text, settings, parameters), flush=True)
+    if ranks.rank() == 0:
+        print(_introduction(text, settings, parameters), flush=True)
     runs = [train(method, text, settings) for method in methods(settings.lr)]
     seconds = time.monotonic() - begin
     report = make_report(settings, text, parameters, runs, command(request), seconds)
-    _publish(report, request.out)
+    if ranks.rank() == 0:
+        _publish(report, request.out)
     return report
 
 
@@ -186,9 +198,13 @@ def _introduction(text: Text, settings: Settings, parameters: int) -> str:
     return (
         f"Text: {text.source}; {len(text.train):,} characters to train on, "
         f"{len(text.held_out):,} held out; {len(text.vocabulary)} different ones{replaced}.\n"
-        f"Model: a GPT of {parameters:,} parameters on {settings.device}; "
+        f"Model: a GPT of {parameters:,} parameters on {_place(settings)}; "
         f"{settings.steps} steps three times, starting rate {settings.lr:g}, seed {settings.seed}."
     )
+
+
+def _place(settings: Settings) -> str:
+    return settings.device if ranks.size() == 1 else f"{ranks.size()} ranks, {settings.device}"
 
 
 def _publish(report: Report, out: Path) -> None:

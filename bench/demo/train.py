@@ -9,9 +9,10 @@ import time
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
+from bench.demo import ranks
 from bench.demo.methods import Method, Trace
 from bench.demo.model import GPT, GPTConfig
 from bench.demo.text import Text
@@ -112,7 +113,9 @@ def train(method: Method, text: Text, settings: Settings) -> Run:
     run = Run(method.name)
     model = build_model(text, settings)
     method.start(model.parameters(), settings.steps, settings.seed)
-    batches = Batches(text.train, draw_starts(len(text.train), settings), settings)
+    wrapped = ranks.wrap(model)
+    starts = ranks.share(draw_starts(len(text.train), settings))
+    batches = Batches(text.train, starts, settings)
     held_out = Batches(text.held_out, _even_starts(len(text.held_out), settings), settings)
     run.eval_steps.append(0)
     run.held_out.append(evaluate(model, held_out))
@@ -120,7 +123,7 @@ def train(method: Method, text: Text, settings: Settings) -> Run:
     with progress_bar(method.name, settings.steps) as bar:
         while done < settings.steps:
             until = min(done + settings.eval_every, settings.steps)
-            losses, seconds = _stretch(model, method, batches, range(done, until), bar)
+            losses, seconds = _stretch(wrapped, method, batches, range(done, until), bar)
             run.train_loss += losses
             run.step_seconds.append(seconds / (until - done))
             done = until
@@ -184,13 +187,14 @@ def progress_bar(name: str, steps: int) -> tqdm:
         total=steps,
         desc=f"{name:<22}",
         unit="step",
+        disable=ranks.rank() != 0,
         mininterval=0.1 if sys.stderr.isatty() else 15.0,
         bar_format="{desc} {n_fmt}/{total_fmt} |{bar:20}| {elapsed}<{remaining}{postfix}",
     )
 
 
 def _stretch(
-    model: GPT, method: Method, batches: Batches, steps: range, bar: tqdm
+    model: nn.Module, method: Method, batches: Batches, steps: range, bar: tqdm
 ) -> tuple[list[float], float]:
     """Take the steps; return their losses and the seconds that all of them took."""
     losses: list[Tensor] = []
@@ -204,11 +208,11 @@ def _stretch(
         bar.update()
     _synchronize(model)
     seconds = time.perf_counter() - begin
-    return torch.stack(losses).tolist(), seconds
+    return ranks.mean(torch.stack(losses)).tolist(), seconds
 
 
-def _synchronize(model: GPT) -> None:
-    if model.token.weight.is_cuda:
+def _synchronize(model: nn.Module) -> None:
+    if next(model.parameters()).is_cuda:
         torch.cuda.synchronize()
 
 

@@ -1,0 +1,1 @@
+"""What being steered costs on several ranks: collectives per step, counted, and host time."""

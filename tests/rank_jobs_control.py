@@ -1,0 +1,173 @@
+"""Jobs of test_distributed_control.py: what ranks do, told apart by their number."""
+
+from __future__ import annotations
+
+import copy
+import os
+import pickle
+import time
+import warnings
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from ranks import bits, counted_collectives
+from torch import Tensor, nn
+
+from adaptiverl import AdaptiveAdamW, AdaptiveSGD, Control
+
+STEPS = 24
+EVERY_STEP = Control(every=1)
+
+
+def make(control: Control = EVERY_STEP, **options: Any) -> AdaptiveAdamW:
+    param = nn.Parameter(torch.linspace(-1, 1, 6).reshape(2, 3))
+    return AdaptiveAdamW([param], lr=1e-2, control=control, **options)
+
+
+def take_step(optimizer: Any, *losses: float | Tensor, rewards: Any = None) -> None:
+    for param in optimizer.param_groups[0]["params"]:
+        param.grad = torch.ones_like(param)
+    for loss in losses:
+        optimizer.observe(loss, rewards)
+    optimizer.step()
+
+
+def memory_of(optimizer: Any) -> bytes:
+    return bits(optimizer.param_groups[0]["adaptive_state"])
+
+
+def losses_of(rank: int, step: int) -> list[float]:
+    """One to three micro-batches, and losses, that differ between the ranks."""
+    generator = torch.Generator().manual_seed(1000 * rank + step)
+    count = 1 + (step + rank) % 3
+    values = 3 / (1 + 0.1 * step) + torch.rand(count, generator=generator, dtype=torch.float64)
+    return values.tolist()
+
+
+def average(rank: int, size: int, algorithm: str) -> tuple[bytes, dict[str, float], list[float]]:
+    """Memory and knobs after steps on losses of one's own; and those losses' means."""
+    if algorithm == "adamw":
+        optimizer: Any = make()
+    else:
+        param = nn.Parameter(torch.ones(3))
+        optimizer = AdaptiveSGD([param], lr=0.1, momentum=0.9, control=EVERY_STEP)
+    for step in range(STEPS):
+        take_step(optimizer, *losses_of(rank, step))
+    means = [sum(losses_of(rank, s)) / len(losses_of(rank, s)) for s in range(STEPS)]
+    return memory_of(optimizer), optimizer.knobs(), means
+
+
+def average_rewards(rank: int, size: int) -> tuple[bytes, dict[str, float]]:
+    """Rewards arrive on some ranks, at some steps, at some of the micro-batches."""
+    optimizer = make(Control(every=1, reward="given"))
+    for step in range(12):
+        for param in optimizer.param_groups[0]["params"]:
+            param.grad = torch.ones_like(param)
+        optimizer.observe(2.0 - 0.1 * step)
+        if (step + rank) % 3 == 0:
+            optimizer.observe(2.0 - 0.1 * step, 10.0 * rank + step)
+        optimizer.step()
+    return memory_of(optimizer), optimizer.knobs()
+
+
+def bad_losses(rank: int, size: int, bad: float) -> tuple[bytes, dict[str, float]]:
+    """The last rank's loss is not finite at one step."""
+    optimizer = make()
+    for step in range(6):
+        take_step(optimizer, bad if rank == size - 1 and step == 3 else 2.0 - 0.1 * step)
+    return memory_of(optimizer), optimizer.knobs()
+
+
+def some_observe(rank: int, size: int, observers: list[int]) -> tuple[bytes, dict[str, float], Any]:
+    """Only some ranks observe, and at step 4 nobody does."""
+    optimizer = make()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for step in range(12):
+            take_step(optimizer, *([2.0 + rank] if rank in observers and step != 4 else []))
+    told = [str(w.message) for w in caught if "never told a loss" in str(w.message)]
+    return memory_of(optimizer), optimizer.knobs(), told
+
+
+def first_step_at_rate_zero(rank: int, size: int) -> tuple[bytes, dict[str, float]]:
+    """A warm-up from 0, and one rank alone observes: its first step is a real one for all."""
+    optimizer = make()
+    warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, step / 4))
+    assert optimizer.param_groups[0]["lr"] == 0
+    for step in range(6):
+        take_step(optimizer, *([2.0 - 0.1 * step] if rank == 0 else []))
+        warmup.step()
+    return memory_of(optimizer), optimizer.knobs()
+
+
+def epochwise(rank: int, size: int) -> tuple[bytes, dict[str, float], list[Any]]:
+    optimizer = make(Control(every=None))
+    with counted_collectives() as seen:
+        for epoch in range(4):
+            take_step(optimizer)
+            optimizer.update(3.0 - 0.5 * epoch + rank)
+    return memory_of(optimizer), optimizer.knobs(), seen
+
+
+def collectives(rank: int, size: int) -> dict[str, list[Any]]:
+    """Every collective of a step, by what kind of step it is."""
+    found: dict[str, list[Any]] = {}
+
+    def count(name: str, optimizer: Any, *losses: float) -> None:
+        with counted_collectives() as seen:
+            take_step(optimizer, *losses)
+        found[name] = seen
+
+    count("observed", make(), 1.0 + rank)
+    count("three micro-batches", make(), 1.0, 2.0, 3.0)
+    count("frozen", make(Control.frozen()), 1.0)
+    count("alone", make(process_group=False), 1.0)
+    count("epoch-wise control", make(Control(every=None)))
+    count("noise and clipping", make(Control(noise_bounds=(0.1, 0.1)), max_grad_norm=1.0), 1.0)
+    rehearsal = make()
+    rehearsal.param_groups[0]["lr"] = 0.0
+    for param in rehearsal.param_groups[0]["params"]:
+        param.grad = torch.zeros_like(param)
+    with counted_collectives() as seen:
+        rehearsal.step()
+    found["making state for a checkpoint"] = seen
+    return found
+
+
+def groups(rank: int, size: int) -> dict[str, Any]:
+    """Two groups of two decide apart; what is no group of this rank's is refused."""
+    pairs = [dist.new_group([0, 1]), dist.new_group([2, 3])]
+    mine, other = pairs[rank // 2], pairs[1 - rank // 2]
+    with pytest.raises(ValueError, match="process_group must be a group that this rank is in"):
+        make(process_group=other)
+    for wrong in (True, "nccl", [0, 1]):
+        with pytest.raises(TypeError, match=r"process_group must be .* got .* of type"):
+            make(process_group=wrong)
+    optimizer = make(process_group=mine)
+    for step in range(6):
+        take_step(optimizer, 5.0 - 0.2 * step + rank)
+    with pytest.raises(TypeError, match=r"save optimizer.state_dict\(\)"):
+        pickle.dumps(optimizer)
+    twin = copy.deepcopy(optimizer)
+    take_step(optimizer, 1.0 * rank)
+    take_step(twin, 1.0 * rank)
+    assert memory_of(twin) == memory_of(optimizer)
+    again = pickle.loads(pickle.dumps(make(process_group=False)))
+    with counted_collectives() as seen:
+        take_step(again, 1.0)
+    assert seen == []
+    return {"memory": memory_of(optimizer), "knobs": optimizer.knobs()}
+
+
+def process_id(rank: int, size: int) -> int:
+    return os.getpid()
+
+
+def deadlock(rank: int, size: int) -> None:
+    """One rank waits for one that never comes."""
+    if rank == 0:
+        dist.all_reduce(torch.ones(1))
+    else:
+        time.sleep(3600)

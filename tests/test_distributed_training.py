@@ -1,0 +1,208 @@
+"""DDP and FSDP2: replicas stay equal, and many ranks do what one does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import rank_jobs_training as jobs
+import torch
+from ranks import Crew
+from torch.distributed.tensor import Replicate, Shard
+
+from adaptiverl import AdaptiveSGD
+
+KNOBS = ("lr", "alpha", "momentum", "noise")
+
+
+def agree(results: list[Any]) -> bool:
+    """Every rank returned the same first two items."""
+    return all(result[:2] == results[0][:2] for result in results)
+
+
+# DDP
+
+
+def test_replicas_are_equal_to_the_bit_after_2000_steps(crew: Crew) -> None:
+    results = crew.run(2, jobs.long_run, 2000, None)
+    assert agree(results)
+    knobs = results[0][1]
+    assert knobs["updates"] == 400
+    assert knobs["noise"] > 0, "σ never rose: the noise was not put to the test"
+
+
+def test_without_the_mean_over_ranks_replicas_part(crew: Crew) -> None:
+    one, other = crew.run(2, jobs.long_run, 200, False)
+    assert one[0] != other[0]
+    assert one[1]["alpha"] != other[1]["alpha"]
+
+
+@pytest.mark.parametrize("how", ["bucket views", "static graph", "no_sync", "bf16 hook"])
+def test_ways_to_wrap(crew: Crew, how: str) -> None:
+    results = crew.run(2, jobs.wrapped, how)
+    assert agree(results)
+    assert results[0][1]["updates"] == 10
+
+
+def test_parameters_that_some_ranks_or_all_do_not_use(crew: Crew) -> None:
+    results = crew.run(2, jobs.unused_parameters)
+    assert agree(results)
+    steps = results[0][2]
+    assert steps[0] == 20
+    assert 0 < steps[1] < 20
+    assert steps[2] == 0
+
+
+def test_a_layer_frozen_then_thawed(crew: Crew) -> None:
+    results = crew.run(2, jobs.thawed)
+    assert agree(results)
+    assert results[0][2] == 10
+
+
+# One rank, two and four
+
+
+@pytest.mark.parametrize("wrapper", ["ddp", "fsdp"])
+def test_gradients_without_rounding_give_the_same_bits_on_any_number_of_ranks(
+    crew: Crew, wrapper: str
+) -> None:
+    ((expected, knobs, _),) = crew.run(1, jobs.same_batch, "ddp", True)
+    for size in (2, 4):
+        for weights, others, _ in crew.run(size, jobs.same_batch, wrapper, True):
+            for name in KNOBS:
+                assert others[name] == pytest.approx(knobs[name], rel=1e-9), name
+            for weight, want in zip(weights, expected, strict=True):
+                assert torch.equal(weight, want), "the noise differs"
+
+
+@pytest.mark.parametrize("wrapper", ["ddp", "fsdp"])
+def test_ranks_differ_only_by_the_order_of_summation(crew: Crew, wrapper: str) -> None:
+    ((expected, knobs, bounds),) = crew.run(1, jobs.same_batch, "ddp", False)
+    assert all(float(bound.max()) < 1e-3 for bound in bounds), "a bound that bounds nothing"
+    for size in (2, 4):
+        for weights, others, _ in crew.run(size, jobs.same_batch, wrapper, False):
+            for name in KNOBS:
+                assert others[name] == pytest.approx(knobs[name], rel=1e-9), name
+            for weight, want, bound in zip(weights, expected, bounds, strict=True):
+                assert bool(((weight.double() - want.double()).abs() <= bound).all())
+
+
+@pytest.mark.parametrize("wrapper", ["ddp", "fsdp"])
+def test_a_model_whose_losses_depend_on_it_decides_alike(crew: Crew, wrapper: str) -> None:
+    ((expected, knobs),) = crew.run(1, jobs.nonlinear, "ddp")
+    for size in (2, 4):
+        for params, others in crew.run(size, jobs.nonlinear, wrapper):
+            for name in KNOBS:
+                assert others[name] == pytest.approx(knobs[name], rel=1e-9), name
+            for param, want in zip(params, expected, strict=True):
+                torch.testing.assert_close(param, want, rtol=1e-9, atol=1e-11)
+
+
+# Shards
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_shards_equal_one_rank_bit_for_bit(crew: Crew, size: int) -> None:
+    expected, knobs = jobs.fed_alone(40)
+    assert knobs["noise"] > 0, "σ never rose: the noise was not put to the test"
+    for whole, others, seen, told in crew.run(size, jobs.fed_shards, (size,), [Shard(0)], 40, {}):
+        assert whole == expected
+        assert others == knobs
+        assert told == []
+        # The observation's, and one for the squares of all six tensors.
+        assert seen == [(size, 4, torch.float64), (size, len(jobs.SHAPES), torch.float64)]
+
+
+@pytest.mark.parametrize(
+    "placements", [[Replicate(), Shard(0)], [Shard(0), Replicate()], [Shard(0), Shard(0)]]
+)
+def test_meshes_of_two_dimensions(crew: Crew, placements: list[Any]) -> None:
+    expected, knobs = jobs.fed_alone(10)
+    sharded = sum(isinstance(p, Shard) for p in placements)
+    for whole, others, seen, told in crew.run(4, jobs.fed_shards, (2, 2), placements, 10, {}):
+        assert whole == expected
+        assert others == knobs
+        assert told == []
+        assert [size for size, _, _ in seen] == [4, 2**sharded]
+
+
+def test_a_mesh_whose_tensors_are_cut_in_different_ways(crew: Crew) -> None:
+    expected, knobs = jobs.fed_alone(10)
+    ways = [[Shard(0), Shard(0)], [Shard(0), Replicate()], [Replicate(), Replicate()]]
+    for whole, others, seen, _ in crew.run(4, jobs.fed_shards, (2, 2), ways, 10, {}):
+        assert whole == expected
+        assert others == knobs
+        # Still one collective, for the four of six that are cut at all.
+        assert seen == [(4, 4, torch.float64), (4, 4, torch.float64)]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"algorithm": AdaptiveSGD, "momentum": 0.9},
+        {"amsgrad": True, "maximize": True},
+        {"dtype": torch.bfloat16},
+    ],
+    ids=["SGD", "amsgrad", "bfloat16"],
+)
+def test_other_algorithms_and_dtypes_on_shards(crew: Crew, options: dict[str, Any]) -> None:
+    expected, knobs = jobs.fed_alone(12, **options)
+    for whole, others, _, _ in crew.run(3, jobs.fed_shards, (3,), [Shard(0)], 12, options):
+        assert whole == expected
+        assert others == knobs
+
+
+def test_noise_on_the_parameter(crew: Crew) -> None:
+    control = jobs.Control(every=2, noise_bounds=(0.1, 0.2), noise_target="parameter")
+    expected, _ = jobs.fed_alone(6, control=control)
+    for whole, _, _, _ in crew.run(2, jobs.fed_shards, (2,), [Shard(0)], 6, {"control": control}):
+        assert whole == expected
+
+
+def test_shards_that_are_no_runs_draw_their_own_noise_and_say_so_once(crew: Crew) -> None:
+    columns = [Shard(1)]
+    steps = {"control": jobs.Control(every=2, noise_bounds=(0.1, 0.1)), "max_grad_norm": None}
+    plain = {"control": jobs.Control.frozen(), "max_grad_norm": 0.4}
+    jobs_shapes = [s for s in jobs.SHAPES if len(s) > 1]
+    results = crew.run(2, jobs.fed_columns, columns, 6, steps)
+    assert results[0][0] == results[1][0]
+    for _, told in results:
+        assert len(told) == 1
+        assert f"{len(jobs_shapes)} sharded parameters" in told[0]
+    # Without noise they are one rank's, clipping by the norm of the whole included.
+    for whole, told in crew.run(2, jobs.fed_columns, columns, 6, plain):
+        assert whole == jobs.fed_columns_alone(6, plain)
+        assert len(told) == 1
+
+
+def test_collectives_of_sharded_parameters(crew: Crew) -> None:
+    mean, squares = (4, torch.float64), (len(jobs.SHAPES), torch.float64)
+    for found in crew.run(2, jobs.quiet_shards):
+        assert found == {
+            "σ off": [mean],
+            "σ at its floor": [mean],
+            "σ on": [mean, squares],
+            "clipping": [mean, squares],
+            "clipping and σ": [mean, squares],
+            "frozen": [],
+            "deciding alone, σ possible": [squares],
+        }
+
+
+def test_shards_on_ranks_that_decide_apart_are_refused(crew: Crew) -> None:
+    for message in crew.run(2, jobs.wrong_mesh):
+        assert "process_group must hold every rank that a parameter is sharded over" in message
+
+
+def test_autograd_sees_that_a_sharded_parameter_changed(crew: Crew) -> None:
+    assert crew.run(2, jobs.autograd_sees_the_step) == [True, True]
+
+
+@pytest.mark.parametrize("how", ["plain", "bf16", "offload", "replicated shards"])
+def test_options_of_fully_shard(crew: Crew, how: str) -> None:
+    results = crew.run(4, jobs.fsdp, how)
+    assert agree(results)
+    assert len({memory for _, _, memory, _ in results}) == 1
+    assert results[0][1]["updates"] == 10
+    losses = results[0][3]
+    assert sum(losses[-5:]) < sum(losses[:5]), "it did not learn"
