@@ -18,7 +18,7 @@ namespace adaptiverl {
 
 // Elements of a piece. Small enough to share out evenly, large enough that taking one costs
 // nothing.
-constexpr int64_t kPiece = int64_t{1} << 16;
+constexpr int64_t kPiece = int64_t{1} << 18;
 
 // A whole tensor's pieces come one after the other; `first[row]` is where they start.
 class Pieces {

@@ -18,8 +18,10 @@ from torch import Tensor
 from adaptiverl.laws import State
 from adaptiverl.tables import COLUMNS, SGDEntry
 
-BLOCK, PIECE = 1024, 65536
+BLOCK, PIECE = 1024, 262144
 """Elements that the compiled sweep takes at once, and that one thread takes."""
+LONG = PIECE + 4467
+"""Elements of a tensor of two pieces, the second not a whole one."""
 SIZES = [0, 1, 2, 3, 4, 5, 15, 16, 17, 63, 65, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK + 2]
 
 SEED, STEP, SIGMA = (0xDEADBEEF << 32) + 0x12345678, 41, 0.1
