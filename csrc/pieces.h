@@ -51,14 +51,23 @@ class Pieces {
   // A small tensor costs this many elements more than it has.
   static constexpr int64_t kCostOfTensor = 256;
 
-  // Tasks are runs of pieces of about one full piece's work.
+  // Tasks for each thread: long runs of neighbouring memory, and yet short enough to share out.
+  static constexpr int64_t kTasksPerThread = 16;
+
+  // Tasks are runs of pieces, of at least one full piece's work.
   void group_into_tasks(int64_t count) {
     task_.push_back(0);
+    int64_t total = count * kCostOfTensor;
+    for (int64_t row = 0; row < count; ++row) {
+      total += rows_[row].numel;
+    }
+    const int64_t threads = torch::stable::get_num_threads();
+    const int64_t enough = std::max(kPiece, total / (threads * kTasksPerThread));
     int64_t work = 0;
     for (int64_t row = 0; row < count; ++row) {
       for (int64_t piece = first_[row]; piece < first_[row + 1]; ++piece) {
         work += elements(piece, row) + kCostOfTensor;
-        if (work >= kPiece) {
+        if (work >= enough) {
           task_.push_back(piece + 1);
           work = 0;
         }
