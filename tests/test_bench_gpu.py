@@ -52,6 +52,7 @@ def gpu_sh(*arguments: str) -> subprocess.CompletedProcess[str]:
 # The command
 
 
+@pytest.mark.source_tree
 def test_check_does_all_that_needs_no_gpu() -> None:
     done = gpu_sh("--check")
     assert done.returncode == 0, done.stdout + done.stderr

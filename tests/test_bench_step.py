@@ -252,6 +252,7 @@ def test_slug() -> None:
     assert slug("AMD EPYC 9B45 (AVX512) 2 threads") == "amd-epyc-9b45-avx512-2-threads"
 
 
+@pytest.mark.source_tree
 def test_pytest_benchmark_shows_the_same_rounds(tmp_path: Path) -> None:
     pytest.importorskip("pytest_benchmark", reason="the comparison's pytest view needs it")
     saved = tmp_path / "benchmark.json"
