@@ -24,8 +24,7 @@ struct AdamWLoops {
   void (*fill_words)(const NoiseKey&, uint64_t, int64_t, uint32_t*, uint32_t*, uint32_t*,
                      uint32_t*);
   FillNormals fill_normals;
-  void (*sum_alignment)(const AdamWScalars&, const AdamWRun&, AlignmentLanes*);
-  void (*update)(const AdamWScalars&, const AdamWRun&, int64_t, const float*);
+  void (*update)(const AdamWScalars&, const AdamWRun&, int64_t, const float*, AlignmentLanes*);
 };
 
 #define ADAPTIVERL_LOOPS "adamw_loops.inc"
@@ -47,25 +46,20 @@ AdamWRun run_of(const TensorRow& row, int64_t begin, int64_t count) {
 void step_piece(const TensorRow& row, const AdamWScalars& scalars, NoiseKey key, int64_t begin,
                 int64_t elements, double* sums) {
   const AdamWLoops& loop = loops();
-  const bool noisy = scalars.noise_scale != 0;
-  if (!noisy && sums == nullptr) {
-    loop.update(scalars, run_of(row, begin, elements), kAhead, nullptr);
-    return;
-  }
-  key.index = static_cast<uint32_t>(row.index);
-  alignas(64) float buffer[4 * kBlockQuads];
   AlignmentLanes lanes = {};
-  for (int64_t i = 0; i < elements; i += kBlock) {
-    const AdamWRun run = run_of(row, begin + i, std::min(kBlock, elements - i));
-    const float* xi = nullptr;
-    if (noisy) {
+  AlignmentLanes* wanted = sums == nullptr ? nullptr : &lanes;
+  if (scalars.noise_scale == 0) {
+    loop.update(scalars, run_of(row, begin, elements), kAhead, nullptr, wanted);
+  } else {
+    key.index = static_cast<uint32_t>(row.index);
+    alignas(64) float buffer[4 * kBlockQuads];
+    for (int64_t i = 0; i < elements; i += kBlock) {
+      const AdamWRun run = run_of(row, begin + i, std::min(kBlock, elements - i));
       const Upcoming upcoming = {run.grad, {run.exp_avg, run.exp_avg_sq, run.param}};
-      xi = draw(loop.fill_normals, key, row.offset + begin + i, run.count, upcoming, buffer);
+      const float* xi =
+          draw(loop.fill_normals, key, row.offset + begin + i, run.count, upcoming, buffer);
+      loop.update(scalars, run, 0, xi, wanted);
     }
-    if (sums != nullptr) {
-      loop.sum_alignment(scalars, run, &lanes);
-    }
-    loop.update(scalars, run, kBlock, xi);  // fetches the next block
   }
   if (sums != nullptr) {
     sums[0] = sum_of_lanes(lanes.gu);

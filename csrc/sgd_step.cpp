@@ -22,8 +22,7 @@ namespace {
 
 struct SGDLoops {
   FillNormals fill_normals;
-  void (*sum_alignment)(const SGDScalars&, const SGDRun&, AlignmentLanes*);
-  void (*update)(const SGDScalars&, const SGDRun&, int64_t, const float*);
+  void (*update)(const SGDScalars&, const SGDRun&, int64_t, const float*, AlignmentLanes*);
 };
 
 #define ADAPTIVERL_LOOPS "sgd_loops.inc"
@@ -41,25 +40,20 @@ SGDRun run_of(const TensorRow& row, int64_t begin, int64_t count) {
 void step_piece(const TensorRow& row, const SGDScalars& scalars, NoiseKey key, int64_t begin,
                 int64_t elements, double* sums) {
   const SGDLoops& loop = loops();
-  const bool noisy = scalars.noise_scale != 0;
-  if (!noisy && sums == nullptr) {
-    loop.update(scalars, run_of(row, begin, elements), kAhead, nullptr);
-    return;
-  }
-  key.index = static_cast<uint32_t>(row.index);
-  alignas(64) float buffer[4 * kBlockQuads];
   AlignmentLanes lanes = {};
-  for (int64_t i = 0; i < elements; i += kBlock) {
-    const SGDRun run = run_of(row, begin + i, std::min(kBlock, elements - i));
-    const float* xi = nullptr;
-    if (noisy) {
+  AlignmentLanes* wanted = sums == nullptr ? nullptr : &lanes;
+  if (scalars.noise_scale == 0) {
+    loop.update(scalars, run_of(row, begin, elements), kAhead, nullptr, wanted);
+  } else {
+    key.index = static_cast<uint32_t>(row.index);
+    alignas(64) float buffer[4 * kBlockQuads];
+    for (int64_t i = 0; i < elements; i += kBlock) {
+      const SGDRun run = run_of(row, begin + i, std::min(kBlock, elements - i));
       const Upcoming upcoming = {run.grad, {run.param, run.momentum_buffer, nullptr}};
-      xi = draw(loop.fill_normals, key, row.offset + begin + i, run.count, upcoming, buffer);
+      const float* xi =
+          draw(loop.fill_normals, key, row.offset + begin + i, run.count, upcoming, buffer);
+      loop.update(scalars, run, 0, xi, wanted);
     }
-    if (sums != nullptr) {
-      loop.sum_alignment(scalars, run, &lanes);
-    }
-    loop.update(scalars, run, kBlock, xi);  // fetches the next block
   }
   if (sums != nullptr) {
     sums[0] = sum_of_lanes(lanes.gu);

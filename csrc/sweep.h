@@ -16,8 +16,8 @@ constexpr int64_t kAhead = 512;
 // Elements of a cache line.
 constexpr int64_t kLine = 16;
 
-// Elements that are taken together where noise or sums need the data more than once: all of it
-// stays in the first cache.
+// Elements that are taken together where there is noise, which is drawn before it is added: all of
+// it stays in the first cache.
 constexpr int64_t kBlock = 1024;
 
 // A block may start and end inside a quad.
