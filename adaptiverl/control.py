@@ -12,10 +12,18 @@ from typing import Any, Literal, NamedTuple
 Mode = Literal["replace", "modulate"]
 Reward = Literal["neg_loss", "given", "none"]
 NoiseTarget = Literal["gradient", "parameter"]
+Law = Literal["loss", "alignment"]
 Pair = tuple[float, float]
 
 DEFAULT_LR_BOUNDS: dict[str, Pair] = {"replace": (0.01, 10.0), "modulate": (0.1, 10.0)}
 """(α_min, α_max) as multiples of the α at the start."""
+ALIGNMENT_LR_BOUNDS: Pair = (1e-4, 1e4)
+"""The same for the alignment law, which looks for the rate over decades (decisions.md 25)."""
+ALIGNMENT_START = 0.01
+"""Where it starts to look, as a multiple of that α (decisions.md 23)."""
+UNANNEALED_SHARE = 0.5
+"""Of the rate it finds, what it holds where nobody anneals: the noise of the batches then stays,
+and a lower rate makes less of it."""
 NOISE_FLOOR_SHARE = 1e-3
 
 
@@ -29,6 +37,8 @@ class Limits(NamedTuple):
     noise_min: float
     noise_max: float
     noise_floor: float
+    lr_acquire: float
+    """Where α starts: the α of the start itself, but for the alignment law"""
 
 
 class MomentumKind(NamedTuple):
@@ -65,8 +75,21 @@ class Control:
         gain_momentum_loss: k_μℓ, logit-units of μ.
         gain_noise_plateau: k_σP, log-units of σ per update on a full plateau.
         gain_noise_reward: k_σr, log-units of σ.
+        law: What steers α. ``"loss"``: the losses and rewards that are observed (§2).
+            ``"alignment"``: whether the newest gradient still points along the last update, which
+            the parameter sweep measures by itself; α starts low, grows, and is held at the largest
+            rate whose updates still pointed downhill (§9, decisions.md 22 to 25). Nothing need be
+            observed for it, and `every`, the gains of α and `lr_change` do not touch it. μ and σ
+            keep their laws either way.
+        horizon: T, how many steps the run will take, for the alignment law: the rate that was found
+            is held, and annealed to zero at step T; after that nothing moves. ``None``, where
+            nobody can say: half of it is held, and never annealed.
+        cooldown: Last share of the horizon, in [0, 1], over which α falls linearly to zero. In
+            ``"modulate"`` the scheduler does that; the search ends at its beginning either way.
+        acquire_from: Where the alignment law starts to look: an α in ``"replace"``, a factor in
+            ``"modulate"``. ``None``: a hundredth of the α at the start.
         lr_bounds: (α_min, α_max). ``None``: (lr/100, 10·lr) in ``"replace"``, (0.1, 10) in
-            ``"modulate"``.
+            ``"modulate"``; (1e-4, 1e4) times the α at the start with ``law="alignment"``.
         momentum_bounds: (μ_min, μ_max). ``None``: (0.85, 0.99), for SGD (0.85, 0.95), widened to
             hold the starting μ.
         noise_bounds: (σ_min, σ_max), in units of a tensor's RMS gradient. σ_max = 0 switches the
@@ -117,6 +140,10 @@ class Control:
     gain_momentum_loss: float = 0.04
     gain_noise_plateau: float = 0.08
     gain_noise_reward: float = 0.06
+    law: Law = "loss"
+    horizon: int | None = None
+    cooldown: float = 0.4
+    acquire_from: float | None = None
     lr_bounds: Pair | None = None
     momentum_bounds: Pair | None = None
     noise_bounds: Pair = (0.0, 0.1)
@@ -131,7 +158,9 @@ class Control:
         _check_choice("mode", self.mode, ("replace", "modulate"))
         _check_choice("reward", self.reward, ("neg_loss", "given", "none"))
         _check_choice("noise_target", self.noise_target, ("gradient", "parameter"))
+        _check_choice("law", self.law, ("loss", "alignment"))
         self._check_cadence()
+        self._check_alignment()
         for field in fields(self):
             if field.name.startswith("beta_"):
                 given, beta = getattr(self, field.name), self._number(field.name)
@@ -148,13 +177,35 @@ class Control:
             _check(name, (center, slope), math.isfinite(center) and 0 < slope < math.inf, expected)
 
     def _check_cadence(self) -> None:
-        every = self.every
-        if every is None:
+        self._check_steps("every", "for epoch-wise control")
+
+    def _check_alignment(self) -> None:
+        self._check_steps("horizon", "where nobody can say")
+        cooldown = self._number("cooldown")
+        _check("cooldown", cooldown, 0 <= cooldown <= 1, "a share of the horizon, in [0, 1]")
+        if self.acquire_from is not None:
+            start = self._number("acquire_from")
+            _check("acquire_from", start, 0 < start < math.inf, "finite and > 0")
+        if self.law == "alignment":
             return
-        if isinstance(every, bool) or not isinstance(every, int):
-            raise TypeError(f"Control.every must be a whole number of steps or None, got {every!r}")
-        expected = "from 1 to 2**53, or None for epoch-wise control"
-        _check("every", every, 1 <= every <= 2**53, expected)
+        for name in ("horizon", "acquire_from"):
+            value = getattr(self, name)
+            if value is not None:
+                raise ValueError(
+                    f"Control.{name} is the alignment law's, got {value!r} beside "
+                    f"law={self.law!r}: use Control(law='alignment', {name}={value!r}), or leave "
+                    "it out"
+                )
+
+    def _check_steps(self, name: str, none_means: str) -> None:
+        steps = getattr(self, name)
+        if steps is None:
+            return
+        if isinstance(steps, bool) or not isinstance(steps, int):
+            raise TypeError(
+                f"Control.{name} must be a whole number of steps or None, got {steps!r}"
+            )
+        _check(name, steps, 1 <= steps <= 2**53, f"from 1 to 2**53, or None {none_means}")
 
     def _check_bounds(self) -> None:
         if self.lr_bounds is not None:
@@ -231,7 +282,7 @@ class Control:
                 "scheduler own it with Control(mode='modulate')"
             )
         alpha = self.start_lr(lr)
-        low, high = self.lr_bounds or DEFAULT_LR_BOUNDS[self.mode]
+        low, high = self.lr_bounds or self._lr_bounds
         scale = alpha if self.lr_bounds is None else 1.0
         if not 0 < low * scale <= high * scale < math.inf:
             raise ValueError(
@@ -247,6 +298,7 @@ class Control:
         if self.momentum_bounds is not None:
             _check_start(kind.name, momentum, "momentum_bounds", self.momentum_bounds)
         noise_low, noise_high = self.noise_bounds
+        acquire_from = self._acquire_from(alpha, (low * scale, high * scale))
         return Limits(
             lr_min=low * scale,
             lr_max=high * scale,
@@ -255,12 +307,58 @@ class Control:
             noise_min=noise_low,
             noise_max=noise_high,
             noise_floor=noise_low or self.noise_floor or NOISE_FLOOR_SHARE * noise_high,
+            lr_acquire=acquire_from,
         )
 
     @property
+    def _lr_bounds(self) -> Pair:
+        """The default ones, as multiples of the α at the start."""
+        return ALIGNMENT_LR_BOUNDS if self.law == "alignment" else DEFAULT_LR_BOUNDS[self.mode]
+
+    def _acquire_from(self, alpha: float, bounds: Pair) -> float:
+        """Where α starts, inside the bounds."""
+        if self.law == "loss":
+            return alpha
+        if self.acquire_from is None:
+            return max(ALIGNMENT_START * alpha, bounds[0])
+        _check_start("acquire_from", self.acquire_from, "the bounds of α", bounds)
+        return self.acquire_from
+
+    @property
     def is_frozen(self) -> bool:
-        """No gain is above 0: the knobs stay where they start."""
+        """The knobs stay where they start: no gain is above 0, and no law does without gains."""
+        return self.law == "loss" and self.rests
+
+    @property
+    def rests(self) -> bool:
+        """No gain is above 0: nothing that is observed moves a knob."""
         return not any(getattr(self, f.name) for f in fields(self) if f.name.startswith("gain_"))
+
+    @property
+    def needs_no_loss(self) -> bool:
+        """A run without observations is no mistake: nothing is steered, or α by the gradients."""
+        return self.law == "alignment" or self.is_frozen
+
+    @property
+    def annealed_over(self) -> float:
+        """Steps of the cooldown, up to the horizon; 0 where a scheduler anneals, or nobody."""
+        if self.horizon is None or self.mode == "modulate":
+            return 0.0
+        return self.cooldown * self.horizon
+
+    @property
+    def held_share(self) -> float:
+        """What is held of the rate that the alignment law finds."""
+        annealed = self.horizon is not None or self.mode == "modulate"
+        return 1.0 if annealed else UNANNEALED_SHARE
+
+    @property
+    def hold_by(self) -> float:
+        """The step at which the alignment law holds at the latest: that of the cooldown.
+
+        An annealed rate says nothing of the one that it was annealed from.
+        """
+        return math.inf if self.horizon is None else (1 - self.cooldown) * self.horizon
 
     def start_lr(self, lr: float) -> float:
         """α at the start: the first group's rate in ``"replace"``, 1 in ``"modulate"``."""
@@ -271,6 +369,16 @@ class Control:
         """Every gain at zero and no noise: plain AdamW, whatever sets the learning rate."""
         gains = {f.name: 0.0 for f in fields(cls) if f.name.startswith("gain_")}
         return cls(mode="modulate", noise_bounds=(0.0, 0.0), **gains)  # type: ignore[arg-type]
+
+    @classmethod
+    def find_lr(cls, horizon: int | None = None) -> Control:
+        """Find the learning rate while training, by the alignment law; μ and σ stay as given.
+
+        Args:
+            horizon: T, how many optimizer steps the run will take.
+        """
+        rest = {f.name: 0.0 for f in fields(cls) if f.name.startswith("gain_")}
+        return cls(law="alignment", horizon=horizon, noise_bounds=(0.0, 0.0), **rest)  # type: ignore[arg-type]
 
     # Presets: §6. What a preset leaves alone is `Control`'s default, which is within §6 as well;
     # `dataclasses.replace(Control.production(), every=20)` changes one thing of a preset.

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from adaptiverl.control import BETA1, Control, Limits, MomentumKind
 
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 
 FIELDS = (
     "version",
@@ -55,25 +55,61 @@ FIELDS = (
     "nonfinite_pending",
     "nonfinite",
     "updates",
+    "aligned_gu",
+    "aligned_gg",
+    "aligned_uu",
+    "aligned_pending",
+    "alignment",
+    "alignment_square",
+    "alignment_weight",
+    "alignment_direction",
+    "alignment_mean",
+    "overshoot",
+    "log_lr_downhill",
+    "held",
+    "anneal",
     "active",
 )
 """The block's numbers in order: `State` in csrc/control_law.h, `State` in laws.py. All but the
 last are the controller's memory; that one is of the step in progress."""
 
-MIGRATIONS: dict[int, Callable[[Tensor], Tensor]] = {}
-"""A layout's version to what makes the next version's memory of it; no layout has been replaced
-yet. A change of `FIELDS` raises `LAYOUT_VERSION` and adds a line here."""
-
-AS_THEY_CAME = {"loss", "reward"}
-"""Numbers that may be NaN or infinite in a sound memory (decisions.md 12)."""
-LOGARITHMS_OF_ZERO = {"log_noise", "logit_momentum", "logit_momentum_start"}
-"""Numbers that may be −∞ in a sound memory: σ switched off, μ = 0."""
+AS_THEY_CAME = {"loss", "reward", "aligned_gu", "aligned_gg", "aligned_uu"}
+"""Numbers that may be NaN or infinite in a sound memory (decisions.md 12, 22)."""
+LOGARITHMS_OF_ZERO = {"log_noise", "logit_momentum", "logit_momentum_start", "log_lr_downhill"}
+"""Numbers that may be −∞ in a sound memory: σ switched off, μ = 0, no rate found yet."""
 
 SLOT = {name: i for i, name in enumerate(FIELDS)}
 MEMORY_SIZE = len(FIELDS) - 1
+ALIGNMENT = slice(SLOT["aligned_gu"], SLOT["aligned_uu"] + 1)
+"""Σ g·u, Σ g², Σ u² in the block"""
 State = namedtuple("State", FIELDS)  # type: ignore[misc]
 
+LAYOUT_1_SIZE = 32
+"""Numbers in the first layout's memory, those from `version` to `updates`"""
+
+
+def add_alignment(memory: Tensor) -> Tensor:
+    """The second layout of the first's memory: no sums yet, no rate found, nothing annealed.
+
+    Raises:
+        ValueError: A memory of another size.
+    """
+    if memory.shape != (LAYOUT_1_SIZE,):
+        raise _refusal(f"{memory.dtype} of shape {tuple(memory.shape)} in layout 1")
+    added = memory.new_zeros(MEMORY_SIZE - LAYOUT_1_SIZE)
+    added[SLOT["log_lr_downhill"] - LAYOUT_1_SIZE] = -math.inf
+    added[SLOT["anneal"] - LAYOUT_1_SIZE] = 1
+    migrated = torch.cat([memory, added])
+    migrated[SLOT["version"]] = 2
+    return migrated
+
+
+MIGRATIONS: dict[int, Callable[[Tensor], Tensor]] = {1: add_alignment}
+"""A layout's version to what makes the next version's memory of it. A change of `FIELDS` raises
+`LAYOUT_VERSION` and adds a line here."""
+
 REWARD_SOURCES = {"none": 0.0, "neg_loss": 1.0, "given": 2.0}
+LAWS = {"loss": 0.0, "alignment": 1.0}
 TRACE_COLUMNS = (
     "step",
     "loss",
@@ -87,6 +123,10 @@ TRACE_COLUMNS = (
     "lr",
     "momentum",
     "noise",
+    "alignment",
+    "alignment_direction",
+    "alignment_mean",
+    "held",
 )
 TRACE_CAPACITY = 4096
 INBOX_SIZE = 4
@@ -96,7 +136,8 @@ class Trace(Mapping[str, Tensor]):
     """The last updates of the knobs, oldest first: a column name to a float64 CPU tensor [updates].
 
     Columns: step, loss, reward, loss_mean, reward_mean, loss_direction, reward_direction, variance,
-    plateau, lr (α), momentum (μ), noise (σ).
+    plateau, lr (α), momentum (μ), noise (σ); of the alignment law, which adds a row every K steps,
+    observed or not: alignment (h), alignment_direction (x), alignment_mean (e), held (0 or 1).
     """
 
     def __init__(self, rows: Tensor) -> None:
@@ -139,6 +180,7 @@ class Decision:
         noise_possible: σ may be above 0 in this run.
         noise_on_parameter: It goes to the parameter after its update, not to the gradient.
         skippable: A gradient scaler may ask for this step to be skipped.
+        aligned: The law reads the sweep's sums Σg·u, Σg², Σu² (decisions.md 22).
     """
 
     block: Tensor
@@ -147,6 +189,7 @@ class Decision:
     noise_possible: bool
     noise_on_parameter: bool
     skippable: bool
+    aligned: bool = False
 
     def to(self, device: torch.device) -> Decision:
         """The same on another device, without waiting for it unless that is the host itself."""
@@ -202,7 +245,7 @@ class Controller:
         )
         device = torch.device(device)
         self.block, self._parameters = self._start.to(device, copy=True), packed.to(device)
-        self._memory = self.block[:MEMORY_SIZE]
+        self._memory, self._alignment = self.block[:MEMORY_SIZE], self.block[ALIGNMENT]
         self._inbox = torch.zeros(INBOX_SIZE, dtype=torch.float64, device=device)
         shape = (1 + TRACE_CAPACITY, len(TRACE_COLUMNS))
         self._ring = torch.zeros(shape, dtype=torch.float64, device=device)
@@ -222,6 +265,11 @@ class Controller:
         return self._inbox
 
     @property
+    def alignment(self) -> Tensor:
+        """float64 [3] on the device, a view of the block: Σ g·u, Σ g², Σ u² of the last sweep."""
+        return self._alignment
+
+    @property
     def device(self) -> torch.device:
         """Where the block lives."""
         return self.block.device
@@ -231,7 +279,7 @@ class Controller:
         if device == self.device:
             return
         self.block, self._parameters = self.block.to(device), self._parameters.to(device)
-        self._memory = self.block[:MEMORY_SIZE]
+        self._memory, self._alignment = self.block[:MEMORY_SIZE], self.block[ALIGNMENT]
         self._inbox, self._ring = self._inbox.to(device), self._ring.to(device)
 
     def observe(self, loss: Tensor | float, reward: Tensor | float | None = None) -> None:
@@ -309,7 +357,17 @@ class Controller:
             noise_possible=noise_possible,
             noise_on_parameter=self.control.noise_target == "parameter",
             skippable=found_inf is not None,
+            aligned=self.control.law == "alignment",
         )
+
+    def gather(self, sums: Sequence[Tensor]) -> None:
+        """What the sweeps of this step summed becomes the block's, for the next step's α.
+
+        Args:
+            sums: float64 [tensors, 3] of Σ g·u, Σ g², Σ u², on this device. They are added up in
+                this order; where the step was skipped, nothing changes.
+        """
+        torch.ops.adaptiverl.gather_alignment_(self.block, list(sums))
 
     def read_groups(self, groups: Tensor, effective: Tensor) -> None:
         """Every group's lr and momentum as a step would use them now, into `effective`."""
@@ -429,6 +487,12 @@ def pack_parameters(control: Control, limits: Limits) -> list[float]:
         control.spike_clip,
         *control.plateau_trend,
         *control.plateau_variance,
+        LAWS[control.law],
+        math.log(limits.lr_acquire),
+        float(control.horizon or 0),
+        control.hold_by,
+        control.annealed_over,
+        math.log(control.held_share),
     ]
 
 

@@ -62,7 +62,10 @@ class Backend(Protocol):
         squares: Tensor,
         gradient_scale: Tensor | None,
     ) -> None:
-        """The step, in place; `squares` are those of what the noise goes to."""
+        """The step, in place; `squares` are those of what the noise goes to.
+
+        Where the law reads them (`decision.aligned`), `bucket.sums` are written on the way.
+        """
         ...
 
     def sgd_step(
@@ -133,7 +136,7 @@ class CpuBackend:
             decision.effective,
             squares,
             gradient_scale,
-            None,
+            sums_of(bucket, decision),
             decision.noise_on_parameter,
         )
         _tell_autograd(bucket)
@@ -195,7 +198,7 @@ class TritonBackend:
     ) -> None:
         """See `Backend`."""
         param_dtype, grad_dtype, _ = bucket.variant
-        scratch = self._scratch(bucket)
+        scratch = self._scratch(bucket, decision)
         self._statistics.sum_squares(
             bucket.rows(),
             scratch.chunks,
@@ -233,7 +236,7 @@ class TritonBackend:
         gradient_scale: Tensor | None,
     ) -> None:
         param_dtype, grad_dtype, _ = bucket.variant
-        scratch = self._scratch(bucket)
+        scratch = self._scratch(bucket, decision)
         step(
             bucket.rows(),
             scratch.chunks,
@@ -242,7 +245,7 @@ class TritonBackend:
             decision.effective,
             squares if decision.noise_possible else None,
             gradient_scale,
-            None,
+            sums_of(bucket, decision),
             scratch.partials,
             scratch.finished,
             param_dtype=param_dtype,
@@ -257,11 +260,13 @@ class TritonBackend:
         """`kernels.clip.gradient_scale`."""
         self._clip.gradient_scale(squares, limit, grad_scale, factor)
 
-    def _scratch(self, bucket: Bucket) -> Scratch:
+    def _scratch(self, bucket: Bucket, decision: Decision) -> Scratch:
+        # An optimizer's law, and so what its decisions ask for, never changes.
+        width = 3 if decision.aligned else 1
+
         def build(sizes: list[int]) -> Scratch:
             chunks = self._chunks.chunk_table(sizes)
-            # One sum per chunk: nobody asks the sweep for its own.
-            partials = self._chunks.partial_sums(len(chunks), len(sizes), bucket.device, width=1)
+            partials = self._chunks.partial_sums(len(chunks), len(sizes), bucket.device, width)
             return Scratch(bucket.upload(chunks), *partials)
 
         return bucket.scratch(build)
@@ -325,6 +330,7 @@ class ReferenceBackend:
             gradient_scale,
             decision.skippable,
             decision.noise_on_parameter,
+            sums_of(bucket, decision),
         )
 
     @staticmethod
@@ -436,6 +442,11 @@ def _is_dense(tensor: Tensor) -> bool:
     """Whether some order of its dimensions makes it contiguous."""
     outermost_first = sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
     return tensor.permute(outermost_first).is_contiguous()
+
+
+def sums_of(bucket: Bucket, decision: Decision) -> Tensor | None:
+    """Where the step leaves Σ g·u, Σ g², Σ u² per tensor; None where the law doesn't read them."""
+    return bucket.sums if decision.aligned else None
 
 
 def _tell_autograd(bucket: Bucket) -> None:

@@ -1,7 +1,8 @@
 """Many ranks: one mean of what they observed, and where a shard lies in its logical tensor.
 
 Nothing of torch.distributed is replaced: one all-reduce of four numbers before the controller
-decides, and one of a sum per tensor where shards need their logical tensor's sum of squares.
+decides, one of three after the sweep where its law reads the sweep's sums, and one of a sum per
+tensor where shards need their logical tensor's sum of squares.
 """
 
 from __future__ import annotations
@@ -64,8 +65,10 @@ class Ranks:
     meet once in every step whose control can move a knob (step-wise, some gain above 0), with an
     observation or without; `update` meets when it is called, which every rank must do. A rank
     without an observation brings none and gets the others' mean; where no rank observed, nothing
-    is observed (decisions.md 14). No rank meets where nothing can come of it: one rank, frozen
-    control, and the step that a checkpoint library takes at a rate of 0 to make state.
+    is observed (decisions.md 14). Where the law reads the sweep's sums (decisions.md 22) all meet
+    once more in every step, with gradients or without. No rank meets where nothing can come of it:
+    one rank, frozen control, and the step that a checkpoint library takes at a rate of 0 to make
+    state.
 
     Each rank's own mean counts the same, however many micro-batches it saw. One rank's NaN or
     infinity makes the mean non-finite, which every rank then sees (decisions.md 12).
@@ -83,6 +86,10 @@ class Ranks:
         if group is not None and group is not False:
             _check_group(group)
         self.group = group
+
+    def is_first(self) -> bool:
+        """Whether this is the rank that speaks for all that decide together."""
+        return self.size == 1 or dist.get_rank(self.group or None) == 0
 
     @property
     def agree(self) -> bool:
@@ -111,6 +118,21 @@ class Ranks:
             inbox[0::2].div_(counts.clamp(min=1))
             counts.clamp_(max=1)
         all_reduce(inbox, self.group)
+
+    def average_alignment(self, alignment: Tensor, active: Tensor | None) -> None:
+        """This rank's sums become the mean of all ranks', in one collective; nothing waits.
+
+        Args:
+            alignment: float64 [3]: Σ g·u, Σ g², Σ u² of this step.
+            active: Where it is 0, the step is skipped, and `alignment`, an earlier step's, stays as
+                it is to the bit; ``None``: no step can be.
+        """
+        if self.size == 1:
+            return
+        mean = alignment.clone()
+        all_reduce(mean, self.group)
+        mean /= self.size
+        alignment.copy_(mean if active is None else torch.where(active != 0, mean, alignment))
 
     def check_mesh(self, mesh: DeviceMesh) -> None:
         """Refuse shards whose ranks decide apart.
@@ -209,6 +231,7 @@ class Place:
         known: Every rank's shard is one run of the logical tensor's elements, this one's at
             `offset`.
         sharded: The mesh's dimensions that the tensor is cut along.
+        pieces: Into how many shards it is cut, empty ones included.
         coordinate: This rank's coordinate on each of the mesh's dimensions.
     """
 
@@ -216,6 +239,7 @@ class Place:
     numel: int
     known: bool
     sharded: tuple[int, ...]
+    pieces: int
     coordinate: tuple[int, ...]
 
     def counts(self, dims: Iterable[int]) -> bool:
@@ -243,7 +267,8 @@ def place_of(param: DTensor) -> Place:
     }
     known = _are_runs(param, cut)
     offset = _start_of_run(param) if known else _own_stretch(mesh, shape, coordinate, cut)
-    return Place(offset, prod(shape), known, tuple(cut), coordinate)
+    pieces = prod(mesh.size(dim) for dim in cut)
+    return Place(offset, prod(shape), known, tuple(cut), pieces, coordinate)
 
 
 def _are_runs(param: DTensor, cut: dict[int, Any]) -> bool:
@@ -317,8 +342,9 @@ class Shards:
     def __init__(self) -> None:
         self._places: dict[tuple[Any, ...], Place] = {}
         self._checked: set[Any] = set()
-        self._positions: dict[tuple[Any, ...], Tensor] = {}
+        self._uploaded: dict[tuple[Any, ...], Tensor] = {}
         self._members: dict[int, DTensor] = {}
+        self._pieces: dict[int, int] = {}
         self._stepped: list[DTensor] = []
         self.unknown: list[tuple[int, ...]] = []
         """Shapes of tensors whose shards are no runs of elements, and nobody has said so yet"""
@@ -328,7 +354,7 @@ class Shards:
 
     def start_step(self) -> None:
         """Forget which tensors there are; a wrapper may have exchanged them."""
-        self._members, self._stepped = {}, []
+        self._members, self._pieces, self._stepped = {}, {}, []
 
     def end_step(self) -> None:
         """Tell autograd what was written: a shard's version counter is not its DTensor's."""
@@ -363,6 +389,7 @@ class Shards:
         place = self._places[key]
         if place.sharded:
             self._members[index] = param  # type: ignore[assignment]
+            self._pieces[index] = place.pieces
         return place
 
     def add_up(self, numbers: Sequence[tuple[Tensor, Sequence[int]]], ranks: Ranks) -> None:
@@ -380,6 +407,25 @@ class Shards:
             meshes.setdefault(param.device_mesh, []).append(index)
         for mesh, members in meshes.items():
             self._add_up_mesh(mesh, members, numbers, ranks)
+
+    def as_whole(self, sums: Tensor, indices: Sequence[int]) -> Tensor:
+        """What the whole tensors' sums would be if every shard were as this rank's.
+
+        A tensor in k pieces counts k times: then the mean over ranks has every element of a sharded
+        tensor, of its replicas and of a tensor that all ranks hold just once, as long as each piece
+        is held by equally many of the ranks.
+
+        Args:
+            sums: float64 [n, 3], of what lies here.
+            indices: The n tensors' places in the optimizer.
+
+        Returns:
+            `sums` themselves where nothing is cut.
+        """
+        pieces = [self._pieces.get(index, 1) for index in indices]
+        if max(pieces, default=1) == 1:
+            return sums
+        return sums * self._whole_numbers(pieces, sums.device)[:, None]
 
     def _add_up_mesh(
         self,
@@ -402,28 +448,28 @@ class Shards:
         for values, indices in numbers:
             here = [i for i, index in enumerate(indices) if index in slots]
             if here:
-                there = self._position([slots[indices[i]] for i in here], device)
-                taken = values.index_select(0, self._position(here, values.device))
+                there = self._whole_numbers([slots[indices[i]] for i in here], device)
+                taken = values.index_select(0, self._whole_numbers(here, values.device))
                 vector.index_copy_(0, there, taken.to(device, non_blocking=True))
         for group in groups:
             all_reduce(vector, group)
         for values, indices in numbers:
             here = [i for i, index in enumerate(indices) if index in everything]
             if here:
-                there = self._position([everything[indices[i]] for i in here], device)
+                there = self._whole_numbers([everything[indices[i]] for i in here], device)
                 total = vector.index_select(0, there).to(values.device, non_blocking=True)
-                values.index_copy_(0, self._position(here, values.device), total)
+                values.index_copy_(0, self._whole_numbers(here, values.device), total)
 
-    def _position(self, numbers: list[int], device: torch.device) -> Tensor:
+    def _whole_numbers(self, numbers: list[int], device: torch.device) -> Tensor:
         """Whole numbers on a device; uploaded once, because they are the same in every step."""
         key = (device, *numbers)
-        if key not in self._positions:
-            if len(self._positions) >= 64:
-                self._positions.clear()
+        if key not in self._uploaded:
+            if len(self._uploaded) >= 64:
+                self._uploaded.clear()
             host = torch.tensor(numbers, dtype=torch.int64)
             pinned = host.pin_memory() if device.type == "cuda" else host
-            self._positions[key] = pinned.to(device, non_blocking=True)
-        return self._positions[key]
+            self._uploaded[key] = pinned.to(device, non_blocking=True)
+        return self._uploaded[key]
 
 
 def _groups(mesh: DeviceMesh, dims: list[int], ranks: Ranks) -> list[Any]:

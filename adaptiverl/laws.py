@@ -1,4 +1,4 @@
-"""The specification on Python floats, a function per equation: sensors (§1), laws (§2), replay.
+"""The method on Python floats, a function per equation: sensors (§1), laws (§2, §9), replay.
 
 The readable twin of `csrc/control_law.h`: the same names, the same statement order. `State` is the
 controller's whole memory; its fields, in this order, are the packed block that lives on the device.
@@ -12,9 +12,27 @@ from dataclasses import dataclass, replace
 
 from adaptiverl.control import Control, Limits
 
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 LARGEST = 2.0**1000
 """Innovations and squared deviations saturate here: no finite loss makes an average infinite."""
+
+# The alignment law's constants (decisions.md 22 and 23; bench/results/alignment.md has the runs)
+ALIGNMENT_BETA = 0.05
+"""Weight of the newest h² in the average that h is measured by"""
+DIRECTION_BETA = 0.2
+"""Weight of the newest x in e: e looks back over some five steps"""
+CLEARLY_DOWNHILL = 0.2
+"""Where e is above this, the rate is one whose updates still point downhill"""
+GROWTH = 0.2
+"""log-units, times 1 − μ, that log α gains in a step while nothing speaks against it"""
+OVERSHOOT_SIZE = 0.3
+"""How far below 0, in units of h's RMS, the mean of h is that the test looks for"""
+OVERSHOOT_CLIP = 2.0
+"""What one step can say, in those units"""
+OVERSHOOT_ENOUGH = 5.0
+"""Log-likelihood at which updates are held to overshoot: by chance once in some 3,000 steps"""
+REACH = 0.3
+"""log-units that α may lie above the last rate whose updates clearly pointed downhill"""
 
 
 @dataclass
@@ -80,16 +98,47 @@ class State:
     """observations that were not finite, in all"""
     updates: float = 0.0
     """times the laws acted"""
+
+    aligned_gu: float = 0.0
+    """Σ g·u of the newest sweep, u the direction of the update before"""
+    aligned_gg: float = 0.0
+    """Σ g²"""
+    aligned_uu: float = 0.0
+    """Σ u²"""
+    aligned_pending: float = 0.0
+    """1 if nobody has read those three yet"""
+    alignment: float = 0.0
+    """h, their cosine"""
+    alignment_square: float = 0.0
+    """S2, from 0"""
+    alignment_weight: float = 0.0
+    """what S2 is to be divided by, so that it starts at its first sample"""
+    alignment_direction: float = 0.0
+    """x"""
+    alignment_mean: float = 0.0
+    """e"""
+    overshoot: float = 0.0
+    """log-likelihood that the mean of h is below 0, against 0; never below 0"""
+    log_lr_downhill: float = -math.inf
+    """log α when updates last clearly pointed downhill"""
+    held: float = 0.0
+    """1 once the rate is found"""
+    anneal: float = 1.0
+    """what the cooldown multiplies α by"""
     active: float = 1.0
     """0 while a step that the gradient scaler skips goes by; not part of what checkpoints keep"""
 
 
 def start(control: Control, limits: Limits, lr: float, momentum: float, seed: int = 0) -> State:
-    """The state before the first step: α and μ where the user put them, σ at its floor."""
+    """The state before the first step: α and μ where the user put them, σ at its floor.
+
+    The alignment law's α is the exception: it starts where the search does (`Limits.lr_acquire`).
+    """
     state = State()
     state.seed_low = float(seed & 0xFFFFFFFF)
     state.seed_high = float(seed >> 32)
-    state.log_lr = state.log_lr_start = math.log(control.start_lr(lr))
+    state.log_lr = math.log(limits.lr_acquire)
+    state.log_lr_start = math.log(control.start_lr(lr))
     state.logit_momentum = logit(clip(momentum, limits.momentum_min, limits.momentum_max))
     state.logit_momentum_start = state.logit_momentum
     state.log_noise = math.log(limits.noise_floor) if limits.noise_max > 0 else -math.inf
@@ -233,6 +282,87 @@ def sense(state: State, control: Control, loss: float, reward: float | None = No
         state.nonfinite_pending = 1.0
 
 
+# The alignment law (§9, decisions.md 22 to 25)
+
+
+def sense_alignment(state: State) -> float | None:
+    """h, S2, x and e from the newest sweep's sums, which are read once.
+
+    Returns:
+        h in units of its RMS, limited to what one step can say; None where there is nothing to
+        read: no sweep since, no update before it, or no gradient.
+    """
+    pending = state.aligned_pending != 0
+    state.aligned_pending = 0.0
+    if not pending or state.aligned_gg == 0 or state.aligned_uu == 0:
+        return None
+    cosine = state.aligned_gu / (math.sqrt(state.aligned_gg) * math.sqrt(state.aligned_uu))
+    score = -1.0
+    if math.isfinite(cosine):
+        state.alignment = cosine
+        state.alignment_square = ema(state.alignment_square, cosine * cosine, ALIGNMENT_BETA)
+        state.alignment_weight = ema(state.alignment_weight, 1.0, ALIGNMENT_BETA)
+        rms = math.sqrt(state.alignment_square / state.alignment_weight)
+        score = clip(ratio(cosine, rms), -OVERSHOOT_CLIP, OVERSHOOT_CLIP)
+    state.alignment_direction = clip(score, -1.0, 1.0)
+    state.alignment_mean = ema(state.alignment_mean, state.alignment_direction, DIRECTION_BETA)
+    return score
+
+
+def beyond_noise(mean: float) -> float:
+    """e without what chance can make of it: e·(1 − se²/e²), 0 where |e| is below se.
+
+    x has mean square 1, so that the standard error of its average is se² = (1 − e²)·β/(2 − β).
+    """
+    square = mean * mean
+    error = (1 - square) * DIRECTION_BETA / (2 - DIRECTION_BETA)
+    return mean * (1 - error / square) if square > error else 0.0
+
+
+def next_overshoot(overshoot: float, score: float) -> float:
+    """Page's cumulative sum: log-likelihood ratio of a mean of −δ against one of 0, from 0 up."""
+    evidence = -OVERSHOOT_SIZE * score - OVERSHOOT_SIZE * OVERSHOOT_SIZE / 2
+    return max(overshoot + evidence, 0.0)
+
+
+def acquire(state: State, control: Control, limits: Limits, score: float) -> None:
+    """One step of the search for the rate; holds it once updates are sure to overshoot."""
+    if state.alignment_mean > CLEARLY_DOWNHILL:
+        state.log_lr_downhill = state.log_lr
+    if state.log_lr_downhill > -math.inf:
+        state.overshoot = next_overshoot(state.overshoot, score)
+    if state.overshoot > OVERSHOOT_ENOUGH:
+        hold(state, control, limits)
+        return
+    growth = GROWTH * (1 - state.overshoot / OVERSHOOT_ENOUGH)
+    step = (1 - state.momentum) * (beyond_noise(state.alignment_mean) + growth)
+    log_lr = state.log_lr + step
+    if state.log_lr_downhill > -math.inf:
+        log_lr = min(log_lr, state.log_lr_downhill + REACH)
+    state.log_lr = clip(log_lr, math.log(limits.lr_min), math.log(limits.lr_max))
+
+
+def hold(state: State, control: Control, limits: Limits) -> None:
+    """The rate is found: the last one whose updates clearly pointed downhill, if any did."""
+    state.held = 1.0
+    if state.log_lr_downhill > -math.inf:
+        state.log_lr = state.log_lr_downhill
+    log_lr = state.log_lr + math.log(control.held_share)
+    state.log_lr = clip(log_lr, math.log(limits.lr_min), math.log(limits.lr_max))
+
+
+def steer_by_alignment(state: State, control: Control, limits: Limits) -> None:
+    """α of one optimizer step: search, hold, anneal."""
+    score = sense_alignment(state)
+    if state.held == 0 and score is not None:
+        acquire(state, control, limits, score)
+    if state.held == 0 and state.step >= control.hold_by:
+        hold(state, control, limits)
+    if control.annealed_over > 0:
+        left = ((control.horizon or 0) - state.step) / control.annealed_over
+        state.anneal = clip(left, 0.0, 1.0)
+
+
 # Laws (§2)
 
 
@@ -278,7 +408,8 @@ def act(state: State, control: Control, limits: Limits) -> None:
         reward_direction = 0.0 if control.reward == "none" else -1.0
     worsening = max(loss_direction, 0.0)
     improving = max(reward_direction, 0.0)
-    state.log_lr = next_log_lr(state.log_lr, reward_direction, worsening, control, limits)
+    if control.law == "loss":
+        state.log_lr = next_log_lr(state.log_lr, reward_direction, worsening, control, limits)
     state.logit_momentum = next_logit_momentum(
         state.logit_momentum, reward_direction, worsening, control, limits
     )
@@ -291,7 +422,7 @@ def act(state: State, control: Control, limits: Limits) -> None:
 
 def read_knobs(state: State, limits: Limits) -> None:
     """α, μ, σ from the spaces in which they are kept."""
-    state.lr = clip(math.exp(state.log_lr), limits.lr_min, limits.lr_max)
+    state.lr = clip(math.exp(state.log_lr), limits.lr_min, limits.lr_max) * state.anneal
     state.momentum = clip(sigmoid(state.logit_momentum), limits.momentum_min, limits.momentum_max)
     floored = limits.noise_max == 0 or state.log_noise <= math.log(limits.noise_floor)
     lifted = clip(math.exp(state.log_noise), limits.noise_min, limits.noise_max)
@@ -303,7 +434,7 @@ def read_knobs(state: State, limits: Limits) -> None:
 
 def group_lr(lr: float, state: State) -> float:
     """lr_g·α/α₀; exactly lr_g while α has not moved."""
-    return lr * math.exp(state.log_lr - state.log_lr_start)
+    return lr * math.exp(state.log_lr - state.log_lr_start) * state.anneal
 
 
 def group_momentum(momentum: float, state: State) -> float:
@@ -325,10 +456,15 @@ def advance(
 ) -> bool:
     """One optimizer step: sense what was observed; at a multiple of K act (decisions.md 10, 14).
 
+    The alignment law moves α in every step, by the sums of the sweep before.
+
     Returns:
         Whether the laws acted.
     """
     state.step += 1
+    if control.law == "alignment":
+        steer_by_alignment(state, control, limits)
+        read_knobs(state, limits)
     if loss is not None:
         sense(state, control, loss, reward)
     acts = (
@@ -364,8 +500,13 @@ def replay(
 
     Raises:
         ValueError: A start outside the bounds; rewards without ``reward="given"``, or of another
-            length than the losses.
+            length than the losses; the alignment law, which reads gradients.
     """
+    if control.law == "alignment":
+        raise ValueError(
+            "a recorded curve cannot replay Control(law='alignment'): that law reads the "
+            "gradients, which only training has. Use law='loss', or train"
+        )
     if rewards is not None and control.reward != "given":
         raise ValueError(
             f"rewards were given, but Control.reward is {control.reward!r}: "

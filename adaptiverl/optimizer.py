@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import _device_dtype_check_for_fused
 
+from adaptiverl.announcements import Announcements
 from adaptiverl.control import Control, MomentumKind
 from adaptiverl.controller import Controller, Decision, Trace, current_layout
 from adaptiverl.dispatch import GradientScale, backend_for, controller_device, noise_on
@@ -52,6 +53,10 @@ SENSORS = (
     "reward_scale",
     "reward_direction",
     "nonfinite",
+    "alignment",
+    "alignment_direction",
+    "alignment_mean",
+    "held",
 )
 
 
@@ -112,6 +117,7 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         self._unobserved_steps = 0
         self._unscales = False
         self._ranks = Ranks(process_group)
+        self._announcements = Announcements(control, type(self).__name__, self._ranks.is_first)
         self._shards = Shards()
         self._warned_of_shards = False
 
@@ -257,6 +263,7 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         try:
             self._sweep(buckets, rehearsal)
             self._shards.end_step()
+            self._announcements.look(self._controller.block)
         finally:
             self._buckets.release_gradients()
 
@@ -276,6 +283,19 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
             step = getattr(bucket.backend, self._algorithm)
             device = bucket.device
             step(bucket, decisions[device], bucket.squares, factors[device])
+        if decision.aligned and not rehearsal:
+            self._gather_alignment(buckets, decision)
+
+    def _gather_alignment(self, buckets: list[Bucket], decision: Decision) -> None:
+        """What the sweeps summed, to the controller: over all tensors, shards and ranks."""
+        controller = self._controller
+        sums = [bucket.sums for bucket in buckets]
+        if self._shards:
+            places = [[entry.index for entry in bucket.entries] for bucket in buckets]
+            sums = [self._shards.as_whole(*pair) for pair in zip(sums, places, strict=True)]
+        controller.gather([_beside(controller, s) for s in sums])
+        active = decision.active if decision.skippable else None
+        self._ranks.average_alignment(controller.alignment, active)
 
     def _standings(self) -> list[Standing]:
         """The groups, as far as they decide who takes their tensors."""
@@ -301,7 +321,7 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
 
     def _share_observations(self) -> None:
         """Meet the other ranks, who do the same in this step (`Ranks`)."""
-        if self._ranks.size > 1 and not self._control.is_frozen:
+        if self._ranks.size > 1 and not self._control.rests:
             self._ranks.average(self._controller.inbox, self._controller.observed)
 
     def _advance(
@@ -312,8 +332,7 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         if self._control.every is not None and not rehearsal:
             self._share_observations()
         if found_inf is not None:
-            wait = controller.device.type == "cpu"  # where it is read at once
-            found_inf = found_inf.to(controller.device, torch.float32, non_blocking=not wait)
+            found_inf = _beside(controller, found_inf.to(torch.float32))
         rows = [b.rows() for b in buckets if b.backend.addressed and b.device == controller.device]
         return controller.advance(table.numbers, table.effective, rows, found_inf)
 
@@ -445,7 +464,7 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
 
     def _warn_if_blind(self) -> None:
         every = self._control.every
-        if every is None or self._controller.ever_observed or self._control.is_frozen:
+        if every is None or self._controller.ever_observed or self._control.needs_no_loss:
             return
         self._unobserved_steps += 1
         if self._unobserved_steps == max(every, BLIND_STEPS):
@@ -465,6 +484,7 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         memory = self.param_groups[0].get(STATE_KEY) if self.param_groups else None
         if memory is not None and memory is not self._controller.memory:
             self._controller.adopt(memory)
+            self._announcements.resume(self._controller.memory)
         self._share_memory()
 
     def _share_memory(self) -> None:
@@ -534,6 +554,11 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
             shown = sorted(key for key in group if key not in ("params", STATE_KEY))
             lines += [f"    {key}: {group[key]}" for key in shown]
         return "\n".join([*lines, ")"])
+
+
+def _beside(controller: Controller, tensor: Tensor) -> Tensor:
+    """On the controller's device, without waiting unless that is the host, which reads at once."""
+    return tensor.to(controller.device, non_blocking=controller.device.type != "cpu")
 
 
 def moment_dtype(param: Tensor) -> torch.dtype:

@@ -113,12 +113,19 @@ class AdaptiveSGD(AdaptiveOptimizer, torch.optim.SGD):
         """As torch.optim's. The first group's rate and momentum are where α and μ start.
 
         Raises:
-            ValueError: A momentum of 1 or more, which never forgets and has no logit.
+            ValueError: A momentum of 1 or more, which never forgets and has no logit; a momentum of
+                0 beside the alignment law, which compares the gradient with the momentum buffer.
         """
         momentum = param_group.get("momentum", self.defaults["momentum"])
         if not 0 <= momentum < 1:
             raise ValueError(
                 f"momentum must be in [0, 1), got {momentum!r}: the controller moves its logit"
+            )
+        if momentum == 0 and self._control.law == "alignment":
+            raise ValueError(
+                f"momentum must be above 0 with Control(law='alignment'), got {momentum!r}: that "
+                "law compares the gradient with the momentum buffer, and there is none. Use "
+                "momentum=0.9, or law='loss'"
             )
         super().add_param_group(param_group)
 

@@ -206,10 +206,23 @@ class Bucket:
     variant: tuple[Any, ...] = ()
     entries: list[Any] = field(default_factory=list)
     squares: Tensor = field(init=False)
+    _sums: Tensor | None = None
     _table: AddressTable | None = None
     _rows: Tensor | None = None
     _scratch: Any = None
     _scratch_of: Tensor | None = None
+
+    @property
+    def sums(self) -> Tensor:
+        """float64 [tensors, 3]: the places for Σ g·u, Σ g², Σ u² of each tensor's step.
+
+        Made when first asked for, and kept as long as there are as many tensors. Never cleared: a
+        skipped step leaves them as they are.
+        """
+        if self._sums is None or len(self._sums) != len(self.squares):
+            shape = (len(self.squares), 3)
+            self._sums = torch.zeros(shape, dtype=torch.float64, device=self.device)
+        return self._sums
 
     def rows(self) -> Tensor:
         """The address table of these entries."""

@@ -1,4 +1,4 @@
-// Sensors (specification §1), laws (§2) and the loop (§10), for host and device alike.
+// Sensors (specification §1), laws (§2, §9) and the loop (§10), for host and device alike.
 // The twin of adaptiverl/laws.py: the same names, the same statement order.
 #pragma once
 
@@ -13,9 +13,19 @@
 
 namespace adaptiverl {
 
-constexpr double kLayoutVersion = 1.0;
+constexpr double kLayoutVersion = 2.0;
 // 2^1000: innovations and squared deviations saturate here (laws.LARGEST).
 constexpr double kLargest = 1.0715086071862673e301;
+
+// The alignment law's constants, as laws.py explains them.
+constexpr double kAlignmentBeta = 0.05;
+constexpr double kDirectionBeta = 0.2;
+constexpr double kClearlyDownhill = 0.2;
+constexpr double kGrowth = 0.2;
+constexpr double kOvershootSize = 0.3;
+constexpr double kOvershootClip = 2.0;
+constexpr double kOvershootEnough = 5.0;
+constexpr double kReach = 0.3;
 
 // The packed block: float64 throughout, in the order of laws.State.
 struct State {
@@ -51,10 +61,24 @@ struct State {
   double nonfinite_pending;
   double nonfinite;
   double updates;
+  double aligned_gu;
+  double aligned_gg;
+  double aligned_uu;
+  double aligned_pending;
+  double alignment;
+  double alignment_square;
+  double alignment_weight;
+  double alignment_direction;
+  double alignment_mean;
+  double overshoot;
+  double log_lr_downhill;
+  double held;
+  double anneal;
   double active;  // the last: of the step in progress, not of the memory that checkpoints keep
 };
 
 enum RewardSource { kRewardNone = 0, kRewardNegLoss = 1, kRewardGiven = 2 };
+enum Law { kLawLoss = 0, kLawAlignment = 1 };
 
 // Control and its limits, packed by controller.pack_parameters. Bounds come with their logarithms
 // so that a knob pinned at a bound on one device is at the same bound, to the bit, on another.
@@ -89,6 +113,12 @@ struct Parameters {
   double trend_slope;
   double variance_center;
   double variance_slope;
+  double law;
+  double log_lr_acquire;
+  double horizon;        // 0: none
+  double hold_by;        // infinite: no horizon
+  double annealed_over;  // 0: not by the controller
+  double log_held_share;
 };
 
 // What `observe` has gathered since the last step; sums, so that micro-batches average.
@@ -98,6 +128,20 @@ struct Inbox {
   double reward_sum;
   double reward_count;
 };
+
+// Of one tensor, of several or of all: g the gradient as the moments see it but for the noise, u
+// the direction of the update before.
+struct AlignmentSums {
+  double gu;
+  double gg;
+  double uu;
+};
+
+ADAPTIVERL_BOTH void add(AlignmentSums& total, const AlignmentSums& sums) {
+  total.gu += sums.gu;
+  total.gg += sums.gg;
+  total.uu += sums.uu;
+}
 
 // A group's numbers as the user set them, and as this step uses them.
 struct Group {
@@ -128,6 +172,10 @@ struct TraceRow {
   double lr;
   double momentum;
   double noise;
+  double alignment;
+  double alignment_direction;
+  double alignment_mean;
+  double held;
 };
 
 // Arithmetic
@@ -250,6 +298,85 @@ ADAPTIVERL_BOTH void sense(State& state, const Parameters& control, double loss,
   }
 }
 
+// The alignment law (§9, decisions.md 22 to 25)
+
+// The newest sweep's sums, read once. Returns whether there was something to read; `score` is then
+// h in units of its RMS, limited to what one step can say.
+ADAPTIVERL_BOTH bool sense_alignment(State& state, double& score) {
+  const bool pending = state.aligned_pending != 0;
+  state.aligned_pending = 0;
+  if (!pending || state.aligned_gg == 0 || state.aligned_uu == 0) {
+    return false;
+  }
+  const double cosine = state.aligned_gu / (sqrt(state.aligned_gg) * sqrt(state.aligned_uu));
+  score = -1.0;
+  if (is_finite(cosine)) {
+    state.alignment = cosine;
+    state.alignment_square = ema(state.alignment_square, cosine * cosine, kAlignmentBeta);
+    state.alignment_weight = ema(state.alignment_weight, 1.0, kAlignmentBeta);
+    const double rms = sqrt(state.alignment_square / state.alignment_weight);
+    score = clip(ratio(cosine, rms), -kOvershootClip, kOvershootClip);
+  }
+  state.alignment_direction = clip(score, -1.0, 1.0);
+  state.alignment_mean = ema(state.alignment_mean, state.alignment_direction, kDirectionBeta);
+  return true;
+}
+
+ADAPTIVERL_BOTH double beyond_noise(double mean) {
+  const double square = mean * mean;
+  const double error = (1 - square) * kDirectionBeta / (2 - kDirectionBeta);
+  return square > error ? mean * (1 - error / square) : 0.0;
+}
+
+ADAPTIVERL_BOTH double next_overshoot(double overshoot, double score) {
+  const double evidence = -kOvershootSize * score - kOvershootSize * kOvershootSize / 2;
+  return fmax(overshoot + evidence, 0.0);
+}
+
+ADAPTIVERL_BOTH void hold(State& state, const Parameters& control) {
+  state.held = 1;
+  if (state.log_lr_downhill > -INFINITY) {
+    state.log_lr = state.log_lr_downhill;
+  }
+  const double log_lr = state.log_lr + control.log_held_share;
+  state.log_lr = clip(log_lr, control.log_lr_min, control.log_lr_max);
+}
+
+ADAPTIVERL_BOTH void acquire(State& state, const Parameters& control, double score) {
+  if (state.alignment_mean > kClearlyDownhill) {
+    state.log_lr_downhill = state.log_lr;
+  }
+  if (state.log_lr_downhill > -INFINITY) {
+    state.overshoot = next_overshoot(state.overshoot, score);
+  }
+  if (state.overshoot > kOvershootEnough) {
+    hold(state, control);
+    return;
+  }
+  const double growth = kGrowth * (1 - state.overshoot / kOvershootEnough);
+  const double step = (1 - state.momentum) * (beyond_noise(state.alignment_mean) + growth);
+  double log_lr = state.log_lr + step;
+  if (state.log_lr_downhill > -INFINITY) {
+    log_lr = fmin(log_lr, state.log_lr_downhill + kReach);
+  }
+  state.log_lr = clip(log_lr, control.log_lr_min, control.log_lr_max);
+}
+
+ADAPTIVERL_BOTH void steer_by_alignment(State& state, const Parameters& control) {
+  double score = 0;
+  const bool sensed = sense_alignment(state, score);
+  if (state.held == 0 && sensed) {
+    acquire(state, control, score);
+  }
+  if (state.held == 0 && state.step >= control.hold_by) {
+    hold(state, control);
+  }
+  if (control.annealed_over > 0) {
+    const double left = (control.horizon - state.step) / control.annealed_over;
+    state.anneal = clip(left, 0.0, 1.0);
+  }
+}
+
 // Laws (§2)
 
 ADAPTIVERL_BOTH double next_log_lr(double log_lr, double reward_direction, double worsening,
@@ -287,7 +414,9 @@ ADAPTIVERL_BOTH void act(State& state, const Parameters& control) {
   }
   const double worsening = fmax(loss_direction, 0.0);
   const double improving = fmax(reward_direction, 0.0);
-  state.log_lr = next_log_lr(state.log_lr, reward_direction, worsening, control);
+  if (control.law == kLawLoss) {
+    state.log_lr = next_log_lr(state.log_lr, reward_direction, worsening, control);
+  }
   state.logit_momentum =
       next_logit_momentum(state.logit_momentum, reward_direction, worsening, control);
   state.log_noise = next_log_noise(state.log_noise, state.plateau, improving, control);
@@ -298,7 +427,7 @@ ADAPTIVERL_BOTH void act(State& state, const Parameters& control) {
 }
 
 ADAPTIVERL_BOTH void read_knobs(State& state, const Parameters& control) {
-  state.lr = clip(exp(state.log_lr), control.lr_min, control.lr_max);
+  state.lr = clip(exp(state.log_lr), control.lr_min, control.lr_max) * state.anneal;
   state.momentum = clip(sigmoid(state.logit_momentum), control.momentum_min, control.momentum_max);
   const bool floored = control.noise_max == 0 || state.log_noise <= control.log_noise_floor;
   const double lifted = clip(exp(state.log_noise), control.noise_min, control.noise_max);
@@ -313,12 +442,15 @@ ADAPTIVERL_BOTH State start(const Parameters& control, double lr, double momentu
   state.seed_low = seed_low;
   state.seed_high = seed_high;
   state.active = 1;
-  state.log_lr = state.log_lr_start = log(lr);
+  state.log_lr = control.log_lr_acquire;
+  state.log_lr_start = log(lr);
   state.logit_momentum = logit(clip(momentum, control.momentum_min, control.momentum_max));
   state.logit_momentum_start = state.logit_momentum;
   state.log_noise = control.log_noise_floor;
   state.loss = NAN;
   state.reward = NAN;
+  state.log_lr_downhill = -INFINITY;
+  state.anneal = 1;
   read_knobs(state, control);
   return state;
 }
@@ -326,7 +458,7 @@ ADAPTIVERL_BOTH State start(const Parameters& control, double lr, double momentu
 // How a group sees the knobs (decisions.md 20)
 
 ADAPTIVERL_BOTH double group_lr(double lr, const State& state) {
-  return lr * exp(state.log_lr - state.log_lr_start);
+  return lr * exp(state.log_lr - state.log_lr_start) * state.anneal;
 }
 
 ADAPTIVERL_BOTH double group_momentum(double momentum, const State& state) {
@@ -367,7 +499,11 @@ ADAPTIVERL_BOTH void write_trace(const State& state, TraceRow* ring, int64_t cap
                                           state.plateau,
                                           state.lr,
                                           state.momentum,
-                                          state.noise};
+                                          state.noise,
+                                          state.alignment,
+                                          state.alignment_direction,
+                                          state.alignment_mean,
+                                          state.held};
   ring[0].step = static_cast<double>(written + 1);
 }
 
@@ -392,12 +528,30 @@ ADAPTIVERL_BOTH void advance(State& state, const Parameters& control, Inbox& inb
     return;
   }
   state.step += 1;
-  sense_inbox(state, control, inbox);
-  const bool acts =
-      control.every != 0 && fmod(state.step, control.every) == 0 && state.observed_pending != 0;
-  if (acts) {
-    act_and_trace(state, control, ring, capacity);
+  const bool aligned = control.law == kLawAlignment;
+  if (aligned) {
+    steer_by_alignment(state, control);
+    read_knobs(state, control);
   }
+  sense_inbox(state, control, inbox);
+  const bool due = control.every != 0 && fmod(state.step, control.every) == 0;
+  if (due && state.observed_pending != 0) {
+    act_and_trace(state, control, ring, capacity);
+  } else if (due && aligned) {
+    write_trace(state, ring, capacity);
+  }
+}
+
+// The sums of a step's sweeps over all tensors wait in the block for the next step, unless this one
+// was skipped.
+ADAPTIVERL_BOTH void keep_alignment(State& state, const AlignmentSums& total) {
+  if (state.active == 0) {
+    return;
+  }
+  state.aligned_gu = total.gu;
+  state.aligned_gg = total.gg;
+  state.aligned_uu = total.uu;
+  state.aligned_pending = 1;
 }
 
 }  // namespace adaptiverl

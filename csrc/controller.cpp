@@ -60,6 +60,17 @@ void advance_controller(Tensor block, Tensor parameters, Tensor inbox, Tensor tr
   }
 }
 
+void gather_alignment(Tensor block, std::vector<Tensor> sums) {
+  AlignmentSums total{0, 0, 0};
+  for (const Tensor& table : sums) {
+    const AlignmentSums* rows = records<AlignmentSums>(table, "sums", 0);
+    for (int64_t i = 0; i < table.size(0); ++i) {
+      add(total, rows[i]);
+    }
+  }
+  keep_alignment(*state_of(block), total);
+}
+
 void read_groups(Tensor block, Tensor groups, Tensor effective) {
   const State* state = state_of(block);
   const Group* group = records<Group>(groups, "groups", 1);
@@ -93,6 +104,7 @@ STABLE_TORCH_LIBRARY(adaptiverl, m) {
   m.def(
       "advance_(Tensor(a!) block, Tensor parameters, Tensor(b!) inbox, Tensor(c!) trace, "
       "Tensor groups, Tensor(d!) effective, Tensor[] tables, Tensor? found_inf) -> ()");
+  m.def("gather_alignment_(Tensor(a!) block, Tensor[] sums) -> ()");
   m.def("update_(Tensor(a!) block, Tensor parameters, Tensor(b!) inbox, Tensor(c!) trace) -> ()");
   m.def("read_groups_(Tensor block, Tensor groups, Tensor(a!) effective) -> ()");
   m.def(
@@ -118,6 +130,7 @@ STABLE_TORCH_LIBRARY(adaptiverl, m) {
 STABLE_TORCH_LIBRARY_IMPL(adaptiverl, CPU, m) {
   m.impl("observe_", TORCH_BOX(&adaptiverl::observe));
   m.impl("advance_", TORCH_BOX(&adaptiverl::advance_controller));
+  m.impl("gather_alignment_", TORCH_BOX(&adaptiverl::gather_alignment));
   m.impl("update_", TORCH_BOX(&adaptiverl::update_controller));
   m.impl("read_groups_", TORCH_BOX(&adaptiverl::read_groups));
   m.impl("start_", TORCH_BOX(&adaptiverl::start_controller));

@@ -86,6 +86,33 @@ __global__ void update_kernel(State* state, const Parameters* control, Inbox* in
   }
 }
 
+struct SumTables {
+  const AlignmentSums* rows[kMaxTables];
+  int64_t sizes[kMaxTables];
+  int count;
+};
+
+// Each thread adds up every kThreads-th row, then halves are added to halves: always in one order.
+__global__ void gather_alignment_kernel(State* state, SumTables tables) {
+  __shared__ AlignmentSums totals[kThreads];
+  AlignmentSums own{0, 0, 0};
+  for (int t = 0; t < tables.count; ++t) {
+    for (int64_t i = threadIdx.x; i < tables.sizes[t]; i += kThreads) {
+      add(own, tables.rows[t][i]);
+    }
+  }
+  totals[threadIdx.x] = own;
+  for (int half = kThreads / 2; half > 0; half /= 2) {
+    __syncthreads();
+    if (threadIdx.x < half) {
+      add(totals[threadIdx.x], totals[threadIdx.x + half]);
+    }
+  }
+  if (threadIdx.x == 0) {
+    keep_alignment(*state, totals[0]);
+  }
+}
+
 __global__ void read_groups_kernel(const State* state, const Group* groups,
                                    EffectiveGroup* effective, int64_t group_count) {
   for (int64_t g = threadIdx.x; g < group_count; g += kThreads) {
@@ -130,6 +157,19 @@ void advance_controller(Tensor block, Tensor parameters, Tensor inbox, Tensor tr
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
+void gather_alignment(Tensor block, std::vector<Tensor> sums) {
+  STD_TORCH_CHECK(sums.size() <= kMaxTables, "gather_alignment_ takes at most ", kMaxTables,
+                  " tables, got ", sums.size());
+  const torch::stable::accelerator::DeviceGuard guard(block.get_device());
+  SumTables list{};
+  for (const Tensor& table : sums) {
+    list.rows[list.count] = records<AlignmentSums>(table, "sums", 0);
+    list.sizes[list.count++] = table.size(0);
+  }
+  gather_alignment_kernel<<<1, kThreads, 0, current_stream(block)>>>(state_of(block), list);
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
 void update_controller(Tensor block, Tensor parameters, Tensor inbox, Tensor trace) {
   const torch::stable::accelerator::DeviceGuard guard(block.get_device());
   update_kernel<<<1, 1, 0, current_stream(block)>>>(
@@ -153,6 +193,7 @@ void read_groups(Tensor block, Tensor groups, Tensor effective) {
 STABLE_TORCH_LIBRARY_IMPL(adaptiverl, CUDA, m) {
   m.impl("observe_", TORCH_BOX(&adaptiverl::observe));
   m.impl("advance_", TORCH_BOX(&adaptiverl::advance_controller));
+  m.impl("gather_alignment_", TORCH_BOX(&adaptiverl::gather_alignment));
   m.impl("update_", TORCH_BOX(&adaptiverl::update_controller));
   m.impl("read_groups_", TORCH_BOX(&adaptiverl::read_groups));
 }

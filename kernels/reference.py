@@ -161,6 +161,30 @@ def gradient_scale(
     return inverse * (max_grad_norm / (norm * inverse + 1e-6)).clamp(max=1.0)
 
 
+# How well the last update still points downhill (decisions.md 22)
+
+RUN = 4096
+"""Numbers that are added in one go"""
+
+
+def sum_in_order(values: Tensor) -> Tensor:
+    """Σ in float64, 0-d, added in an order that depends on how many there are and nothing else.
+
+    One sum over everything is cut up among the CPU's threads; a run of numbers never is.
+    """
+    values = values.to(torch.float64).flatten()
+    while values.numel() > RUN:
+        runs = torch.nn.functional.pad(values, (0, -values.numel() % RUN)).view(-1, RUN)
+        values = runs.sum(dim=1)
+    return values.sum()
+
+
+def _sum_alignment(g: Tensor, u: Tensor, sums: Tensor, active: Tensor | None) -> None:
+    """Σ g·u, Σ g² and Σ u² of one tensor into `sums`, float64 [3]."""
+    g, u = g.to(torch.float64), u.to(torch.float64)
+    _write(sums, torch.stack([sum_in_order(x) for x in (g * u, g * g, u * u)]), active)
+
+
 # The sweep
 
 
@@ -189,6 +213,7 @@ def adamw_step(
     gradient_scale: Tensor | None,
     skippable: bool,
     noise_on_parameter: bool = False,
+    sums: Tensor | None = None,
 ) -> None:
     """One AdamW step with noise for each tensor, in place (decisions.md 15 to 19).
 
@@ -203,6 +228,8 @@ def adamw_step(
         skippable: A gradient scaler is at work, so that `knobs.active` may be 0: then every result
             is selected rather than written, and a skipped step changes nothing.
         noise_on_parameter: Add the noise to the parameter after its update (specification §2).
+        sums: float64 [tensors, 3], overwritten with Σ g·u, Σ g², Σ u² (g without noise, u from
+            before the update) unless the step is skipped; ``None`` where nobody wants them.
     """
     for i, entry in enumerate(entries):
         square = None if squares is None else squares[i]
@@ -215,6 +242,7 @@ def adamw_step(
             gradient_scale,
             skippable,
             noise_on_parameter,
+            None if sums is None else sums[i],
         )
 
 
@@ -227,6 +255,7 @@ def _adamw_tensor(
     gradient_scale: Tensor | None,
     skippable: bool,
     noise_on_parameter: bool,
+    sums: Tensor | None,
 ) -> None:
     lr, momentum = effective.unbind()
     _, _, beta2, eps, weight_decay = group.unbind()
@@ -247,11 +276,12 @@ def _adamw_tensor(
         g = g * gradient_scale.to(dtype)
     if entry.maximize:
         g = -g
+    m, v = exp_avg.to(dtype), exp_avg_sq.to(dtype)
+    if sums is not None:
+        _sum_alignment(g, m / (v.sqrt() + eps), sums, active)
     if square is not None and not noise_on_parameter:
         g = g + _noise(entry, g, knobs, square, gradient_scale)
-    m = exp_avg.to(dtype)
     m = m + one_minus_momentum * (g - m)
-    v = exp_avg_sq.to(dtype)
     v = v * beta2 + one_minus_beta2 * (g * g)
     v_hat = v
     if entry.max_exp_avg_sq is not None:
@@ -275,12 +305,14 @@ def sgd_step(
     gradient_scale: Tensor | None,
     skippable: bool,
     noise_on_parameter: bool = False,
+    sums: Tensor | None = None,
 ) -> None:
     """One SGD step with noise for each tensor, in place; arguments as in `adamw_step`.
 
     A row of `groups` is lr, momentum and dampening as the user set them, options (the sum of
     `NESTEROV` and `DECOUPLED`), weight decay. The first gradient goes undampened into a buffer of
-    zeros: it is the buffer then, as in torch.optim.SGD.
+    zeros: it is the buffer then, as in torch.optim.SGD. In `sums`, u is the buffer from before the
+    step, and g has the coupled weight decay in it.
     """
     for i, entry in enumerate(entries):
         square = None if squares is None else squares[i]
@@ -293,6 +325,7 @@ def sgd_step(
             gradient_scale,
             skippable,
             noise_on_parameter,
+            None if sums is None else sums[i],
         )
 
 
@@ -305,6 +338,7 @@ def _sgd_tensor(
     gradient_scale: Tensor | None,
     skippable: bool,
     noise_on_parameter: bool,
+    sums: Tensor | None,
 ) -> None:
     lr, momentum = effective.unbind()
     _, _, dampening, options, weight_decay = group.unbind()
@@ -326,11 +360,14 @@ def _sgd_tensor(
         g = -g
     coupled = torch.logical_and(~decoupled, weight_decay != 0)
     g = torch.where(coupled, g + weight_decay.to(dtype) * p, g)
+    buffer = None if entry.momentum_buffer is None else _real(entry.momentum_buffer)
+    if sums is not None:
+        u = torch.zeros_like(g) if buffer is None else buffer.to(dtype)
+        _sum_alignment(g, u, sums, active)
     if square is not None and not noise_on_parameter:
         g = g + _noise(entry, g, knobs, square, gradient_scale)
     d = g
-    if entry.momentum_buffer is not None:
-        buffer = _real(entry.momentum_buffer)
+    if buffer is not None:
         b = buffer.to(dtype) * momentum.to(dtype) + one_minus_dampening * g
         d = torch.where(nesterov, g + momentum.to(dtype) * b, b)
         _write(buffer, b, active)

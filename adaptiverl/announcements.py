@@ -1,0 +1,97 @@
+"""What the alignment law has to say, in the log, once each; reading it never waits for a device."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from adaptiverl.control import Control
+from adaptiverl.controller import SLOT
+
+logger = logging.getLogger("adaptiverl")
+
+LOOK_EVERY = 64
+"""Steps between two looks once the rate is held: only the horizon is still to be watched."""
+
+
+class Announcements:
+    """Watches one controller's block: INFO when the rate is held, WARNING beyond the horizon.
+
+    On the host the block is read at once. From a GPU it is copied on the stream, and read by a
+    later step that finds the copy done, so that a line may come a few steps late.
+
+    Args:
+        control: Of an alignment law; any other has nothing to say.
+        optimizer: Its name, for people.
+        speaks: Whether this process logs, asked when there is something to say: of many ranks, one
+            does.
+    """
+
+    def __init__(self, control: Control, optimizer: str, speaks: Callable[[], bool]) -> None:
+        self._control = control
+        self._optimizer = optimizer
+        self._speaks = speaks
+        self._silent = control.law != "alignment"
+        self._looks = 0
+        self._copy: Tensor | None = None
+        self._copied: torch.cuda.Event | None = None
+        self._told_held = False
+
+    def resume(self, memory: Tensor) -> None:
+        """A loaded memory, float64 on any device: what it already held is not news."""
+        self._told_held = bool(memory[SLOT["held"]].item())
+
+    def look(self, block: Tensor) -> None:
+        """Read the controller's block as a step left it, or as much of it as has arrived."""
+        if self._silent:
+            return
+        self._looks += 1
+        if self._told_held and self._looks % LOOK_EVERY:
+            return
+        if block.device.type == "cpu":
+            self._tell(block)
+        elif not torch.cuda.is_current_stream_capturing():
+            self._look_from_afar(block)
+
+    def _look_from_afar(self, block: Tensor) -> None:
+        if self._copy is None or self._copied is None:
+            self._copy = torch.empty_like(block, device="cpu", pin_memory=True)
+            self._copied = torch.cuda.Event()
+        elif self._copied.query():
+            self._tell(self._copy)
+        else:
+            return
+        self._copy.copy_(block, non_blocking=True)
+        self._copied.record()
+
+    def _tell(self, block: Tensor) -> None:
+        step, held, log_lr = (block[SLOT[name]].item() for name in ("step", "held", "log_lr"))
+        if held and not self._told_held:
+            self._told_held = True
+            self._say(
+                logging.INFO,
+                "holds the %s it found: %.3g, by step %d",
+                "learning rate"
+                if self._control.mode == "replace"
+                else "factor of the learning rate",
+                math.exp(log_lr),
+                step,
+            )
+        horizon = self._control.horizon
+        if horizon is not None and step > horizon and self._control.annealed_over:
+            self._silent = True
+            self._say(
+                logging.WARNING,
+                "is at step %d, beyond Control(horizon=%d): the learning rate is 0 from there on. "
+                "Give the number of steps that the run takes",
+                step,
+                horizon,
+            )
+
+    def _say(self, level: int, message: str, *values: object) -> None:
+        if self._speaks():
+            logger.log(level, f"{self._optimizer} {message}", *values)
