@@ -1,0 +1,384 @@
+"""Σ g·u, Σ g² and Σ u² on their way from every sweep to the controller (decisions.md 22)."""
+
+from __future__ import annotations
+
+import ast
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import oracle
+import pytest
+import sgd_steps
+import torch
+from adaptiverl.kernels import reference
+from alignment import (
+    ALIGNED,
+    OPTIMIZERS,
+    SIZES,
+    alignment_of,
+    as_reals,
+    assert_sums_close,
+    backends_of,
+    expected_alignment,
+    fill_state,
+    make_optimizer,
+    one_step,
+    parameters,
+    put_gradients,
+    run,
+    sums_of,
+)
+from tolerances import assert_close
+from torch import Tensor, nn
+
+from adaptiverl import AdaptiveAdamW, AdaptiveSGD, Control, dispatch, distributed
+from adaptiverl.distributed import Ranks
+
+ROOT = Path(__file__).parent.parent
+CASES = ROOT / "tests" / "interpreted_alignment.py"
+NAMES = [
+    node.name
+    for node in ast.parse(CASES.read_text()).body
+    if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+]
+
+
+@pytest.fixture
+def by_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every tensor goes to the reference."""
+    use_reference(monkeypatch)
+
+
+def use_reference(patch: pytest.MonkeyPatch) -> None:
+    resolution = dispatch.Resolution(dispatch.REFERENCE, "a test wants it so")
+    patch.setattr(dispatch, "resolve", lambda *_: resolution)
+
+
+# Three elements, by hand. Every number is a short binary fraction: nothing is rounded.
+
+
+@pytest.mark.parametrize(
+    ("dtype", "backend"),
+    [
+        (torch.float32, "cpu"),
+        (torch.float64, "reference"),
+        (torch.bfloat16, "reference"),
+        (torch.float16, "reference"),
+    ],
+)
+@pytest.mark.parametrize("maximize", [False, True])
+def test_adamw_by_hand(maximize: bool, dtype: torch.dtype, backend: str) -> None:
+    param = nn.Parameter(torch.tensor([4.0, -8.0, 0.25], dtype=dtype))
+    param.grad = torch.tensor([1.0, -2.0, 0.5], dtype=dtype)
+    optimizer = AdaptiveAdamW(
+        [param], eps=0.5, weight_decay=0.1, amsgrad=True, maximize=maximize, control=ALIGNED
+    )
+    # √v + eps = 1, 2, 4, so that u = 1/2, −3/2, 1/4. The largest v so far has no part in it.
+    moments = torch.promote_types(dtype, torch.float32)
+    optimizer.state[param] = {
+        "step": torch.tensor(3.0),
+        "exp_avg": torch.tensor([0.5, -3.0, 1.0], dtype=moments),
+        "exp_avg_sq": torch.tensor([0.25, 2.25, 12.25], dtype=moments),
+        "max_exp_avg_sq": torch.tensor([100.0, 100.0, 100.0], dtype=moments),
+    }
+    optimizer.step()
+    assert backends_of(optimizer) == [backend]
+    gu = 0.5 + 3.0 + 0.125
+    assert alignment_of(optimizer) == [-gu if maximize else gu, 1 + 4 + 0.25, 0.25 + 2.25 + 0.0625]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "backend"), [(torch.float32, "cpu"), (torch.float64, "reference")]
+)
+@pytest.mark.parametrize("decoupled", [False, True])
+def test_sgd_by_hand(decoupled: bool, dtype: torch.dtype, backend: str) -> None:
+    param = nn.Parameter(torch.tensor([2.0, -4.0, 1.0], dtype=dtype))
+    param.grad = torch.tensor([1.0, -2.0, 0.5], dtype=dtype)
+    optimizer = AdaptiveSGD(
+        [param],
+        momentum=0.9,
+        nesterov=True,
+        weight_decay=0.5,
+        decoupled_weight_decay=decoupled,
+        control=ALIGNED,
+    )
+    buffer = torch.tensor([0.5, -1.0, 2.0], dtype=dtype)
+    optimizer.state[param] = {"step": torch.tensor(3.0), "momentum_buffer": buffer}
+    optimizer.step()
+    assert backends_of(optimizer) == [backend]
+    uu = 0.25 + 1.0 + 4.0
+    if decoupled:
+        assert alignment_of(optimizer) == [0.5 + 2.0 + 1.0, 1.0 + 4.0 + 0.25, uu]
+    else:  # the decay is in the gradient before the buffer sees it: 2, −4, 1
+        assert alignment_of(optimizer) == [1.0 + 4.0 + 2.0, 4.0 + 16.0 + 1.0, uu]
+
+
+def test_the_first_step_has_no_update_to_look_back_on() -> None:
+    optimizer = run(lambda p: AdaptiveAdamW(p, control=ALIGNED), parameters(7, 30), steps=1)
+    gu, gg, uu = alignment_of(optimizer)
+    assert (gu, uu) == (0.0, 0.0)
+    assert gg > 0
+
+
+# The oracle, over the options
+
+LAYOUTS: list[Callable[[], Tensor]] = [
+    lambda: torch.randn(()),
+    lambda: torch.randn(0, 3),
+    lambda: torch.randn(9, 7).t(),
+    lambda: torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last),
+    lambda: torch.randn(8, 30)[::2, 1::3],
+    lambda: torch.randn(50)[1:],
+    lambda: torch.randn(4, 5, dtype=torch.complex64).t(),
+    lambda: torch.randn(1500),
+]
+
+
+@pytest.mark.parametrize(("algorithm", "name"), OPTIMIZERS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_the_controller_is_told_the_oracles_sums(
+    dtype: torch.dtype, algorithm: Any, name: str
+) -> None:
+    params = [nn.Parameter(make()) for make in LAYOUTS]
+    if dtype != torch.float32:
+        params = [nn.Parameter(p.detach().to(dtype)) for p in params if not p.is_complex()]
+    optimizer = make_optimizer(algorithm, name, params)
+    limit = optimizer._max_grad_norm
+    for step in range(5):
+        put_gradients(params, step)
+        if step == 3:
+            params[2].grad = None
+        grads = [as_reals(p.grad) for p in params if p.grad is not None]
+        scale = 1.0 if limit is None else oracle.clip_coefficient(grads, limit)
+        assert (scale < 0.9) == (limit is not None)
+        expected = expected_alignment(optimizer, scale)
+        optimizer.step(loss=1.0)
+        tolerance = "sums_float64" if dtype == torch.float64 else "statistics"
+        assert_sums_close(alignment_of(optimizer), expected, tolerance)
+    assert ("cpu" in backends_of(optimizer)) == (dtype == torch.float32)
+    assert "reference" in backends_of(optimizer)
+    assert expected[0] != 0, "no direction: the test is of nothing"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_scaled_loss_is_unscaled_first(dtype: torch.dtype) -> None:
+    params = parameters(40, 3, dtype=dtype)
+    optimizer: Any = AdaptiveAdamW(params, 0.02, control=ALIGNED, maximize=True)
+    for step in range(4):
+        put_gradients(params, step)
+        expected = expected_alignment(optimizer)
+        for param in params:
+            param.grad *= 1024
+        optimizer.grad_scale, optimizer.found_inf = torch.tensor(1024.0), torch.tensor(0.0)
+        optimizer.step(loss=1.0)
+        tolerance = "sums_float64" if dtype == torch.float64 else "statistics"
+        assert_sums_close(alignment_of(optimizer), expected, tolerance)
+
+
+def test_channels_last_is_swept_as_it_lies() -> None:
+    sums = []
+    for format in (torch.contiguous_format, torch.channels_last):
+        weight = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+        params = [nn.Parameter(weight.contiguous(memory_format=format))]
+        optimizer = run(lambda p: AdaptiveAdamW(p, 0.02, control=ALIGNED), params)
+        assert backends_of(optimizer) == ["cpu"]
+        sums.append(alignment_of(optimizer))
+    assert_sums_close(sums[1], sums[0], "sums_float64")
+
+
+# One way and another
+
+
+@pytest.mark.parametrize(("algorithm", "name"), OPTIMIZERS)
+def test_the_compiled_sweep_and_the_reference_agree(algorithm: Any, name: str) -> None:
+    compiled = one_step(algorithm, name, SIZES)
+    assert backends_of(compiled) == ["cpu"]
+    with pytest.MonkeyPatch.context() as patch:
+        use_reference(patch)
+        plain = one_step(algorithm, name, SIZES)
+    assert backends_of(plain) == ["reference"]
+    for row, expected in zip(sums_of(compiled)[0], sums_of(plain)[0], strict=True):
+        assert_sums_close(row.tolist(), expected.tolist(), "statistics")
+    assert_sums_close(alignment_of(compiled), alignment_of(plain), "statistics")
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize(("algorithm", "name"), OPTIMIZERS)
+def test_every_run_has_the_same_bits_on_any_number_of_threads(
+    algorithm: Any, name: str, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if backend == "reference":
+        use_reference(monkeypatch)
+    found = []
+    for threads in (1, 1, 2, 3):
+        torch.set_num_threads(threads)
+        optimizer = one_step(algorithm, name, (270_000, 3))
+        assert backends_of(optimizer) == [backend]
+        found.append((sums_of(optimizer)[0].tolist(), alignment_of(optimizer)))
+    assert found[1:] == found[:1] * 3
+
+
+@pytest.mark.parametrize("run", [reference.RUN, 8])
+@pytest.mark.parametrize("numel", [0, 1, 7, 8, 9, 4095, 4096, 4097, 300_001])
+def test_a_sum_in_order_is_a_sum(numel: int, run: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reference, "RUN", run)
+    values = torch.rand(numel, dtype=torch.float64) - 0.25
+    sums = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        sums.append(reference.sum_in_order(values).item())
+    assert sums[1:] == sums[:1] * 2
+    assert_close(sums[0], math.fsum(values.tolist()), "sums_float64")
+
+
+def test_sgd_twins_agree_with_and_without_a_buffer() -> None:
+    """The optimizer refuses a law that has no buffer to look at; the sweeps do as for zeros."""
+    entries = sgd_steps.mixed_entries(SIZES)
+    assert {entry.momentum_buffer is None for entry in entries} == {False, True}
+    plain = [sgd_steps.copy_of(entry) for entry in entries]
+    block = sgd_steps.block_of()
+    found = [torch.full((len(entries), 3), torch.nan, dtype=torch.float64) for _ in range(2)]
+    sgd_steps.compiled_sweep(entries, block, sums=found[0])
+    tables = sgd_steps.GROUPS, sgd_steps.EFFECTIVE
+    reference.sgd_step(plain, sgd_steps.knobs_of(block), *tables, None, None, False, sums=found[1])
+    for row, expected in zip(*found, strict=True):
+        assert_sums_close(row.tolist(), expected.tolist(), "statistics")
+
+
+@pytest.mark.parametrize("algorithm", [AdaptiveAdamW, AdaptiveSGD])
+def test_summing_changes_no_bit_of_the_reference_step(algorithm: Any) -> None:
+    """Of the compiled sweep, `test_adamw_step.py` and `test_sgd_step.py` say so."""
+    outcomes = []
+    for summing in (False, True):
+        params = parameters(700, 3, dtype=torch.float64)
+        optimizer = make_optimizer(algorithm, "noise and clipping", params)
+        fill_state(optimizer)
+        put_gradients(params, 4)
+        step = getattr(reference, optimizer._algorithm)
+
+        def with_or_without(*args: Any, on: bool = summing, step: Any = step) -> None:
+            step(*args[:-1], args[-1] if on else None)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(reference, optimizer._algorithm, with_or_without)
+            optimizer.step(loss=1.0)
+        assert bool(torch.cat(sums_of(optimizer)).any()) == summing
+        outcomes.append([x.tolist() for p in params for x in (p, *optimizer.state[p].values())])
+    assert outcomes[0] == outcomes[1]
+
+
+# What a step may not do
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("algorithm", [AdaptiveAdamW, AdaptiveSGD])
+def test_a_skipped_step_leaves_them(algorithm: Any, dtype: torch.dtype) -> None:
+    params = parameters(700, 3, dtype=dtype)
+    optimizer = run(lambda p: make_optimizer(algorithm, "noise and clipping", p), params)
+    told, summed = alignment_of(optimizer), sums_of(optimizer)
+    for found_inf in (1.0, 0.0):
+        put_gradients(params, 7)
+        if found_inf:
+            params[0].grad[5] = float("nan")
+        optimizer.grad_scale, optimizer.found_inf = torch.tensor(2.0), torch.tensor(found_inf)
+        optimizer.step()
+        same = alignment_of(optimizer) == told, torch.equal(sums_of(optimizer)[0], summed[0])
+        assert same == ((True, True) if found_inf else (False, False))
+
+
+def test_a_law_that_does_not_read_them_does_not_make_them() -> None:
+    params = [*parameters(700), *parameters(3, dtype=torch.float64)]
+    optimizer = run(lambda p: AdaptiveAdamW(p, control=Control()), params)
+    assert [bucket._sums for bucket in optimizer._buckets._sorted] == [None, None]
+    assert alignment_of(optimizer) == [0.0, 0.0, 0.0]
+
+
+def test_their_place_stays_where_it_is() -> None:
+    """A CUDA graph goes on writing there."""
+    params = [*parameters(700, 40), *parameters(3, dtype=torch.float64)]
+    optimizer = run(lambda p: AdaptiveAdamW(p, control=ALIGNED), params, steps=2)
+    places = [bucket.sums.data_ptr() for bucket in optimizer._buckets._sorted]
+    put_gradients(params, 5)
+    optimizer.step(loss=1.0)
+    assert [bucket.sums.data_ptr() for bucket in optimizer._buckets._sorted] == places
+
+
+def test_a_checkpoint_librarys_step_tells_the_controller_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It comes with zero gradients and a rate of 0, to make state."""
+    params = parameters(7)
+    optimizer = AdaptiveAdamW(params, lr=1e-2, control=ALIGNED)
+    gathered: list[Any] = []
+    monkeypatch.setattr(optimizer._controller, "gather", gathered.append)
+    for rate, gradient in ((0.0, 0.0), (1e-2, 1.0)):
+        optimizer.param_groups[0]["lr"] = rate
+        params[0].grad = torch.full((7,), gradient)
+        optimizer.step()
+        assert len(gathered) == (rate > 0)
+
+
+def test_averaging_over_ranks_leaves_a_skipped_steps_numbers_to_the_bit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The mean of seven equal numbers need not be that number."""
+
+    def seven_of(tensor: Tensor, group: Any) -> None:
+        one = tensor.clone()
+        for _ in range(6):
+            tensor += one
+
+    monkeypatch.setattr(distributed, "all_reduce", seven_of)
+    monkeypatch.setattr(Ranks, "size", 7)
+    before = torch.rand(300, 3, dtype=torch.float64)
+    moved = 0
+    for numbers in before:
+        kept = numbers.clone()
+        Ranks().average_alignment(kept, torch.zeros((), dtype=torch.float64))
+        assert torch.equal(kept, numbers)
+        for active in (torch.ones((), dtype=torch.float64), None):
+            mean = numbers.clone()
+            Ranks().average_alignment(mean, active)
+            assert_close(mean, numbers, "sums_float64")
+            moved += not torch.equal(mean, numbers)
+    assert moved > 0, "the mean was the number itself: the test is of nothing"
+
+
+# The Triton sweep, in its interpreter
+
+
+@pytest.fixture(scope="module")
+def interpreted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    """Failures of each interpreted test; a test that did not run is not there."""
+    pytest.importorskip(
+        "triton", reason="the kernels need triton, which torch's CPU wheels do not bring along"
+    )
+    report = tmp_path_factory.mktemp("interpreted") / "report.xml"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(CASES)]
+    done = subprocess.run(
+        [*command, f"--rootdir={ROOT}", f"--junitxml={report}"],
+        cwd=report.parent,
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert report.exists(), done.stdout + done.stderr
+    outcomes: dict[str, list[str]] = {}
+    for case in ElementTree.parse(report).iter("testcase"):
+        failures = outcomes.setdefault(case.attrib["name"].split("[")[0], [])
+        for kind in ("failure", "error", "skipped"):
+            failures += [f"{case.attrib['name']}: {f.text}" for f in case.findall(kind)]
+    return outcomes
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_interpreted(interpreted: dict[str, list[str]], name: str) -> None:
+    assert name in interpreted, "it did not run"
+    assert not interpreted[name], "\n".join(interpreted[name])
