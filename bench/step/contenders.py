@@ -17,6 +17,8 @@ LR, BETAS, EPS, WEIGHT_DECAY = 1e-4, (0.9, 0.999), 1e-8, 1e-2
 SIGMA = 0.01
 STEADY_NOISE = Control(noise_bounds=(SIGMA, SIGMA))
 """The controller on, σ held at its lower bound: it is drawn at every step."""
+ALIGNED = Control(law="alignment", acquire_from=LR, lr_bounds=(LR, LR))
+"""The alignment law at work, its search confined to the rate that everybody has."""
 CLIP_SHARE = 0.5
 """Of the gradients' norm: clipping always has something to do."""
 
@@ -137,6 +139,7 @@ class Contender:
 
 
 FUSED = "torch AdamW, fused"
+OURS = "AdaptiveAdamW"
 PLAIN_NOISE = "torch AdamW, fused, with noise"
 TUNED_NOISE = "torch AdamW, fused, with noise, tuned"
 TUNED_NOISE_AND_CLIP = "torch AdamW, fused, with noise, tuned, and clipping"
@@ -145,7 +148,8 @@ CONTENDERS: dict[str, Contender] = {
     FUSED: Contender(lambda w: TorchAdamW(w, fused=True), 0),
     "torch AdamW, foreach": Contender(lambda w: TorchAdamW(w, foreach=True), 0),
     "torch AdamW, single-tensor": Contender(lambda w: TorchAdamW(w), 0),
-    "AdaptiveAdamW": Contender(lambda w: Ours(w, Control()), 0, rivals=(FUSED,)),
+    OURS: Contender(lambda w: Ours(w, Control()), 0, rivals=(FUSED,)),
+    "AdaptiveAdamW, alignment law": Contender(lambda w: Ours(w, ALIGNED), 0, rivals=(OURS, FUSED)),
     PLAIN_NOISE: Contender(lambda w: TorchAdamW(w, fused=True, noise=PlainNoise), SIGMA),
     TUNED_NOISE: Contender(lambda w: TorchAdamW(w, fused=True, noise=TunedNoise), SIGMA),
     "AdaptiveAdamW with noise": Contender(
