@@ -5,6 +5,7 @@
 #   make check   format, lint, types
 #   make bench   one optimizer step, side by side
 #   make scenarios  what the knobs do when training improves, stalls, breaks or shifts
+#   make lr-robustness  thirteen methods from seven starting rates, on three tasks (ARGS= for more)
 #   make codegen    the kernels' machine code for three GPUs, read without one
 #   make gpu     everything that only a GPU can show, as one report (PYTHON= one with torch for CUDA)
 #   make venv    the environment in .venv, installed and built, nothing run
@@ -16,7 +17,7 @@ BUILT := $(VENV)/.built
 INSTALLED := $(VENV)/.installed
 SOURCES := $(wildcard csrc/*) setup.py pyproject.toml
 
-.PHONY: venv demo ddp test check bench scenarios codegen gpu format clean
+.PHONY: venv demo ddp test check bench scenarios lr-robustness codegen gpu format clean
 .DEFAULT_GOAL := help
 
 help:
@@ -49,6 +50,9 @@ bench: $(BUILT)
 
 scenarios: $(BUILT)
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.scenarios
+
+lr-robustness: $(BUILT)
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.lr_robustness $${ARGS:---quick}
 
 codegen: $(BUILT)
 	$(BIN)/python -m adaptiverl.kernels.codegen

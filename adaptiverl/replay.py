@@ -36,6 +36,7 @@ PRESETS: dict[str, Callable[[], Control]] = {
     "gpt2_small": Control.gpt2_small,
     "production": Control.production,
     "epochwise": Control.epochwise,
+    "find_lr": Control.find_lr,
 }
 
 

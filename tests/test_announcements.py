@@ -1,0 +1,129 @@
+"""What the alignment law says in the log: once, when and at what rate it settled."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+import re
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+from adaptiverl import AdaptiveAdamW, AdaptiveSGD, Control
+from adaptiverl.announcements import LOOK_EVERY, Announcements
+from adaptiverl.controller import FIELDS, SLOT
+
+
+def block(**values: float) -> Tensor:
+    """A controller's block, zero but for these."""
+    made = torch.zeros(len(FIELDS), dtype=torch.float64)
+    for name, value in values.items():
+        made[SLOT[name]] = value
+    return made
+
+
+def train(optimizer: torch.optim.Optimizer, steps: int) -> None:
+    """Least squares with noisy batches, seeded by nothing but torch's own generator."""
+    ((weight,),) = (group["params"] for group in optimizer.param_groups)
+    for _ in range(steps):
+        inputs = torch.randn(8, 4)
+        optimizer.zero_grad()
+        (inputs @ weight - inputs.sum(1) - torch.randn(8)).square().mean().backward()
+        optimizer.step()
+
+
+def new_weight() -> torch.nn.Parameter:
+    torch.manual_seed(0)
+    return torch.nn.Parameter(torch.zeros(4))
+
+
+@pytest.mark.parametrize("kind", [AdaptiveAdamW, AdaptiveSGD])
+def test_a_run_says_once_when_and_at_what_rate_it_settled(
+    kind: type[AdaptiveAdamW] | type[AdaptiveSGD], caplog: pytest.LogCaptureFixture
+) -> None:
+    options = {} if kind is AdaptiveAdamW else {"momentum": 0.9}
+    optimizer = kind([new_weight()], lr=1e-2, control=Control.find_lr(200), **options)  # type: ignore[arg-type]
+    with caplog.at_level(logging.INFO, logger="adaptiverl"):
+        for step in range(1, 201):
+            before = len(caplog.records)
+            train(optimizer, 1)
+            if len(caplog.records) > before:
+                settled = step, optimizer.knobs()
+    (record,) = caplog.records
+    assert record.levelno == logging.INFO
+    said = re.fullmatch(
+        rf"{kind.__name__} holds the learning rate it found: (\S+), by step (\d+)",
+        record.getMessage(),
+    )
+    assert said is not None
+    step, knobs = settled
+    assert int(said[2]) == step
+    assert knobs["held"] == 1
+    annealed = min(1, (200 - step) / 80)
+    assert math.isclose(float(said[1]) * annealed, knobs["alpha"], rel_tol=5e-3)
+
+
+def test_a_run_beyond_its_horizon_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    optimizer = AdaptiveAdamW([new_weight()], lr=1e-2, control=Control.find_lr(50))
+    with caplog.at_level(logging.WARNING, logger="adaptiverl"):
+        train(optimizer, 50)
+        assert not caplog.records
+        train(optimizer, 3 * LOOK_EVERY)
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "beyond Control(horizon=50): the learning rate is 0 from there on" in record.getMessage()
+    assert optimizer.knobs()["lr"] == 0
+
+
+def test_a_resumed_or_copied_run_does_not_say_it_again(caplog: pytest.LogCaptureFixture) -> None:
+    optimizer = AdaptiveAdamW([new_weight()], lr=1e-2, control=Control.find_lr(400))
+    train(optimizer, 300)
+    assert optimizer.knobs()["held"] == 1
+    resumed = AdaptiveAdamW([new_weight()], lr=1e-2, control=Control.find_lr(400))
+    resumed.load_state_dict(optimizer.state_dict())
+    with caplog.at_level(logging.INFO, logger="adaptiverl"):
+        train(resumed, 20)
+        train(copy.deepcopy(optimizer), 20)
+    assert not caplog.records
+
+
+def test_a_run_resumed_before_it_settled_still_says_it(caplog: pytest.LogCaptureFixture) -> None:
+    optimizer = AdaptiveAdamW([new_weight()], lr=1e-2, control=Control.find_lr(400))
+    train(optimizer, 5)
+    assert optimizer.knobs()["held"] == 0
+    resumed = AdaptiveAdamW([new_weight()], lr=1e-2, control=Control.find_lr(400))
+    resumed.load_state_dict(optimizer.state_dict())
+    with caplog.at_level(logging.INFO, logger="adaptiverl"):
+        train(resumed, 300)
+    assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize("control", [Control(), Control.frozen()])
+def test_other_laws_have_nothing_to_say(control: Control, caplog: pytest.LogCaptureFixture) -> None:
+    announcements = Announcements(control, "It", lambda: True)
+    with caplog.at_level(logging.DEBUG, logger="adaptiverl"):
+        announcements.look(block(held=1, step=9, log_lr=-3))
+    assert not caplog.records
+
+
+def test_of_many_ranks_one_speaks(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="adaptiverl"):
+        for speaks in (False, True):
+            announcements = Announcements(Control.find_lr(9), "It", partial(bool, speaks))
+            announcements.look(block(held=1, step=9, log_lr=math.log(3e-3)))
+            announcements.look(block(held=1, step=9, log_lr=math.log(3e-3)))
+    (record,) = caplog.records
+    assert record.getMessage() == "It holds the learning rate it found: 0.003, by step 9"
+
+
+def test_over_a_scheduler_it_is_a_factor_and_nothing_ends(caplog: pytest.LogCaptureFixture) -> None:
+    control = Control(law="alignment", mode="modulate", horizon=10)
+    announcements = Announcements(control, "It", lambda: True)
+    with caplog.at_level(logging.INFO, logger="adaptiverl"):
+        for _ in range(2 * LOOK_EVERY):
+            announcements.look(block(held=1, step=99, log_lr=0))
+    (record,) = caplog.records
+    assert record.getMessage() == "It holds the factor of the learning rate it found: 1, by step 99"
