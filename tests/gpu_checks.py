@@ -31,6 +31,8 @@ QUIET = Control(noise_bounds=(0.0, 0.0))
 SIGMA = 0.05
 NOISY = Control(every=2, noise_bounds=(SIGMA, SIGMA))
 ON_PARAMETER = Control(every=2, noise_bounds=(SIGMA, SIGMA), noise_target="parameter")
+ALIGNED = Control(law="alignment", horizon=30, every=2, noise_bounds=(0.0, 0.0))
+"""The law that reads the sweep's sums; μ still follows the loss."""
 
 WAITING = ("Synchronize", "cudaMemcpy")
 """Of runtime calls that make the host wait; an asynchronous copy's name ends in Async."""
@@ -217,6 +219,41 @@ def adamw_trains_as_on_the_cpu() -> None:
                         seed=7,
                     )
                 )
+
+
+@check(anywhere=True)
+def the_alignment_law_finds_the_cpus_rate() -> None:
+    """Sums, search, hold and cooldown; and the sums are not all of one kind."""
+    sizes = [40_000, 3, 1025]
+    ours, theirs = parameters(sizes), parameters(sizes, device="cpu")
+    here, there = (AdaptiveAdamW(p, 0.01, control=ALIGNED) for p in (ours, theirs))
+    seen = []
+    for step in range(30):
+        train(here, ours, 1, first=step)
+        train(there, theirs, 1, first=step)
+        knobs, expected = here.knobs(), there.knobs()
+        seen.append(knobs)
+        for name in ("alpha", "alignment", "alignment_direction", "alignment_mean", "held"):
+            assert math.isclose(knobs[name], expected[name], rel_tol=1e-4, abs_tol=1e-6), (
+                f"step {step}: {name} is {knobs[name]} here, {expected[name]} on the CPU"
+            )
+    expect_triton(here)
+    assert {k["held"] for k in seen} == {0, 1}, "the rate should be held from the cooldown on"
+    assert len({k["alignment"] for k in seen}) > 25, "the sums hardly change"
+    assert_trained_alike(here, there, ours, theirs, "step_float32")
+
+
+@check(anywhere=True)
+def the_alignment_sums_have_the_same_bits_again() -> None:
+    """Two runs, over more tensors than the controller's launch has threads."""
+    ends = []
+    for start in (0.01, 0.01, 0.02):
+        params = parameters([300_000, *[17] * 700])
+        optimizer = AdaptiveAdamW(params, start, control=ALIGNED)
+        train(optimizer, params, 6)
+        ends.append(everything(optimizer, params))
+    assert_same_bits(ends[0], ends[1])
+    assert_other_bits(ends[0], ends[2])
 
 
 @check(anywhere=True)
@@ -407,10 +444,11 @@ def waiting_is_an_error() -> Iterator[None]:
 @check()
 def no_step_waits_for_the_device() -> None:
     """By torch's own check, over whole steps; and the check sees one that waits."""
-    optimizer, step = _steady()
-    with waiting_is_an_error():
-        for _ in range(12):
-            step()
+    for control in (ALIGNED, NOISY):
+        optimizer, step = _steady(control)
+        with waiting_is_an_error():
+            for _ in range(40):
+                step()
     noticed = ""
     try:
         with waiting_is_an_error():
@@ -477,11 +515,14 @@ def the_profiler_sees_no_wait() -> None:
     assert not any("DtoH" in name for name in runs), runs
     calls, runs = profiled(optimizer.knobs)
     assert waits_among(calls) or any("DtoH" in name for name in runs), (calls, runs)
+    _, step = _steady(ALIGNED)  # whose news for the log are copied, and not waited for
+    calls, _ = profiled(step)
+    assert not waits_among(calls), calls
 
 
 @check()
 def a_step_is_four_launches_for_any_number_of_tensors() -> None:
-    """Controller, statistics, clip, sweep; one more takes in the loss."""
+    """Controller, statistics, clip, sweep; one more takes in the loss, one the alignment sums."""
     for tensors in (1, 148, 20_000):
         optimizer, _ = _steady(sizes=[3] * tensors)
         _, runs = profiled(optimizer.step)
@@ -489,10 +530,11 @@ def a_step_is_four_launches_for_any_number_of_tensors() -> None:
         loss = losses(1)[0]
         _, runs = profiled(lambda: optimizer.observe(loss))  # noqa: B023 (called here)
         assert kernels_among(runs) == 1, runs
-    optimizer = AdaptiveAdamW(parameters([3] * 148), 0.01, control=QUIET)
-    train(optimizer, optimizer.param_groups[0]["params"], 3)
-    _, runs = profiled(optimizer.step)
-    assert kernels_among(runs) == 2, runs
+    for control, launches in ((QUIET, 2), (ALIGNED, 3)):
+        optimizer = AdaptiveAdamW(parameters([3] * 148), 0.01, control=control)
+        train(optimizer, optimizer.param_groups[0]["params"], 3)
+        _, runs = profiled(optimizer.step)
+        assert kernels_among(runs) == launches, runs
 
 
 @check()
@@ -545,9 +587,14 @@ def tensors_may_be_on_several_devices() -> None:
 @check()
 def a_captured_step_replays_bit_for_bit() -> None:
     """With the knobs moving; and one whose knobs stand still ends elsewhere."""
+    for control in (BUSY, ALIGNED):
+        _capture_and_compare(control)
+
+
+def _capture_and_compare(moving: Control) -> None:
     ends = {}
     for name in ("eager", "graph", "frozen"):
-        control = Control.frozen() if name == "frozen" else BUSY
+        control = Control.frozen() if name == "frozen" else moving
         params = parameters(SIZES)
         optimizer = AdaptiveAdamW(
             params, 0.01, control=control, max_grad_norm=1.0, capturable=True, seed=3
