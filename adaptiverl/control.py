@@ -84,8 +84,9 @@ class Control:
         horizon: T, how many steps the run will take, for the alignment law: the rate that was found
             is held, and annealed to zero at step T; after that nothing moves. ``None``, where
             nobody can say: half of it is held, and never annealed.
-        cooldown: Last share of the horizon, in [0, 1], over which α falls linearly to zero. In
-            ``"modulate"`` the scheduler does that; the search ends at its beginning either way.
+        cooldown: Last share of the horizon, in [0, 1), over which α falls linearly to zero. The
+            search ends where it begins. In ``"modulate"`` the scheduler anneals; leave its warm-up
+            out, because the search is one, and a factor found under a low rate stays.
         acquire_from: Where the alignment law starts to look: an α in ``"replace"``, a factor in
             ``"modulate"``. ``None``: a hundredth of the α at the start.
         lr_bounds: (α_min, α_max). ``None``: (lr/100, 10·lr) in ``"replace"``, (0.1, 10) in
@@ -182,7 +183,7 @@ class Control:
     def _check_alignment(self) -> None:
         self._check_steps("horizon", "where nobody can say")
         cooldown = self._number("cooldown")
-        _check("cooldown", cooldown, 0 <= cooldown <= 1, "a share of the horizon, in [0, 1]")
+        _check("cooldown", cooldown, 0 <= cooldown < 1, "a share of the horizon, in [0, 1)")
         if self.acquire_from is not None:
             start = self._number("acquire_from")
             _check("acquire_from", start, 0 < start < math.inf, "finite and > 0")
@@ -321,7 +322,7 @@ class Control:
             return alpha
         if self.acquire_from is None:
             return max(ALIGNMENT_START * alpha, bounds[0])
-        _check_start("acquire_from", self.acquire_from, "the bounds of α", bounds)
+        _check_start("acquire_from", self.acquire_from, "lr_bounds", bounds)
         return self.acquire_from
 
     @property

@@ -358,9 +358,15 @@ def steer_by_alignment(state: State, control: Control, limits: Limits) -> None:
         acquire(state, control, limits, score)
     if state.held == 0 and state.step >= control.hold_by:
         hold(state, control, limits)
-    if control.annealed_over > 0:
-        left = ((control.horizon or 0) - state.step) / control.annealed_over
-        state.anneal = clip(left, 0.0, 1.0)
+    state.anneal = annealing(state.step, control)
+
+
+def annealing(step: float, control: Control) -> float:
+    """min(1, (T − t)/(cooldown·T)), not below 0; 1 where the controller does not anneal."""
+    if control.annealed_over == 0:
+        return 1.0
+    left = ((control.horizon or 0) - step) / control.annealed_over
+    return clip(left, 0.0, 1.0)
 
 
 # Laws (§2)
@@ -464,6 +470,9 @@ def advance(
     state.step += 1
     if control.law == "alignment":
         steer_by_alignment(state, control, limits)
+        read_knobs(state, limits)
+    elif state.anneal != 1:  # left over from a run that the other law annealed
+        state.anneal = 1.0
         read_knobs(state, limits)
     if loss is not None:
         sense(state, control, loss, reward)

@@ -73,6 +73,11 @@ inline int64_t capacity_of(const Tensor& trace) {
   return trace.numel() / width - 1;
 }
 
+inline int64_t rows_in(const Tensor& sums) {
+  constexpr int64_t width = sizeof(AlignmentSums) / sizeof(double);
+  return sums.numel() / width;
+}
+
 inline int64_t count_of(const Tensor& groups) {
   constexpr int64_t width = sizeof(Group) / sizeof(double);
   return groups.numel() / width;

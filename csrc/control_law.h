@@ -362,6 +362,14 @@ ADAPTIVERL_BOTH void acquire(State& state, const Parameters& control, double sco
   state.log_lr = clip(log_lr, control.log_lr_min, control.log_lr_max);
 }
 
+ADAPTIVERL_BOTH double annealing(double step, const Parameters& control) {
+  if (control.annealed_over == 0) {
+    return 1.0;
+  }
+  const double left = (control.horizon - step) / control.annealed_over;
+  return clip(left, 0.0, 1.0);
+}
+
 ADAPTIVERL_BOTH void steer_by_alignment(State& state, const Parameters& control) {
   double score = 0;
   const bool sensed = sense_alignment(state, score);
@@ -371,10 +379,7 @@ ADAPTIVERL_BOTH void steer_by_alignment(State& state, const Parameters& control)
   if (state.held == 0 && state.step >= control.hold_by) {
     hold(state, control);
   }
-  if (control.annealed_over > 0) {
-    const double left = (control.horizon - state.step) / control.annealed_over;
-    state.anneal = clip(left, 0.0, 1.0);
-  }
+  state.anneal = annealing(state.step, control);
 }
 
 // Laws (§2)
@@ -531,6 +536,9 @@ ADAPTIVERL_BOTH void advance(State& state, const Parameters& control, Inbox& inb
   const bool aligned = control.law == kLawAlignment;
   if (aligned) {
     steer_by_alignment(state, control);
+    read_knobs(state, control);
+  } else if (state.anneal != 1) {  // left over from a run that the other law annealed
+    state.anneal = 1;
     read_knobs(state, control);
   }
   sense_inbox(state, control, inbox);

@@ -64,7 +64,7 @@ void gather_alignment(Tensor block, std::vector<Tensor> sums) {
   AlignmentSums total{0, 0, 0};
   for (const Tensor& table : sums) {
     const AlignmentSums* rows = records<AlignmentSums>(table, "sums", 0);
-    for (int64_t i = 0; i < table.size(0); ++i) {
+    for (int64_t i = 0; i < rows_in(table); ++i) {
       add(total, rows[i]);
     }
   }

@@ -164,7 +164,7 @@ void gather_alignment(Tensor block, std::vector<Tensor> sums) {
   SumTables list{};
   for (const Tensor& table : sums) {
     list.rows[list.count] = records<AlignmentSums>(table, "sums", 0);
-    list.sizes[list.count++] = table.size(0);
+    list.sizes[list.count++] = rows_in(table);
   }
   gather_alignment_kernel<<<1, kThreads, 0, current_stream(block)>>>(state_of(block), list);
   STD_CUDA_KERNEL_LAUNCH_CHECK();

@@ -3,15 +3,14 @@
 Written from the specification and decisions.md alone, and importing nothing of the package, so that
 an error would have to be made twice to go unseen. It favours plainness over speed throughout: the
 controller is objects of Python floats, the random bits are NumPy integers, and a step takes arrays
-and returns new ones. The alignment law's controller (decisions.md 22-25) is not here, only the sums
-it reads.
+and returns new ones.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -770,3 +769,146 @@ def _entering_gradient(grad: ArrayLike, gradient_scale: float, maximize: bool) -
     """The gradient as it enters the moments where there is no noise: scaled, of the step's sign."""
     scaled = np.asarray(grad, np.float64) * gradient_scale
     return -scaled if maximize else scaled
+
+
+# --- The alignment law (decisions.md 22-25, but for how the search ends) --------------------------
+#
+# decisions.md 23 holds the rate at the first e <= q. Here instead the evidence that updates
+# overshoot is added up: the log-likelihood ratio of z = h / sqrt(S2), taken as normal with variance
+# 1, between a mean of -0.3 and a mean of 0, as far as one z of at most +-2 can speak. Sums below 0
+# count as 0 (Page, "Continuous inspection schemes", 1954); above 5 the rate is held.
+
+
+class OracleAlignmentController(OracleController):
+    """`OracleController` with alpha by the alignment law; mu and sigma keep their laws.
+
+    Keywords are the fields of `Control` under their own names. Those of alpha's other law
+    (``gain_lr_reward``, ``gain_lr_loss``, ``lr_change``) are taken and have no effect.
+
+    Attributes:
+        alignment: h, the newest finite cosine.
+        alignment_square: S2 as it runs from 0, before the correction for its start.
+        alignment_direction: x, the newest h over its root mean square, clipped to [-1, 1].
+        alignment_mean: e, the average of x, which starts at 0.
+        overshoot: The evidence that the mean of h is below 0.
+        log_lr_downhill: log alpha when e was last above 0.2; minus infinity before.
+        held: Whether the search is over.
+        anneal: What the cooldown leaves of the rate that is held.
+    """
+
+    def __init__(
+        self,
+        *,
+        lr: float,
+        momentum: float,
+        mode: str = "replace",
+        horizon: int | None = None,
+        cooldown: float = 0.4,
+        acquire_from: float | None = None,
+        lr_bounds: tuple[float, float] | None = None,
+        **rest: Any,
+    ) -> None:
+        start = 1.0 if mode == "modulate" else lr
+        if lr_bounds is None:
+            lr_bounds = (1e-4 * start, 1e4 * start)
+        rest |= {"gain_lr_reward": 0.0, "gain_lr_loss": 0.0}
+        super().__init__(lr=lr, momentum=momentum, mode=mode, lr_bounds=lr_bounds, **rest)
+        if acquire_from is None:
+            acquire_from = max(start / 100.0, lr_bounds[0])
+        _check_start("acquire_from", acquire_from, lr_bounds)
+        self.log_lr = log(acquire_from)
+
+        self.horizon = horizon
+        self.cooldown = cooldown
+        self.anneals = horizon is not None and mode == "replace" and cooldown > 0
+        # Who has no one to anneal keeps half of what the search found.
+        self.kept = 0.5 if horizon is None and mode == "replace" else 1.0
+
+        self.alignment = 0.0
+        self.alignment_square = 0.0
+        self.alignment_direction = 0.0
+        self.alignment_mean = 0.0
+        self.overshoot = 0.0
+        self.log_lr_downhill = -math.inf
+        self.held = False
+        self.anneal = 1.0
+        self._finite = 0
+        self._sums: tuple[float, float, float] | None = None
+
+    def gather(self, gu: float, gg: float, uu: float) -> None:
+        """Take what a step's sweep has summed; the next step's alpha acts on it."""
+        self._sums = (gu, gg, uu)
+
+    def advance(self, loss: float | None = None, reward: float | None = None) -> None:
+        """Do one optimizer step: the search and the cooldown first, then `OracleController`'s."""
+        self._read_sums()
+        left = math.inf if self.horizon is None else self.horizon - (self.step + 1)
+        if not self.held and left <= self.cooldown * (self.horizon or 0):
+            self._hold()
+        if self.anneals:
+            self.anneal = clip(left / (self.cooldown * (self.horizon or 0)), 0.0, 1.0)
+        super().advance(loss, reward)
+
+    def _read_sums(self) -> None:
+        sums, self._sums = self._sums, None
+        # Without a gradient, or without an update before it, there is no angle between the two.
+        if sums is None or sums[1] == 0 or sums[2] == 0:
+            return
+        z = self._standardised(*sums)
+        self.alignment_direction = clip(z, -1.0, 1.0)
+        self.alignment_mean += 0.2 * (self.alignment_direction - self.alignment_mean)
+        if not self.held:
+            self._search(z)
+
+    def _standardised(self, gu: float, gg: float, uu: float) -> float:
+        """h over its root mean square, within +-2; -1 where h is not finite."""
+        h = gu / math.sqrt(gg) / math.sqrt(uu)
+        if not math.isfinite(h):
+            return -1.0
+        self.alignment = h
+        self._finite += 1
+        self.alignment_square = 0.95 * self.alignment_square + 0.05 * h * h
+        root_mean_square = math.sqrt(self.alignment_square / self.alignment_weight)
+        return clip(normalised(h, root_mean_square), -2.0, 2.0)
+
+    @property
+    def alignment_weight(self) -> float:
+        """What the weights of S2 add up to so far."""
+        return 1.0 - 0.95**self._finite
+
+    def _search(self, z: float) -> None:
+        if self.alignment_mean > 0.2:
+            self.log_lr_downhill = self.log_lr
+        seen_downhill = self.log_lr_downhill > -math.inf
+        if seen_downhill:
+            # Twice the log-densities, up to what they have in common.
+            uphill, level = -((z + 0.3) ** 2), -(z**2)
+            self.overshoot = max(0.0, self.overshoot + (uphill - level) / 2)
+            if self.overshoot > 5.0:
+                self._hold()
+                return
+        push = _above_its_error(self.alignment_mean) + 0.2 * (5.0 - self.overshoot) / 5.0
+        log_lr = self.log_lr + (1.0 - self.momentum) * push
+        if seen_downhill:
+            log_lr = min(log_lr, self.log_lr_downhill + 0.3)
+        self.log_lr = clip(log_lr, *self.log_lr_bounds)
+
+    def _hold(self) -> None:
+        self.held = True
+        found = self.log_lr if self.log_lr_downhill == -math.inf else self.log_lr_downhill
+        self.log_lr = clip(found + log(self.kept), *self.log_lr_bounds)
+
+    @property
+    def lr(self) -> float:
+        """Alpha in effect, annealed: below its lower bound, then, as far as to 0."""
+        return super().lr * self.anneal
+
+
+def _above_its_error(mean: float) -> float:
+    """The average e of x, shrunk by se^2 / e^2 of itself; 0 where it is within its error se.
+
+    An average with weight b of the newest of values with variance s^2 has the variance
+    s^2 * b / (2 - b), which for b = 0.2 is s^2 / 9; and x has the variance 1 - e^2 or less.
+    """
+    variance = (1.0 - mean**2) / 9.0
+    return 0.0 if mean**2 <= variance else (mean**2 - variance) / mean

@@ -1,14 +1,14 @@
-"""Recorded-looking curves of loss and reward, and the courses that a controller takes over them."""
+"""Recorded-looking losses, rewards and sums of sweeps, and a controller's courses over them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from oracle import OracleController
+from oracle import OracleAlignmentController, OracleController
 from tolerances import assert_close
 
 Floats = NDArray[np.float64]
@@ -82,17 +82,18 @@ def oracle_course(
         else:
             controller.advance(loss, reward)
         rows.append([float(getattr(controller, name)) for name in COURSES + COUNTERS])
-    return _by_name(rows)
+    return _by_name(rows, COURSES + COUNTERS)
 
 
 def course_of(states: Iterable[Any]) -> dict[str, Floats]:
     """The same of a sequence of `laws.State`."""
-    return _by_name([[getattr(s, name) for name in COURSES + COUNTERS] for s in states])
+    names = COURSES + COUNTERS
+    return _by_name([[getattr(s, name) for name in names] for s in states], names)
 
 
-def _by_name(rows: list[list[float]]) -> dict[str, Floats]:
+def _by_name(rows: list[list[float]], names: Sequence[str]) -> dict[str, Floats]:
     columns = np.array(rows, np.float64).T
-    return dict(zip(COURSES + COUNTERS, columns, strict=True))
+    return dict(zip(names, columns, strict=True))
 
 
 def assert_same_course(actual: dict[str, Floats], expected: dict[str, Floats]) -> None:
@@ -112,3 +113,116 @@ def assert_alive(course: dict[str, Floats]) -> None:
         distinct = np.unique(course[name]).size
         if distinct < 100:
             raise AssertionError(f"{name} takes only {distinct} values")
+
+
+# The alignment law
+
+Sums = tuple[float, float, float]
+"""Σ g·u, Σ g², Σ u²"""
+
+ALIGNMENT_COURSES = (
+    *COURSES,
+    "alignment",
+    "alignment_square",
+    "alignment_weight",
+    "alignment_direction",
+    "alignment_mean",
+    "overshoot",
+    "log_lr_downhill",
+    "anneal",
+)
+ALIGNMENT_COUNTERS = (*COUNTERS, "held")
+
+
+class Step(NamedTuple):
+    """One optimizer step as its controller meets it."""
+
+    sums: Sums | None
+    """What its sweep sums up; None where no sweep reports"""
+    loss: float | None = None
+    reward: float | None = None
+    skipped: bool = False
+    """The gradient scaler lets it go by"""
+
+
+def sums_of(cosines: Iterable[float], seed: int = 0) -> list[Sums]:
+    """Sums with these cosines, of gradients and updates whose sizes wander over decades."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for cosine in cosines:
+        gg, uu = (float(10.0 ** rng.normal(0, 2)) for _ in range(2))
+        found.append((float(cosine) * math.sqrt(gg) * math.sqrt(uu), gg, uu))
+    return found
+
+
+def cosines(n: int, turn: int, seed: int, *, size: float = 0.3, mean: float = 1.0) -> Floats:
+    """Cosines whose mean, in units of their noise, is ``mean`` and from ``turn`` on −``mean``."""
+    rng = np.random.default_rng(seed)
+    signs = np.where(np.arange(n) < turn, 1.0, -1.0)
+    # A cosine of 1 or more is none, but the law divides by whatever size they have.
+    return np.asarray(size * (mean * signs + rng.standard_normal(n)))
+
+
+def alignment_stream(n: int, turn: int, seed: int, *, rewarded: bool = False) -> list[Step]:
+    """Steps with everything in them: `cosines`, one in thirty not finite, and one in thirty zero.
+
+    One sweep in thirty reports nothing, one step in thirty is skipped, and two in three are
+    observed: by a loss and, where the user gives them, sometimes a reward.
+    """
+    rng = np.random.default_rng(seed + 2000)
+    losses = loss_stream(n, seed)
+    rewards = reward_stream(n, seed) if rewarded else [None] * n
+    steps = []
+    for i, sums in enumerate(sums_of(cosines(n, turn, seed), seed)):
+        spoilt = list(sums)
+        chance = rng.random()
+        if chance < 1 / 30:
+            spoilt[rng.integers(3)] = float(rng.choice([math.nan, math.inf]))
+        elif chance < 2 / 30:
+            spoilt[rng.integers(3)] = 0.0
+        observed = rng.random() < 2 / 3
+        steps.append(
+            Step(
+                sums=None if 2 / 30 <= chance < 3 / 30 else (spoilt[0], spoilt[1], spoilt[2]),
+                loss=losses[i] if observed else None,
+                reward=rewards[i] if observed else None,
+                skipped=bool(rng.random() < 1 / 30),
+            )
+        )
+    return steps
+
+
+def oracle_alignment_course(steps: Iterable[Step], **arguments: Any) -> dict[str, Floats]:
+    """The oracle's search, sensors and knobs; ``arguments`` are `OracleAlignmentController`'s."""
+    controller = OracleAlignmentController(**arguments)
+    by_epoch = controller.every is None
+    rows = []
+    for step in steps:
+        if not step.skipped:
+            controller.advance(*((None, None) if by_epoch else (step.loss, step.reward)))
+            if by_epoch and step.loss is not None:
+                controller.update(step.loss, step.reward)
+            if step.sums is not None:
+                controller.gather(*step.sums)
+        rows.append([float(getattr(controller, name)) for name in _ALIGNMENT_NAMES])
+    return _by_name(rows, _ALIGNMENT_NAMES)
+
+
+_ALIGNMENT_NAMES = ALIGNMENT_COURSES + ALIGNMENT_COUNTERS
+
+
+def alignment_course_of(states: Iterable[Any]) -> dict[str, Floats]:
+    """The same of a sequence of `laws.State`."""
+    rows = [[float(getattr(state, name)) for name in _ALIGNMENT_NAMES] for state in states]
+    return _by_name(rows, _ALIGNMENT_NAMES)
+
+
+def assert_same_alignment(actual: dict[str, Floats], expected: dict[str, Floats]) -> None:
+    """Raise unless every course agrees to "alignment_law" and every counter exactly."""
+    for name in ALIGNMENT_COUNTERS:
+        np.testing.assert_array_equal(actual[name], expected[name], err_msg=name)
+    for name in ALIGNMENT_COURSES:
+        try:
+            assert_close(actual[name], expected[name], "alignment_law")
+        except AssertionError as error:
+            raise AssertionError(f"{name}: {error}") from error

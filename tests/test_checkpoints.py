@@ -43,6 +43,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "tensor rate": {"lr": torch.tensor(1e-2), "capturable": True},
     "modulate": {"control": Control(mode="modulate", every=3, noise_bounds=(0.05, 0.1))},
     "alpha at its floor": {"control": Control(every=1, lr_bounds=(1e-2, 1e-2))},
+    # Searching when it is saved, and annealing at the end.
+    "alignment": {"control": Control(law="alignment", every=3, horizon=28, noise_bounds=(0, 0.1))},
 }
 
 
@@ -312,16 +314,23 @@ DAMAGES: list[tuple[Callable[[Tensor], Any], str]] = [
     (lambda m: m.float(), "got torch.float32 of shape"),
     (lambda m: m[:0].clone(), r"got torch.float64 of shape \(0,\)"),
     (lambda m: m.reshape(1, -1), "got torch.float64 of shape"),
-    (lambda m: m.tolist(), r"got \[1.0, "),
+    (lambda m: m.tolist(), r"got \[2.0, "),
     (lambda _: None, "got None"),
     (replaced("version", 0.0), "got version 0.0"),
-    (replaced("version", 2.0), "got version 2.0"),
+    (replaced("version", 1.0), r"got torch.float64 of shape \(45,\) in layout 1"),
+    (lambda m: replaced("version", 1.0)(m)[:31], r"of shape \(31,\) in layout 1"),
+    (replaced("version", 3.0), "got version 3.0"),
     (replaced("version", math.nan), "got version nan"),
     (replaced("log_lr", math.nan), "got log_lr = nan"),
     (replaced("log_lr", -math.inf), "got log_lr = -inf"),
     (replaced("log_noise", math.inf), "got log_noise = inf"),
     (replaced("logit_momentum", math.nan), "got logit_momentum = nan"),
     (replaced("loss_mean", math.inf), "got loss_mean = inf"),
+    (replaced("alignment_mean", math.nan), "got alignment_mean = nan"),
+    (replaced("alignment_square", math.inf), "got alignment_square = inf"),
+    (replaced("log_lr_downhill", math.inf), "got log_lr_downhill = inf"),
+    (replaced("overshoot", -math.inf), "got overshoot = -inf"),
+    (replaced("anneal", math.nan), "got anneal = nan"),
 ]
 
 
@@ -368,7 +377,71 @@ def test_a_sound_memory_may_hold_what_is_not_finite() -> None:
     assert_same(other.param_groups[0]["adaptive_state"], memory)
 
 
+def test_a_sound_memory_may_hold_sums_that_are_not_finite() -> None:
+    params = parameters(*SHAPES)
+    optimizer = busy(params, control=Control.find_lr())
+    descend(optimizer, params, 2)
+    for param in params:
+        param.grad = torch.full_like(param, math.inf)
+    optimizer.step()
+    memory = optimizer.param_groups[0]["adaptive_state"]
+    assert memory[controller.ALIGNMENT].isfinite().tolist() == [False, False, True]
+    assert memory[controller.SLOT["log_lr_downhill"]] == -math.inf
+    other = busy(clones(params), control=Control.find_lr())
+    other.load_state_dict(through_a_file(optimizer.state_dict()))
+    assert_same(other.param_groups[0]["adaptive_state"], memory)
+
+
 # Older layouts
+
+
+def in_layout_1(saved: dict[str, Any]) -> dict[str, Any]:
+    """The checkpoint as it was before the alignment law: 32 numbers, `version` to `updates`."""
+    assert controller.FIELDS[:32][-1] == "updates"
+    saved = copy.deepcopy(saved)
+    for group in saved["param_groups"]:
+        memory = group["adaptive_state"][:32].clone()
+        memory[0] = 1.0
+        group["adaptive_state"] = memory
+    return saved
+
+
+def test_a_checkpoint_of_the_first_layout_goes_on_as_its_own() -> None:
+    params = parameters(*SHAPES)
+    optimizer = busy(params)
+    descend(optimizer, params, 7)
+    saved = through_a_file(optimizer.state_dict())
+    old = in_layout_1(saved)
+    resumed = clones(params)
+    other = busy(resumed)
+    other.load_state_dict(old)
+    # The memory of a run that knows no alignment law, to the bit.
+    memory = other.param_groups[0]["adaptive_state"]
+    assert_same(memory, saved["param_groups"][0]["adaptive_state"])
+    assert memory[controller.SLOT["version"]] == 2
+    assert memory[controller.SLOT["log_lr_downhill"]] == -math.inf
+    assert memory[controller.SLOT["anneal"]] == 1
+    # The checkpoint itself is left alone.
+    assert old["param_groups"][0]["adaptive_state"].numel() == 32
+    assert old["param_groups"][0]["adaptive_state"][0] == 1
+    descend(optimizer, params, 12, first=7)
+    descend(other, resumed, 12, first=7)
+    assert_same(snapshot(other, resumed), snapshot(optimizer, params))
+
+
+def test_the_alignment_law_goes_on_from_a_checkpoint_of_the_first_layout() -> None:
+    params = parameters(*SHAPES)
+    optimizer = busy(params)
+    descend(optimizer, params, 7)
+    other = busy(params, control=Control.find_lr(100))
+    other.load_state_dict(in_layout_1(optimizer.state_dict()))
+    before = other.knobs()
+    assert (before["alpha"], before["held"]) == (optimizer.knobs()["alpha"], 0)
+    # Its first step has no sums to act on, its second has.
+    descend(other, params, 1, first=7)
+    assert other.knobs()["alpha"] == before["alpha"]
+    descend(other, params, 1, first=8)
+    assert other.knobs()["alpha"] > before["alpha"]
 
 
 def test_every_layout_that_was_has_a_way_to_the_present_one() -> None:

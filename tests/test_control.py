@@ -42,6 +42,8 @@ OUT_OF_RANGE: list[tuple[str, Any, str]] = [
     ("mode", None, "one of ('replace', 'modulate')"),
     ("reward", "loss", "one of ('neg_loss', 'given', 'none')"),
     ("reward", None, "one of ('neg_loss', 'given', 'none')"),
+    ("law", "gradient", "one of ('loss', 'alignment')"),
+    ("law", None, "one of ('loss', 'alignment')"),
     *[("every", x, "from 1 to 2**53, or None for epoch-wise control") for x in (0, -1)],
     *[(name, x, "in (0, 1]") for name in BETAS for x in (0, -0.1, 1.0000001, NAN, INF)],
     *[(name, x, "finite and >= 0") for name in GAINS for x in (-1e-9, NAN, INF, -INF)],
@@ -99,6 +101,47 @@ def test_every_is_a_whole_number(value: Any) -> None:
         Control(every=value)
 
 
+@pytest.mark.parametrize("value", [1.5, 1000.0, True, "10", NAN], ids=repr)
+def test_the_horizon_is_a_whole_number(value: Any) -> None:
+    message = f"Control.horizon must be a whole number of steps or None, got {value!r}"
+    with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+        Control(law="alignment", horizon=value)
+
+
+ALIGNMENT_OUT_OF_RANGE: list[tuple[str, Any, str]] = [
+    *[("horizon", x, "from 1 to 2**53, or None where nobody can say") for x in (0, -1, 2**53 + 1)],
+    *[("cooldown", x, "a share of the horizon, in [0, 1)") for x in (-0.1, 1.0, 1.1, NAN, INF)],
+    *[("acquire_from", x, "finite and > 0") for x in (0.0, -1e-3, INF, NAN)],
+]
+
+
+@pytest.mark.parametrize(("name", "value", "expected"), ALIGNMENT_OUT_OF_RANGE, ids=str)
+def test_out_of_range_of_the_alignment_law(name: str, value: Any, expected: str) -> None:
+    message = f"Control.{name} must be {expected}, got {value!r}"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        Control(**{"law": "alignment", name: value})
+
+
+@pytest.mark.parametrize("name", ["cooldown", "acquire_from"])
+@pytest.mark.parametrize("value", ["0.4", True, [0.1], 0.1j], ids=repr)
+def test_not_a_number_of_the_alignment_law(name: str, value: Any) -> None:
+    message = f"Control.{name} must be a number, got {value!r}"
+    with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+        Control(**{"law": "alignment", name: value})
+
+
+@pytest.mark.parametrize(("name", "value"), [("horizon", 100), ("acquire_from", 1e-5)])
+def test_the_law_of_losses_has_no_use_for_what_is_the_alignment_laws(name: str, value: Any) -> None:
+    message = (
+        f"Control.{name} is the alignment law's, got {value!r} beside law='loss': use "
+        f"Control(law='alignment', {name}={value!r}), or leave it out"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        Control(**{name: value})
+    # The message's own advice works.
+    assert getattr(Control(**{"law": "alignment", name: value}), name) == value
+
+
 @pytest.mark.parametrize("name", PAIRS)
 @pytest.mark.parametrize("value", [0.5, (0.5,), (0.1, 0.5, 0.9), object], ids=repr)
 def test_not_a_pair(name: str, value: Any) -> None:
@@ -136,6 +179,11 @@ def test_noise_floor_beside_a_lower_bound() -> None:
         {"spike_clip": INF},
         {"plateau_trend": (0.0, 1e-9)},
         {"plateau_variance": (-1.0, 0.2)},
+        *[{"law": "alignment", "horizon": x} for x in (1, 2**53, None)],
+        *[{"law": "alignment", "horizon": 10, "cooldown": x} for x in (0, 0.0, 0.5, 0.99)],
+        {"law": "alignment", "acquire_from": 1e-300},
+        # As harmless beside the law of losses as any default.
+        {"law": "loss", "cooldown": 0.2},
     ],
     ids=str,
 )
@@ -158,6 +206,10 @@ def test_defaults_are_the_contract() -> None:
         "gain_momentum_loss": 0.04,
         "gain_noise_plateau": 0.08,
         "gain_noise_reward": 0.06,
+        "law": "loss",
+        "horizon": None,
+        "cooldown": 0.4,
+        "acquire_from": None,
         "lr_bounds": None,
         "momentum_bounds": None,
         "noise_bounds": (0.0, 0.1),
@@ -215,8 +267,8 @@ def test_a_failed_change_leaves_the_record() -> None:
 
 def test_limits_in_replace_are_factors_of_the_start() -> None:
     limits = Control().limits(0.5, 0.9)
-    # 0.5/100 and 10·0.5; σ's floor is 0.1/1000.
-    assert limits == pytest.approx((0.005, 5.0, 0.85, 0.99, 0.0, 0.1, 1e-4), rel=1e-15)
+    # 0.5/100 and 10·0.5; σ's floor is 0.1/1000; α starts at the rate itself.
+    assert limits == pytest.approx((0.005, 5.0, 0.85, 0.99, 0.0, 0.1, 1e-4, 0.5), rel=1e-15)
 
 
 def test_limits_in_modulate_surround_one() -> None:
@@ -236,7 +288,57 @@ def test_limits_given() -> None:
         noise_bounds=(0.0, 0.2),
         noise_floor=0.01,
     )
-    assert control.limits(1e-4, 0.9) == (1e-5, 2e-4, 0.5, 0.95, 0.0, 0.2, 0.01)
+    assert control.limits(1e-4, 0.9) == (1e-5, 2e-4, 0.5, 0.95, 0.0, 0.2, 0.01, 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "low", "high", "start"),
+    [
+        ({}, 1e-4 * 0.5, 1e4 * 0.5, 0.005),
+        ({"mode": "modulate"}, 1e-4, 1e4, 0.01),
+        ({"acquire_from": 3.0}, 1e-4 * 0.5, 1e4 * 0.5, 3.0),
+        ({"mode": "modulate", "acquire_from": 3.0}, 1e-4, 1e4, 3.0),
+        ({"acquire_from": 1e-4 * 0.5}, 1e-4 * 0.5, 1e4 * 0.5, 1e-4 * 0.5),
+        # A hundredth of lr is below the bound that was given: the search starts there.
+        ({"lr_bounds": (0.1, 2.0)}, 0.1, 2.0, 0.1),
+        ({"lr_bounds": (0.5, 0.5)}, 0.5, 0.5, 0.5),
+    ],
+    ids=str,
+)
+def test_the_alignment_law_looks_over_decades(
+    arguments: dict[str, Any], low: float, high: float, start: float
+) -> None:
+    limits = Control(law="alignment", **arguments).limits(0.5, 0.9)
+    found = (limits.lr_min, limits.lr_max, limits.lr_acquire)
+    assert found == pytest.approx((low, high, start), rel=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "got"),
+    [
+        ({"acquire_from": 1e-7}, "1e-07"),
+        ({"acquire_from": 1e5}, "100000.0"),
+        ({"acquire_from": 0.5, "lr_bounds": (1e-3, 0.1)}, "0.5"),
+        ({"acquire_from": 1e-5, "mode": "modulate"}, "1e-05"),
+    ],
+    ids=str,
+)
+def test_a_search_starts_inside_its_bounds(arguments: dict[str, Any], got: str) -> None:
+    control = Control(law="alignment", **arguments)
+    message = rf"^acquire_from must start inside .*, got {re.escape(got)}: widen the bounds or move"
+    with pytest.raises(ValueError, match=message):
+        control.limits(1e-2, 0.9)
+
+
+@pytest.mark.parametrize("lr", [1e-310, 1e305])
+def test_bounds_that_leave_the_range_of_numbers(lr: float) -> None:
+    # 1e-4 times the one is 0 but for a few bits, 1e4 times the other is infinite.
+    control = Control(law="alignment")
+    if lr < 1:
+        assert control.limits(lr, 0.9).lr_min > 0
+        lr = 1e-322
+    with pytest.raises(ValueError, match="leave the range of numbers: give Control"):
+        control.limits(lr, 0.9)
 
 
 def test_lower_bound_of_the_noise_is_its_floor() -> None:
@@ -344,6 +446,26 @@ def test_a_preset_quotes_its_line_and_lies_in_the_specifications_ranges(preset: 
     assert all(low <= rate <= high for rate in rates)
     assert control.every is None or 10 <= control.every <= 20
     assert dataclasses.replace(control, spike_clip=7.0).spike_clip == 7.0
+
+
+@pytest.mark.parametrize("horizon", [None, 1000])
+def test_find_lr_is_the_alignment_law_and_nothing_else(horizon: int | None) -> None:
+    control = Control.find_lr(horizon)
+    expected = {"law": "alignment", "noise_bounds": (0.0, 0.0)} | dict.fromkeys(GAINS, 0.0)
+    assert changed(control) == expected | ({} if horizon is None else {"horizon": horizon})
+    # No gain is above 0, yet α is to move, and nobody need tell it a loss.
+    assert not control.is_frozen
+    assert control.rests
+    assert control.needs_no_loss
+    assert Control.find_lr() == Control.find_lr(horizon=None)
+
+
+def test_who_needs_a_loss() -> None:
+    assert not Control().needs_no_loss
+    assert not Control().rests
+    assert Control.frozen().needs_no_loss
+    assert Control(law="alignment").needs_no_loss
+    assert not Control(law="alignment").rests
 
 
 def test_gpt2_smalls_bounds_hold_the_learning_rate() -> None:

@@ -492,14 +492,17 @@ def damaged(change: Callable[[Tensor], Any]) -> Any:
 
 
 BAD_BLOCKS: list[tuple[Callable[[Tensor], Any], str]] = [
-    (lambda b: b.float(), r"got torch\.float32 of shape \(32,\)"),
-    (lambda b: b[:-1], r"got torch\.float64 of shape \(31,\)"),
-    (lambda b: b.reshape(1, -1), r"got torch\.float64 of shape \(1, 32\)"),
-    (lambda b: torch.cat([b, b]), r"got torch\.float64 of shape \(64,\)"),
-    (lambda b: b.tolist(), r"got \[1\.0, 0\.0"),
+    (lambda b: b.float(), r"got torch\.float32 of shape \(45,\)"),
+    (lambda b: b[:-1], r"got torch\.float64 of shape \(44,\)"),
+    (lambda b: b.reshape(1, -1), r"got torch\.float64 of shape \(1, 45\)"),
+    (lambda b: torch.cat([b, b]), r"got torch\.float64 of shape \(90,\)"),
+    (lambda b: b.tolist(), r"got \[2\.0, 0\.0"),
     (lambda _: None, "got None"),
-    (lambda b: torch.cat([b[:1] + 1, b[1:]]), r"got version 2\.0"),
+    (lambda b: torch.cat([b[:1] + 1, b[1:]]), r"got version 3\.0"),
     (lambda b: torch.cat([b[:1] * NAN, b[1:]]), "got version nan"),
+    # The first layout had 32 numbers.
+    (lambda b: torch.cat([b[:1] - 1, b[1:]]), r"got torch\.float64 of shape \(45,\) in layout 1"),
+    (lambda b: torch.cat([b[:1] - 1, b[1:31]]), r"got torch\.float64 of shape \(31,\) in layout 1"),
 ]
 
 
@@ -509,7 +512,7 @@ def test_adopt_refuses(change: Callable[[Tensor], Any], message: str) -> None:
     for loss in (3.0, 2.0):
         driver.step(loss)
     before = driver.everything()
-    expected = r"'adaptive_state' must be a float64 tensor of 32 numbers whose first is 1, "
+    expected = r"'adaptive_state' must be a float64 tensor of 45 numbers whose first is 2, "
     with pytest.raises(ValueError, match=f"^{expected}{message}.*nothing was changed$"):
         driver.controller.adopt(damaged(change))
     assert_bits(driver.everything(), before)
@@ -557,12 +560,15 @@ def test_parameters_are_packed_in_the_structs_order() -> None:
         gain_noise_reward=0.026,
         lr_bounds=(1e-4, 1e-2),
         momentum_bounds=(0.8, 0.95),
-        noise_bounds=(0.0, 0.3),
-        noise_floor=0.02,
+        noise_bounds=(0.02, 0.3),
         lr_change=(0.7, 1.7),
         spike_clip=4.0,
         plateau_trend=(0.31, 0.32),
         plateau_variance=(0.33, 0.34),
+        law="alignment",
+        horizon=500,
+        cooldown=0.25,
+        acquire_from=2e-4,
     )
     limits = control.limits(LR, MOMENTUM)
     expected: dict[str, float] = {
@@ -570,7 +576,8 @@ def test_parameters_are_packed_in_the_structs_order() -> None:
         for name in (f.name for f in fields(Control))
         if name in ("every", "spike_clip") or name.startswith(("beta_", "gain_"))
     }
-    expected |= {name: value for name, value in limits._asdict().items() if name != "noise_floor"}
+    logarithms = ("noise_floor", "lr_acquire")
+    expected |= {name: value for name, value in limits._asdict().items() if name not in logarithms}
     expected |= {
         "reward_source": 2.0,
         "log_lr_min": math.log(1e-4),
@@ -585,11 +592,51 @@ def test_parameters_are_packed_in_the_structs_order() -> None:
         "trend_slope": 0.32,
         "variance_center": 0.33,
         "variance_slope": 0.34,
+        "law": 1.0,
+        "log_lr_acquire": math.log(2e-4),
+        "horizon": 500.0,
+        "hold_by": 375.0,
+        "annealed_over": 125.0,
+        "log_held_share": 0.0,
     }
     packed = pack_parameters(control, limits)
     assert dict(zip(members("control_law.h", "Parameters"), packed, strict=True)) == expected
     # No two alike, so that none can stand in another's place.
     assert len(set(packed)) == len(packed)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        # horizon, hold_by, annealed_over, log_held_share
+        ({"law": "loss"}, (0.0, INF, 0.0, math.log(0.5))),
+        ({"law": "alignment"}, (0.0, INF, 0.0, math.log(0.5))),
+        ({"law": "alignment", "horizon": 100}, (100.0, 60.0, 40.0, 0.0)),
+        ({"law": "alignment", "horizon": 100, "cooldown": 0.0}, (100.0, 100.0, 0.0, 0.0)),
+        ({"law": "alignment", "horizon": 100, "cooldown": 0.75}, (100.0, 25.0, 75.0, 0.0)),
+        ({"law": "alignment", "mode": "modulate"}, (0.0, INF, 0.0, 0.0)),
+        ({"law": "alignment", "mode": "modulate", "horizon": 100}, (100.0, 60.0, 0.0, 0.0)),
+    ],
+    ids=str,
+)
+def test_what_the_horizon_becomes(
+    arguments: dict[str, Any], expected: tuple[float, float, float, float]
+) -> None:
+    control = Control(**arguments)
+    packed = pack_parameters(control, control.limits(LR, MOMENTUM))
+    names = members("control_law.h", "Parameters")
+    found = dict(zip(names, packed, strict=True))
+    assert found["law"] == (arguments["law"] == "alignment")
+    horizon = ("horizon", "hold_by", "annealed_over", "log_held_share")
+    assert tuple(found[name] for name in horizon) == expected
+
+
+@pytest.mark.parametrize(("law", "number"), [("loss", 0), ("alignment", 1)])
+def test_laws_are_the_enums(law: Any, number: int) -> None:
+    control = Control(law=law)
+    packed = pack_parameters(control, control.limits(LR, MOMENTUM))
+    assert packed[members("control_law.h", "Parameters").index("law")] == number
+    assert f"kLaw{law.title()} = {number}" in (CSRC / "control_law.h").read_text()
 
 
 @pytest.mark.parametrize(("reward", "number"), [("none", 0), ("neg_loss", 1), ("given", 2)])
@@ -603,16 +650,23 @@ def test_reward_sources_are_the_enums(reward: Any, number: int) -> None:
 
 def test_constants_are_the_headers() -> None:
     text = (CSRC / "control_law.h").read_text()
-    numbers = {name: float(x) for name, x in re.findall(r"constexpr double (\w+) = (\S+);", text)}
-    assert numbers == {"kLayoutVersion": LAYOUT_VERSION, "kLargest": laws.LARGEST}
+    found = re.findall(r"constexpr double k(\w+) = (\S+);", text)
+    # kOvershootSize is OVERSHOOT_SIZE.
+    numbers = {re.sub(r"\B([A-Z])", r"_\1", name).upper(): float(x) for name, x in found}
+    ours = {name: x for name, x in vars(laws).items() if name.isupper() and name[0] != "_"}
+    assert numbers == {name: x for name, x in ours.items() if isinstance(x, (int, float))}
+    assert len(numbers) == 10
     assert laws.LAYOUT_VERSION == LAYOUT_VERSION
 
 
+@pytest.mark.parametrize("law", ["loss", "alignment"])
 @pytest.mark.parametrize("mode", ["replace", "modulate"])
 @pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9, 0.999])
 @pytest.mark.parametrize("noise_bounds", [(0.0, 0.1), (0.0, 0.0), (0.02, 0.3)])
-def test_block_starts_as_the_law_does(mode: Any, momentum: float, noise_bounds: Any) -> None:
-    control = Control(mode=mode, noise_bounds=noise_bounds)
+def test_block_starts_as_the_law_does(
+    law: Any, mode: Any, momentum: float, noise_bounds: Any
+) -> None:
+    control = Control(law=law, mode=mode, noise_bounds=noise_bounds)
     seed = 2**64 - 2
     controller = Controller(control, 0.3, momentum, seed=seed)
     assert controller.block.shape == (len(SLOT),)
@@ -640,6 +694,36 @@ def test_opcheck_update() -> None:
     c.observe(2.0)
     arguments = (c.block, c._parameters, c._inbox, c._ring)
     torch.library.opcheck(torch.ops.adaptiverl.update_.default, arguments)
+
+
+def test_opcheck_gather_alignment() -> None:
+    c = Controller(Control(law="alignment"), LR, MOMENTUM)
+    sums = torch.tensor([[1.0, 2.0, 3.0], [0.5, 0.25, 0.125]], dtype=torch.float64)
+    for tables in ([], [sums], [sums[:1], sums]):
+        arguments = (c.block, tables)
+        torch.library.opcheck(torch.ops.adaptiverl.gather_alignment_.default, arguments)
+
+
+@pytest.mark.parametrize(
+    ("block", "sums", "message"),
+    [
+        (torch.zeros(45, dtype=torch.float64), None, "block must hold 46 numbers, got 45"),
+        (None, torch.zeros(2, 3), "sums must be float64"),
+        (None, torch.zeros(2, 4, dtype=torch.float64), "sums must hold .* records of 3 numbers"),
+        (None, torch.zeros(3, 2, dtype=torch.float64).t(), "sums must be contiguous"),
+    ],
+)
+def test_gather_checks_what_it_is_given(
+    block: Tensor | None, sums: Tensor | None, message: str
+) -> None:
+    driver = Driver(Control(law="alignment"))
+    before = driver.everything()
+    good = torch.ones(1, 3, dtype=torch.float64)
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.adaptiverl.gather_alignment_(
+            driver.controller.block if block is None else block, [good if sums is None else sums]
+        )
+    assert_bits(driver.everything(), before)
 
 
 def test_opcheck_start() -> None:
@@ -677,11 +761,11 @@ def test_opcheck_advance(found_inf: Tensor | None) -> None:
 @pytest.mark.parametrize(
     ("place", "wrong", "message"),
     [
-        (0, torch.zeros(32, dtype=torch.float64), "block must hold 33 numbers, got 32"),
-        (0, torch.zeros(33), "block must be float64"),
-        (1, torch.zeros(7, dtype=torch.float64), "parameters must hold at least 1 records of 30"),
+        (0, torch.zeros(45, dtype=torch.float64), "block must hold 46 numbers, got 45"),
+        (0, torch.zeros(46), "block must be float64"),
+        (1, torch.zeros(7, dtype=torch.float64), "parameters must hold at least 1 records of 36"),
         (2, torch.zeros(4), "inbox must be float64"),
-        (3, torch.zeros(12, dtype=torch.float64), "trace must hold at least 2 records of 12"),
+        (3, torch.zeros(16, dtype=torch.float64), "trace must hold at least 2 records of 16"),
         (4, torch.zeros(2, 4, dtype=torch.float64), "groups must hold at least 1 records of 5"),
         (5, torch.zeros(1, 2, dtype=torch.float64), "effective must hold at least 3 records of 2"),
         (6, [torch.zeros(1, 12, dtype=torch.int64)], r"rows must be of shape \[tensors, 13\]"),

@@ -308,6 +308,19 @@ def test_start(mode: Any, alpha: float) -> None:
     assert (state.seed_low, state.seed_high, state.version) == (5.0, 7.0, laws.LAYOUT_VERSION)
 
 
+@pytest.mark.parametrize(("mode", "alpha"), [("replace", 0.5), ("modulate", 1.0)])
+@pytest.mark.parametrize("acquire_from", [None, 0.125])
+def test_the_alignment_law_starts_elsewhere(
+    mode: Any, alpha: float, acquire_from: float | None
+) -> None:
+    control = Control(law="alignment", mode=mode, acquire_from=acquire_from)
+    state = fresh(control, lr=0.5)
+    assert_close(state.lr, acquire_from or alpha / 100, "law")
+    # Groups multiply what is theirs by α over where the user put it.
+    assert_close(state.log_lr_start, math.log(alpha), "law", scale=1.0)
+    assert_close(laws.group_lr(2.0, state), 2.0 * (acquire_from or alpha / 100) / alpha, "law")
+
+
 # --- The loop ---------------------------------------------------------------------------------
 
 
@@ -366,6 +379,10 @@ def test_replay_refuses() -> None:
         laws.replay([1.0, 2.0], Control(reward="given"), lr=1e-3, rewards=[1.0])
     with pytest.raises(ValueError, match="must start inside"):
         laws.replay([1.0], Control(lr_bounds=(1.0, 2.0)), lr=1e-3)
+    reason = r"law='alignment'\): that law reads the gradients, .* Use law='loss', or train$"
+    for aligned in (Control.find_lr(100), Control(law="alignment", every=None, reward="given")):
+        with pytest.raises(ValueError, match=reason):
+            laws.replay([3.0, 2.0], aligned, lr=1e-3, rewards=[1.0, 2.0])
 
 
 # --- Against the oracle -----------------------------------------------------------------------

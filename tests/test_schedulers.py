@@ -6,6 +6,7 @@ import inspect
 import math
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -195,6 +196,33 @@ def test_modulate_multiplies_whatever_a_scheduler_sets(name: str) -> None:
         factors.append(factor)
     assert len(set(factors)) > 5
     assert {beta for _, beta, _ in seen} != {0.9} or name not in CYCLES_MOMENTUM
+
+
+@pytest.mark.parametrize("horizon", [None, 20])
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_the_alignment_law_finds_a_factor_of_what_a_scheduler_sets(
+    name: str, horizon: int | None
+) -> None:
+    params = parameters(*SHAPES)
+    control = replace(Control.find_lr(horizon), mode="modulate")
+    optimizer = AdaptiveAdamW(params, lr=1e-2, betas=(0.5, 0.999), control=control)
+    seen = train(optimizer, params, SCHEDULES[name])
+
+    plain = parameters(*SHAPES)
+    theirs = train(torch.optim.AdamW(plain, lr=1e-2, betas=(0.5, 0.999)), plain, SCHEDULES[name])
+    assert [(a, b) for a, b, _ in seen] == [(a, b) for a, b, _ in theirs]
+    for rate, _, knobs in seen:
+        assert knobs["lr"] == pytest.approx(rate * knobs["alpha"], rel=1e-12)
+    factors = [knobs["alpha"] for _, _, knobs in seen]
+    assert factors[0] == pytest.approx(0.01, rel=1e-12)
+    assert max(factors[:12]) > 0.03
+    if horizon is None:
+        assert len(set(factors)) > 15
+    else:
+        # Held when the scheduler may begin to anneal, 40 % before the end, and never annealed here,
+        # not even beyond it.
+        assert [knobs["held"] for _, _, knobs in seen] == [0.0] * 11 + [1.0] * 13
+        assert set(factors[11:]) == {factors[11]}
 
 
 def test_modulate_steps_by_the_product() -> None:

@@ -1,0 +1,1159 @@
+"""The alignment law of α (decisions.md 22 to 25): by hand, against the oracle, and in training.
+
+Most tests are run on both twins: laws.py and the C++ controller.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import itertools
+import logging
+import math
+import pickle
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracle import OracleAlignmentController
+from oracle import group_lr as oracle_group_lr
+from streams import (
+    ALIGNMENT_COURSES,
+    Step,
+    Sums,
+    alignment_course_of,
+    alignment_stream,
+    assert_same_alignment,
+    cosines,
+    oracle_alignment_course,
+    sums_of,
+)
+from tolerances import assert_close
+from torch import Tensor, nn
+from training import (
+    assert_differ,
+    assert_same,
+    descend,
+    draw_gradients,
+    parameters,
+    quadratic,
+    values,
+)
+
+from adaptiverl import AdaptiveAdamW, Control, laws
+from adaptiverl.controller import SLOT, TRACE_COLUMNS, Controller
+from adaptiverl.laws import State
+
+INF, NAN = math.inf, math.nan
+LR, MOMENTUM = 1e-3, 0.9
+ALIGNED = Control(law="alignment", every=1)
+
+
+# --- The twins --------------------------------------------------------------------------------
+
+
+class PythonTwin:
+    """laws.py, told what an optimizer would tell its controller."""
+
+    def __init__(self, control: Control, lr: float = LR, momentum: float = MOMENTUM) -> None:
+        self.control, self.limits = control, control.limits(lr, momentum)
+        self.state = laws.start(control, self.limits, lr, momentum)
+
+    def step(self, step: Step) -> State:
+        state, by_epoch = self.state, self.control.every is None
+        state.active = 0.0 if step.skipped else 1.0
+        if step.skipped:
+            return replace(state)
+        observed = (None, None) if by_epoch else (step.loss, step.reward)
+        laws.advance(state, self.control, self.limits, *observed)
+        if by_epoch and step.loss is not None:
+            laws.sense(state, self.control, step.loss, step.reward)
+            laws.act(state, self.control, self.limits)
+            laws.read_knobs(state, self.limits)
+        if step.sums is not None:
+            state.aligned_gu, state.aligned_gg, state.aligned_uu = step.sums
+            state.aligned_pending = 1.0
+        return replace(state)
+
+    def put(self, **numbers: float) -> None:
+        """Put numbers into the state, as no step would."""
+        for name, number in numbers.items():
+            setattr(self.state, name, number)
+
+
+class CompiledTwin:
+    """The C++ controller, likewise."""
+
+    def __init__(self, control: Control, lr: float = LR, momentum: float = MOMENTUM) -> None:
+        self.control = control
+        self.controller = Controller(control, lr, momentum)
+        self.groups = torch.tensor([[lr, momentum, 0.999, 1e-8, 0.0]], dtype=torch.float64)
+        self.effective = torch.zeros(1, 2, dtype=torch.float64)
+
+    @property
+    def state(self) -> State:
+        return State(*self.controller.read())
+
+    def step(self, step: Step) -> State:
+        by_epoch = self.control.every is None
+        if step.loss is not None and not by_epoch:
+            self.controller.observe(step.loss, step.reward)
+        found_inf = torch.tensor(1.0 if step.skipped else 0.0)
+        self.controller.advance(self.groups, self.effective, (), found_inf)
+        if by_epoch and step.loss is not None and not step.skipped:
+            self.controller.update(step.loss, step.reward)
+        if step.sums is not None:
+            self.controller.gather([torch.tensor([step.sums], dtype=torch.float64)])
+        return self.state
+
+    def put(self, **numbers: float) -> None:
+        """Put numbers into the block, as no step would."""
+        for name, number in numbers.items():
+            self.controller.block[SLOT[name]] = number
+
+
+TWINS = {"python": PythonTwin, "compiled": CompiledTwin}
+both = pytest.mark.parametrize("twin", TWINS)
+
+
+def make(twin: str, control: Control, lr: float = LR, momentum: float = MOMENTUM) -> Any:
+    return TWINS[twin](control, lr, momentum)
+
+
+def course(
+    twin: str, control: Control, steps: Iterable[Step], lr: float = LR, momentum: float = MOMENTUM
+) -> list[State]:
+    """The state after each step."""
+    driven = make(twin, control, lr, momentum)
+    return [driven.step(step) for step in steps]
+
+
+def sweeps(sums: Iterable[Sums]) -> list[Step]:
+    return [Step(s) for s in sums]
+
+
+def with_cosine(cosine: float) -> Sums:
+    """|g| = 4 and |u| = 2."""
+    return (8 * cosine, 16.0, 4.0)
+
+
+def first_held(states: Sequence[State]) -> int | None:
+    return next((i for i, state in enumerate(states) if state.held), None)
+
+
+# --- By hand ----------------------------------------------------------------------------------
+
+
+@both
+def test_six_steps_by_hand(twin: str) -> None:
+    # μ = 1/2, and log α is counted from where it starts: at 1/100 of lr = 1. |h| is 1/2 throughout,
+    # so RMS(h) is as well and z = h/RMS = x = ±1; e ← 0.8·e + 0.2·x. The evidence that the mean of
+    # z is −0.3 is −0.3·z − 0.045. log α gains half of e − (1 − e²)/9/e, where that is of e's sign,
+    # plus 0.2·(1 − S/5).
+    expected = [
+        # h, e, S, log α at the last e > 0.2, log α: after the step that reads it
+        (0.5, 0.2, 0.0, -INF, 0.1),  # e is not above 0.2, nor above its error of 0.33: growth alone
+        (0.5, 0.36, 0.0, 0.1, 0.1 + 0.5 * (0.36 - 0.8704 / 9 / 0.36 + 0.2)),  # S = max(−0.345, 0)
+        (-0.5, 0.088, 0.255, 0.1, 0.2456790123456790 + 0.5 * 0.1898),  # 0.2·(1 − 0.051)
+        (-0.5, -0.1296, 0.51, 0.1, 0.4),  # 0.3406 + 0.0898, but no more than 0.3 above 0.1
+        (NAN, -0.30368, 0.765, 0.1, 0.4),  # x = −1, and z with it; h and RMS rest
+        (0.5, -0.042944, 0.42, 0.1, 0.4),
+    ]
+    driven = make(twin, ALIGNED, lr=1.0, momentum=0.5)
+    state = driven.step(Step(with_cosine(expected[0][0])))
+    assert_close(state.log_lr, math.log(0.01), "alignment_law")
+    assert (state.alignment_mean, state.alignment, state.aligned_pending) == (0.0, 0.0, 1.0)
+    for now, following in zip(expected, [*expected[1:], expected[0]], strict=True):
+        cosine, mean, overshoot, downhill, log_lr = now
+        state = driven.step(Step(with_cosine(following[0])))
+        assert state.alignment == (0.5 if cosine > 0 else -0.5)
+        assert_close(state.alignment_direction, 1.0 if cosine > 0 else -1.0, "alignment_law")
+        assert_close(state.alignment_mean, mean, "alignment_law")
+        assert_close(state.overshoot, overshoot, "alignment_law", scale=1.0)
+        assert_close(state.log_lr_downhill, math.log(0.01) + downhill, "alignment_law")
+        assert_close(state.log_lr, math.log(0.01) + log_lr, "alignment_law")
+        assert_close(state.lr, 0.01 * math.exp(log_lr), "alignment_law")
+        assert state.held == 0
+    # Five finite h²: (1 − 0.95⁵)/4, which is to be divided by 1 − 0.95⁵.
+    assert_close(state.alignment_square, (1 - 0.95**5) / 4, "alignment_law")
+    assert_close(state.alignment_weight, 1 - 0.95**5, "alignment_law")
+
+
+def test_sense_alignment() -> None:
+    state = fresh()
+    tell(state, (3.0, 4.0, 25.0))  # h = 3/(2·5) = 0.3
+    assert_close(laws.sense_alignment(state), 1.0, "alignment_law")
+    assert_close(state.alignment, 0.3, "alignment_law")
+    assert_close(state.alignment_square, 0.0045, "alignment_law")  # 0.05·0.09
+    assert state.alignment_weight == 0.05
+    tell(state, (-9.0, 4.0, 25.0))  # h = −0.9
+    # S2 = 0.95·0.0045 + 0.05·0.81 = 0.044775, over 0.95·0.05 + 0.05 = 0.0975: RMS = 0.677662.
+    assert_close(laws.sense_alignment(state), -0.9 / math.sqrt(0.044775 / 0.0975), "alignment_law")
+    assert state.alignment_direction == -1.0  # what e sees ends at ±1
+    assert_close(state.alignment_mean, 0.8 * 0.2 - 0.2, "alignment_law", scale=0.2)
+
+
+def test_one_step_says_no_more_than_two_units() -> None:
+    state = fresh()
+    for cosine, score in [(1e-3, 1.0)] * 20 + [(0.9, 2.0), (-0.9, -2.0), (0.0, 0.0)]:
+        tell(state, with_cosine(cosine))
+        # After 20 of 1/1000 their RMS is hardly more than that: 0.9 is 3.6 of them, −0.9 then 2.6.
+        assert laws.sense_alignment(state) == pytest.approx(score, abs=1e-12)
+        assert state.alignment_direction == pytest.approx(np.sign(score), abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("mean", "expected"),
+    [
+        (0.0, 0.0),
+        (0.3, 0.0),  # 0.09 is within its error of (1 − 0.09)/9 = 0.1011
+        (-0.3, 0.0),
+        (0.5, 0.5 - 0.75 / 9 / 0.5),
+        (-0.5, -0.5 + 0.75 / 9 / 0.5),
+        (1.0, 1.0),
+        (-1.0, -1.0),
+    ],
+)
+def test_beyond_noise(mean: float, expected: float) -> None:
+    assert_close(laws.beyond_noise(mean), expected, "alignment_law", scale=1.0)
+
+
+@pytest.mark.parametrize(
+    ("overshoot", "score", "expected"),
+    [(0.0, -2.0, 0.555), (1.0, 0.0, 0.955), (0.2, 1.0, 0.0), (0.5, 1.0, 0.155), (0.0, 2.0, 0.0)],
+)
+def test_next_overshoot(overshoot: float, score: float, expected: float) -> None:
+    assert_close(laws.next_overshoot(overshoot, score), expected, "alignment_law", scale=1.0)
+
+
+def fresh(control: Control = ALIGNED) -> State:
+    return laws.start(control, control.limits(LR, MOMENTUM), LR, MOMENTUM)
+
+
+def tell(state: State, sums: Sums) -> None:
+    state.aligned_gu, state.aligned_gg, state.aligned_uu = sums
+    state.aligned_pending = 1.0
+
+
+HORIZON = {"mode": "replace", "horizon": 10**6}
+KEPT = [
+    # Annealed by itself, by a scheduler, by a scheduler too, by nobody.
+    (HORIZON, 1.0),
+    ({"mode": "modulate", "horizon": 10**6}, 1.0),
+    ({"mode": "modulate"}, 1.0),
+    ({"mode": "replace"}, 0.5),
+]
+
+
+@both
+@pytest.mark.parametrize(("arguments", "share"), KEPT, ids=str)
+def test_held_is_what_clearly_pointed_downhill_or_half_of_it(
+    twin: str, arguments: dict[str, Any], share: float
+) -> None:
+    # The evidence stands at 4.9, and z = −1 adds 0.3 − 0.045: above 5. α goes back to where it was
+    # when e was last above 0.2, and stays there whatever comes.
+    control = Control(law="alignment", every=1, **arguments)
+    driven = make(twin, control)
+    alpha = control.start_lr(LR)
+    before = {"overshoot": 4.9, "log_lr_downhill": math.log(0.2 * alpha)}
+    before |= {"log_lr": math.log(0.25 * alpha), "alignment_mean": -0.1}
+    driven.put(**before)
+    driven.step(Step(with_cosine(-0.5)))
+    state = driven.step(Step(with_cosine(-0.5)))
+    assert state.held == 1
+    assert_close(state.overshoot, 5.155, "alignment_law")
+    assert_close(state.lr, share * 0.2 * alpha, "alignment_law")
+    for cosine in (0.9, 0.9, -0.9, NAN, 0.0):
+        after = driven.step(Step(with_cosine(cosine)))
+        assert (after.held, after.log_lr, after.lr) == (1.0, state.log_lr, state.lr)
+    # What is sensed goes on: e is still shown.
+    assert after.alignment_mean != state.alignment_mean
+
+
+@both
+def test_half_of_a_rate_at_the_lower_bound_is_the_bound(twin: str) -> None:
+    driven = make(twin, Control(law="alignment", lr_bounds=(1e-4, 1.0)))
+    found = math.log(1.5e-4)
+    driven.put(overshoot=4.9, log_lr_downhill=found, log_lr=math.log(2e-4))
+    driven.step(Step(with_cosine(-0.5)))
+    state = driven.step(Step(None))
+    assert state.held == 1
+    assert state.log_lr == math.log(1e-4)
+
+
+@both
+@pytest.mark.parametrize(
+    ("cooldown", "held_from", "left"),
+    [
+        # T = 100. The default: from 60 on min(1, (100 − t)/40).
+        (0.4, 60, {1: 1.0, 59: 1.0, 60: 1.0, 70: 0.75, 80: 0.5, 90: 0.25, 99: 0.025, 100: 0.0}),
+        (0.8, 20, {19: 1.0, 20: 1.0, 30: 0.875, 60: 0.5, 100: 0.0}),
+        (0.0, 100, {1: 1.0, 99: 1.0, 100: 1.0, 150: 1.0}),
+        (0.25, 75, {75: 1.0, 80: 0.8, 95: 0.2, 100: 0.0, 101: 0.0, 150: 0.0}),
+    ],
+)
+def test_the_cooldown_by_hand(
+    twin: str, cooldown: float, held_from: int, left: dict[int, float]
+) -> None:
+    control = Control(law="alignment", horizon=100, cooldown=cooldown)
+    # Nothing to read: α is still where the search starts when the cooldown ends the search.
+    states = course(twin, control, [Step(None)] * 150)
+    assert first_held(states) == held_from - 1
+    for t, share in left.items():
+        assert_close(states[t - 1].anneal, share, "alignment_law")
+        assert_close(states[t - 1].lr, share * LR / 100, "alignment_law")
+        assert_close(states[t - 1].log_lr, math.log(LR / 100), "alignment_law")
+
+
+@both
+def test_a_scheduler_anneals_in_modulate(twin: str) -> None:
+    control = Control(law="alignment", mode="modulate", horizon=100)
+    states = course(twin, control, [Step(None)] * 150)
+    assert first_held(states) == 59
+    assert {state.anneal for state in states} == {1.0}
+    assert_close([state.lr for state in states], [0.01] * 150, "alignment_law")
+
+
+@both
+def test_the_cooldown_holds_the_last_rate_that_clearly_pointed_downhill(twin: str) -> None:
+    # 30 steps downhill, then as many that say nothing: e sinks below 0.2 and α grows on, to be
+    # taken back when the cooldown begins at step 60.
+    control = Control(law="alignment", horizon=100)
+    signs = [1.0] * 30 + [1.0, -1.0] * 20
+    states = course(twin, control, sweeps(sums_of([0.3 * s for s in signs])))
+    assert first_held(states) == 59
+    before, after = states[58], states[59]
+    assert before.alignment_mean < 0.2
+    assert before.log_lr > before.log_lr_downhill > math.log(LR / 100)
+    assert after.log_lr == before.log_lr_downhill == after.log_lr_downhill
+    assert after.anneal == 1.0
+
+
+def test_groups_keep_their_ratios_from_search_to_cooldown() -> None:
+    driven = CompiledTwin(Control(law="alignment", horizon=100))
+    driven.groups = driven.groups.repeat(3, 1)
+    driven.groups[1:, 0] = torch.tensor([7 * LR, 0.0])
+    driven.effective = torch.zeros(3, 2, dtype=torch.float64)
+    phases = set()
+    for step in sweeps(sums_of(cosines(100, 20, seed=1))):
+        state = driven.step(step)
+        phases.add((state.held, state.anneal < 1))
+        groups = driven.groups[:, 0].tolist()
+        expected = [oracle_group_lr(lr, state.lr, LR, "replace") for lr in groups]
+        assert_close(driven.effective[:, 0], expected, "alignment_law")
+        assert_close([laws.group_lr(lr, state) for lr in groups], expected, "alignment_law")
+    assert phases == {(0.0, False), (1.0, False), (1.0, True)}
+    assert driven.effective[:, 0].tolist() == [0.0, 0.0, 0.0]
+
+
+# --- Where there is nothing to read -----------------------------------------------------------
+
+SEARCH = (
+    "log_lr",
+    "alignment",
+    "alignment_square",
+    "alignment_weight",
+    "alignment_direction",
+    "alignment_mean",
+    "overshoot",
+    "log_lr_downhill",
+    "held",
+)
+
+
+def search_of(state: State) -> list[float]:
+    return [getattr(state, name) for name in SEARCH]
+
+
+@both
+@pytest.mark.parametrize(
+    "nothing",
+    [None, (0.0, 0.0, 0.0), (0.0, 0.0, 4.0), (0.0, 16.0, 0.0), (NAN, NAN, 0.0), (INF, 0.0, 4.0)],
+    ids=str,
+)
+def test_nothing_to_read_moves_nothing(twin: str, nothing: Sums | None) -> None:
+    driven = make(twin, ALIGNED)
+    for cosine in (0.5, 0.3, 0.5):
+        driven.step(Step(with_cosine(cosine)))
+    before = driven.step(Step(nothing))
+    for _ in range(3):
+        after = driven.step(Step(nothing))
+        assert search_of(after) == search_of(before)
+    assert after.step == before.step + 3
+
+
+@both
+def test_sums_are_read_once(twin: str) -> None:
+    driven = make(twin, ALIGNED)
+    driven.step(Step(with_cosine(0.5)))
+    read = driven.step(Step(None))
+    assert (read.alignment, read.aligned_pending) == (0.5, 0.0)
+    again = driven.step(Step(None))
+    assert search_of(again) == search_of(read)
+
+
+@both
+def test_a_skipped_step_brings_no_sums_and_costs_none(twin: str) -> None:
+    plain, skipping = make(twin, ALIGNED), make(twin, ALIGNED)
+    for cosine in (0.5, -0.2, 0.4, 0.1):
+        expected = plain.step(Step(with_cosine(cosine)))
+        actual = skipping.step(Step(with_cosine(cosine)))
+        skipped = skipping.step(Step((NAN, INF, INF), loss=3.0, skipped=True))
+        assert repr(replace(skipped, active=1.0)) == repr(actual) == repr(expected)
+
+
+@pytest.mark.parametrize("bad", [(NAN, 16.0, 4.0), (1.0, NAN, 4.0), (INF, INF, INF)], ids=str)
+@both
+def test_what_is_not_finite_counts_as_uphill(twin: str, bad: Sums) -> None:
+    driven = make(twin, ALIGNED)
+    driven.step(Step(bad))
+    first = driven.step(Step(bad))
+    # From the very first on, before any h has given an RMS.
+    assert (first.alignment, first.alignment_weight, first.alignment_direction) == (0.0, 0.0, -1.0)
+    for _ in range(5):
+        driven.step(Step(with_cosine(0.5)))
+    before = driven.step(Step(bad))
+    after = driven.step(Step(None))
+    assert (after.alignment, after.alignment_square) == (before.alignment, before.alignment_square)
+    assert after.alignment_direction == -1.0
+    assert_close(after.alignment_mean, 0.8 * before.alignment_mean - 0.2, "alignment_law")
+    assert_close(after.overshoot - before.overshoot, 0.255, "alignment_law")
+    assert all(math.isfinite(x) for x in search_of(after))
+
+
+def test_the_sums_of_all_tensors_are_added_in_order() -> None:
+    controller = Controller(ALIGNED, LR, MOMENTUM)
+    # In this order and no other: 1 is lost in 2^53, 2^53 + 2 is exact.
+    rows = torch.tensor([[2.0**53] * 3, [1.0] * 3, [1.0] * 3, [2.0] * 3], dtype=torch.float64)
+    controller.gather([rows[:1], rows[1:1], rows[1:]])
+    assert controller.alignment.tolist() == [2.0**53 + 2] * 3
+    controller.gather([])
+    assert controller.alignment.tolist() == [0.0] * 3
+
+
+# --- The oracle, and both twins ---------------------------------------------------------------
+
+
+def assert_equal(actual: Sequence[State], expected: Sequence[State]) -> None:
+    """Raise unless every number of every state is the same, with NaN where NaN is.
+
+    Nothing is rounded otherwise in one than in the other: both call the same libm.
+    """
+    for field in fields(State):
+        a, e = ([getattr(s, field.name) for s in states] for states in (actual, expected))
+        np.testing.assert_array_equal(a, e, err_msg=field.name)
+
+
+def compare(
+    steps: list[Step], lr: float = LR, momentum: float = MOMENTUM, **arguments: Any
+) -> dict[str, Any]:
+    """Hold both twins to the oracle, and each other; return the course."""
+    control = Control(law="alignment", **arguments)
+    python = course("python", control, steps, lr, momentum)
+    assert_equal(course("compiled", control, steps, lr, momentum), python)
+    actual = alignment_course_of(python)
+    expected = oracle_alignment_course(steps, lr=lr, momentum=momentum, **arguments)
+    assert_same_alignment(actual, expected)
+    return actual
+
+
+@pytest.mark.parametrize("every", [1, 3, None])
+@pytest.mark.parametrize("cooldown", [0, 0.4, 0.9])
+@pytest.mark.parametrize("horizon", [None, 60, 600])
+@pytest.mark.parametrize("mode", ["replace", "modulate"])
+def test_oracle_every_combination(
+    mode: str, horizon: int | None, cooldown: float, every: int | None
+) -> None:
+    for seed, (momentum, reward) in enumerate(((0.5, "given"), (0.9, "neg_loss"), (0.99, "none"))):
+        steps = alignment_stream(500, 250, seed + 10, rewarded=reward == "given")
+        arguments: dict[str, Any] = {"mode": mode, "horizon": horizon, "every": every}
+        arguments |= {"cooldown": cooldown, "reward": reward}
+        found = compare(steps, momentum=momentum, **arguments)
+        held = int(found["held"].argmax())
+        if horizon is None or (horizon, cooldown) in ((600, 0), (600, 0.4)):
+            assert 250 < held < 310, "it was to be held by what the stream says"
+        else:
+            assert held <= 90
+        if cooldown < 0.9 or horizon is None:
+            assert np.unique(found["log_lr"]).size > 25
+        assert np.unique(found["momentum"]).size > 10
+        if horizon == 600 and cooldown > 0 and mode == "replace":
+            assert 0 < found["anneal"][-1] < 0.6
+        elif horizon == 60 and cooldown > 0 and mode == "replace":
+            assert found["lr"][-1] == 0
+
+
+SWEEP: list[dict[str, Any]] = [
+    {},
+    {"horizon": 1800, "acquire_from": 0.05, "every": 7},
+    {"acquire_from": 1e-4, "lr_bounds": (5e-5, 3e-3), "noise_bounds": (0.01, 0.2)},
+    # What is α's other law's must have no effect.
+    {"gain_lr_reward": 3.0, "gain_lr_loss": 2.0, "lr_change": (0.5, 2.0), "every": 1},
+    {"mode": "modulate", "acquire_from": 3.0, "lr_bounds": (0.5, 4.0), "reward": "none"},
+    {"momentum_bounds": (0.6, 0.95), "gain_momentum_loss": 0.5, "gain_momentum_reward": 0.5},
+]
+
+
+@pytest.mark.parametrize("arguments", SWEEP, ids=str)
+def test_oracle_sweep(arguments: dict[str, Any]) -> None:
+    found = compare(alignment_stream(2000, 1200, seed=len(str(arguments))), **arguments)
+    assert np.unique(found["log_lr"]).size > 25
+    assert np.unique(found["overshoot"]).size > 50
+    assert found["held"][-1] == 1
+    assert found["nonfinite"][-1] > 10
+
+
+@pytest.mark.parametrize("size", [1e-150, 1e-20, 1e150])
+def test_oracle_at_the_ends_of_float64(size: float) -> None:
+    """Cosines of a size that none has: whatever h is, the law measures it by itself."""
+    steps = sweeps(sums_of(cosines(300, 150, seed=4, size=size)))
+    found = compare(steps)
+    assert found["held"][-1] == 1
+    assert np.unique(found["log_lr"]).size > 100
+
+
+def test_oracle_in_pure_noise_and_at_rest() -> None:
+    rng = np.random.default_rng(5)
+    compare(sweeps(sums_of(0.1 * rng.standard_normal(2000))))
+    compare(sweeps(sums_of(rng.choice([-0.3, 0.0, 0.3], 500))))
+    compare([Step(None)] * 50 + sweeps(sums_of([1.0] * 300)))
+    compare([Step((NAN, 1.0, 1.0))] * 300)
+
+
+MUTANTS: dict[str, Callable[..., Any]] = {
+    "ema": lambda average, sample, beta: average + 1.01 * beta * (sample - average),
+    "ratio": lambda x, scale: x / (scale + 1e-8),
+    "beyond_noise": lambda mean: mean,
+    "next_overshoot": lambda s, z: s - 0.3 * z - 0.045,
+    "hold": lambda state, *_: setattr(state, "held", 1.0),
+    "sense_alignment": lambda state: -1.0,
+}
+CONSTANTS = (
+    "ALIGNMENT_BETA",
+    "DIRECTION_BETA",
+    "CLEARLY_DOWNHILL",
+    "GROWTH",
+    "OVERSHOOT_SIZE",
+    "OVERSHOOT_CLIP",
+    "OVERSHOOT_ENOUGH",
+    "REACH",
+)
+
+
+def python_against_oracle() -> None:
+    """Streams that turn, and one of noise, in which α lies against what it may reach."""
+    noise = 0.3 * np.random.default_rng(7).standard_normal(300)
+    streams = [alignment_stream(400, 200, seed) for seed in (3, 4, 5)] + [sweeps(sums_of(noise))]
+    for steps in streams:
+        actual = alignment_course_of(course("python", ALIGNED, steps, momentum=0.5))
+        expected = oracle_alignment_course(steps, lr=LR, momentum=0.5, every=1)
+        assert_same_alignment(actual, expected)
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_the_comparison_sees_a_mutant(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    python_against_oracle()
+    monkeypatch.setattr(laws, name, MUTANTS[name])
+    with pytest.raises(AssertionError):
+        python_against_oracle()
+
+
+@pytest.mark.parametrize("factor", [0.99, 1.01])
+@pytest.mark.parametrize("name", CONSTANTS)
+def test_the_comparison_sees_another_constant(
+    name: str, factor: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(laws, name, factor * getattr(laws, name))
+    with pytest.raises(AssertionError):
+        python_against_oracle()
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_the_comparison_of_the_twins_sees_a_mutant(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = alignment_stream(400, 200, seed=3)
+    compiled = course("compiled", ALIGNED, steps)
+    assert_equal(compiled, course("python", ALIGNED, steps))
+    monkeypatch.setattr(laws, name, MUTANTS[name])
+    with pytest.raises(AssertionError):
+        assert_equal(compiled, course("python", ALIGNED, steps))
+
+
+@pytest.mark.parametrize("name", ALIGNMENT_COURSES)
+def test_the_comparison_sees_a_millionth(name: str) -> None:
+    steps = alignment_stream(400, 200, seed=3)
+    right = oracle_alignment_course(steps, lr=LR, momentum=MOMENTUM, horizon=300)
+    wrong = right | {name: right[name] * (1 + 1e-6)}
+    assert_same_alignment(right, right)
+    with pytest.raises(AssertionError, match=f"^{name}: alignment_law: "):
+        assert_same_alignment(wrong, right)
+
+
+def test_the_comparison_sees_sums_read_a_step_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    waiting: list[Sums] = []
+
+    def late(self: OracleAlignmentController, *sums: float) -> None:
+        waiting.append(sums)  # type: ignore[arg-type]
+        self._sums = waiting[-2] if len(waiting) > 1 else None
+
+    monkeypatch.setattr(OracleAlignmentController, "gather", late)
+    with pytest.raises(AssertionError):
+        python_against_oracle()
+
+
+# --- Properties -------------------------------------------------------------------------------
+
+ORDINARY: dict[str, Callable[[np.random.Generator, int], Any]] = {
+    "downhill": lambda rng, n: 0.3 * (1.0 + rng.standard_normal(n)),
+    "uphill": lambda rng, n: 0.3 * (rng.standard_normal(n) - 1.0),
+    "noise": lambda rng, n: 0.3 * rng.standard_normal(n),
+    "zero": lambda rng, n: np.zeros(n),
+    "one": lambda rng, n: np.ones(n),
+    "tiny": lambda rng, n: 1e-9 * rng.standard_normal(n),
+    "alternating": lambda rng, n: 0.5 * (-1.0) ** np.arange(n),
+}
+
+
+def _stretch(drawn: tuple[str, int, int]) -> list[Sums]:
+    rng = np.random.default_rng(drawn[2])
+    return sums_of(ORDINARY[drawn[0]](rng, drawn[1]), drawn[2])
+
+
+STRETCHES = st.tuples(
+    st.sampled_from(sorted(ORDINARY)), st.integers(1, 30), st.integers(0, 2**32 - 1)
+).map(_stretch)
+STREAMS = st.lists(STRETCHES, min_size=1, max_size=6).map(
+    lambda parts: [Step(s) for part in parts for s in part]
+)
+ANYTHING = st.floats(allow_nan=True, allow_infinity=True)
+SQUARES = st.one_of(st.sampled_from([NAN, INF, 0.0]), st.floats(min_value=0.0))
+
+
+def _wild(drawn: tuple[float, float, float]) -> Sums:
+    """|Σ g·u| is never above |g|·|u|, but where something is not finite."""
+    cosine, gg, uu = drawn
+    return (cosine * math.sqrt(gg) * math.sqrt(uu), gg, uu)
+
+
+WILD_COSINES = st.one_of(st.sampled_from([NAN, INF, -INF]), st.floats(-1.0, 1.0))
+WILD = st.lists(
+    st.builds(
+        Step,
+        st.one_of(st.none(), st.tuples(WILD_COSINES, SQUARES, SQUARES).map(_wild)),
+        st.one_of(st.none(), ANYTHING),
+        st.none(),
+        st.booleans(),
+    ),
+    min_size=1,
+    max_size=40,
+)
+CONTROLS = st.builds(
+    Control,
+    law=st.just("alignment"),
+    mode=st.sampled_from(["replace", "modulate"]),
+    every=st.sampled_from([1, 3, None]),
+    horizon=st.sampled_from([None, 1, 17, 90, 10**6]),
+    cooldown=st.sampled_from([0.0, 0.4, 0.7, 0.95]),
+    gain_momentum_loss=st.sampled_from([0.0, 0.04, 5.0]),
+)
+MOMENTA = st.sampled_from([0.0, 0.5, 0.9, 0.99])
+
+
+@both
+@given(CONTROLS, st.one_of(STREAMS, WILD), MOMENTA)
+@settings(max_examples=250)
+def test_promises_of_every_course(
+    twin: str, control: Control, steps: list[Step], momentum: float
+) -> None:
+    """Bounds; nothing but ±∞ where none is known; held for good; the cooldown only cools."""
+    limits = control.limits(LR, momentum)
+    low, high = math.log(limits.lr_min), math.log(limits.lr_max)
+    before = fresh(control)
+    for state in course(twin, control, steps, momentum=momentum):
+        assert low <= state.log_lr <= high
+        assert limits.lr_min * state.anneal <= state.lr <= limits.lr_max * state.anneal
+        for name in SEARCH:
+            value = getattr(state, name)
+            unknown = name == "log_lr_downhill" and value == -INF
+            assert math.isfinite(value) or unknown, (name, value)
+        assert -1 <= state.alignment_direction <= 1
+        assert -1 <= state.alignment_mean <= 1
+        assert 0 <= state.overshoot <= 5 + 0.555
+        assert state.held >= before.held
+        assert 0 <= state.anneal <= before.anneal
+        if before.held:
+            assert (state.log_lr, state.log_lr_downhill) == (before.log_lr, before.log_lr_downhill)
+        if control.horizon is not None and state.step >= control.horizon:
+            assert state.held == 1
+        before = state
+
+
+@pytest.mark.parametrize(
+    ("name", "mutant"),
+    [
+        ("clip", lambda x, low, high: x),
+        ("hold", lambda *_: None),
+        ("next_overshoot", lambda s, z: s + 1.0),
+        ("beyond_noise", lambda mean: NAN),
+        ("ema", lambda average, sample, beta: average + sample),
+    ],
+)
+def test_a_broken_law_breaks_a_promise(
+    name: str, mutant: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check = test_promises_of_every_course.hypothesis.inner_test  # type: ignore[attr-defined]
+    control = Control(law="alignment", horizon=300)
+    steps = sweeps(sums_of(cosines(400, 200, seed=3, mean=3.0)))
+    check("python", control, steps, MOMENTUM)
+    monkeypatch.setattr(laws, name, mutant)
+    with pytest.raises(AssertionError):
+        check("python", control, steps, MOMENTUM)
+
+
+UNITLESS = (*SEARCH, "lr", "momentum", "noise", "anneal")
+
+
+def unitless(states: Sequence[State]) -> np.ndarray:
+    return np.array([[getattr(state, name) for name in UNITLESS] for state in states])
+
+
+def rescaled(steps: Sequence[Step], of_gradient: float, of_update: float) -> list[Step]:
+    """The sums of c·g and d·u."""
+    c, d = of_gradient, of_update
+    return [
+        Step((s.sums[0] * c * d, s.sums[1] * c * c, s.sums[2] * d * d)) for s in steps if s.sums
+    ]
+
+
+@both
+@given(STREAMS, st.integers(-100, 100), st.integers(-100, 100))
+@settings(max_examples=150)
+def test_powers_of_two_of_gradient_and_update_change_no_bit(
+    twin: str, steps: list[Step], of_gradient: int, of_update: int
+) -> None:
+    plain = unitless(course(twin, ALIGNED, steps))
+    scaled = rescaled(steps, 2.0**of_gradient, 2.0**of_update)
+    assert unitless(course(twin, ALIGNED, scaled)).tobytes() == plain.tobytes()
+
+
+@both
+@given(STREAMS, st.floats(-60, 60), st.floats(-60, 60))
+@settings(max_examples=150)
+def test_any_factor_of_gradient_and_update_changes_rounding_only(
+    twin: str, steps: list[Step], of_gradient: float, of_update: float
+) -> None:
+    plain = unitless(course(twin, ALIGNED, steps))
+    scaled = unitless(course(twin, ALIGNED, rescaled(steps, 10**of_gradient, 10**of_update)))
+    for i, name in enumerate(UNITLESS):
+        # e and S pass through zero, in units of 1.
+        scale = 1.0 if name in ("alignment_mean", "overshoot") else None
+        assert_close(scaled[:, i], plain[:, i], "alignment_law", scale=scale)
+
+
+def test_the_comparison_of_scales_can_fail() -> None:
+    steps = sweeps(sums_of(cosines(100, 50, seed=1)))
+    shifted = [Step((s.sums[0] + 1e-3, *s.sums[1:])) for s in steps if s.sums]
+    assert (
+        unitless(course("python", ALIGNED, shifted)) != unitless(course("python", ALIGNED, steps))
+    ).any()
+
+
+@both
+@pytest.mark.parametrize("mean", [0.5, 1.0, 2.0])
+def test_where_updates_point_downhill_alpha_grows_and_goes_on_growing(
+    twin: str, mean: float
+) -> None:
+    for seed in range(5):
+        stream = sums_of(cosines(400, 400, seed, mean=mean))
+        states = course(twin, ALIGNED, sweeps(stream))
+        assert first_held(states) is None
+        levels = [state.log_lr - states[0].log_lr for state in states]
+        # From a hundredth of lr to 10^4 times it are 13.8 log-units; noise slows it down.
+        assert levels[399] > 11
+        assert levels[100] > 1.5
+        assert states[-1].lr <= 1e4 * LR
+    # And the fastest that it can be: nothing but +1, so that e = 1 − 0.8^n, and up to 0.12 a step.
+    growth = np.diff([s.log_lr for s in course(twin, ALIGNED, sweeps(sums_of([0.5] * 60)))])
+    e = 1 - 0.8 ** np.arange(2, 60)
+    assert_close(growth[1:], 0.1 * (e - (1 - e**2) / 9 / e + 0.2), "alignment_law", scale=1.0)
+    assert growth[-1] == pytest.approx(0.12, rel=1e-4)
+
+
+@both
+@pytest.mark.parametrize(
+    ("mean", "within", "above"), [(0.5, 160, 1.0), (1.0, 50, 0.3), (2.0, 30, 0.1)]
+)
+def test_where_updates_turn_uphill_the_rate_is_soon_held(
+    twin: str, mean: float, within: int, above: float
+) -> None:
+    for seed in range(10):
+        states = course(twin, ALIGNED, sweeps(sums_of(cosines(300, 100, seed, mean=mean))))
+        held = first_held(states)
+        assert held is not None
+        assert 100 < held < 100 + within
+        # Half of a rate from before the turn, or from so long after it as e takes to notice.
+        assert states[held].log_lr - math.log(0.5) <= states[100].log_lr + above
+
+
+@both
+def test_a_start_far_too_high_goes_down_and_is_not_held_there(twin: str) -> None:
+    control = replace(ALIGNED, acquire_from=100 * LR)
+    uphill, downhill = [-0.5] * 40, [0.5] * 20
+    states = course(twin, control, sweeps(sums_of(uphill + downhill)))
+    levels = [state.log_lr for state in states[:41]]
+    # Nothing but −1, so that e = −(1 − 0.8^n): down as soon as that is beyond its error, and in
+    # the end by 0.1·(−1 + 0.2) in a step.
+    assert all(b < a for a, b in itertools.pairwise(levels[3:]))
+    assert levels[-1] - levels[-2] == pytest.approx(-0.08, rel=1e-3)
+    assert levels[-1] < levels[0] - 2
+    assert {state.held for state in states} == {0.0}
+    assert {state.overshoot for state in states[:41]} == {0.0}
+    assert states[40].log_lr_downhill == -INF
+    # Once it is low enough it looks upwards again.
+    assert states[-1].log_lr > levels[-1]
+    assert states[-1].log_lr_downhill > -INF
+
+
+def prototypes_hold(stream: Iterable[float]) -> int | None:
+    """When the rule of decisions.md 23 holds: at the first e ≤ −0.1, e from 1."""
+    square, weight, mean = 0.0, 0.0, 1.0
+    for step, h in enumerate(stream):
+        square, weight = 0.95 * square + 0.05 * h * h, 0.95 * weight + 0.05
+        mean += 0.2 * (max(-1.0, min(h / math.sqrt(square / weight), 1.0)) - mean)
+        if mean <= -0.1:
+            return step
+    return None
+
+
+def test_noise_alone_holds_the_prototype_at_once_and_this_law_hardly_ever() -> None:
+    """The known failure (notes/evidence.md): an initial plateau, where h is noise.
+
+    A false alarm in some 3,000 steps is what the law's constants are for: 13 in 200 × 200.
+    """
+    prototype, law, grown = [], [], []
+    for seed in range(200):
+        stream = 0.3 * np.random.default_rng(seed).standard_normal(200)
+        prototype.append(prototypes_hold(stream[:50].tolist()))
+        states = course("python", ALIGNED, sweeps(sums_of(stream)))
+        law.append(first_held(states))
+        grown.append(states[-1].log_lr - states[0].log_lr)
+    assert sum(step is not None for step in prototype) > 190
+    assert sum(step is not None for step in law) <= 13 / 2
+    # It gets on: from a hundredth of lr, 2 log-units and more in 200 steps, and 3 on average.
+    assert np.mean(grown) > 2.5
+    assert np.median(grown) > 2
+
+
+def test_the_compiled_law_does_the_same_in_noise() -> None:
+    for seed in range(3):
+        steps = sweeps(sums_of(0.3 * np.random.default_rng(seed).standard_normal(200)))
+        assert_equal(course("compiled", ALIGNED, steps), course("python", ALIGNED, steps))
+
+
+# --- In training ------------------------------------------------------------------------------
+
+SHAPES = ((7,), (6, 5), (), (3, 4))
+FAST = (0.5, 0.999)
+"""β₁ = 1/2: α moves five times as fast as at 0.9, and is held after some 75 steps."""
+
+
+def searching(
+    params: list[nn.Parameter], control: Control | None = None, lr: float = 0.1
+) -> AdaptiveAdamW:
+    return AdaptiveAdamW(params, lr=lr, betas=FAST, control=control or Control.find_lr())
+
+
+def memory_of(optimizer: AdaptiveAdamW) -> Tensor:
+    memory: Tensor = optimizer.param_groups[0]["adaptive_state"]
+    return memory
+
+
+def test_the_rate_that_is_found_hardly_depends_on_the_one_given() -> None:
+    found = []
+    for lr in (1e-3, 1e-1, 1e1):
+        params = parameters(*SHAPES)
+        optimizer = searching(params, lr=lr)
+        assert optimizer.knobs()["lr"] == pytest.approx(lr / 100, rel=1e-12)
+        descend(optimizer, params, 150)
+        assert optimizer.knobs()["held"] == 1
+        found.append(optimizer.knobs()["lr"])
+    assert max(found) < 2 * min(found)
+    assert 0.1 < found[0] < 2
+
+
+def through_a_file(optimizer: AdaptiveAdamW, params: list[nn.Parameter]) -> Any:
+    buffer = io.BytesIO()
+    torch.save((optimizer.state_dict(), values(params)), buffer)
+    buffer.seek(0)
+    saved, numbers = torch.load(buffer, weights_only=True)
+    resumed = [nn.Parameter(x) for x in numbers]
+    other = searching(resumed, optimizer.control)
+    other.load_state_dict(saved)
+    return other, resumed
+
+
+COPIERS: dict[str, Callable[[AdaptiveAdamW, list[nn.Parameter]], Any]] = {
+    "torch.save": through_a_file,
+    "deepcopy": lambda optimizer, params: copy.deepcopy((optimizer, params)),
+    "pickle": lambda optimizer, params: pickle.loads(pickle.dumps((optimizer, params))),
+}
+RESUMED = {
+    "no horizon": Control.find_lr(),
+    "a horizon": Control.find_lr(150),
+    "all knobs": Control(law="alignment", horizon=150, every=3, noise_bounds=(0.0, 0.1)),
+    "modulate": replace(Control.find_lr(150), mode="modulate"),
+}
+
+
+@pytest.mark.parametrize("way", COPIERS)
+@pytest.mark.parametrize("name", RESUMED)
+def test_resumed_in_mid_search_it_goes_on_to_the_bit(name: str, way: str) -> None:
+    params = parameters(*SHAPES)
+    optimizer = searching(params, RESUMED[name])
+    descend(optimizer, params, 40)
+    before = optimizer.knobs()
+    assert (before["held"], before["step"]) == (0, 40)
+    other, resumed = COPIERS[way](optimizer, params)
+    for first in range(40, 140, 25):
+        for each, its in ((optimizer, params), (other, resumed)):
+            descend(each, its, 25, first=first)
+        assert_same(memory_of(other), memory_of(optimizer))
+        assert_same(values(resumed), values(params))
+        assert repr(other.knobs()) == repr(optimizer.knobs())
+    assert optimizer.knobs()["held"] == 1
+    assert optimizer.knobs()["alpha"] != before["alpha"]
+
+
+@pytest.mark.parametrize("name", ["aligned_pending", "aligned_gu", "alignment_square", "overshoot"])
+def test_a_resumed_run_needs_all_of_its_memory(name: str) -> None:
+    params = parameters(*SHAPES)
+    optimizer = searching(params)
+    descend(optimizer, params, 60)
+    saved = copy.deepcopy(optimizer.state_dict())
+    assert saved["param_groups"][0]["adaptive_state"][SLOT[name]] != 0
+    saved["param_groups"][0]["adaptive_state"][SLOT[name]] = 0.0
+    resumed = parameters(*SHAPES)
+    other = searching(resumed)
+    other.load_state_dict(saved)
+    for param, now in zip(resumed, params, strict=True):
+        param.data.copy_(now.data)
+    descend(optimizer, params, 10, first=60)
+    descend(other, resumed, 10, first=60)
+    assert_differ(memory_of(other), memory_of(optimizer))
+
+
+def test_losses_do_not_touch_alpha() -> None:
+    ends = []
+    for slope in (-1.0, 1.0, NAN):
+        params = parameters(*SHAPES)
+        optimizer = searching(params, replace(Control.find_lr(), every=2))
+        rates = []
+        for step in range(60):
+            draw_gradients(params, step)
+            optimizer.step(loss=10.0 + slope * step)
+            rates.append(optimizer.knobs()["alpha"])
+        ends.append((rates, optimizer.knobs()["loss_direction"]))
+    assert ends[0][0] == ends[1][0] == ends[2][0]
+    assert len(set(ends[0][0])) > 30
+    assert ends[0][1] < 0 < ends[1][1]
+
+
+@both
+@pytest.mark.parametrize("every", [1, 3, None])
+def test_momentum_and_noise_keep_their_laws(twin: str, every: int | None) -> None:
+    steps = [step for step in alignment_stream(500, 300, seed=2) if not step.skipped]
+    aligned = course(twin, Control(law="alignment", every=every, horizon=400), steps)
+    by_loss = course(twin, Control(law="loss", every=every), steps)
+    for name in ("logit_momentum", "momentum", "log_noise", "noise", "updates", "plateau"):
+        ours, theirs = ([getattr(state, name) for state in states] for states in (aligned, by_loss))
+        assert ours == theirs, name
+        assert len(set(ours)) > 20
+    assert aligned[-1].lr != by_loss[-1].lr
+
+
+@pytest.mark.parametrize("every", [2, 10, None])
+def test_nothing_need_be_observed(every: int | None) -> None:
+    params = parameters(*SHAPES)
+    optimizer = searching(params, Control(law="alignment", every=every))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for step in range(30):
+            draw_gradients(params, step)
+            optimizer.step()
+    knobs = optimizer.knobs()
+    assert knobs["alpha"] > 0.1 / 100
+    assert (knobs["updates"], knobs["noise"], knobs["momentum"]) == (0, 0.0, 0.5)
+    # The law of losses has something to say about that.
+    blind = searching(parameters(*SHAPES), Control(every=2))
+    for _ in range(9):
+        blind.step()
+    with pytest.warns(UserWarning, match="was never told a loss"):
+        blind.step()
+
+
+@pytest.mark.parametrize("observed", [False, True])
+def test_knobs_and_trace_show_the_search(observed: bool) -> None:
+    params = parameters(*SHAPES)
+    optimizer = searching(params, Control(law="alignment", every=5))
+    states = {}
+    for step in range(1, 123):
+        descend_unobserved(optimizer, params, step, observed)
+        states[step] = optimizer._controller.read()
+        knobs = optimizer.knobs()
+        for name in ("alignment", "alignment_direction", "alignment_mean", "held"):
+            assert knobs[name] == getattr(states[step], name)
+        assert knobs["alpha"] == states[step].lr
+        assert knobs["lr"] == pytest.approx(knobs["alpha"], rel=1e-12)
+    trace = optimizer.trace()
+    # A row every K steps, whether or not there is a loss to report, and no second one where there
+    # is.
+    assert trace["step"].tolist() == list(range(5, 121, 5))
+    for column in TRACE_COLUMNS:
+        expected = [getattr(states[step], column) for step in range(5, 121, 5)]
+        np.testing.assert_array_equal(trace[column].numpy(), expected, err_msg=column)
+    assert trace["loss"].isnan().all() == (not observed)
+    assert len(set(trace["alignment"].tolist())) > 20
+    assert trace["held"].tolist() == sorted(trace["held"].tolist())
+    assert (trace["held"][0], trace["held"][-1]) == (0, 1)
+    assert (trace["alignment_direction"].abs() <= 1).all()
+
+
+def descend_unobserved(
+    optimizer: AdaptiveAdamW, params: list[nn.Parameter], step: int, observed: bool
+) -> None:
+    loss = quadratic(params, step)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step(loss=loss if observed else None)
+
+
+def test_the_law_of_losses_traces_what_is_observed_alone() -> None:
+    controller = Controller(Control(every=2), LR, MOMENTUM)
+    groups = torch.tensor([[LR, MOMENTUM, 0.999, 1e-8, 0.0]], dtype=torch.float64)
+    for _ in range(6):
+        controller.advance(groups, torch.zeros(1, 2, dtype=torch.float64))
+    assert controller.trace()["step"].tolist() == []
+
+
+def test_groups_keep_their_ratios_in_training() -> None:
+    params = parameters(*SHAPES)
+    groups = [
+        {"params": params[:1], "lr": 0.1},
+        {"params": params[1:3], "lr": 0.7},
+        {"params": params[3:], "lr": 0.0},
+    ]
+    optimizer = AdaptiveAdamW(groups, betas=FAST, control=Control.find_lr(120))
+    start = values(params)
+    seen = set()
+    for step in range(130):
+        descend(optimizer, params, 1, first=step)
+        knobs = optimizer.knobs()
+        table = optimizer._group_table
+        assert table is not None
+        first, second, third = table.effective[:, 0].tolist()
+        assert first == pytest.approx(knobs["alpha"], rel=1e-12)
+        assert second == pytest.approx(7 * first, rel=1e-12)
+        assert third == 0
+        seen.add((knobs["held"], first < 0.1 / 100, first == 0))
+        if step == 119:
+            end = values(params)
+    # Above its start in the search, and when it is held; then down, to nothing.
+    assert {(0.0, False, False), (1.0, False, False), (1.0, True, True)} <= seen
+    # At a rate of zero nothing moves, weight decay included.
+    assert_same(values(params), end)
+    assert_differ(end[1], start[1])
+    assert_same(end[3], start[3])
+
+
+# --- What it says -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("control", "what"),
+    [
+        (Control.find_lr(), "learning rate"),
+        (replace(Control.find_lr(), mode="modulate"), "factor of the learning rate"),
+    ],
+    ids=["replace", "modulate"],
+)
+def test_it_says_once_when_the_rate_is_held(
+    control: Control, what: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    params = parameters(*SHAPES)
+    optimizer = searching(params, control)
+    with caplog.at_level(logging.INFO, logger="adaptiverl"):
+        held = None
+        for step in range(220):
+            descend(optimizer, params, 1, first=step)
+            if held is None and optimizer.knobs()["held"]:
+                held = step + 1
+                assert len(caplog.records) == 1
+            assert held is not None or not caplog.records
+        assert held is not None
+        alpha = optimizer.knobs()["alpha"]
+        message = f"AdaptiveAdamW holds the {what} it found: {alpha:.3g}, by step {held}"
+        assert [(r.levelno, r.getMessage()) for r in caplog.records] == [(logging.INFO, message)]
+        # What a checkpoint already held is not news.
+        resumed = parameters(*SHAPES)
+        other = searching(resumed, control)
+        other.load_state_dict(optimizer.state_dict())
+        descend(other, resumed, 70, first=220)
+        assert len(caplog.records) == 1
+
+
+def test_it_warns_once_of_steps_beyond_the_horizon(caplog: pytest.LogCaptureFixture) -> None:
+    params = parameters((3,))
+    optimizer = searching(params, Control.find_lr(20))
+    with caplog.at_level(logging.WARNING, logger="adaptiverl"):
+        descend(optimizer, params, 20)
+        assert not caplog.records
+        descend(optimizer, params, 200, first=20)
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "beyond Control(horizon=20): the learning rate is 0" in record.getMessage()
+
+
+# A run goes on under another control
+
+
+@pytest.mark.parametrize(
+    "control",
+    [Control(), Control.find_lr(), replace(Control.find_lr(50), mode="modulate"), Control.frozen()],
+    ids=["loss law", "no horizon", "modulate", "frozen"],
+)
+def test_a_finished_run_can_go_on_under_a_control_that_does_not_anneal(control: Control) -> None:
+    def optimizer(control: Control) -> AdaptiveAdamW:
+        return AdaptiveAdamW([torch.nn.Parameter(torch.ones(3))], lr=1e-2, control=control)
+
+    def train(trained: AdaptiveAdamW, steps: int) -> None:
+        (parameter,) = trained.param_groups[0]["params"]
+        for _ in range(steps):
+            parameter.grad = parameter.detach().clone()
+            trained.step()
+
+    finished = optimizer(Control.find_lr(20))
+    train(finished, 20)
+    assert finished.knobs()["lr"] == 0
+    going_on = optimizer(control)
+    going_on.load_state_dict(finished.state_dict())
+    (before,) = going_on.param_groups[0]["params"]
+    before = before.detach().clone()
+    train(going_on, 1)
+    assert going_on.knobs()["lr"] > 0
+    assert going_on.knobs()["alpha"] > 0
+    assert not torch.equal(before, going_on.param_groups[0]["params"][0])
+
+
+def test_rows_of_sums_are_counted_by_their_numbers() -> None:
+    controller = Controller(Control.find_lr(), 1e-3, 0.9)
+    controller.gather([torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64)])
+    assert controller.alignment.tolist() == [1.0, 2.0, 4.0]
+    with pytest.raises(RuntimeError, match="sums must hold"):
+        controller.gather([torch.zeros(4, dtype=torch.float64)])
