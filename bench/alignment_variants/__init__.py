@@ -1,0 +1,1 @@
+"""The alignment law's development lab: every variant that was tried, on small tasks."""

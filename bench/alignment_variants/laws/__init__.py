@@ -1,0 +1,1 @@
+"""The laws, a class for each idea; their numbers are options."""

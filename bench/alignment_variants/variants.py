@@ -1,0 +1,252 @@
+"""Every schedule and law that is compared, by name, with what it does and why it was tried."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from adaptiverl.control import UNANNEALED_SHARE
+from bench.alignment_variants.laws import base
+from bench.alignment_variants.laws.base import Law, Schedule
+from bench.alignment_variants.laws.prototype import Prototype, PrototypeAgain, Tracking
+from bench.alignment_variants.laws.search import (
+    ChangePoint,
+    Cusum,
+    EarlyTest,
+    Final,
+    MeasuredNoise,
+    NoDescent,
+    RawCusum,
+    RmsGrowth,
+    SlowGate,
+    Unshrunk,
+)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A law as it is compared.
+
+    Attributes:
+        name: On the command line and in the tables.
+        law: Makes a fresh one.
+        what: What it does, by the law before it or by the final one.
+        why: The question that it was to answer.
+        is_main: Is run on the long tasks as well.
+        is_open: Has no horizon and nobody to anneal it.
+    """
+
+    name: str
+    law: Callable[[], Law]
+    what: str
+    why: str
+    is_main: bool = False
+    is_open: bool = False
+
+
+SCHEDULES: dict[str, Callable[[], Law]] = {
+    "constant": lambda: Schedule("constant"),
+    "cosine": lambda: Schedule("cosine"),
+    "cooldown": lambda: Schedule("cooldown"),
+}
+"""The baselines: plain AdamW with a warm-up of 5 % and then this."""
+
+FINAL = "final"
+_OPEN = partial(Final, anneal=base.unannealed, latest=math.inf)
+
+_VARIANTS: tuple[Variant, ...] = (
+    Variant(
+        "prototype",
+        Prototype,
+        "log α += (1 − μ)(x + 0.1); held at the first e ≤ −0.1; cooldown 0.4 (decisions.md 23)",
+        "where the work began",
+        is_main=True,
+    ),
+    Variant(
+        "prototype-again",
+        PrototypeAgain,
+        "the prototype; a held rate is let go where e > 0.3, until the cooldown",
+        "a law that held by chance on a plateau should look again",
+        is_main=True,
+    ),
+    Variant(
+        "tracking",
+        partial(Tracking, anneal=base.unannealed),
+        "log α += 0.05·x in every step, never held",
+        "does h's zero, followed, anneal by itself?",
+        is_main=True,
+        is_open=True,
+    ),
+    Variant(
+        "tracking-cosine",
+        partial(Tracking, anneal=base.under_cosine),
+        "tracking under a cosine scheduler",
+        "does tracking work where somebody else anneals?",
+    ),
+    Variant(
+        "cusum",
+        Cusum,
+        "log α += (1 − μ)(e less its noise + 0.2); held where it stands when Page's test is sure",
+        "a test that knows its own noise, and growth where h says nothing",
+        is_main=True,
+    ),
+    Variant(
+        "cusum-first",
+        partial(Cusum, growth=0.1, size=0.4, enough=4.6),
+        "cusum with growth 0.1, δ = 0.4, threshold 4.6",
+        "the numbers it was first tried with",
+    ),
+    Variant(
+        "cusum-raw",
+        RawCusum,
+        "cusum that moves with x instead of e",
+        "can the average be done without?",
+    ),
+    Variant(
+        "change-point",
+        partial(ChangePoint, reach=math.inf, fade=0.0),
+        "cusum that goes back to the rate at which S was last 0",
+        "while the test makes up its mind the rate goes on growing",
+    ),
+    Variant(
+        "change-point-reach",
+        ChangePoint,
+        "change-point; growth times 1 − S/5; at most 0.3 above the last rate with S = 0",
+        "growing on against the evidence does damage before the hold",
+    ),
+    Variant(
+        "patient",
+        partial(ChangePoint, fade=4.0),
+        "change-point-reach with growth times (1 − S/5)⁴",
+        "grow only while nothing at all speaks against the rate",
+    ),
+    Variant(
+        "rms-growth",
+        RmsGrowth,
+        "change-point-reach; growth is half the RMS of h, at most 0.4",
+        "h is large where its direction means something: grow less where it is noise",
+    ),
+    Variant(
+        "unshrunk",
+        Unshrunk,
+        "change-point-reach that moves with the whole e",
+        "is taking the noise out of e worth a line?",
+    ),
+    Variant(
+        "no-descent",
+        NoDescent,
+        "unshrunk; a negative e does not lower a rate once one is marked",
+        "only the test should speak against a rate",
+    ),
+    Variant(
+        FINAL,
+        Final,
+        "marks the rate while e > 0.2; Page's test (δ = 0.3, 5) from the first mark on; growth "
+        "0.2·(1 − S/5); at most 0.3 above the mark; cooldown 0.4: adaptiverl/laws.py",
+        "S = 0 is often chance; e > θ says that updates do point downhill",
+        is_main=True,
+    ),
+    Variant("mark-0.1", partial(Final, clearly=0.1), "final, θ = 0.1", "how clear is clear?"),
+    Variant("mark-0.3", partial(Final, clearly=0.3), "final, θ = 0.3", "how clear is clear?"),
+    Variant(
+        "early-test",
+        EarlyTest,
+        "final that tests before the first mark as well",
+        "must the test wait for a rate that is known to be good?",
+    ),
+    Variant(
+        "measured-noise",
+        MeasuredNoise,
+        "final; the mean square of x is measured (β = 0.05) instead of taken for 1",
+        "x² is at most 1: is e's noise overrated?",
+    ),
+    Variant(
+        "slow-gate",
+        SlowGate,
+        "final; marks only where an average of x over 20 steps is above 0 too",
+        "e looks back five steps, so one lucky batch can mark a rate that is too high",
+    ),
+    Variant("reach-0.5", partial(Final, reach=0.5), "final, reach 0.5", "how far above the mark?"),
+    Variant(
+        "reach-none",
+        partial(Final, reach=math.inf),
+        "final, no limit above the mark",
+        "is the limit needed at all?",
+    ),
+    Variant("size-0.2", partial(Final, size=0.2), "final, δ = 0.2", "a smaller overshoot"),
+    Variant("size-0.4", partial(Final, size=0.4), "final, δ = 0.4", "a larger overshoot"),
+    Variant("enough-4", partial(Final, enough=4.0), "final, threshold 4", "decide sooner"),
+    Variant("enough-6", partial(Final, enough=6.0), "final, threshold 6", "decide later"),
+    Variant(
+        "enough-8",
+        partial(Final, enough=8.0),
+        "final, threshold 8",
+        "a plateau's noise must not pass for an overshoot, however long it lasts",
+    ),
+    Variant(
+        "enough-8-faster",
+        partial(Final, enough=8.0, growth=0.3),
+        "final, threshold 8, growth 0.3",
+        "does climbing faster make up for deciding later?",
+    ),
+    Variant("growth-0.1", partial(Final, growth=0.1), "final, growth 0.1", "climb slower"),
+    Variant("growth-0.15", partial(Final, growth=0.15), "final, growth 0.15", "climb slower"),
+    Variant("growth-0.3", partial(Final, growth=0.3), "final, growth 0.3", "climb faster"),
+    Variant(
+        "cooldown-0.7",
+        partial(Final, anneal=base.cooldown(0.7), latest=1 - 0.7),
+        "final, cooldown 0.7, at whose beginning the search ends",
+        "a longer anneal",
+    ),
+    Variant(
+        "cooldown-1.0",
+        partial(Final, anneal=base.cooldown(1.0)),
+        "final, α times (T − t)/T from the first step on; the search ends at 0.6·T as before",
+        "the longest anneal",
+    ),
+    Variant(
+        "linear-from-hold",
+        partial(Final, anneal=base.linear_from_hold),
+        "final; linear to 0 from the step at which the rate is held",
+        "why wait for the last 40 %?",
+    ),
+    Variant(
+        "cosine-from-hold",
+        partial(Final, anneal=base.cosine_from_hold),
+        "final; half a cosine to 0 from the step at which the rate is held",
+        "why wait for the last 40 %?",
+    ),
+    Variant(
+        "final-cosine",
+        partial(Final, anneal=base.under_cosine),
+        "final under a cosine scheduler, as mode='modulate' has it",
+        "who has a scheduler keeps it",
+        is_main=True,
+    ),
+    Variant(
+        "open-1",
+        partial(_OPEN, share=1.0),
+        "final without a horizon; the rate found is held",
+        "nobody can say when the run ends",
+        is_open=True,
+    ),
+    Variant(
+        "open-1/2",
+        partial(_OPEN, share=UNANNEALED_SHARE),
+        "final without a horizon; half of it is held: adaptiverl/laws.py",
+        "the rate found is one for a cooldown; unannealed, the noise of the batches stays",
+        is_main=True,
+        is_open=True,
+    ),
+    Variant(
+        "open-1/3",
+        partial(_OPEN, share=1 / 3),
+        "final without a horizon; a third of it is held",
+        "how much less?",
+        is_open=True,
+    ),
+)
+
+VARIANTS: dict[str, Variant] = {variant.name: variant for variant in _VARIANTS}
