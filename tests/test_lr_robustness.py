@@ -553,7 +553,7 @@ def test_workers_give_the_same_losses() -> None:
         (["--seeds", "-1"], "must be a whole number from 0"),
         (["--seeds", "1.5"], "must be a whole number from 0"),
         (["--out", __file__], "rows.csv cannot be written"),
-        (["--workers", "0"], "must be a whole number from 1 to 2^63 - 1, got '0'"),
+        (["--workers", "0"], "must be a whole number from 1 to 2^62, got '0'"),
     ],
 )
 @pytest.mark.usefixtures("tiny")

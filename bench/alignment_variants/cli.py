@@ -7,7 +7,6 @@ import math
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 
@@ -24,17 +23,12 @@ from bench.alignment_variants.rows import Row, RowsError, read, write
 from bench.alignment_variants.run import run
 from bench.alignment_variants.tasks import QUICK, TASKS, Task
 from bench.alignment_variants.variants import SCHEDULES, VARIANTS, Variant
+from bench.requests import RequestError, chosen, positive, runnable, whole
 
 RATES = (1e-4, 1e-3, 1e-2, 1e-1)
 BASELINE_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 """The baselines are tuned over more rates than the laws are tried from."""
 SEEDS = (0, 1, 2)
-
-Named = TypeVar("Named")
-
-
-class RequestError(Exception):
-    """What was asked for cannot be run; the message says why and what can."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -60,8 +54,8 @@ def _trained(given: argparse.Namespace) -> list[Row]:
     """All rows; each task's tables are printed as soon as they are complete."""
     if given.quick and given.tasks:
         raise RequestError("--quick chooses the task; give it or --tasks, not both")
-    tasks = _runnable(_chosen("task", TASKS, [QUICK] if given.quick else given.tasks))
-    variants = _chosen("variant", VARIANTS, given.variants)
+    tasks = runnable("task", chosen("task", TASKS, [QUICK] if given.quick else given.tasks))
+    variants = chosen("variant", VARIANTS, given.variants)
     rates, seeds = dict.fromkeys(given.rates), dict.fromkeys(given.seeds)
     rows: list[Row] = []
     for task in tasks:
@@ -88,27 +82,6 @@ def _told(rows: list[Row]) -> list[Row]:
     worst = max(row.held_out if math.isfinite(row.held_out) else math.inf for row in rows)
     print(f"{rows[0].task} {rows[0].law}: worst run {worst:.4g}", file=sys.stderr, flush=True)
     return rows
-
-
-def _chosen(kind: str, registry: dict[str, Named], names: Sequence[str] | None) -> list[Named]:
-    unknown = [name for name in names or () if name not in registry]
-    if unknown:
-        raise RequestError(f"no {kind} is called {unknown[0]!r}; there are {', '.join(registry)}")
-    return [item for name, item in registry.items() if not names or name in names]
-
-
-def _runnable(tasks: Sequence[Task]) -> list[Task]:
-    """Those that can run here; the others are named on standard error, with their reason."""
-    found = []
-    for task in tasks:
-        reason = task.missing()
-        if reason is None:
-            found.append(task)
-        else:
-            print(f"The task {task.name} is left out: {reason}.", file=sys.stderr)
-    if not found:
-        raise RequestError(f"no task is left to run; there are {', '.join(TASKS)}")
-    return found
 
 
 def _publish(rows: Sequence[Row], page: Path | None) -> None:
@@ -150,26 +123,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help=f"of {', '.join(VARIANTS)} (all; on the long tasks the main ones)",
     )
-    add("--rates", nargs="+", type=_rate, default=RATES, metavar="RATE")
-    add("--seeds", nargs="+", type=_seed, default=SEEDS, metavar="SEED")
+    add("--rates", nargs="+", type=positive, default=RATES, metavar="RATE")
+    add("--seeds", nargs="+", type=whole(0), default=SEEDS, metavar="SEED")
     add("--out", type=Path, metavar="FILE", help="write the tables between this page's markers")
     add("--rows", type=Path, metavar="FILE", help="also keep every run, as CSV")
     add("--report", type=Path, metavar="FILE", help="run nothing: take these rows")
     return parser
-
-
-def _rate(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"must be a finite number above 0, got {text!r}")
-    return value
-
-
-def _seed(text: str) -> int:
-    # torch's generators take 64 bits, and the batches' seed is this one and a thousand.
-    if not text.isdecimal() or int(text) >= 2**63 - 1000:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 0, got {text!r}")
-    return int(text)

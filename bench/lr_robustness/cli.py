@@ -4,36 +4,30 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import math
 import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import BrokenExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from bench.lr_robustness.cells import Cell
-from bench.lr_robustness.methods import METHODS, Method
+from bench.lr_robustness.methods import METHODS
 from bench.lr_robustness.picture import draw
 from bench.lr_robustness.plan import plan
 from bench.lr_robustness.report import report
 from bench.lr_robustness.resume import complete, current, key, stale
 from bench.lr_robustness.rows import Row, Rows, RowsError, newest, read, write
 from bench.lr_robustness.runner import Failure
-from bench.lr_robustness.tasks import QUICK, TASKS, Task
+from bench.lr_robustness.tasks import QUICK, TASKS
+from bench.requests import RequestError, chosen, positive, runnable, whole
 from bench.step.machine import ROOT
 
 OUT = Path("runs/lr-robustness")
 RESULTS = ROOT / "bench" / "results"
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 SEEDS = (0, 1, 2)
-
-Named = TypeVar("Named", Task, Method)
-
-
-class RequestError(Exception):
-    """What was asked for cannot be run; the message says why and what can."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -106,31 +100,13 @@ def requested(given: argparse.Namespace) -> list[Cell]:
     """
     if given.quick and given.tasks:
         raise RequestError("--quick chooses the tasks; give it or --tasks, not both")
-    chosen = list(QUICK) if given.quick else given.tasks
-    tasks = _available("task", TASKS, chosen)
-    methods = _available("method", METHODS, given.methods)
+    names = list(QUICK) if given.quick else given.tasks
+    tasks = runnable("task", chosen("task", TASKS, names))
+    methods = runnable("method", chosen("method", METHODS, given.methods))
     rates, seeds, factors = (
         list(dict.fromkeys(values)) for values in (given.rates, given.seeds, given.horizon_factor)
     )
     return plan(tasks, methods, rates, seeds, factors)
-
-
-def _available(kind: str, registry: dict[str, Named], names: list[str] | None) -> list[Named]:
-    unknown = [name for name in names or () if name not in registry]
-    if unknown:
-        raise RequestError(f"no {kind} is called {unknown[0]!r}; there are {', '.join(registry)}")
-    found = []
-    for name, item in registry.items():
-        if names and name not in names:
-            continue
-        reason = item.missing()
-        if reason is None:
-            found.append(item)
-        else:
-            print(f"The {kind} {name} is left out: {reason}.", file=sys.stderr)
-    if not found:
-        raise RequestError(f"no {kind} is left to run; ask for another with --{kind}s")
-    return found
 
 
 def _publish(rows: list[Row], given: argparse.Namespace, command: str) -> None:
@@ -173,8 +149,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--quick", action="store_true", help=f"only {', '.join(QUICK)}")
     add("--tasks", nargs="+", metavar="NAME", help=f"of {', '.join(TASKS)} (all)")
     add("--methods", nargs="+", metavar="NAME", help=f"of {', '.join(METHODS)} (all)")
-    add("--rates", nargs="+", type=_positive, default=RATES, metavar="RATE")
-    add("--seeds", nargs="+", type=_seed, default=SEEDS, metavar="SEED")
+    add("--rates", nargs="+", type=positive, default=RATES, metavar="RATE")
+    add("--seeds", nargs="+", type=whole(0), default=SEEDS, metavar="SEED")
     add(
         "--horizon-factor",
         nargs="+",
@@ -183,7 +159,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FACTOR",
         help="also tell every method that has a horizon this many times the steps of the run",
     )
-    add("--workers", type=_workers, default=_cores(), help="processes (one a core)")
+    add("--workers", type=whole(1), default=_cores(), help="processes (one a core)")
     add("--out", type=Path, default=OUT, help=f"folder of the rows and the report ({OUT})")
     add("--save", action="store_true", help="also keep rows and report in bench/results")
     add("--results", type=Path, default=RESULTS, help=argparse.SUPPRESS)
@@ -192,40 +168,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _positive(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"must be a finite number above 0, got {text!r}")
-    return value
-
-
 def _wrong_factor(text: str) -> float:
-    value = _positive(text)
+    value = positive(text)
     if value == 1:
         raise argparse.ArgumentTypeError("1 is the right horizon, which is always run")
-    return value
-
-
-def _seed(text: str) -> int:
-    return _whole(text, 0)
-
-
-def _workers(text: str) -> int:
-    return _whole(text, 1)
-
-
-def _whole(text: str, least: int) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = least - 1
-    if not least <= value < 2**63:
-        raise argparse.ArgumentTypeError(
-            f"must be a whole number from {least} to 2^63 - 1, got {text!r}"
-        )
     return value
 
 
