@@ -20,7 +20,7 @@ from torch import Tensor
 
 from adaptiverl.control import BETA1, Control, Limits, MomentumKind
 
-LAYOUT_VERSION = 2
+LAYOUT_VERSION = 3
 
 FIELDS = (
     "version",
@@ -66,6 +66,7 @@ FIELDS = (
     "alignment_mean",
     "overshoot",
     "log_lr_downhill",
+    "log_lr_doubted",
     "held",
     "anneal",
     "active",
@@ -75,8 +76,14 @@ last are the controller's memory; that one is of the step in progress."""
 
 AS_THEY_CAME = {"loss", "reward", "aligned_gu", "aligned_gg", "aligned_uu"}
 """Numbers that may be NaN or infinite in a sound memory (decisions.md 12, 22)."""
-LOGARITHMS_OF_ZERO = {"log_noise", "logit_momentum", "logit_momentum_start", "log_lr_downhill"}
-"""Numbers that may be −∞ in a sound memory: σ switched off, μ = 0, no rate found yet."""
+LOGARITHMS_OF_ZERO = {
+    "log_noise",
+    "logit_momentum",
+    "logit_momentum_start",
+    "log_lr_downhill",
+    "log_lr_doubted",
+}
+"""Numbers that may be −∞ in a sound memory: σ switched off, μ = 0, no such rate yet."""
 
 SLOT = {name: i for i, name in enumerate(FIELDS)}
 MEMORY_SIZE = len(FIELDS) - 1
@@ -86,6 +93,8 @@ State = namedtuple("State", FIELDS)  # type: ignore[misc]
 
 LAYOUT_1_SIZE = 32
 """Numbers in the first layout's memory, those from `version` to `updates`"""
+LAYOUT_2_SIZE = 45
+"""Numbers in the second's: all but `log_lr_doubted`"""
 
 
 def add_alignment(memory: Tensor) -> Tensor:
@@ -94,17 +103,33 @@ def add_alignment(memory: Tensor) -> Tensor:
     Raises:
         ValueError: A memory of another size.
     """
-    if memory.shape != (LAYOUT_1_SIZE,):
-        raise _refusal(f"{memory.dtype} of shape {tuple(memory.shape)} in layout 1")
-    added = memory.new_zeros(MEMORY_SIZE - LAYOUT_1_SIZE)
-    added[SLOT["log_lr_downhill"] - LAYOUT_1_SIZE] = -math.inf
-    added[SLOT["anneal"] - LAYOUT_1_SIZE] = 1
-    migrated = torch.cat([memory, added])
+    _check_size(memory, 1, LAYOUT_1_SIZE)
+    downhill, held, anneal = -math.inf, 0.0, 1.0
+    averages = memory.new_zeros(LAYOUT_2_SIZE - LAYOUT_1_SIZE - 3)
+    migrated = torch.cat([memory, averages, memory.new_tensor([downhill, held, anneal])])
     migrated[SLOT["version"]] = 2
     return migrated
 
 
-MIGRATIONS: dict[int, Callable[[Tensor], Tensor]] = {1: add_alignment}
+def add_doubt(memory: Tensor) -> Tensor:
+    """The third layout of the second's memory: no rate was ever doubted.
+
+    Raises:
+        ValueError: A memory of another size.
+    """
+    _check_size(memory, 2, LAYOUT_2_SIZE)
+    slot = SLOT["log_lr_doubted"]
+    migrated = torch.cat([memory[:slot], memory.new_tensor([-math.inf]), memory[slot:]])
+    migrated[SLOT["version"]] = 3
+    return migrated
+
+
+def _check_size(memory: Tensor, layout: int, size: int) -> None:
+    if memory.shape != (size,):
+        raise _refusal(f"{memory.dtype} of shape {tuple(memory.shape)} in layout {layout}")
+
+
+MIGRATIONS: dict[int, Callable[[Tensor], Tensor]] = {1: add_alignment, 2: add_doubt}
 """A layout's version to what makes the next version's memory of it. A change of `FIELDS` raises
 `LAYOUT_VERSION` and adds a line here."""
 

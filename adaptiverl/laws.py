@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from adaptiverl.control import Control, Limits
 
-LAYOUT_VERSION = 2
+LAYOUT_VERSION = 3
 LARGEST = 2.0**1000
 """Innovations and squared deviations saturate here: no finite loss makes an average infinite."""
 
@@ -22,17 +22,20 @@ ALIGNMENT_BETA = 0.05
 DIRECTION_BETA = 0.2
 """Weight of the newest x in e: e looks back over some five steps"""
 CLEARLY_DOWNHILL = 0.2
-"""Where e is above this, the rate is one whose updates still point downhill"""
+"""Where e is above this and nothing speaks against it, updates still point downhill"""
 GROWTH = 0.2
 """log-units, times 1 − μ, that log α gains in a step while nothing speaks against it"""
 OVERSHOOT_SIZE = 0.3
 """How far below 0, in units of h's RMS, the mean of h is that the test looks for"""
 OVERSHOOT_CLIP = 2.0
 """What one step can say, in those units"""
+OVERSHOOT_NONE = 1.0
+"""Log-likelihood below which nothing speaks against a rate"""
 OVERSHOOT_ENOUGH = 5.0
 """Log-likelihood at which updates are held to overshoot: by chance once in some 3,000 steps"""
 REACH = 0.3
-"""log-units that α may lie above the last rate whose updates clearly pointed downhill"""
+"""log-units that α may lie above the last rate whose updates clearly pointed downhill; and within
+which two such rates count as one"""
 
 
 @dataclass
@@ -121,6 +124,8 @@ class State:
     """log-likelihood that the mean of h is below 0, against 0; never below 0"""
     log_lr_downhill: float = -math.inf
     """log α when updates last clearly pointed downhill"""
+    log_lr_doubted: float = -math.inf
+    """the same when updates were last sure to overshoot"""
     held: float = 0.0
     """1 once the rate is found"""
     anneal: float = 1.0
@@ -326,13 +331,13 @@ def next_overshoot(overshoot: float, score: float) -> float:
 
 
 def acquire(state: State, control: Control, limits: Limits, score: float) -> None:
-    """One step of the search for the rate; holds it once updates are sure to overshoot."""
-    if state.alignment_mean > CLEARLY_DOWNHILL:
+    """One step of the search: up, until updates are sure to overshoot, twice at the same rate."""
+    if state.alignment_mean > CLEARLY_DOWNHILL and state.overshoot < OVERSHOOT_NONE:
         state.log_lr_downhill = state.log_lr
     if state.log_lr_downhill > -math.inf:
         state.overshoot = next_overshoot(state.overshoot, score)
     if state.overshoot > OVERSHOOT_ENOUGH:
-        hold(state, control, limits)
+        look_again_or_hold(state, control, limits)
         return
     growth = GROWTH * (1 - state.overshoot / OVERSHOOT_ENOUGH)
     step = (1 - state.momentum) * (beyond_noise(state.alignment_mean) + growth)
@@ -340,6 +345,20 @@ def acquire(state: State, control: Control, limits: Limits, score: float) -> Non
     if state.log_lr_downhill > -math.inf:
         log_lr = min(log_lr, state.log_lr_downhill + REACH)
     state.log_lr = clip(log_lr, math.log(limits.lr_min), math.log(limits.lr_max))
+
+
+def look_again_or_hold(state: State, control: Control, limits: Limits) -> None:
+    """Hold a rate that was doubted before; go back to any other and look again.
+
+    On a plateau h is noise, which now and then looks like an overshoot: but while the test starts
+    afresh α climbs on, and chance hardly ever speaks twice at the same rate.
+    """
+    if state.log_lr_downhill <= state.log_lr_doubted + REACH:
+        hold(state, control, limits)
+        return
+    state.log_lr_doubted = state.log_lr_downhill
+    state.log_lr = clip(state.log_lr_downhill, math.log(limits.lr_min), math.log(limits.lr_max))
+    state.overshoot = 0.0
 
 
 def hold(state: State, control: Control, limits: Limits) -> None:

@@ -13,7 +13,7 @@
 
 namespace adaptiverl {
 
-constexpr double kLayoutVersion = 2.0;
+constexpr double kLayoutVersion = 3.0;
 // 2^1000: innovations and squared deviations saturate here (laws.LARGEST).
 constexpr double kLargest = 1.0715086071862673e301;
 
@@ -24,6 +24,7 @@ constexpr double kClearlyDownhill = 0.2;
 constexpr double kGrowth = 0.2;
 constexpr double kOvershootSize = 0.3;
 constexpr double kOvershootClip = 2.0;
+constexpr double kOvershootNone = 1.0;
 constexpr double kOvershootEnough = 5.0;
 constexpr double kReach = 0.3;
 
@@ -72,6 +73,7 @@ struct State {
   double alignment_mean;
   double overshoot;
   double log_lr_downhill;
+  double log_lr_doubted;
   double held;
   double anneal;
   double active;  // the last: of the step in progress, not of the memory that checkpoints keep
@@ -342,15 +344,25 @@ ADAPTIVERL_BOTH void hold(State& state, const Parameters& control) {
   state.log_lr = clip(log_lr, control.log_lr_min, control.log_lr_max);
 }
 
+ADAPTIVERL_BOTH void look_again_or_hold(State& state, const Parameters& control) {
+  if (state.log_lr_downhill <= state.log_lr_doubted + kReach) {
+    hold(state, control);
+    return;
+  }
+  state.log_lr_doubted = state.log_lr_downhill;
+  state.log_lr = clip(state.log_lr_downhill, control.log_lr_min, control.log_lr_max);
+  state.overshoot = 0;
+}
+
 ADAPTIVERL_BOTH void acquire(State& state, const Parameters& control, double score) {
-  if (state.alignment_mean > kClearlyDownhill) {
+  if (state.alignment_mean > kClearlyDownhill && state.overshoot < kOvershootNone) {
     state.log_lr_downhill = state.log_lr;
   }
   if (state.log_lr_downhill > -INFINITY) {
     state.overshoot = next_overshoot(state.overshoot, score);
   }
   if (state.overshoot > kOvershootEnough) {
-    hold(state, control);
+    look_again_or_hold(state, control);
     return;
   }
   const double growth = kGrowth * (1 - state.overshoot / kOvershootEnough);
@@ -455,6 +467,7 @@ ADAPTIVERL_BOTH State start(const Parameters& control, double lr, double momentu
   state.loss = NAN;
   state.reward = NAN;
   state.log_lr_downhill = -INFINITY;
+  state.log_lr_doubted = -INFINITY;
   state.anneal = 1;
   read_knobs(state, control);
   return state;

@@ -28,7 +28,7 @@ MAXIMIZE = tl.constexpr(12)
 BLOCK_STEP = tl.constexpr(1)
 BLOCK_SEED_LOW = tl.constexpr(2)
 BLOCK_SEED_HIGH = tl.constexpr(3)
-BLOCK_ACTIVE = tl.constexpr(45)
+BLOCK_ACTIVE = tl.constexpr(46)
 BLOCK_NOISE = tl.constexpr(11)
 
 # csrc/control_law.h, Group and EffectiveGroup: float64.

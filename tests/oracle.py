@@ -776,7 +776,8 @@ def _entering_gradient(grad: ArrayLike, gradient_scale: float, maximize: bool) -
 # decisions.md 23 holds the rate at the first e <= q. Here instead the evidence that updates
 # overshoot is added up: the log-likelihood ratio of z = h / sqrt(S2), taken as normal with variance
 # 1, between a mean of -0.3 and a mean of 0, as far as one z of at most +-2 can speak. Sums below 0
-# count as 0 (Page, "Continuous inspection schemes", 1954); above 5 the rate is held.
+# count as 0 (Page, "Continuous inspection schemes", 1954). Above 5 the rate is held if it had come
+# to that before at no less than exp(-0.3) of it; else the search goes back and the sum starts anew.
 
 
 class OracleAlignmentController(OracleController):
@@ -791,7 +792,9 @@ class OracleAlignmentController(OracleController):
         alignment_direction: x, the newest h over its root mean square, clipped to [-1, 1].
         alignment_mean: e, the average of x, which starts at 0.
         overshoot: The evidence that the mean of h is below 0.
-        log_lr_downhill: log alpha when e was last above 0.2; minus infinity before.
+        log_lr_downhill: log alpha when e was last above 0.2 and that evidence below 1; minus
+            infinity before.
+        log_lr_doubted: The same when that evidence last came to 5; minus infinity before.
         held: Whether the search is over.
         anneal: What the cooldown leaves of the rate that is held.
     """
@@ -830,6 +833,7 @@ class OracleAlignmentController(OracleController):
         self.alignment_mean = 0.0
         self.overshoot = 0.0
         self.log_lr_downhill = -math.inf
+        self.log_lr_doubted = -math.inf
         self.held = False
         self.anneal = 1.0
         self._finite = 0
@@ -877,7 +881,7 @@ class OracleAlignmentController(OracleController):
         return 1.0 - 0.95**self._finite
 
     def _search(self, z: float) -> None:
-        if self.alignment_mean > 0.2:
+        if self.overshoot < 1.0 and self.alignment_mean > 0.2:
             self.log_lr_downhill = self.log_lr
         seen_downhill = self.log_lr_downhill > -math.inf
         if seen_downhill:
@@ -885,13 +889,22 @@ class OracleAlignmentController(OracleController):
             uphill, level = -((z + 0.3) ** 2), -(z**2)
             self.overshoot = max(0.0, self.overshoot + (uphill - level) / 2)
             if self.overshoot > 5.0:
-                self._hold()
+                self._doubt()
                 return
         push = _above_its_error(self.alignment_mean) + 0.2 * (5.0 - self.overshoot) / 5.0
         log_lr = self.log_lr + (1.0 - self.momentum) * push
         if seen_downhill:
             log_lr = min(log_lr, self.log_lr_downhill + 0.3)
         self.log_lr = clip(log_lr, *self.log_lr_bounds)
+
+    def _doubt(self) -> None:
+        # Not by their difference: at the search's own limit it is 0.3 above the last to the bit.
+        if self.log_lr_downhill <= self.log_lr_doubted + 0.3:
+            self._hold()
+        else:
+            self.log_lr = clip(self.log_lr_downhill, *self.log_lr_bounds)
+            self.log_lr_doubted = self.log_lr_downhill
+            self.overshoot = 0.0
 
     def _hold(self) -> None:
         self.held = True

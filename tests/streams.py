@@ -129,6 +129,7 @@ ALIGNMENT_COURSES = (
     "alignment_mean",
     "overshoot",
     "log_lr_downhill",
+    "log_lr_doubted",
     "anneal",
 )
 ALIGNMENT_COUNTERS = (*COUNTERS, "held")

@@ -256,13 +256,15 @@ KEPT = [
 def test_held_is_what_clearly_pointed_downhill_or_half_of_it(
     twin: str, arguments: dict[str, Any], share: float
 ) -> None:
-    # The evidence stands at 4.9, and z = −1 adds 0.3 − 0.045: above 5. α goes back to where it was
-    # when e was last above 0.2, and stays there whatever comes.
+    # The evidence stands at 4.9, and z = −1 adds 0.3 − 0.045: above 5, as it was before at about
+    # this rate. α goes back to where it was when e was last above 0.2, and stays there whatever
+    # comes.
     control = Control(law="alignment", every=1, **arguments)
     driven = make(twin, control)
     alpha = control.start_lr(LR)
     before = {"overshoot": 4.9, "log_lr_downhill": math.log(0.2 * alpha)}
     before |= {"log_lr": math.log(0.25 * alpha), "alignment_mean": -0.1}
+    before |= {"log_lr_doubted": math.log(0.18 * alpha)}
     driven.put(**before)
     driven.step(Step(with_cosine(-0.5)))
     state = driven.step(Step(with_cosine(-0.5)))
@@ -280,11 +282,68 @@ def test_held_is_what_clearly_pointed_downhill_or_half_of_it(
 def test_half_of_a_rate_at_the_lower_bound_is_the_bound(twin: str) -> None:
     driven = make(twin, Control(law="alignment", lr_bounds=(1e-4, 1.0)))
     found = math.log(1.5e-4)
-    driven.put(overshoot=4.9, log_lr_downhill=found, log_lr=math.log(2e-4))
+    driven.put(overshoot=4.9, log_lr_downhill=found, log_lr=math.log(2e-4), log_lr_doubted=found)
     driven.step(Step(with_cosine(-0.5)))
     state = driven.step(Step(None))
     assert state.held == 1
     assert state.log_lr == math.log(1e-4)
+
+
+@both
+@pytest.mark.parametrize(
+    ("doubted", "held"),
+    [
+        (-INF, False),  # the first doubt of this run
+        (-0.31, False),  # the last one was of a rate lower by more than e^0.3
+        (-0.29, True),
+        (0.0, True),
+        (0.5, True),  # or of one that was higher
+    ],
+)
+def test_it_looks_again_unless_it_doubted_about_this_rate_before(
+    twin: str, doubted: float, held: bool
+) -> None:
+    driven = make(twin, replace(ALIGNED, horizon=10**6))
+    downhill = math.log(2e-4)
+    driven.put(overshoot=4.9, log_lr_downhill=downhill, log_lr=math.log(2.5e-4))
+    driven.put(log_lr_doubted=downhill + doubted, alignment_mean=-0.1)
+    driven.step(Step(with_cosine(-0.5)))
+    state = driven.step(Step(with_cosine(-0.5)))
+    assert (state.held, state.log_lr, state.log_lr_downhill) == (held, downhill, downhill)
+    if held:
+        assert_close(state.overshoot, 5.155, "alignment_law")
+        assert state.log_lr_doubted == downhill + doubted
+    else:
+        assert (state.overshoot, state.log_lr_doubted) == (0.0, downhill)
+        # The search goes on: z = −1 once more, whose evidence is the first of a new sum.
+        after = driven.step(Step(None))
+        assert_close(after.overshoot, 0.255, "alignment_law")
+        # e = 0.8·(0.8·−0.1 − 0.2) − 0.2 = −0.424 and its error, and growth times 1 − 0.255/5
+        push = -0.424 + (1 - 0.424**2) / 9 / 0.424 + 0.2 * (1 - 0.051)
+        assert_close(after.log_lr, downhill + 0.1 * push, "alignment_law")
+
+
+@both
+@pytest.mark.parametrize(("overshoot", "marked"), [(0.0, True), (0.999, True), (1.001, False)])
+def test_a_rate_that_something_speaks_against_is_not_marked(
+    twin: str, overshoot: float, marked: bool
+) -> None:
+    driven = make(twin, ALIGNED)
+    before = math.log(1e-4)
+    driven.put(alignment_mean=0.9, overshoot=overshoot, log_lr=before + 0.2, log_lr_downhill=before)
+    driven.step(Step(with_cosine(0.5)))
+    state = driven.step(Step(None))
+    assert state.log_lr_downhill == (before + 0.2 if marked else before)
+
+
+@both
+def test_a_rate_at_the_limit_of_the_search_is_the_same_rate(twin: str) -> None:
+    # 0.3 above the last, to the bit: as far as α may climb without a better mark.
+    driven = make(twin, replace(ALIGNED, horizon=10**6))
+    for last in np.log(np.random.default_rng(0).uniform(1e-5, 1e-2, 50)).tolist():
+        driven.put(overshoot=4.9, log_lr_downhill=last + 0.3, log_lr_doubted=last, held=0.0)
+        driven.step(Step(with_cosine(-0.5)))
+        assert driven.step(Step(None)).held == 1
 
 
 @both
@@ -363,6 +422,7 @@ SEARCH = (
     "alignment_mean",
     "overshoot",
     "log_lr_downhill",
+    "log_lr_doubted",
     "held",
 )
 
@@ -424,7 +484,8 @@ def test_what_is_not_finite_counts_as_uphill(twin: str, bad: Sums) -> None:
     assert after.alignment_direction == -1.0
     assert_close(after.alignment_mean, 0.8 * before.alignment_mean - 0.2, "alignment_law")
     assert_close(after.overshoot - before.overshoot, 0.255, "alignment_law")
-    assert all(math.isfinite(x) for x in search_of(after))
+    assert after.log_lr_doubted == -INF
+    assert all(math.isfinite(getattr(after, name)) for name in SEARCH if name != "log_lr_doubted")
 
 
 def test_the_sums_of_all_tensors_are_added_in_order() -> None:
@@ -477,7 +538,7 @@ def test_oracle_every_combination(
         found = compare(steps, momentum=momentum, **arguments)
         held = int(found["held"].argmax())
         if horizon is None or (horizon, cooldown) in ((600, 0), (600, 0.4)):
-            assert 250 < held < 310, "it was to be held by what the stream says"
+            assert 250 < held < 340, "it was to be held by what the stream says"
         else:
             assert held <= 90
         if cooldown < 0.9 or horizon is None:
@@ -547,9 +608,10 @@ CONSTANTS = (
 
 
 def python_against_oracle() -> None:
-    """Streams that turn, and one of noise, in which α lies against what it may reach."""
+    """Streams that turn; noise, in which α lies against what it may reach; and hardly anything."""
     noise = 0.3 * np.random.default_rng(7).standard_normal(300)
     streams = [alignment_stream(400, 200, seed) for seed in (3, 4, 5)] + [sweeps(sums_of(noise))]
+    streams += [sweeps(sums_of(cosines(400, 150, seed, mean=0.3))) for seed in range(20)]
     for steps in streams:
         actual = alignment_course_of(course("python", ALIGNED, steps, momentum=0.5))
         expected = oracle_alignment_course(steps, lr=LR, momentum=0.5, every=1)
@@ -564,8 +626,12 @@ def test_the_comparison_sees_a_mutant(name: str, monkeypatch: pytest.MonkeyPatch
         python_against_oracle()
 
 
-@pytest.mark.parametrize("factor", [0.99, 1.01])
-@pytest.mark.parametrize("name", CONSTANTS)
+# Evidence seldom lies so close to its first threshold while updates clearly point downhill.
+OTHERS = [(name, factor) for name in CONSTANTS for factor in (0.99, 1.01)]
+OTHERS += [("OVERSHOOT_NONE", 0.8), ("OVERSHOOT_NONE", 1.25)]
+
+
+@pytest.mark.parametrize(("name", "factor"), OTHERS)
 def test_the_comparison_sees_another_constant(
     name: str, factor: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -589,7 +655,7 @@ def test_the_comparison_of_the_twins_sees_a_mutant(
 @pytest.mark.parametrize("name", ALIGNMENT_COURSES)
 def test_the_comparison_sees_a_millionth(name: str) -> None:
     steps = alignment_stream(400, 200, seed=3)
-    right = oracle_alignment_course(steps, lr=LR, momentum=MOMENTUM, horizon=300)
+    right = oracle_alignment_course(steps, lr=LR, momentum=MOMENTUM, horizon=500)
     wrong = right | {name: right[name] * (1 + 1e-6)}
     assert_same_alignment(right, right)
     with pytest.raises(AssertionError, match=f"^{name}: alignment_law: "):
@@ -681,7 +747,7 @@ def test_promises_of_every_course(
         assert limits.lr_min * state.anneal <= state.lr <= limits.lr_max * state.anneal
         for name in SEARCH:
             value = getattr(state, name)
-            unknown = name == "log_lr_downhill" and value == -INF
+            unknown = name in ("log_lr_downhill", "log_lr_doubted") and value == -INF
             assert math.isfinite(value) or unknown, (name, value)
         assert -1 <= state.alignment_direction <= 1
         assert -1 <= state.alignment_mean <= 1
@@ -788,13 +854,13 @@ def test_where_updates_point_downhill_alpha_grows_and_goes_on_growing(
 
 @both
 @pytest.mark.parametrize(
-    ("mean", "within", "above"), [(0.5, 160, 1.0), (1.0, 50, 0.3), (2.0, 30, 0.1)]
+    ("mean", "within", "above"), [(0.5, 230, 0.7), (1.0, 80, 0.1), (2.0, 55, 0.1)]
 )
 def test_where_updates_turn_uphill_the_rate_is_soon_held(
     twin: str, mean: float, within: int, above: float
 ) -> None:
     for seed in range(10):
-        states = course(twin, ALIGNED, sweeps(sums_of(cosines(300, 100, seed, mean=mean))))
+        states = course(twin, ALIGNED, sweeps(sums_of(cosines(400, 100, seed, mean=mean))))
         held = first_held(states)
         assert held is not None
         assert 100 < held < 100 + within
@@ -835,17 +901,20 @@ def prototypes_hold(stream: Iterable[float]) -> int | None:
 def test_noise_alone_holds_the_prototype_at_once_and_this_law_hardly_ever() -> None:
     """The known failure (notes/evidence.md): an initial plateau, where h is noise.
 
-    A false alarm in some 3,000 steps is what the law's constants are for: 13 in 200 × 200.
+    A false alarm in some 3,000 steps is what the law's constants are for: 13 in 200 × 200. What
+    holds a rate is a second one before α has climbed on.
     """
-    prototype, law, grown = [], [], []
+    prototype, law, doubted, grown = [], [], [], []
     for seed in range(200):
         stream = 0.3 * np.random.default_rng(seed).standard_normal(200)
         prototype.append(prototypes_hold(stream[:50].tolist()))
         states = course("python", ALIGNED, sweeps(sums_of(stream)))
         law.append(first_held(states))
+        doubted.append(states[-1].log_lr_doubted > -INF)
         grown.append(states[-1].log_lr - states[0].log_lr)
     assert sum(step is not None for step in prototype) > 190
-    assert sum(step is not None for step in law) <= 13 / 2
+    assert sum(doubted) >= 2
+    assert sum(step is not None for step in law) <= 1
     # It gets on: from a hundredth of lr, 2 log-units and more in 200 steps, and 3 on average.
     assert np.mean(grown) > 2.5
     assert np.median(grown) > 2
@@ -861,7 +930,7 @@ def test_the_compiled_law_does_the_same_in_noise() -> None:
 
 SHAPES = ((7,), (6, 5), (), (3, 4))
 FAST = (0.5, 0.999)
-"""β₁ = 1/2: α moves five times as fast as at 0.9, and is held after some 75 steps."""
+"""β₁ = 1/2: α moves five times as fast as at 0.9, and is held after some 110 steps."""
 
 
 def searching(
@@ -1003,7 +1072,7 @@ def test_knobs_and_trace_show_the_search(observed: bool) -> None:
     params = parameters(*SHAPES)
     optimizer = searching(params, Control(law="alignment", every=5))
     states = {}
-    for step in range(1, 123):
+    for step in range(1, 203):
         descend_unobserved(optimizer, params, step, observed)
         states[step] = optimizer._controller.read()
         knobs = optimizer.knobs()
@@ -1014,9 +1083,9 @@ def test_knobs_and_trace_show_the_search(observed: bool) -> None:
     trace = optimizer.trace()
     # A row every K steps, whether or not there is a loss to report, and no second one where there
     # is.
-    assert trace["step"].tolist() == list(range(5, 121, 5))
+    assert trace["step"].tolist() == list(range(5, 201, 5))
     for column in TRACE_COLUMNS:
-        expected = [getattr(states[step], column) for step in range(5, 121, 5)]
+        expected = [getattr(states[step], column) for step in range(5, 201, 5)]
         np.testing.assert_array_equal(trace[column].numpy(), expected, err_msg=column)
     assert trace["loss"].isnan().all() == (not observed)
     assert len(set(trace["alignment"].tolist())) > 20

@@ -95,7 +95,7 @@ def twin(control: Control, rate: float, sums: list[Sums], cell: int) -> list[law
 @pytest.mark.parametrize(
     ("variant", "control", "by_clock"),
     [
-        ("final", Control.find_lr(300), False),
+        ("final", Control.find_lr(500), False),
         ("final", Control.find_lr(150), True),
         ("cooldown-0.7", replace(Control.find_lr(240), cooldown=0.7), True),
         ("open-1/2", Control.find_lr(None), False),
@@ -103,15 +103,16 @@ def twin(control: Control, rate: float, sums: list[Sums], cell: int) -> list[law
 )
 def test_the_final_law_is_the_project_s(variant: str, control: Control, by_clock: bool) -> None:
     start = np.array([1e-3, 0.1, 10.0])
-    sums = with_gaps(course(240, len(start)))
+    sums = with_gaps(course(400, len(start)))
     law: Any = VARIANTS[variant].law()
-    steps = control.horizon or 240
+    steps = control.horizon or 400
     rates = rates_of(law, read_by_sensor(sums), Setting(start, steps, 0.9))
     for cell, rate in enumerate(start):
         states = twin(control, rate, sums, cell)
         assert_close(rates[:, cell], [state.lr for state in states], "law")
         assert_close(law.log_rate[cell], states[-1].log_lr, "law")
         assert_close(law.overshoot[cell], states[-1].overshoot, "law", scale=1.0)
+        assert_close(law.doubted[cell], states[-1].log_lr_doubted, "law")
         held = [state.step for state in states if state.held]
         assert law.held_at[cell] == held[0]
         assert (held[0] >= control.hold_by) == by_clock

@@ -314,12 +314,13 @@ DAMAGES: list[tuple[Callable[[Tensor], Any], str]] = [
     (lambda m: m.float(), "got torch.float32 of shape"),
     (lambda m: m[:0].clone(), r"got torch.float64 of shape \(0,\)"),
     (lambda m: m.reshape(1, -1), "got torch.float64 of shape"),
-    (lambda m: m.tolist(), r"got \[2.0, "),
+    (lambda m: m.tolist(), r"got \[3.0, "),
     (lambda _: None, "got None"),
     (replaced("version", 0.0), "got version 0.0"),
-    (replaced("version", 1.0), r"got torch.float64 of shape \(45,\) in layout 1"),
+    (replaced("version", 1.0), r"got torch.float64 of shape \(46,\) in layout 1"),
+    (replaced("version", 2.0), r"got torch.float64 of shape \(46,\) in layout 2"),
     (lambda m: replaced("version", 1.0)(m)[:31], r"of shape \(31,\) in layout 1"),
-    (replaced("version", 3.0), "got version 3.0"),
+    (replaced("version", 4.0), "got version 4.0"),
     (replaced("version", math.nan), "got version nan"),
     (replaced("log_lr", math.nan), "got log_lr = nan"),
     (replaced("log_lr", -math.inf), "got log_lr = -inf"),
@@ -329,6 +330,7 @@ DAMAGES: list[tuple[Callable[[Tensor], Any], str]] = [
     (replaced("alignment_mean", math.nan), "got alignment_mean = nan"),
     (replaced("alignment_square", math.inf), "got alignment_square = inf"),
     (replaced("log_lr_downhill", math.inf), "got log_lr_downhill = inf"),
+    (replaced("log_lr_doubted", math.nan), "got log_lr_doubted = nan"),
     (replaced("overshoot", -math.inf), "got overshoot = -inf"),
     (replaced("anneal", math.nan), "got anneal = nan"),
 ]
@@ -395,38 +397,61 @@ def test_a_sound_memory_may_hold_sums_that_are_not_finite() -> None:
 # Older layouts
 
 
-def in_layout_1(saved: dict[str, Any]) -> dict[str, Any]:
-    """The checkpoint as it was before the alignment law: 32 numbers, `version` to `updates`."""
+def in_layout(version: int, saved: dict[str, Any]) -> dict[str, Any]:
+    """The checkpoint as an earlier version wrote it.
+
+    Layout 1 had 32 numbers, `version` to `updates`; layout 2 all but `log_lr_doubted`.
+    """
+    slot = controller.SLOT["log_lr_doubted"]
     assert controller.FIELDS[:32][-1] == "updates"
+    assert controller.FIELDS[slot - 1 : slot + 2] == ("log_lr_downhill", "log_lr_doubted", "held")
     saved = copy.deepcopy(saved)
     for group in saved["param_groups"]:
-        memory = group["adaptive_state"][:32].clone()
-        memory[0] = 1.0
+        memory = group["adaptive_state"]
+        memory = (
+            memory[:32].clone() if version == 1 else torch.cat([memory[:slot], memory[slot + 1 :]])
+        )
+        memory[0] = version
         group["adaptive_state"] = memory
     return saved
 
 
-def test_a_checkpoint_of_the_first_layout_goes_on_as_its_own() -> None:
+@pytest.mark.parametrize(("version", "size"), [(1, 32), (2, 45)])
+def test_a_checkpoint_of_an_earlier_layout_goes_on_as_its_own(version: int, size: int) -> None:
     params = parameters(*SHAPES)
     optimizer = busy(params)
     descend(optimizer, params, 7)
     saved = through_a_file(optimizer.state_dict())
-    old = in_layout_1(saved)
+    old = in_layout(version, saved)
     resumed = clones(params)
     other = busy(resumed)
     other.load_state_dict(old)
     # The memory of a run that knows no alignment law, to the bit.
     memory = other.param_groups[0]["adaptive_state"]
     assert_same(memory, saved["param_groups"][0]["adaptive_state"])
-    assert memory[controller.SLOT["version"]] == 2
+    assert memory[controller.SLOT["version"]] == 3
     assert memory[controller.SLOT["log_lr_downhill"]] == -math.inf
+    assert memory[controller.SLOT["log_lr_doubted"]] == -math.inf
     assert memory[controller.SLOT["anneal"]] == 1
     # The checkpoint itself is left alone.
-    assert old["param_groups"][0]["adaptive_state"].numel() == 32
-    assert old["param_groups"][0]["adaptive_state"][0] == 1
+    assert old["param_groups"][0]["adaptive_state"].numel() == size
+    assert old["param_groups"][0]["adaptive_state"][0] == version
     descend(optimizer, params, 12, first=7)
     descend(other, resumed, 12, first=7)
     assert_same(snapshot(other, resumed), snapshot(optimizer, params))
+
+
+def test_a_search_goes_on_from_a_checkpoint_of_the_second_layout() -> None:
+    params = parameters(*SHAPES)
+    optimizer = busy(params, control=Control.find_lr())
+    descend(optimizer, params, 20)
+    saved = through_a_file(optimizer.state_dict())
+    memory = saved["param_groups"][0]["adaptive_state"]
+    assert memory[controller.SLOT["log_lr_downhill"]] > -math.inf
+    assert memory[controller.SLOT["log_lr_doubted"]] == -math.inf
+    other = busy(clones(params), control=Control.find_lr())
+    other.load_state_dict(in_layout(2, saved))
+    assert_same(other.param_groups[0]["adaptive_state"], memory)
 
 
 def test_the_alignment_law_goes_on_from_a_checkpoint_of_the_first_layout() -> None:
@@ -434,7 +459,7 @@ def test_the_alignment_law_goes_on_from_a_checkpoint_of_the_first_layout() -> No
     optimizer = busy(params)
     descend(optimizer, params, 7)
     other = busy(params, control=Control.find_lr(100))
-    other.load_state_dict(in_layout_1(optimizer.state_dict()))
+    other.load_state_dict(in_layout(1, optimizer.state_dict()))
     before = other.knobs()
     assert (before["alpha"], before["held"]) == (optimizer.knobs()["alpha"], 0)
     # Its first step has no sums to act on, its second has.

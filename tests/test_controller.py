@@ -492,17 +492,17 @@ def damaged(change: Callable[[Tensor], Any]) -> Any:
 
 
 BAD_BLOCKS: list[tuple[Callable[[Tensor], Any], str]] = [
-    (lambda b: b.float(), r"got torch\.float32 of shape \(45,\)"),
-    (lambda b: b[:-1], r"got torch\.float64 of shape \(44,\)"),
-    (lambda b: b.reshape(1, -1), r"got torch\.float64 of shape \(1, 45\)"),
-    (lambda b: torch.cat([b, b]), r"got torch\.float64 of shape \(90,\)"),
-    (lambda b: b.tolist(), r"got \[2\.0, 0\.0"),
+    (lambda b: b.float(), r"got torch\.float32 of shape \(46,\)"),
+    (lambda b: b[:-1], r"got torch\.float64 of shape \(45,\)"),
+    (lambda b: b.reshape(1, -1), r"got torch\.float64 of shape \(1, 46\)"),
+    (lambda b: torch.cat([b, b]), r"got torch\.float64 of shape \(92,\)"),
+    (lambda b: b.tolist(), r"got \[3\.0, 0\.0"),
     (lambda _: None, "got None"),
-    (lambda b: torch.cat([b[:1] + 1, b[1:]]), r"got version 3\.0"),
+    (lambda b: torch.cat([b[:1] + 1, b[1:]]), r"got version 4\.0"),
     (lambda b: torch.cat([b[:1] * NAN, b[1:]]), "got version nan"),
-    # The first layout had 32 numbers.
-    (lambda b: torch.cat([b[:1] - 1, b[1:]]), r"got torch\.float64 of shape \(45,\) in layout 1"),
-    (lambda b: torch.cat([b[:1] - 1, b[1:31]]), r"got torch\.float64 of shape \(31,\) in layout 1"),
+    # The first layout had 32 numbers, the second 45.
+    (lambda b: torch.cat([b[:1] - 1, b[1:]]), r"got torch\.float64 of shape \(46,\) in layout 2"),
+    (lambda b: torch.cat([b[:1] - 2, b[1:31]]), r"got torch\.float64 of shape \(31,\) in layout 1"),
 ]
 
 
@@ -512,7 +512,7 @@ def test_adopt_refuses(change: Callable[[Tensor], Any], message: str) -> None:
     for loss in (3.0, 2.0):
         driver.step(loss)
     before = driver.everything()
-    expected = r"'adaptive_state' must be a float64 tensor of 45 numbers whose first is 2, "
+    expected = r"'adaptive_state' must be a float64 tensor of 46 numbers whose first is 3, "
     with pytest.raises(ValueError, match=f"^{expected}{message}.*nothing was changed$"):
         driver.controller.adopt(damaged(change))
     assert_bits(driver.everything(), before)
@@ -655,7 +655,7 @@ def test_constants_are_the_headers() -> None:
     numbers = {re.sub(r"\B([A-Z])", r"_\1", name).upper(): float(x) for name, x in found}
     ours = {name: x for name, x in vars(laws).items() if name.isupper() and name[0] != "_"}
     assert numbers == {name: x for name, x in ours.items() if isinstance(x, (int, float))}
-    assert len(numbers) == 10
+    assert len(numbers) == 11
     assert laws.LAYOUT_VERSION == LAYOUT_VERSION
 
 
@@ -707,7 +707,7 @@ def test_opcheck_gather_alignment() -> None:
 @pytest.mark.parametrize(
     ("block", "sums", "message"),
     [
-        (torch.zeros(45, dtype=torch.float64), None, "block must hold 46 numbers, got 45"),
+        (torch.zeros(46, dtype=torch.float64), None, "block must hold 47 numbers, got 46"),
         (None, torch.zeros(2, 3), "sums must be float64"),
         (None, torch.zeros(2, 4, dtype=torch.float64), "sums must hold .* records of 3 numbers"),
         (None, torch.zeros(3, 2, dtype=torch.float64).t(), "sums must be contiguous"),
@@ -761,8 +761,8 @@ def test_opcheck_advance(found_inf: Tensor | None) -> None:
 @pytest.mark.parametrize(
     ("place", "wrong", "message"),
     [
-        (0, torch.zeros(45, dtype=torch.float64), "block must hold 46 numbers, got 45"),
-        (0, torch.zeros(46), "block must be float64"),
+        (0, torch.zeros(46, dtype=torch.float64), "block must hold 47 numbers, got 46"),
+        (0, torch.zeros(47), "block must be float64"),
         (1, torch.zeros(7, dtype=torch.float64), "parameters must hold at least 1 records of 36"),
         (2, torch.zeros(4), "inbox must be float64"),
         (3, torch.zeros(16, dtype=torch.float64), "trace must hold at least 2 records of 16"),

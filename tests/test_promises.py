@@ -263,7 +263,8 @@ def test_knobs_stay_inside_their_bounds(
         assert 0 <= state.plateau <= 1
         for name in KEPT:
             value = getattr(state, name)
-            off = name == "log_lr_downhill" or (name == "log_noise" and limits.noise_max == 0)
+            none = name in ("log_lr_downhill", "log_lr_doubted")
+            off = none or (name == "log_noise" and limits.noise_max == 0)
             assert math.isfinite(value) or (off and value == -INF), (name, value)
         read = np.array(effective, np.float32)
         assert low32 <= read[0, 0] <= high32

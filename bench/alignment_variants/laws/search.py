@@ -17,6 +17,7 @@ from adaptiverl.laws import (
     DIRECTION_BETA,
     GROWTH,
     OVERSHOOT_ENOUGH,
+    OVERSHOOT_NONE,
     OVERSHOOT_SIZE,
     REACH,
 )
@@ -61,9 +62,10 @@ class Search(Alignment):
         marked = self.mark > -math.inf
         alarm = searching & (self.overshoot > self.enough)
         self.overshoot = np.where(alarm & ~marked, 0.0, self.overshoot)
+        sure = self.is_sure(alarm & marked)
         self._climb(reading, searching & ~(alarm & marked))
         late = ~self.held & (step >= self.latest * self.setting.steps)
-        self._settle(step, alarm & marked | late)
+        self._settle(step, sure | late)
 
     def _climb(self, reading: Reading, climbing: Flags) -> None:
         gain = 1 - self.setting.momentum
@@ -80,6 +82,10 @@ class Search(Alignment):
     @abstractmethod
     def listen(self, reading: Reading, searching: Flags) -> None:
         """Add up what speaks against the present rate, and mark it where nothing does."""
+
+    def is_sure(self, alarm: Flags) -> Flags:
+        """Where an alarm is to be believed."""
+        return alarm
 
     def test(self, reading: Reading, cells: Flags) -> None:
         """Page's sum of these cells; `adaptiverl.laws.next_overshoot`."""
@@ -103,8 +109,8 @@ def beyond(mean: Floats, square: Floats | float) -> Floats:
 
 
 @dataclass(kw_only=True)
-class Final(Search):
-    """The law of `adaptiverl.laws`: marks the rate while e > θ, tests from the first mark on.
+class Once(Search):
+    """Marks the rate while e > θ, tests from the first mark on, holds at the first alarm.
 
     Attributes:
         clearly: θ.
@@ -121,6 +127,34 @@ class Final(Search):
     def is_good(self, reading: Reading) -> Flags:
         """Whether updates clearly point downhill."""
         return reading.mean > self.clearly
+
+
+@dataclass(kw_only=True)
+class Final(Once):
+    """The law of `adaptiverl.laws`: holds at a second alarm at the same rate.
+
+    Attributes:
+        none: S from which on a rate is not marked.
+    """
+
+    none: float = OVERSHOOT_NONE
+
+    def begin(self, setting: Setting) -> None:
+        """No rate was doubted yet."""
+        super().begin(setting)
+        self.doubted = np.full(len(setting.rates), -math.inf)
+
+    def is_good(self, reading: Reading) -> Flags:
+        """Nor may the test speak against the rate."""
+        return super().is_good(reading) & (self.overshoot < self.none)
+
+    def is_sure(self, alarm: Flags) -> Flags:
+        """Where the last alarm was at this rate; elsewhere the test starts afresh at the mark."""
+        again = alarm & (self.mark > self.doubted + self.reach)
+        self.doubted = np.where(again, self.mark, self.doubted)
+        self.log_rate = np.where(again, self.mark, self.log_rate)
+        self.overshoot = np.where(again, 0.0, self.overshoot)
+        return alarm & ~again
 
 
 @dataclass(kw_only=True)
@@ -184,7 +218,7 @@ class NoDescent(Unshrunk):
 
 
 @dataclass(kw_only=True)
-class EarlyTest(Final):
+class EarlyTest(Once):
     """Tests before there is a mark as well; an alarm without one starts the test afresh."""
 
     def listen(self, reading: Reading, searching: Flags) -> None:
@@ -195,7 +229,7 @@ class EarlyTest(Final):
 
 
 @dataclass(kw_only=True)
-class MeasuredNoise(Final):
+class MeasuredNoise(Once):
     """Measures the mean square of x instead of taking it for 1."""
 
     def begin(self, setting: Setting) -> None:
@@ -215,7 +249,7 @@ class MeasuredNoise(Final):
 
 
 @dataclass(kw_only=True)
-class SlowGate(Final):
+class SlowGate(Once):
     """Marks a rate only where a slow average of x is above 0 as well."""
 
     def begin(self, setting: Setting) -> None:
@@ -232,3 +266,8 @@ class SlowGate(Final):
     def is_good(self, reading: Reading) -> Flags:
         """By both averages."""
         return super().is_good(reading) & (self.slow > 0)
+
+
+@dataclass(kw_only=True)
+class SlowGateTwice(SlowGate, Final):
+    """Both, for a comparison with what Final asks of S."""
