@@ -167,7 +167,7 @@ class Recorded(Law):
 
 
 def test_every_variant_is_another() -> None:
-    start, steps = np.full(6, 1e-2), 600
+    start, steps = np.full(48, 1e-2), 600
     readings = read_by_sensor(course(steps, len(start)))
     setting = Setting(start, steps, 0.9)
     makers = {name: variant.law for name, variant in VARIANTS.items()} | SCHEDULES
