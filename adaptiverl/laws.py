@@ -22,7 +22,7 @@ ALIGNMENT_BETA = 0.05
 DIRECTION_BETA = 0.2
 """Weight of the newest x in e: e looks back over some five steps"""
 CLEARLY_DOWNHILL = 0.2
-"""Where e is above this and nothing speaks against it, updates still point downhill"""
+"""Where e is above this, the rate is one whose updates still point downhill"""
 GROWTH = 0.2
 """log-units, times 1 − μ, that log α gains in a step while nothing speaks against it"""
 OVERSHOOT_SIZE = 0.3
@@ -34,8 +34,9 @@ OVERSHOOT_NONE = 1.0
 OVERSHOOT_ENOUGH = 5.0
 """Log-likelihood at which updates are held to overshoot: by chance once in some 3,000 steps"""
 REACH = 0.3
-"""log-units that α may lie above the last rate whose updates clearly pointed downhill; and within
-which two such rates count as one"""
+"""log-units that α may lie above the last rate whose updates clearly pointed downhill"""
+SAME_RATE = 1.5
+"""log-units within which an overshoot that is found again counts as the same one"""
 
 
 @dataclass
@@ -331,8 +332,9 @@ def next_overshoot(overshoot: float, score: float) -> float:
 
 
 def acquire(state: State, control: Control, limits: Limits, score: float) -> None:
-    """One step of the search: up, until updates are sure to overshoot, twice at the same rate."""
-    if state.alignment_mean > CLEARLY_DOWNHILL and state.overshoot < OVERSHOOT_NONE:
+    """One step of the search: up, until updates twice are sure to overshoot at about one rate."""
+    higher = state.log_lr >= state.log_lr_downhill
+    if state.alignment_mean > CLEARLY_DOWNHILL and (higher or state.overshoot < OVERSHOOT_NONE):
         state.log_lr_downhill = state.log_lr
     if state.log_lr_downhill > -math.inf:
         state.overshoot = next_overshoot(state.overshoot, score)
@@ -348,12 +350,14 @@ def acquire(state: State, control: Control, limits: Limits, score: float) -> Non
 
 
 def look_again_or_hold(state: State, control: Control, limits: Limits) -> None:
-    """Hold a rate that was doubted before; go back to any other and look again.
+    """Go back and look again; hold the lower of two marks where an overshoot is found again.
 
     On a plateau h is noise, which now and then looks like an overshoot: but while the test starts
-    afresh α climbs on, and chance hardly ever speaks twice at the same rate.
+    afresh α climbs on, and chance hardly ever speaks twice at about the same rate. The lower mark,
+    because every look is another chance for luck to mark a rate that is too high.
     """
-    if state.log_lr_downhill <= state.log_lr_doubted + REACH:
+    if state.log_lr_downhill <= state.log_lr_doubted + SAME_RATE:
+        state.log_lr_downhill = min(state.log_lr_downhill, state.log_lr_doubted)
         hold(state, control, limits)
         return
     state.log_lr_doubted = state.log_lr_downhill

@@ -27,6 +27,7 @@ constexpr double kOvershootClip = 2.0;
 constexpr double kOvershootNone = 1.0;
 constexpr double kOvershootEnough = 5.0;
 constexpr double kReach = 0.3;
+constexpr double kSameRate = 1.5;
 
 // The packed block: float64 throughout, in the order of laws.State.
 struct State {
@@ -345,7 +346,8 @@ ADAPTIVERL_BOTH void hold(State& state, const Parameters& control) {
 }
 
 ADAPTIVERL_BOTH void look_again_or_hold(State& state, const Parameters& control) {
-  if (state.log_lr_downhill <= state.log_lr_doubted + kReach) {
+  if (state.log_lr_downhill <= state.log_lr_doubted + kSameRate) {
+    state.log_lr_downhill = fmin(state.log_lr_downhill, state.log_lr_doubted);
     hold(state, control);
     return;
   }
@@ -355,7 +357,8 @@ ADAPTIVERL_BOTH void look_again_or_hold(State& state, const Parameters& control)
 }
 
 ADAPTIVERL_BOTH void acquire(State& state, const Parameters& control, double score) {
-  if (state.alignment_mean > kClearlyDownhill && state.overshoot < kOvershootNone) {
+  const bool higher = state.log_lr >= state.log_lr_downhill;
+  if (state.alignment_mean > kClearlyDownhill && (higher || state.overshoot < kOvershootNone)) {
     state.log_lr_downhill = state.log_lr;
   }
   if (state.log_lr_downhill > -INFINITY) {

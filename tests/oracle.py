@@ -776,8 +776,8 @@ def _entering_gradient(grad: ArrayLike, gradient_scale: float, maximize: bool) -
 # decisions.md 23 holds the rate at the first e <= q. Here instead the evidence that updates
 # overshoot is added up: the log-likelihood ratio of z = h / sqrt(S2), taken as normal with variance
 # 1, between a mean of -0.3 and a mean of 0, as far as one z of at most +-2 can speak. Sums below 0
-# count as 0 (Page, "Continuous inspection schemes", 1954). Above 5 the rate is held if it had come
-# to that before at no less than exp(-0.3) of it; else the search goes back and the sum starts anew.
+# count as 0 (Page, "Continuous inspection schemes", 1954). Above 5 the search goes back and the sum
+# starts anew; it ends where it had come to that before, at a rate of exp(-1.5) of this one or more.
 
 
 class OracleAlignmentController(OracleController):
@@ -792,8 +792,8 @@ class OracleAlignmentController(OracleController):
         alignment_direction: x, the newest h over its root mean square, clipped to [-1, 1].
         alignment_mean: e, the average of x, which starts at 0.
         overshoot: The evidence that the mean of h is below 0.
-        log_lr_downhill: log alpha when e was last above 0.2 and that evidence below 1; minus
-            infinity before.
+        log_lr_downhill: log alpha when e was last above 0.2, unless that is lower than the one
+            before and the evidence is 1 or more; minus infinity before.
         log_lr_doubted: The same when that evidence last came to 5; minus infinity before.
         held: Whether the search is over.
         anneal: What the cooldown leaves of the rate that is held.
@@ -881,7 +881,8 @@ class OracleAlignmentController(OracleController):
         return 1.0 - 0.95**self._finite
 
     def _search(self, z: float) -> None:
-        if self.overshoot < 1.0 and self.alignment_mean > 0.2:
+        lower = self.log_lr < self.log_lr_downhill
+        if self.alignment_mean > 0.2 and not (lower and self.overshoot >= 1.0):
             self.log_lr_downhill = self.log_lr
         seen_downhill = self.log_lr_downhill > -math.inf
         if seen_downhill:
@@ -898,8 +899,8 @@ class OracleAlignmentController(OracleController):
         self.log_lr = clip(log_lr, *self.log_lr_bounds)
 
     def _doubt(self) -> None:
-        # Not by their difference: at the search's own limit it is 0.3 above the last to the bit.
-        if self.log_lr_downhill <= self.log_lr_doubted + 0.3:
+        if self.log_lr_downhill - self.log_lr_doubted <= 1.5:
+            self.log_lr_downhill = min(self.log_lr_downhill, self.log_lr_doubted)
             self._hold()
         else:
             self.log_lr = clip(self.log_lr_downhill, *self.log_lr_bounds)

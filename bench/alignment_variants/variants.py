@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from adaptiverl.control import UNANNEALED_SHARE
+from adaptiverl.laws import REACH
 from bench.alignment_variants.laws import base
 from bench.alignment_variants.laws.base import Law, Schedule
 from bench.alignment_variants.laws.prototype import Prototype, PrototypeAgain, Tracking
@@ -16,13 +17,13 @@ from bench.alignment_variants.laws.search import (
     Cusum,
     EarlyTest,
     Final,
+    FinalUnmarked,
     MeasuredNoise,
     NoDescent,
     Once,
     RawCusum,
     RmsGrowth,
     SlowGate,
-    SlowGateTwice,
     Unshrunk,
 )
 
@@ -203,52 +204,54 @@ _VARIANTS: tuple[Variant, ...] = (
         "does a plateau that is left sooner need no second look?",
     ),
     Variant(
-        FINAL,
-        Final,
-        "once; marks only where S < 1; at an alarm it goes back to the mark and starts the test "
-        "afresh, and holds at one whose mark is at most 0.3 above the last one's: "
-        "adaptiverl/laws.py",
+        "twice",
+        partial(Final, none=math.inf, same=REACH, holds_lower=False),
+        "once; at an alarm it goes back to the mark and starts the test afresh, and holds at one "
+        "whose mark is at most 0.3 above the last one's",
         "a law that held by chance on a plateau should look again; α climbs on there, so that "
         "chance hardly ever speaks twice at the same rate",
-        is_main=True,
-    ),
-    Variant(
-        "twice",
-        partial(Final, none=math.inf),
-        "final that marks wherever e > θ",
-        "is S needed for the mark? Each look is another chance for a mark that is too high",
     ),
     Variant(
         "twice-clear",
-        partial(Final, none=math.ulp(0.0)),
-        "final that marks only where S = 0",
-        "is S < 1 strict enough?",
+        partial(FinalUnmarked, none=math.ulp(0.0), same=REACH, holds_lower=False),
+        "twice; marks only where S = 0",
+        "each look is another chance for a mark that is too high: keep luck out?",
     ),
     Variant(
-        "twice-slow-gate",
-        partial(SlowGateTwice, none=math.inf),
-        "final that marks where e > θ and an average of x over 20 steps is above 0",
-        "is a slow average better than S, which is there anyway?",
+        "twice-quiet",
+        partial(FinalUnmarked, same=REACH, holds_lower=False),
+        "twice; marks only where S < 1",
+        "is S = 0 too strict?",
+    ),
+    Variant(
+        "twice-wide",
+        partial(FinalUnmarked, same=1.0, holds_lower=False),
+        "twice-quiet; the second mark may lie 1.0 above the first",
+        "marks climb from look to look: fewer looks?",
+    ),
+    Variant(
+        "twice-lower",
+        partial(FinalUnmarked, same=1.0),
+        "twice-wide; the lower of the two marks is held",
+        "where an overshoot was found below, is luck all that was found above?",
+    ),
+    Variant(
+        FINAL,
+        Final,
+        "twice; a mark may not fall while S ≥ 1; the second may lie 1.5 above the first; the "
+        "lower of the two is held: adaptiverl/laws.py",
+        "the lower mark keeps luck out, so that rising marks need not wait for S, which is slow "
+        "on a plateau",
+        is_main=True,
+    ),
+    Variant("final-same-1", partial(Final, same=1.0), "final, 1.0 above", "how far apart?"),
+    Variant(
+        "final-any-mark",
+        partial(Final, same=1.0, none=math.inf),
+        "final, 1.0 above; a mark may always fall",
+        "is S needed for the mark at all?",
     ),
     Variant("final-growth-0.3", partial(Final, growth=0.3), "final, growth 0.3", "climb faster"),
-    Variant(
-        "final-none-2",
-        partial(Final, none=2.0),
-        "final that marks only where S < 2",
-        "is S < 1 needlessly strict?",
-    ),
-    Variant(
-        "final-fade-2",
-        partial(Final, fade=2.0),
-        "final with growth times (1 − S/5)²",
-        "climb less where something speaks against the rate",
-    ),
-    Variant(
-        "final-fade-4",
-        partial(Final, fade=4.0),
-        "final with growth times (1 − S/5)⁴",
-        "climb less still",
-    ),
     Variant(
         "final-share-0.7",
         partial(Final, share=0.7),
@@ -285,6 +288,13 @@ _VARIANTS: tuple[Variant, ...] = (
         "final under a cosine scheduler, as mode='modulate' has it",
         "who has a scheduler keeps it",
         is_main=True,
+    ),
+    Variant(
+        "open-once",
+        partial(Once, share=UNANNEALED_SHARE, anneal=base.unannealed, latest=math.inf),
+        "once without a horizon; half of the rate found is held",
+        "nobody can say when the run ends",
+        is_open=True,
     ),
     Variant(
         "open-1",

@@ -20,6 +20,7 @@ from adaptiverl.laws import (
     OVERSHOOT_NONE,
     OVERSHOOT_SIZE,
     REACH,
+    SAME_RATE,
 )
 from bench.alignment_variants.laws.base import COOLDOWN, Alignment, Setting
 from bench.alignment_variants.sensor import Flags, Floats, Reading, divided, ema_of
@@ -131,13 +132,17 @@ class Once(Search):
 
 @dataclass(kw_only=True)
 class Final(Once):
-    """The law of `adaptiverl.laws`: holds at a second alarm at the same rate.
+    """The law of `adaptiverl.laws`: looks again at an alarm, and holds the lower of two marks.
 
     Attributes:
-        none: S from which on a rate is not marked.
+        none: S from which on a mark may only rise.
+        same: log-units within which the second alarm's mark may lie above the first one's.
+        holds_lower: Whether it is the lower of the two that is held.
     """
 
     none: float = OVERSHOOT_NONE
+    same: float = SAME_RATE
+    holds_lower: bool = True
 
     def begin(self, setting: Setting) -> None:
         """No rate was doubted yet."""
@@ -145,16 +150,29 @@ class Final(Once):
         self.doubted = np.full(len(setting.rates), -math.inf)
 
     def is_good(self, reading: Reading) -> Flags:
-        """Nor may the test speak against the rate."""
-        return super().is_good(reading) & (self.overshoot < self.none)
+        """A mark may not fall while the test speaks against the rate."""
+        may_be_marked = (self.log_rate >= self.mark) | (self.overshoot < self.none)
+        return super().is_good(reading) & may_be_marked
 
     def is_sure(self, alarm: Flags) -> Flags:
         """Where the last alarm was at this rate; elsewhere the test starts afresh at the mark."""
-        again = alarm & (self.mark > self.doubted + self.reach)
+        again = alarm & (self.mark > self.doubted + self.same)
         self.doubted = np.where(again, self.mark, self.doubted)
         self.log_rate = np.where(again, self.mark, self.log_rate)
         self.overshoot = np.where(again, 0.0, self.overshoot)
-        return alarm & ~again
+        sure = alarm & ~again
+        if self.holds_lower:
+            self.mark = np.where(sure, np.minimum(self.mark, self.doubted), self.mark)
+        return sure
+
+
+@dataclass(kw_only=True)
+class FinalUnmarked(Final):
+    """Marks no rate at all, higher or lower, while the test speaks against it."""
+
+    def is_good(self, reading: Reading) -> Flags:
+        """By S and e."""
+        return super().is_good(reading) & (self.overshoot < self.none)
 
 
 @dataclass(kw_only=True)
@@ -266,8 +284,3 @@ class SlowGate(Once):
     def is_good(self, reading: Reading) -> Flags:
         """By both averages."""
         return super().is_good(reading) & (self.slow > 0)
-
-
-@dataclass(kw_only=True)
-class SlowGateTwice(SlowGate, Final):
-    """Both, for a comparison with what Final asks of S."""
