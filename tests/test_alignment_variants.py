@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,10 +44,14 @@ def sums_of(cosines: Floats) -> Sums:
     return Sums(cosines * np.sqrt(gg * uu), gg, uu)
 
 
-def course(steps: int, cells: int) -> list[Sums]:
-    """A plateau of noise, updates that point downhill, ones that overshoot, and noise again."""
+PARTS = (0.0, 0.4, -0.3, 0.1)
+"""A plateau of noise, updates that point downhill, ones that overshoot, and noise again"""
+
+
+def course(steps: int, cells: int, parts: Sequence[float] = PARTS) -> list[Sums]:
+    """Noise around the mean cosine of each part; all are equally long."""
     generator = np.random.default_rng(4)
-    levels = np.repeat([0.0, 0.4, -0.3, 0.1], -(-steps // 4))
+    levels = np.repeat(parts, -(-steps // len(parts)))
     return [sums_of(level + generator.normal(0, 0.3, cells)) for level in levels[:steps]]
 
 
@@ -167,8 +172,9 @@ class Recorded(Law):
 
 
 def test_every_variant_is_another() -> None:
-    start, steps = np.full(48, 1e-2), 600
-    readings = read_by_sensor(course(steps, len(start)))
+    # After the plateau and the slope, so slight an overshoot that marks climb on from look to look.
+    start, steps = np.full(48, 1e-2), 1200
+    readings = read_by_sensor(course(steps, len(start), (0.0, 0.4, *[-0.07] * 6, -0.3, 0.1)))
     setting = Setting(start, steps, 0.9)
     makers = {name: variant.law for name, variant in VARIANTS.items()} | SCHEDULES
     courses = {name: rates_of(make(), readings, setting) for name, make in makers.items()}
