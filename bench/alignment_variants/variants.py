@@ -297,6 +297,20 @@ _VARIANTS: tuple[Variant, ...] = (
         is_open=True,
     ),
     Variant(
+        "open-quiet",
+        partial(
+            FinalUnmarked,
+            same=REACH,
+            holds_lower=False,
+            share=UNANNEALED_SHARE,
+            anneal=base.unannealed,
+            latest=math.inf,
+        ),
+        "twice-quiet without a horizon; half of the rate found is held",
+        "where no clock ends the search, marks that climb from look to look do most harm",
+        is_open=True,
+    ),
+    Variant(
         "open-1",
         partial(_OPEN, share=1.0),
         "final without a horizon; the rate found is held",
