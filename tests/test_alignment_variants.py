@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -97,19 +98,24 @@ def twin(control: Control, rate: float, sums: list[Sums], cell: int) -> list[law
     return states
 
 
+LONG_COOLDOWN = partial(Final, anneal=base.cooldown(0.7), latest=1 - 0.7)
+
+
 @pytest.mark.parametrize(
-    ("variant", "control", "by_clock"),
+    ("make", "control", "by_clock"),
     [
-        ("final", Control.find_lr(500), False),
-        ("final", Control.find_lr(150), True),
-        ("cooldown-0.7", replace(Control.find_lr(240), cooldown=0.7), True),
-        ("open-1/2", Control.find_lr(None), False),
+        (Final, Control.find_lr(500), False),
+        (Final, Control.find_lr(150), True),
+        (LONG_COOLDOWN, replace(Control.find_lr(240), cooldown=0.7), True),
+        (VARIANTS["final-open-1/2"].law, Control.find_lr(None), False),
     ],
 )
-def test_the_final_law_is_the_project_s(variant: str, control: Control, by_clock: bool) -> None:
+def test_the_final_law_is_the_project_s(
+    make: Callable[[], Any], control: Control, by_clock: bool
+) -> None:
     start = np.array([1e-3, 0.1, 10.0])
     sums = with_gaps(course(400, len(start)))
-    law: Any = VARIANTS[variant].law()
+    law = make()
     steps = control.horizon or 400
     rates = rates_of(law, read_by_sensor(sums), Setting(start, steps, 0.9))
     for cell, rate in enumerate(start):
@@ -126,7 +132,7 @@ def test_the_final_law_is_the_project_s(variant: str, control: Control, by_clock
 def test_without_evidence_nothing_is_held_before_the_cooldown() -> None:
     downhill = [sums_of(np.array([0.5]))] * 100
     for control, expected in ((Control.find_lr(100), 60), (Control.find_lr(None), math.nan)):
-        law = VARIANTS["final" if control.horizon else "open-1"].law()
+        law = VARIANTS["final" if control.horizon else "final-open-1/2"].law()
         rates_of(law, read_by_sensor(downhill), Setting(np.array([1e-3]), 100, 0.9))
         held = [state.step for state in twin(control, 1e-3, downhill, 0) if state.held]
         np.testing.assert_array_equal(law.held_at, [expected])
@@ -415,7 +421,17 @@ def test_the_command_from_end_to_end(
 ) -> None:
     monkeypatch.setattr(cli, "TASKS", {"digits": SMALL, "moons": replace(TASKS["moons"], steps=20)})
     page, rows, copy = (tmp_path / name for name in ("page.md", "rows.csv", "copy.md"))
-    request = ["--quick", "--variants", "final", "open-1", "--rates", "1e-2", "--seeds", "1", "2"]
+    request = [
+        "--quick",
+        "--variants",
+        "final",
+        "once-open-1",
+        "--rates",
+        "1e-2",
+        "--seeds",
+        "1",
+        "2",
+    ]
     assert cli.main([*request, "--out", str(page), "--rows", str(rows)]) == 0
     kept = read(rows)
     assert {row.task for row in kept} == {"digits"}
@@ -423,7 +439,7 @@ def test_the_command_from_end_to_end(
     assert page.read_text() == placed(report(kept), None)
     said = capsys.readouterr()
     assert "### digits" in said.out
-    assert "digits open-1: worst run" in said.err
+    assert "digits once-open-1: worst run" in said.err
     monkeypatch.setattr(run, "Cells", None)  # nothing is trained for a report
     assert cli.main(["--report", str(rows), "--out", str(copy)]) == 0
     assert copy.read_text() == page.read_text()

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from adaptiverl.control import UNANNEALED_SHARE
 from adaptiverl.laws import REACH
@@ -57,7 +58,7 @@ SCHEDULES: dict[str, Callable[[], Law]] = {
 """The baselines: plain AdamW with a warm-up of 5 % and then this."""
 
 FINAL = "final"
-_OPEN = partial(Final, anneal=base.unannealed, latest=math.inf)
+_OPEN: dict[str, Any] = {"anneal": base.unannealed, "latest": math.inf}
 
 _VARIANTS: tuple[Variant, ...] = (
     Variant(
@@ -260,27 +261,33 @@ _VARIANTS: tuple[Variant, ...] = (
     ),
     Variant(
         "cooldown-0.7",
-        partial(Final, anneal=base.cooldown(0.7), latest=1 - 0.7),
-        "final, cooldown 0.7, at whose beginning the search ends",
+        partial(Once, anneal=base.cooldown(0.7), latest=1 - 0.7),
+        "once, cooldown 0.7, at whose beginning the search ends",
         "a longer anneal",
     ),
     Variant(
         "cooldown-1.0",
-        partial(Final, anneal=base.cooldown(1.0)),
-        "final, α times (T − t)/T from the first step on; the search ends at 0.6·T as before",
+        partial(Once, anneal=base.cooldown(1.0)),
+        "once, α times (T − t)/T from the first step on; the search ends at 0.6·T as before",
         "the longest anneal",
     ),
     Variant(
         "linear-from-hold",
-        partial(Final, anneal=base.linear_from_hold),
-        "final; linear to 0 from the step at which the rate is held",
+        partial(Once, anneal=base.linear_from_hold),
+        "once; linear to 0 from the step at which the rate is held",
         "why wait for the last 40 %?",
     ),
     Variant(
         "cosine-from-hold",
-        partial(Final, anneal=base.cosine_from_hold),
-        "final; half a cosine to 0 from the step at which the rate is held",
+        partial(Once, anneal=base.cosine_from_hold),
+        "once; half a cosine to 0 from the step at which the rate is held",
         "why wait for the last 40 %?",
+    ),
+    Variant(
+        "once-cosine",
+        partial(Once, anneal=base.under_cosine),
+        "once under a cosine scheduler",
+        "who has a scheduler keeps it",
     ),
     Variant(
         "final-cosine",
@@ -290,46 +297,39 @@ _VARIANTS: tuple[Variant, ...] = (
         is_main=True,
     ),
     Variant(
-        "open-once",
-        partial(Once, share=UNANNEALED_SHARE, anneal=base.unannealed, latest=math.inf),
-        "once without a horizon; half of the rate found is held",
+        "once-open-1",
+        partial(Once, share=1.0, **_OPEN),
+        "once without a horizon; the rate found is held",
         "nobody can say when the run ends",
         is_open=True,
     ),
     Variant(
-        "open-quiet",
-        partial(
-            FinalUnmarked,
-            same=REACH,
-            holds_lower=False,
-            share=UNANNEALED_SHARE,
-            anneal=base.unannealed,
-            latest=math.inf,
-        ),
-        "twice-quiet without a horizon; half of the rate found is held",
+        "once-open-1/2",
+        partial(Once, share=UNANNEALED_SHARE, **_OPEN),
+        "once without a horizon; half of it is held",
+        "the rate found is one for a cooldown; unannealed, the noise of the batches stays",
+        is_open=True,
+    ),
+    Variant(
+        "once-open-1/3",
+        partial(Once, share=1 / 3, **_OPEN),
+        "once without a horizon; a third of it is held",
+        "how much less?",
+        is_open=True,
+    ),
+    Variant(
+        "twice-open-1/2",
+        partial(FinalUnmarked, same=REACH, holds_lower=False, share=UNANNEALED_SHARE, **_OPEN),
+        "twice-quiet without a horizon; half of it is held",
         "where no clock ends the search, marks that climb from look to look do most harm",
         is_open=True,
     ),
     Variant(
-        "open-1",
-        partial(_OPEN, share=1.0),
-        "final without a horizon; the rate found is held",
-        "nobody can say when the run ends",
-        is_open=True,
-    ),
-    Variant(
-        "open-1/2",
-        partial(_OPEN, share=UNANNEALED_SHARE),
+        "final-open-1/2",
+        partial(Final, share=UNANNEALED_SHARE, **_OPEN),
         "final without a horizon; half of it is held: adaptiverl/laws.py",
-        "the rate found is one for a cooldown; unannealed, the noise of the batches stays",
+        "the lower mark ends the climb",
         is_main=True,
-        is_open=True,
-    ),
-    Variant(
-        "open-1/3",
-        partial(_OPEN, share=1 / 3),
-        "final without a horizon; a third of it is held",
-        "how much less?",
         is_open=True,
     ),
 )
