@@ -21,7 +21,7 @@ CSRC = ROOT / "csrc"
 # torch 2.10, the oldest whose stable ABI has what csrc/ needs.
 TORCH_TARGET = "0x020a000000000000"
 PYTHON_TARGET = "0x030A0000"
-CUDA_ARCHITECTURES = ("80", "90", "100")
+CUDA_ARCHITECTURES = ("75", "80", "90", "100")
 
 # No contraction into fused multiply-adds and no reassociation: every instruction set, vector body
 # and tail computes the same bits, and the law is the same law in C++, CUDA and Python.
@@ -34,7 +34,18 @@ CXX_FLAGS = [
     "-fvisibility=hidden",
 ]
 NVCC_FLAGS = ["-std=c++17", "-O3", "--fmad=false", "-Xcompiler", "-fPIC", "-DUSE_CUDA"]
-CUDA_LINK_FLAGS = ["-lcudart_static", "-ldl", "-lrt", "-lpthread"]
+# libtorch.so has no code of its own: in a CUDA build of torch it needs libtorch_cuda, where the
+# three weak symbols of csrc/controller.cu are. `import torch` loads that library for itself alone,
+# so without this entry the symbols would stay null. It exists in CPU builds, too; a linker that
+# drops libraries nobody needs by name must keep it, and these flags come last on its line.
+CUDA_LINK_FLAGS = [
+    "-lcudart_static",
+    "-ldl",
+    "-lrt",
+    "-lpthread",
+    "-Wl,--no-as-needed",
+    "-ltorch",
+]
 
 
 def say(message: str) -> None:
