@@ -1,0 +1,116 @@
+"""An ordinary run on the CPU keeps its bits: parameters, states and knobs after 200 steps.
+
+A change that means to leave results alone is held to these. One that means to change them says so
+in CHANGELOG.md and takes the new digests from this test's message.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import struct
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from adaptiverl import AdaptiveAdamW, AdaptiveSGD, Control
+
+STEPS = 200
+SHAPES = ((), (5,), (37, 11), (1030,), (3, 2, 7))
+NOISY = Control(
+    every=2, noise_bounds=(0.0, 0.1), plateau_trend=(10.0, 1.0), plateau_variance=(10.0, 1.0)
+)
+"""Every knob moves early, and σ leaves its floor at once."""
+CONTROLS = {
+    "loss law": Control(every=2, noise_bounds=(0.0, 0.0)),
+    "loss law, noise": NOISY,
+    "alignment law": Control.find_lr(horizon=STEPS),
+    "alignment law, noise": Control(
+        law="alignment", horizon=STEPS, every=2, noise_bounds=(0.02, 0.02)
+    ),
+}
+MAKERS: dict[str, Callable[[list[nn.Parameter], Control], Any]] = {
+    "AdamW": lambda params, control: AdaptiveAdamW(
+        params, 3e-3, amsgrad=True, control=control, max_grad_norm=1.5, seed=11
+    ),
+    "SGD": lambda params, control: AdaptiveSGD(
+        params, 3e-3, 0.9, weight_decay=0.01, nesterov=True, control=control, seed=11
+    ),
+}
+LIBM = "fcc86d606b51b6e6"
+"""Of exp and log as the digests below were taken with: `libm`"""
+DIGESTS = {
+    ("AdamW", "loss law"): "2d974f18ee48343a",
+    ("AdamW", "loss law, noise"): "3e1d2bb73ed593be",
+    ("AdamW", "alignment law"): "4f1b0da848f8159e",
+    ("AdamW", "alignment law, noise"): "eb941e3328e8df2f",
+    ("SGD", "loss law"): "86cb0d19e042aef1",
+    ("SGD", "loss law, noise"): "10791a57b7778205",
+    ("SGD", "alignment law"): "83e33cd8519a4b2d",
+    ("SGD", "alignment law, noise"): "5f319b5c4b19aae3",
+}
+
+
+def fractions(shape: tuple[int, ...], salt: int) -> Tensor:
+    """float32 numbers from -0.5 to 0.5 from whole-number arithmetic alone: the same everywhere."""
+    count = math.prod(shape)
+    mixed = (torch.arange(count) * 2654435761 + salt * 40503 + 12345) % 2**32
+    mixed = (mixed * 48271 + salt) % (2**31 - 1)
+    return (mixed % 2**24).to(torch.float32).div(2**24).sub(0.5).reshape(shape)
+
+
+def loss_of(step: int) -> float:
+    """Falls, with a ripple, a spike, and one loss that is not a number."""
+    if step == 120:
+        return math.nan
+    return 3.0 / (1 + step / 50) + (step * 7919 % 101) / 505 + (4.0 if step == 70 else 0.0)
+
+
+def digest_of(items: Iterable[Tensor | float]) -> str:
+    """sha256 of numbers' bits, in order."""
+    seen = hashlib.sha256()
+    for item in items:
+        if isinstance(item, Tensor):
+            seen.update(item.detach().contiguous().numpy().tobytes())
+        else:
+            seen.update(struct.pack("<d", item))
+    return seen.hexdigest()[:16]
+
+
+def libm() -> str:
+    """What this machine's exp and log make of a few thousand numbers; their last bits differ."""
+    grid = [(i + 0.5) / 97 for i in range(4096)]
+    return digest_of(f(x) for x in grid for f in (math.log, lambda x: math.exp(21 - x)))
+
+
+def trained(maker: str, control: str) -> str:
+    params = [nn.Parameter(fractions(shape, i)) for i, shape in enumerate(SHAPES)]
+    optimizer = MAKERS[maker](params, CONTROLS[control])
+    for step in range(STEPS):
+        for i, param in enumerate(params):
+            pull = param.detach() - fractions(param.shape, 100 + i)
+            # The second tensor has no gradient now and then.
+            skipped = i == 1 and step % 5 == 3
+            param.grad = None if skipped else pull + fractions(param.shape, 1000 + 10 * step + i)
+        optimizer.observe(loss_of(step))
+        optimizer.step()
+    states = [optimizer.state[p][name] for p in params for name in sorted(optimizer.state[p])]
+    memory = optimizer.param_groups[0]["adaptive_state"]
+    return digest_of([*params, *states, memory, *optimizer.knobs().values()])
+
+
+@pytest.mark.parametrize("control", CONTROLS)
+@pytest.mark.parametrize("maker", MAKERS)
+def test_a_run_keeps_its_bits(maker: str, control: str) -> None:
+    if libm() != LIBM:
+        pytest.skip("this machine's libm rounds exp or log otherwise than the digests' did")
+    got = trained(maker, control)
+    assert got == DIGESTS[maker, control], f"the digest is now {got!r}"
+
+
+def test_no_two_runs_are_alike() -> None:
+    assert len(set(DIGESTS.values())) == len(DIGESTS)
+    assert set(DIGESTS) == {(maker, control) for maker in MAKERS for control in CONTROLS}
