@@ -25,7 +25,8 @@ from adaptiverl.distributed import (
     to_local,
     to_whole,
 )
-from adaptiverl.tables import ENTRIES, Bucket, Buckets, GroupTable, ParameterEntry, Standing
+from adaptiverl.fingerprint import GroupKey
+from adaptiverl.tables import ENTRIES, Bucket, Buckets, GroupTable, ParameterEntry
 
 if TYPE_CHECKING:
     from adaptiverl.distributed import Group
@@ -258,8 +259,8 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
     def _step_parameters(self) -> None:
         self._adopt_loaded_memory()
         rehearsal = self._is_rehearsal()
-        standings = None if self._shards else self._standings()
-        buckets = self._buckets.of_step(standings, self.state, self._entries)
+        keys = self._group_keys()
+        buckets = self._buckets.of_step(keys, self.state, self._entries)
         try:
             self._sweep(buckets, rehearsal)
             self._shards.end_step()
@@ -297,10 +298,10 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         active = decision.active if decision.skippable else None
         self._ranks.average_alignment(controller.alignment, active)
 
-    def _standings(self) -> list[Standing]:
-        """The groups, as far as they decide who takes their tensors."""
+    def _group_keys(self) -> list[GroupKey]:
+        """What of the groups decides which backend takes their tensors."""
         return [
-            Standing(group["params"], self._kept_of(group), bool(group["maximize"]))
+            GroupKey(group["params"], self._kept_of(group), bool(group["maximize"]))
             for group in self.param_groups
         ]
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from adaptiverl import AdaptiveAdamW, Control
@@ -466,3 +466,48 @@ def fed_columns(
         feed_columns(optimizer, params, steps, mesh)
     told = [str(w.message) for w in caught if "sharded parameters" in str(w.message)]
     return [bits(p.full_tensor()) for p in params], told  # type: ignore[attr-defined]
+
+
+# A step in which only gradients have moved
+
+
+def glances(rank: int, size: int) -> dict[str, int]:
+    """How many entries a step of sharded parameters makes, by what happened before it."""
+    mesh = init_device_mesh("cpu", (size,))
+    params = [nn.Parameter(distribute_tensor(p, mesh, [Shard(0)])) for p in whole_parameters()]
+    optimizer = AdaptiveAdamW(params, **FED_OPTIONS)
+    made = 0
+    entry = optimizer._entry
+
+    def counting(*arguments: Any) -> Any:
+        nonlocal made
+        made += 1
+        return entry(*arguments)
+
+    optimizer._entry = counting  # type: ignore[assignment,method-assign]
+
+    def entries(step: int) -> int:
+        for param, grad in zip(params, whole_gradients(step), strict=True):
+            param.grad = distribute_tensor(grad, mesh, [Shard(0)])
+        return step_made()
+
+    def step_made() -> int:
+        nonlocal made
+        made = 0
+        optimizer.step(loss=1.0)
+        return made
+
+    found = {"first": entries(0), "like the last": entries(1)}
+    moment = optimizer.state[params[0]]["exp_avg"]
+    optimizer.state[params[0]]["exp_avg"] = moment.clone()
+    found["a moment was replaced"] = entries(2)
+    found["again like the last"] = entries(3)
+    params[2]._local_tensor = params[2]._local_tensor.clone()  # type: ignore[attr-defined]
+    found["a shard was replaced"] = entries(4)
+    entries(5)
+    params[1].grad = distribute_tensor(whole_gradients(6)[1], mesh, [Replicate()])
+    found["a gradient is laid out otherwise"] = step_made()
+    for param, grad in zip(params, whole_gradients(7), strict=True):
+        param.grad = distribute_tensor(grad, mesh, [Replicate()])
+    found["all are"] = step_made()
+    return found

@@ -189,6 +189,20 @@ def test_collectives_of_sharded_parameters(crew: Crew) -> None:
         }
 
 
+def test_shards_whose_gradients_alone_moved_make_no_entry(crew: Crew) -> None:
+    everything = len(jobs.SHAPES)
+    for found in crew.run(2, jobs.glances):
+        assert found == {
+            "first": everything,
+            "like the last": 0,
+            "a moment was replaced": everything,
+            "again like the last": 0,
+            "a shard was replaced": everything,
+            "a gradient is laid out otherwise": everything,
+            "all are": everything,
+        }
+
+
 def test_shards_on_ranks_that_decide_apart_are_refused(crew: Crew) -> None:
     for message in crew.run(2, jobs.wrong_mesh):
         assert "process_group must hold every rank that a parameter is sharded over" in message

@@ -19,7 +19,8 @@ from host_work import calls_in
 from torch import Tensor, nn
 
 from adaptiverl import AdaptiveAdamW, AdaptiveSGD, Control, dispatch, tables
-from adaptiverl.tables import AddressTable, GroupTable, ParameterEntry, Sighting, Standing
+from adaptiverl.fingerprint import Fingerprint, GroupKey
+from adaptiverl.tables import AddressTable, GroupTable, ParameterEntry
 
 ROOT = Path(__file__).parent.parent
 CASES = ROOT / "tests" / "interpreted_optimizer.py"
@@ -343,9 +344,9 @@ def test_a_sparse_gradient_is_still_refused() -> None:
 
 def test_a_glance_ends_where_there_is_no_state() -> None:
     params = params_with_gradients(1)
-    standing = [Standing(list(params), ("step",), False)]
-    assert Sighting.of(standing, {params[0]: {}}) is None
-    assert Sighting.of(standing, {params[0]: {"step": 3.0}}) is None
+    standing = [GroupKey(list(params), ("step",), False)]
+    assert Fingerprint.of(standing, {params[0]: {}}) is None
+    assert Fingerprint.of(standing, {params[0]: {"step": 3.0}}) is None
 
 
 @pytest.mark.parametrize("kind", [AdaptiveAdamW, AdaptiveSGD])

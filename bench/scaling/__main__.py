@@ -1,7 +1,8 @@
 """``torchrun --nproc-per-node=2 -m bench.scaling``: host time and collectives of one step.
 
 Every rank times the optimizer's own step, `observe` included; forward and backward are outside the
-clock. Contenders take turns in every round, and a barrier stands before each.
+clock. Contenders take turns in every round, and a barrier stands before each. The second table is
+what one more sharded tensor costs, its work being next to nothing.
 """
 
 from __future__ import annotations
@@ -74,6 +75,55 @@ def make(wrapper: str, options: dict[str, Any] | None) -> Contender:
     return Contender(model, optimizer, loss.detach(), [])
 
 
+LAYERS = (10, 110)
+"""Of the models whose difference is the cost of a tensor; a layer has two"""
+
+
+def tiny(layers: int) -> nn.Module:
+    """Layers of 16 weights, each of them a unit of FSDP2, after one backward pass."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*[nn.Linear(4, 4) for _ in range(layers)])
+    for layer in model:
+        fully_shard(layer)
+    fully_shard(model)
+    return model
+
+
+def seconds_of_tiny(layers: int, rounds: int) -> dict[str, float]:
+    """CPU time of a step of each contender, the least of all rounds; gradients are new in each."""
+    least: dict[str, float] = {}
+    for name in ("torch AdamW, fused", "AdaptiveAdamW, frozen", "AdaptiveAdamW, σ off"):
+        model, options = tiny(layers), CONTENDERS[name]
+        optimizer = (
+            torch.optim.AdamW(model.parameters(), fused=True)
+            if options is None
+            else AdaptiveAdamW(model.parameters(), **options)
+        )
+        contender = Contender(model, optimizer, torch.tensor(1.0), [])
+        for _ in range(rounds):
+            optimizer.zero_grad()
+            model(torch.randn(2, 4)).square().mean().backward()
+            dist.barrier()
+            begin = time.thread_time()
+            contender.step()
+            contender.seconds.append(time.thread_time() - begin)
+        least[name] = min(contender.seconds)
+    return least
+
+
+def report_tensors(rounds: int) -> None:
+    """Measure on all ranks; print on rank 0."""
+    few, many = (seconds_of_tiny(layers, rounds) for layers in LAYERS)
+    if dist.get_rank() != 0:
+        return
+    print("\n| FSDP2, CPU time of a step | µs per tensor | without tensors, µs |")
+    print("| --- | ---: | ---: |")
+    for name in few:
+        slope = (many[name] - few[name]) / (2 * (LAYERS[1] - LAYERS[0]))
+        rest = few[name] - slope * 2 * LAYERS[0]
+        print(f"| {name} | {slope * 1e6:.2f} | {rest * 1e6:.0f} |")
+
+
 def collectives(contender: Contender) -> str:
     """Every collective of one optimizer step, as torch's profiler saw them."""
     with profile(activities=[ProfilerActivity.CPU]) as seen:
@@ -126,6 +176,7 @@ def main() -> int:
         counted = {name: collectives(contender) for name, contender in contenders.items()}
         if dist.get_rank() == 0:
             report(wrapper, contenders, counted)
+    report_tensors(min(rounds, 30))
     dist.barrier()
     dist.destroy_process_group()
     return 0
