@@ -12,7 +12,7 @@ import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from adaptiverl.kernels import reference
 if TYPE_CHECKING:
     from adaptiverl.controller import Decision
     from adaptiverl.tables import Bucket, ParameterEntry
+    from adaptiverl.workspace import Workspace
 
 
 class Backend(Protocol):
@@ -142,8 +143,7 @@ class CpuBackend:
         _tell_autograd(bucket)
 
 
-@dataclass(frozen=True)
-class Scratch:
+class Scratch(NamedTuple):
     """What the Triton kernels keep of a bucket between launches.
 
     Attributes:
@@ -467,12 +467,12 @@ class GradientScale:
 
     Args:
         max_grad_norm: The global norm to clip to, or None.
+        workspace: Owns the factor and the limit.
     """
 
-    def __init__(self, max_grad_norm: float | None) -> None:
+    def __init__(self, max_grad_norm: float | None, workspace: Workspace) -> None:
         self._max_grad_norm = max_grad_norm
-        self._limit: Tensor | None = None
-        self._factor: Tensor | None = None
+        self._workspace = workspace
 
     def __call__(
         self,
@@ -503,11 +503,12 @@ class GradientScale:
         return factor
 
     def _memory(self, device: torch.device) -> tuple[Tensor | None, Tensor]:
-        if self._factor is None or self._factor.device != device:
-            self._factor = torch.ones((), dtype=torch.float64, device=device)
-            if self._max_grad_norm is not None:
-                self._limit = torch.full_like(self._factor, self._max_grad_norm)
-        return self._limit, self._factor
+        def make() -> tuple[Tensor, ...]:
+            numbers = (1.0,) if self._max_grad_norm is None else (1.0, self._max_grad_norm)
+            return tuple(torch.full((), n, dtype=torch.float64, device=device) for n in numbers)
+
+        factor, *limit = self._workspace.hold(("factor", device), None, device, make)
+        return (limit[0] if limit else None), factor
 
 
 def load_operators() -> None:

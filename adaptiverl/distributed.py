@@ -18,6 +18,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from adaptiverl.workspace import Workspace, upload
+
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor import DTensor
@@ -375,10 +377,11 @@ def _ranks_of(mesh: DeviceMesh) -> set[int]:
 class Shards:
     """The sharded tensors of one optimizer: their places, and sums over their shards."""
 
-    def __init__(self) -> None:
+    def __init__(self, workspace: Workspace) -> None:
+        self._workspace = workspace
         self._places: dict[tuple[Any, ...], Place] = {}
         self._checked: set[Any] = set()
-        self._uploaded: dict[tuple[Any, ...], Tensor] = {}
+        self._uploaded: dict[tuple[Any, ...], None] = {}
         self._members: dict[int, DTensor] = {}
         self._pieces: dict[int, int] = {}
         self._stepped: list[DTensor] = []
@@ -498,14 +501,18 @@ class Shards:
 
     def _whole_numbers(self, numbers: list[int], device: torch.device) -> Tensor:
         """Whole numbers on a device; uploaded once, because they are the same in every step."""
-        key = (device, *numbers)
-        if key not in self._uploaded:
+        place = ("whole numbers", device, *numbers)
+
+        def make() -> tuple[Tensor, ...]:
             if len(self._uploaded) >= 64:
+                for old in self._uploaded:
+                    self._workspace.drop(old)
                 self._uploaded.clear()
-            host = torch.tensor(numbers, dtype=torch.int64)
-            pinned = host.pin_memory() if device.type == "cuda" else host
-            self._uploaded[key] = pinned.to(device, non_blocking=True)
-        return self._uploaded[key]
+            self._uploaded[place] = None
+            return (upload(torch.tensor(numbers, dtype=torch.int64), device),)
+
+        (uploaded,) = self._workspace.hold(place, None, device, make)
+        return uploaded
 
 
 def _groups(mesh: DeviceMesh, dims: list[int], ranks: Ranks) -> list[Any]:

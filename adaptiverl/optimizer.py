@@ -27,6 +27,7 @@ from adaptiverl.distributed import (
 )
 from adaptiverl.fingerprint import GroupKey
 from adaptiverl.tables import ENTRIES, Bucket, Buckets, GroupTable, ParameterEntry
+from adaptiverl.workspace import Workspace
 
 if TYPE_CHECKING:
     from adaptiverl.distributed import Group
@@ -112,14 +113,16 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         self._control = control
         self._max_grad_norm = max_grad_norm
         self._seed = seed
-        self._buckets = Buckets(partial(backend_for, noisy=control.noise_bounds[1] > 0))
-        self._gradient_scale = GradientScale(max_grad_norm)
+        self._workspace = Workspace()
+        choose = partial(backend_for, noisy=control.noise_bounds[1] > 0)
+        self._buckets = Buckets(choose, self._workspace)
+        self._gradient_scale = GradientScale(max_grad_norm, self._workspace)
         self._group_table: GroupTable | None = None
         self._unobserved_steps = 0
         self._unscales = False
         self._ranks = Ranks(process_group)
         self._announcements = Announcements(control, type(self).__name__, self._ranks.is_first)
-        self._shards = Shards()
+        self._shards = Shards(self._workspace)
         self._warned_of_shards = False
 
     def _start_controller(self, lr: float, momentum: float) -> None:
@@ -224,6 +227,10 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
     ) -> Any:
         """One optimizer step.
 
+        On a GPU each call (`observe`, `step`, `update`, `knobs`; a replay of a graph that captured
+        one, too) may come on another stream, as long as that stream waits for the one before:
+        `torch.cuda.Stream.wait_stream`.
+
         Args:
             closure: Reevaluates the model and returns the loss, which is observed unless something
                 else was observed since the last step.
@@ -257,6 +264,7 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
     @torch._disable_dynamo
     @torch.no_grad()
     def _step_parameters(self) -> None:
+        self._workspace.begin_step()
         self._adopt_loaded_memory()
         rehearsal = self._is_rehearsal()
         keys = self._group_keys()
@@ -445,7 +453,8 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
             self._controller.to(controller_device(first.device))
         self._share_memory()
         if self._group_table is None or self._group_table.device != self._controller.device:
-            self._group_table = GroupTable(self._controller.device, self._numbers_of)
+            device = self._controller.device
+            self._group_table = GroupTable(device, self._numbers_of, self._workspace)
         self._group_table.refresh(self.param_groups)
         return self._group_table
 

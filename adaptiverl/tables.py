@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from adaptiverl.fingerprint import Fingerprint, GroupKey
+from adaptiverl.workspace import NEEDS_A_STEP, DeviceTable, Workspace, is_capturing, upload
 
 COLUMNS = (
     "param",
@@ -126,22 +127,23 @@ def _address(tensor: Tensor | None) -> int:
 
 
 class AddressTable:
-    """One sweep's rows, an int64 tensor [tensors, 13], rebuilt only when a number in it changes.
+    """One sweep's rows, an int64 tensor [tensors, 13], made anew only when a number in it changes.
 
-    A CUDA graph goes on reading the table that it was captured with: that one is never freed, and
-    what a capture has to write, every replay writes again.
+    Args:
+        device: Where the rows lie.
+        workspace: Owns them.
+        place: What they are called there.
 
     Attributes:
         rows: The table on the device.
         host: What is in it.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, workspace: Workspace, place: Hashable) -> None:
         self.host = torch.empty((0, len(COLUMNS)), dtype=torch.int64)
         self.rows = self.host.to(device)
         self._device = device
-        self._staging: Tensor | None = None
-        self._captured: list[Tensor] = []
+        self._table = DeviceTable(workspace, place, device)
 
     def refresh(self, wanted: Tensor) -> Tensor:
         """The table that says this; the same tensor as long as nothing moved.
@@ -153,37 +155,15 @@ class AddressTable:
             RuntimeError: The stream is capturing, and the table is not the last step's with other
                 addresses.
         """
-        capturing = is_capturing(self._device)
-        if not torch.equal(wanted, self.host):
-            if capturing:
-                return self._record(wanted)
-            self.rows, self.host = upload(wanted, self._device), wanted
-        if capturing:
-            if all(table is not self.rows for table in self._captured):
-                self._captured.append(self.rows)
-        elif self._device.type == "cuda" and _is_unlike(self._staging, wanted):
-            # Pinned memory cannot be had during a capture.
-            self._staging = torch.empty_like(wanted).pin_memory()
+        if torch.equal(wanted, self.host):
+            self._table.prepare()
+            return self.rows
+        if is_capturing(self._device):
+            if _sizes_differ(wanted, self.host):
+                raise RuntimeError(NEEDS_A_STEP)
+            return self._table.record(wanted)
+        self.rows, self.host = self._table.write(wanted), wanted
         return self.rows
-
-    def _record(self, wanted: Tensor) -> Tensor:
-        """A table of the graph's own: gradients that are made in a capture lie in its memory."""
-        staging = self._staging
-        if staging is None or _is_unlike(staging, wanted) or _sizes_differ(wanted, self.host):
-            raise RuntimeError(
-                "the tensors of a step that is captured in a CUDA graph must be those of the step "
-                "before, but for their addresses, and these may change once per capture: take a "
-                "step with the same parameters and gradients before you capture"
-            )
-        self._staging = None
-        rows = torch.empty_like(wanted, device=self._device)
-        rows.copy_(staging.copy_(wanted), non_blocking=True)
-        self._captured += [staging, rows]
-        return rows
-
-
-def _is_unlike(held: Tensor | None, wanted: Tensor) -> bool:
-    return held is None or held.shape != wanted.shape
 
 
 def _sizes_differ(a: Tensor, b: Tensor) -> bool:
@@ -198,6 +178,7 @@ class Bucket:
         backend: A `dispatch.Backend`.
         device: Of the tensors.
         variant: What else one launch of that backend must agree in.
+        workspace: Owns what the launch reads besides the tensors.
         entries: One per tensor; those of tensors that an address table describes lose their
             gradient when the step is over.
         squares: float64 [tensors], a place for one sum per tensor. Never cleared: who reads a sum
@@ -207,12 +188,13 @@ class Bucket:
     backend: Any
     device: torch.device
     variant: tuple[Any, ...] = ()
+    workspace: Workspace = field(default_factory=Workspace)
     entries: list[Any] = field(default_factory=list)
     squares: Tensor = field(init=False)
     _sums: Tensor | None = None
     _table: AddressTable | None = None
     _rows: Tensor | None = None
-    _scratch: Any = None
+    _scratch: tuple[Tensor, ...] = ()
     _scratch_of: Tensor | None = None
 
     @property
@@ -224,28 +206,36 @@ class Bucket:
         """
         if self._sums is None or len(self._sums) != len(self.squares):
             shape = (len(self.squares), 3)
-            self._sums = torch.zeros(shape, dtype=torch.float64, device=self.device)
+            (self._sums,) = self.workspace.hold(
+                self._place("sums"), shape, self.device, lambda: (_zeros(shape, self.device),)
+            )
         return self._sums
 
     def rows(self) -> Tensor:
         """The address table of these entries."""
         if self._rows is None:
             if self._table is None:
-                self._table = AddressTable(self.device)
+                self._table = AddressTable(self.device, self.workspace, self._place("rows"))
             wanted = torch.tensor([entry.row() for entry in self.entries], dtype=torch.int64)
             self._rows = self._table.refresh(wanted)
         return self._rows
 
-    def scratch(self, build: Callable[[list[int]], Any]) -> Any:
+    def scratch(self, build: Callable[[list[int]], tuple[Tensor, ...]]) -> Any:
         """What a backend keeps beside the table; built from the tensors' sizes when one changes."""
         self.rows()
         assert self._table is not None
         table = self._table.host
         if self._scratch_of is not table:
             if self._scratch_of is None or _sizes_differ(self._scratch_of, table):
-                self._scratch = build(table[:, NUMEL].tolist())
+                sizes = table[:, NUMEL].tolist()
+                self._scratch = self.workspace.hold(
+                    self._place("scratch"), tuple(sizes), self.device, lambda: build(sizes)
+                )
             self._scratch_of = table
         return self._scratch
+
+    def _place(self, what: str) -> Hashable:
+        return what, self.backend.name, self.device, self.variant
 
     def upload(self, host: Tensor) -> Tensor:
         """To this bucket's device without waiting."""
@@ -284,8 +274,9 @@ class Bucket:
 class Buckets:
     """Sorts a step's entries by who takes them; the buckets and their tables outlive the step."""
 
-    def __init__(self, choose: Callable[[Any], Any]) -> None:
+    def __init__(self, choose: Callable[[Any], Any], workspace: Workspace) -> None:
         self._choose = choose
+        self._workspace = workspace
         self._buckets: dict[Hashable, Bucket] = {}
         self._sorted: list[Bucket] = []
         self._places: list[list[int]] = []
@@ -340,7 +331,7 @@ class Buckets:
             backend = self._choose(entry)
             key = (backend.name, entry.param.device, backend.variant(entry))
             if key not in self._buckets:
-                self._buckets[key] = Bucket(backend, *key[1:])
+                self._buckets[key] = Bucket(backend, *key[1:], self._workspace)
                 self._buckets[key].start()
             self._buckets[key].entries.append(entry)
             places.setdefault(key, []).append(place)
@@ -355,12 +346,15 @@ class Buckets:
         for device in {bucket.device: None for bucket in self._sorted}:
             buckets = [b for b in self._sorted if b.device == device]
             sizes = [len(b.entries) for b in buckets]
-            whole = self._squares.get(device)
-            if whole is None or len(whole) != sum(sizes):
-                whole = torch.zeros(sum(sizes), dtype=torch.float64, device=device)
-                self._squares[device] = whole
+            whole = self._squares[device] = self._places_for_sums(device, sum(sizes))
             for bucket, part in zip(buckets, whole.split(sizes), strict=True):
                 bucket.squares = part
+
+    def _places_for_sums(self, device: torch.device, count: int) -> Tensor:
+        (whole,) = self._workspace.hold(
+            ("squares", device), count, device, lambda: (_zeros((count,), device),)
+        )
+        return whole
 
     def _fingerprint(
         self, groups: Sequence[GroupKey], state: Mapping[Tensor, Any]
@@ -389,73 +383,86 @@ def _is_plain(tensor: Tensor) -> bool:
 class GroupTable:
     """Every group's numbers on the device, `GROUP_COLUMNS`; written only where changed.
 
+    In a capture the numbers that the host knows become constants of the graph: the last step's
+    table where it says the same, and otherwise one that only the graph writes and reads.
+
     Attributes:
         numbers: float64 [groups, 5], as the user or a scheduler set them.
         effective: float64 [groups, 2], lr and momentum of this step; the controller writes it.
     """
 
     def __init__(
-        self, device: torch.device, numbers_of: Callable[[dict[str, Any]], Sequence[Any]]
+        self,
+        device: torch.device,
+        numbers_of: Callable[[dict[str, Any]], Sequence[Any]],
+        workspace: Workspace,
     ) -> None:
         self.device = device
         self._numbers_of = numbers_of
-        self._written: list[tuple[float | None, ...]] = []
-        self.numbers = torch.empty((0, len(GROUP_COLUMNS)), dtype=torch.float64, device=device)
-        self.effective = torch.empty((0, 2), dtype=torch.float64, device=device)
+        self._workspace = workspace
+        self._table = DeviceTable(workspace, ("numbers", device), device)
+        self._known: list[tuple[float | None, ...]] = []
+        self._written: list[tuple[float | None, ...]] | None = None
+        self.numbers = _zeros((0, len(GROUP_COLUMNS)), device)
+        self.effective = _zeros((0, 2), device)
 
     def refresh(self, groups: Sequence[dict[str, Any]]) -> None:
-        """Take over the groups' entries. A number that lives on a device never visits the host."""
-        if len(groups) != len(self._written):
-            shape = (len(groups), len(GROUP_COLUMNS))
-            self.numbers = torch.zeros(shape, dtype=torch.float64, device=self.device)
-            self.effective = torch.zeros((len(groups), 2), dtype=torch.float64, device=self.device)
-            self._written = [(None,) * len(GROUP_COLUMNS)] * len(groups)
-        for g, group in enumerate(groups):
-            values = self._numbers_of(group)
-            known = tuple(None if _on_accelerator(x) else float(x) for x in values)
-            if None in known:
-                self._copy_row(g, values)
-            elif known != self._written[g]:
-                self._write_row(g, known)
-            self._written[g] = known
+        """Take over the groups' entries. A number that lives on a device never visits the host.
 
-    def _write_row(self, g: int, known: tuple[float | None, ...]) -> None:
+        Raises:
+            RuntimeError: The stream is capturing, and the last step had another number of groups.
+        """
+        values = [self._numbers_of(group) for group in groups]
+        self._known = [
+            tuple(None if _on_accelerator(x) else float(x) for x in row) for row in values
+        ]
+        self.numbers = self._constants()
+        shape = (len(groups), 2)
+        (self.effective,) = self._workspace.hold(
+            ("effective", self.device), shape, self.device, lambda: (_zeros(shape, self.device),)
+        )
+        if any(None in known for known in self._known):
+            self._copy_from_devices(values)
+
+    def _constants(self) -> Tensor:
+        """A table with the numbers that the host knows."""
+        if self._known == self._written:
+            self._table.prepare()
+            assert self._table.rows is not None
+            return self._table.rows
+        rows = [[UNKNOWN if x is None else x for x in known] for known in self._known]
+        wanted = torch.tensor(rows, dtype=torch.float64).reshape(len(rows), len(GROUP_COLUMNS))
         if is_capturing(self.device):
-            # Constants of the graph: memory that a copy was captured from would have to outlive it.
-            for column, value in enumerate(known):
-                assert value is not None
-                self.numbers[g, column].fill_(value)
-        else:
-            row = torch.tensor(known, dtype=torch.float64)
-            self.numbers[g].copy_(_staged(row, self.device), non_blocking=True)
+            return self._table.record(wanted)
+        numbers = self._table.write(wanted)
+        self._written = self._known
+        return numbers
 
     @property
     def any_lr(self) -> bool:
         """Some group's learning rate is above 0, or on a device, where the host does not look."""
-        return any(row[0] is None or row[0] != 0 for row in self._written)
+        return any(row[0] is None or row[0] != 0 for row in self._known)
 
-    def _copy_row(self, g: int, values: Sequence[Any]) -> None:
-        for column, value in enumerate(values):
-            if _on_accelerator(value):
-                self.numbers[g, column].copy_(value.detach().reshape(()))
-            elif float(value) != self._written[g][column]:
-                self.numbers[g, column].fill_(float(value))
+    def _copy_from_devices(self, values: Sequence[Sequence[Any]]) -> None:
+        there = [
+            (g, column, value.detach())
+            for g, row in enumerate(values)
+            for column, value in enumerate(row)
+            if _on_accelerator(value)
+        ]
+        if is_capturing(self.device):
+            self._workspace.keep(self.device, [value for _, _, value in there])
+        for g, column, value in there:
+            self.numbers[g, column].copy_(value.reshape(()))
+
+
+UNKNOWN = float("nan")
+"""Written for a number that lives on a device, until it is copied from there"""
+
+
+def _zeros(shape: tuple[int, ...], device: torch.device) -> Tensor:
+    return torch.zeros(shape, dtype=torch.float64, device=device)
 
 
 def _on_accelerator(value: Any) -> bool:
     return isinstance(value, Tensor) and value.device.type != "cpu"
-
-
-def is_capturing(device: torch.device) -> bool:
-    """Whether what is asked of the device now goes into a CUDA graph."""
-    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-
-
-def upload(host: Tensor, device: torch.device) -> Tensor:
-    """To the device without waiting."""
-    return _staged(host, device).to(device, non_blocking=True)
-
-
-def _staged(host: Tensor, device: torch.device) -> Tensor:
-    """In pinned memory where the device is CUDA: a copy from elsewhere waits for it."""
-    return host.pin_memory() if device.type == "cuda" else host

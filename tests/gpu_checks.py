@@ -12,9 +12,11 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import recorded_graph
 import torch
 from adaptiverl.kernels import reference
 from tolerances import assert_close
@@ -695,6 +697,179 @@ def a_step_outside_does_not_disturb_a_graph() -> None:
             p.grad = grad
         replay()
         del rubbish
+        ends.append(everything(optimizer, params))
+    assert_same_bits(ends[0], ends[1])
+
+
+@contextlib.contextmanager
+def graphs() -> Iterator[None]:
+    """Steps in here can be captured: on a CPU by a stand-in."""
+    with recorded_graph.stand_in() if Where.device.type == "cpu" else contextlib.nullcontext():
+        yield
+
+
+def graph_of(work: Callable[[], Any], optimizer: Any, *more: Tensor) -> Any:
+    """As `captured`, on any device; `more` is what the work touches beside the optimizer."""
+    if Where.device.type == "cpu":
+        return recorded_graph.capture(work, optimizer, *more)
+    return captured(work)
+
+
+def take_freed_memory() -> list[Tensor]:
+    """Rubbish that takes the place of small tensors that were freed."""
+    return [torch.full((26,), -1, device=Where.device) for _ in range(256)]
+
+
+@check(anywhere=True)
+def a_step_of_other_tensors_does_not_disturb_a_graph() -> None:
+    """Replays between steps with fewer and with more tensors: as plain steps."""
+    for control in (BUSY, replace(ALIGNED, noise_bounds=(0.0, 0.1))):
+        ends = []
+        for graphed in (False, True):
+            with graphs():
+                ends.append(_replay_between_other_steps(control, graphed))
+        assert_same_bits(ends[0], ends[1])
+
+
+def _replay_between_other_steps(control: Control, graphed: bool) -> list[Tensor]:
+    params = parameters([5000, 12, 7])
+    optimizer = AdaptiveAdamW(
+        params, 0.01, control=control, max_grad_norm=1.0, capturable=graphed, seed=3
+    )
+    optimizer._announcements._silent = True  # which on a CPU reads, and so would wait
+    loss = losses(1)[0]
+
+    def step() -> None:
+        optimizer.observe(loss)
+        optimizer.step()
+
+    set_gradients(params, 0)
+    whole = [p.grad for p in params]
+    params[2].grad = None
+    step()
+    step()
+    replay = graph_of(step, optimizer, loss).replay if graphed else step
+    rubbish = []
+    for absent in ((2,), (0, 2), (2,), (), (2,), (1,), (2,)):
+        for i, (p, grad) in enumerate(zip(params, whole, strict=True)):
+            p.grad = None if i in absent else grad
+        if absent == (2,):
+            replay()
+        else:
+            step()
+            rubbish += take_freed_memory()
+    return everything(optimizer, params)
+
+
+@check(anywhere=True)
+def a_graph_and_plain_steps_have_each_their_own_numbers() -> None:
+    """A graph's are those at its capture; a plain step's are the groups', before and after it."""
+    control = replace(BUSY, mode="modulate")
+    rates = [0.01, "replay", 0.02, "replay", 0.005, "replay", 0.02, 0.005, "replay", 0.005]
+    ends = []
+    for name in ("plain", "graph", "other"):
+        params = parameters([5000, 12])
+        optimizer = AdaptiveAdamW(params, 0.01, control=control, capturable=name == "graph", seed=3)
+        loss, (group,) = losses(1)[0], optimizer.param_groups
+
+        def step(optimizer: Any = optimizer, loss: Tensor = loss) -> None:
+            optimizer.observe(loss)
+            optimizer.step()
+
+        with graphs():
+            set_gradients(params, 0)
+            step()
+            group["lr"], group["weight_decay"] = 0.02, 0.1
+            graph = graph_of(step, optimizer, loss) if name == "graph" else None
+            for rate in rates:
+                group["lr"] = 0.02 if rate == "replay" else rate
+                group["weight_decay"] = 0.1 if rate == "replay" else 0.3
+                if graph is not None and rate == "replay":
+                    group["lr"] = 0.7
+                    graph.replay()
+                else:
+                    step()
+            if name == "other":
+                step()
+            ends.append(everything(optimizer, params))
+    assert_same_bits(ends[0], ends[1])
+    assert_other_bits(ends[0], ends[2])
+
+
+@check(anywhere=True)
+def recapturing_does_not_leak() -> None:
+    """Forward, backward and step, captured twenty times: what ended graphs had is let go."""
+    params = parameters([3] * 500)
+    optimizer = AdaptiveAdamW(params, 0.01, control=BUSY, max_grad_norm=1.0, capturable=True)
+
+    def train_once() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        loss = torch.cat(list(params)).square().mean()
+        loss.backward()
+        optimizer.observe(loss)
+        optimizer.step()
+
+    cuda = Where.device.type == "cuda"
+    kept, allocated, reserved = [], [], []
+    side = torch.cuda.Stream() if cuda else None
+    with graphs():
+        for _ in range(20):
+            with torch.cuda.stream(side):  # type: ignore[arg-type]
+                train_once()
+            if cuda:
+                torch.cuda.synchronize()
+            optimizer.zero_grad(set_to_none=True)
+            graph = graph_of(train_once, optimizer)
+            graph.replay()
+            del graph
+            optimizer.zero_grad(set_to_none=True)
+            if cuda:
+                torch.cuda.synchronize()
+                torch.cuda.empty_cache()
+                allocated.append(torch.cuda.memory_allocated())
+                reserved.append(torch.cuda.memory_reserved())
+            kept.append(len(optimizer._workspace._captured))
+    # CUDA may tell a little later that a graph has ended: two graphs' worth is no leak.
+    assert kept[-1] <= 3 * kept[0], f"kept for graphs after each of them: {kept}"
+    if cuda:
+        assert allocated[-1] - allocated[4] < 2**18, allocated
+        assert reserved[-1] - reserved[4] < 2**24, reserved
+
+
+@check()
+def steps_may_change_streams() -> None:
+    """One after another on two streams, with other numbers of tensors: as on one stream.
+
+    The memory of a table that is replaced while a slow step on another stream still reads it must
+    not be given to anybody. Where it is, the step reads rubbish for addresses, and CUDA fails.
+    """
+    ends = []
+    for names in ("AAAAAAAAA", "ABBABBABB"):
+        streams = {name: torch.cuda.Stream() for name in set(names)}
+        params = parameters([200_000, 33, 5000, 700])
+        optimizer = AdaptiveAdamW(params, 0.01, control=BUSY, max_grad_norm=1.0, seed=3)
+        set_gradients(params, 0)
+        whole, course = [p.grad for p in params], losses(len(names))
+        torch.cuda.synchronize()
+        rubbish, last = [], None
+        for step, name in enumerate(names):
+            stream = streams[name]
+            if last is not None:
+                stream.wait_stream(last)
+            # A table is made in every third step, used in the next and replaced in the third.
+            for i, (p, grad) in enumerate(zip(params, whole, strict=True)):
+                p.grad = None if step % 3 == 2 and i % 2 else grad
+            with torch.cuda.stream(stream):
+                if step % 3 == 1:
+                    torch.cuda._sleep(20_000_000)
+                optimizer.observe(course[step])
+                optimizer.step()
+            if step % 3 == 2:
+                with torch.cuda.stream(streams["A"]):  # which waits for nobody yet
+                    rubbish += take_freed_memory()
+            last = stream
+        torch.cuda.synchronize()
+        expect_triton(optimizer)
         ends.append(everything(optimizer, params))
     assert_same_bits(ends[0], ends[1])
 

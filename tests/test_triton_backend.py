@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from adaptiverl import AdaptiveAdamW, AdaptiveSGD, Control, dispatch, tables
 from adaptiverl.fingerprint import Fingerprint, GroupKey
-from adaptiverl.tables import AddressTable, GroupTable, ParameterEntry
+from adaptiverl.tables import AddressTable, ParameterEntry
 
 ROOT = Path(__file__).parent.parent
 CASES = ROOT / "tests" / "interpreted_optimizer.py"
@@ -384,85 +384,20 @@ def test_a_tensor_costs_the_host_a_few_calls_a_step() -> None:
 
 def test_a_size_that_changes_builds_the_scratch_anew_and_an_address_does_not() -> None:
     built = []
+
+    def build(sizes: list[int]) -> tuple[Tensor, ...]:
+        built.append(sizes)
+        return (torch.tensor(sizes),)
+
     bucket = tables.Bucket(dispatch.CPU, CPU)
-    bucket._table = AddressTable(CPU)
+    bucket._table = AddressTable(CPU, bucket.workspace, "rows")
     wanted = torch.arange(26).view(2, 13)
     for change in (0, 0, 1, 2):
         wanted = wanted.clone()
         wanted[0, tables.GRAD if change < 2 else tables.NUMEL] += 16 * change
         bucket._rows = bucket._table.refresh(wanted)
-        bucket.scratch(lambda sizes: built.append(sizes))
+        bucket.scratch(build)
     assert built == [[7, 20], [39, 20]]
-
-
-# In a CUDA graph
-
-
-@pytest.fixture
-def capturing(monkeypatch: pytest.MonkeyPatch) -> dict[str, bool]:
-    """A switch for what asks whether the stream is capturing."""
-    switch = {"on": False}
-    monkeypatch.setattr(tables, "is_capturing", lambda device: switch["on"])
-    return switch
-
-
-def prepared_table() -> tuple[AddressTable, Tensor]:
-    table, wanted = AddressTable(CPU), torch.arange(26).view(2, 13)
-    table.refresh(wanted)
-    table._staging = torch.empty_like(wanted)
-    return table, wanted
-
-
-def test_a_captured_table_outlives_the_next(capturing: dict[str, bool]) -> None:
-    table, wanted = prepared_table()
-    capturing["on"] = True
-    captured = table.refresh(wanted)
-    alive = weakref.ref(captured)
-    kept = captured.clone()
-    capturing["on"] = False
-    other = table.refresh(wanted + 16 * (torch.arange(13) == tables.GRAD))
-    assert other.data_ptr() != captured.data_ptr()
-    assert torch.equal(captured, kept)
-    del captured
-    gc.collect()
-    assert alive() is not None
-
-
-def test_a_table_of_a_capture_is_not_the_tables_own(capturing: dict[str, bool]) -> None:
-    table, wanted = prepared_table()
-    before = table.rows
-    capturing["on"] = True
-    moved = wanted + 16 * (torch.arange(13) == tables.GRAD)
-    captured = table.refresh(moved)
-    assert torch.equal(captured, moved)
-    capturing["on"] = False
-    assert table.refresh(wanted) is before
-    assert torch.equal(before, wanted)
-
-
-def test_a_capture_needs_a_step_of_its_kind_before(capturing: dict[str, bool]) -> None:
-    table, wanted = prepared_table()
-    capturing["on"] = True
-    with pytest.raises(RuntimeError, match="take a step with the same parameters"):
-        table.refresh(wanted + (torch.arange(13) == tables.NUMEL))
-    with pytest.raises(RuntimeError, match="once per capture"):
-        table.refresh(wanted[:1] + 1)
-    table.refresh(wanted + 16 * (torch.arange(13) == tables.GRAD))
-    with pytest.raises(RuntimeError, match="once per capture"):
-        table.refresh(wanted + 32 * (torch.arange(13) == tables.GRAD))
-
-
-def test_numbers_become_constants_of_a_graph(capturing: dict[str, bool]) -> None:
-    def numbers_of(group: dict[str, Any]) -> list[float]:
-        return [group["lr"], 0.9, 0.999, 1e-8, 0.01]
-
-    table = GroupTable(CPU, numbers_of)
-    table.refresh([{"lr": 0.5}])
-    numbers = table.numbers
-    capturing["on"] = True
-    table.refresh([{"lr": 0.25}])
-    assert table.numbers is numbers
-    assert numbers[0].tolist() == [0.25, 0.9, 0.999, 1e-8, 0.01]
 
 
 # Another device than the controller's
