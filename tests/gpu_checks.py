@@ -36,6 +36,11 @@ ON_PARAMETER = Control(every=2, noise_bounds=(SIGMA, SIGMA), noise_target="param
 ALIGNED = Control(law="alignment", horizon=30, every=2, noise_bounds=(0.0, 0.0))
 """The law that reads the sweep's sums; μ still follows the loss."""
 
+NOISY_EPS = 1e-2
+"""Adam's eps where noisy gradients are compared. A gradient that its noise all but cancels moves
+its parameter by its sign in the first step, so an error of 1e-9 in the noise becomes lr · 1e-9 /
+|gradient|: with eps = 1e-8 one element in 50,000 was off by 4e-5 on an H200."""
+
 WAITING = ("Synchronize", "cudaMemcpy")
 """Of runtime calls that make the host wait; an asynchronous copy's name ends in Async."""
 
@@ -214,6 +219,7 @@ def adamw_trains_as_on_the_cpu() -> None:
                     lambda params, control=control, norm=norm, amsgrad=amsgrad: AdaptiveAdamW(  # type: ignore[misc]
                         params,
                         0.01,
+                        eps=NOISY_EPS if control is NOISY else 1e-8,
                         amsgrad=amsgrad,
                         maximize=amsgrad,
                         control=control,
@@ -273,14 +279,18 @@ def sgd_trains_as_on_the_cpu() -> None:
 @check(anywhere=True)
 def half_precision_steps_as_the_reference() -> None:
     """One step from the same bits; moments are float32."""
-    for dtype, name in ((torch.bfloat16, "step_bfloat16"), (torch.float16, "step_float16")):
+    for dtype, name in ((torch.bfloat16, "rounded_bfloat16"), (torch.float16, "rounded_float16")):
         ours, theirs = parameters(SIZES, dtype), parameters(SIZES, dtype, "cpu")
-        here, there = (AdaptiveAdamW(p, 0.1, control=NOISY, seed=7) for p in (ours, theirs))
+        here, there = (
+            AdaptiveAdamW(p, 0.1, eps=NOISY_EPS, control=NOISY, seed=7) for p in (ours, theirs)
+        )
         train(here, ours, 1)
         train(there, theirs, 1)
         expect_triton(here)
         assert backends(there) == {"reference"}
         assert_trained_alike(here, there, ours, theirs, name)
+        differ = sum(int((p.cpu() != q).sum()) for p, q in zip(ours, theirs, strict=True))
+        assert differ <= 0.02 * sum(p.numel() for p in ours), f"{differ} elements round otherwise"
 
 
 @check(anywhere=True)

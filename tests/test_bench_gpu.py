@@ -19,7 +19,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from bench.gpu import __main__ as command
 from bench.gpu import build as build_module
-from bench.gpu import contenders, plan
+from bench.gpu import contenders, host, plan
 from bench.gpu.__main__ import Runner, Unfit, gather, merged
 from bench.gpu.checks import run as run_checks
 from bench.gpu.figures import Results, fake_results, figures, median_ratio
@@ -254,14 +254,22 @@ def test_a_part_without_time_is_not_run(runner: Runner) -> None:
     assert runner.problems == ["part was not run: the time was up"]
 
 
-def test_the_memory_checkers_verdict(runner: Runner) -> None:
-    clean = "stepped\n========= ERROR SUMMARY: 0 errors\n"
-    assert runner._verdict(0, clean) == "no errors"
+@pytest.mark.parametrize(
+    ("tool", "clean"),
+    [
+        ("memcheck", "ERROR SUMMARY: 0 errors"),
+        ("racecheck", "RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)"),
+    ],
+)
+def test_a_sanitizers_verdict(runner: Runner, tool: str, clean: str) -> None:
+    assert runner._verdict(tool, 0, f"stepped\n========= {clean}\n") == "no errors"
     assert not runner.problems
-    assert "could not check" in runner._verdict(1, "Device not supported")
+    assert "could not check" in runner._verdict(tool, 1, "Device not supported")
+    assert "could not check" in runner._verdict(tool, 0, clean), "nothing was stepped"
     assert not runner.problems
-    assert runner._verdict(9, "Invalid __global__ write") == "errors"
+    assert runner._verdict(tool, 9, "Invalid __global__ write") == "errors"
     assert len(runner.problems) == 1
+    assert f"{tool} found errors" in runner.problems[0]
 
 
 def test_parts_are_put_together() -> None:
@@ -286,12 +294,13 @@ def test_parts_are_put_together() -> None:
 
 def test_every_figure_of_the_table_is_there_and_judged() -> None:
     lines = {figure.name: figure for figure in figures(fake_results())}
-    assert len(lines) == 18
+    assert len(lines) == 20
     by_kind = {
-        "plain, against torch fused: gpt2-small, float32": True,  # 8 / 4 ≥ 1
-        "noise + clip, against the stock composition: 1B, float32": True,  # 5 / 1 ≥ 1.7
-        "1,000 small tensors, host time over torch fused's: 1000 of 1000, float32": False,  # 4 / 8
+        "plain, against torch fused: gpt2-small, float32": True,  # 9 / 5 ≥ 1
+        "noise + clip, against the stock composition: 1B, float32": True,  # 6 / 2 ≥ 1.7
+        "1,000 small tensors, host time over torch fused's: 1000 of 1000, float32": False,  # 5 / 9
         "plain, of copy bandwidth: gpt2-small, float32": False,
+        "controller, of the step's time: ours find_lr, gpt2-small, float32": True,
         "launches per step, any number of tensors": True,
         "host synchronisations per step": True,
         "extra memory beyond AdamW's states: gpt2-small, float32": True,
@@ -335,7 +344,7 @@ def test_the_report_holds_everything(tmp_path: Path) -> None:
         "torch": "2.11.0",
         "commit": "abc",
         "left_out": {"one of 10^9, float32": "needs 33 GiB, 10 are free"},
-        "sanitizer": "no errors",
+        "sanitizer": {"memcheck": "no errors"},
     }
     checks = [
         {"name": "a_check", "outcome": "passed", "seconds": 1.0, "message": ""},
@@ -390,3 +399,15 @@ def test_a_build_that_fails_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / "python").chmod(0o755)
     with pytest.raises(build_module.BuildError, match=r"exit 7(.|\n)*no compiler"):
         build_module.build(tmp_path / "out")
+
+
+# The host's time
+
+
+def test_the_hosts_time_is_told_part_by_part(capsys: pytest.CaptureFixture[str]) -> None:
+    assert host.main(["--tensors", "1", "3"]) == 0
+    printed = capsys.readouterr().out
+    assert "| microseconds of the host | 1 tensors | 3 tensors |" in printed
+    for name in host.parts_of(1, CPU):
+        (line,) = (line for line in printed.splitlines() if line.startswith(f"| {name} |"))
+        assert all(float(cell) >= 0 for cell in line.split("|")[2:4])

@@ -21,7 +21,7 @@ from typing import Any
 
 from bench.gpu.build import FOLDER, ROOT, BuildError, build, environment
 from bench.gpu.figures import Results, fake_results, figures
-from bench.gpu.plan import CONTENDERS, workloads
+from bench.gpu.plan import CONTENDERS, SANITIZERS, workloads
 from bench.gpu.report import markdown, save
 
 RESULTS = ROOT / "bench" / "results"
@@ -120,7 +120,10 @@ def run(given: argparse.Namespace) -> int:
     about = runner.about() | {"card": card}
     seconds = min(CHECKS_SECONDS, end - time.monotonic() - MARGIN)
     checks = runner.lines("bench.gpu.checks", seconds)
-    about["sanitizer"] = runner.sanitize(min(SANITIZER_SECONDS, end - time.monotonic() - MARGIN))
+    about["sanitizer"] = {
+        tool: runner.sanitize(tool, min(SANITIZER_SECONDS, end - time.monotonic() - MARGIN))
+        for tool in SANITIZERS
+    }
     parts: list[dict[str, Any]] = []
     if not given.no_measure:
         parts = runner.lines("bench.gpu.measure", end - time.monotonic() - MARGIN)
@@ -198,14 +201,16 @@ class Runner:
             return []
         return [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines() if line]
 
-    def sanitize(self, seconds: float) -> str:
-        """The memory checker's verdict on a small case, in words."""
-        tool = _tool("compute-sanitizer")
-        if tool is None:
+    def sanitize(self, tool: str, seconds: float) -> str:
+        """The verdict of one of compute-sanitizer's tools on a small case, in words."""
+        sanitizer = _tool("compute-sanitizer")
+        if sanitizer is None:
             return "compute-sanitizer is not there"
         if seconds <= 0:
             return "the time was up"
-        command = [tool, "--tool", "memcheck", "--report-api-errors", "no", "--error-exitcode", "9"]
+        command = [sanitizer, "--tool", tool, "--error-exitcode", "9"]
+        if tool == "memcheck":
+            command += ["--report-api-errors", "no"]
         command += [sys.executable, "-m", "bench.gpu.checks", "--small"]
         # Without the allocator's cache a tensor's end is the end of its memory.
         variables = {**self._environment, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
@@ -220,14 +225,15 @@ class Runner:
             )
         except subprocess.TimeoutExpired:
             return f"did not end within {seconds:.0f} s"
-        (self._folder / "sanitizer.txt").write_text(done.stdout + done.stderr, encoding="utf-8")
-        return self._verdict(done.returncode, done.stdout + done.stderr)
+        (self._folder / f"{tool}.txt").write_text(done.stdout + done.stderr, encoding="utf-8")
+        return self._verdict(tool, done.returncode, done.stdout + done.stderr)
 
-    def _verdict(self, code: int, output: str) -> str:
-        if code == 0 and "ERROR SUMMARY: 0 errors" in output and "stepped" in output:
+    def _verdict(self, tool: str, code: int, output: str) -> str:
+        found_none = "ERROR SUMMARY: 0 errors" in output or "0 hazards displayed" in output
+        if code == 0 and found_none and "stepped" in output:
             return "no errors"
         if code == 9:
-            self.problems.append("compute-sanitizer found errors: see build/gpu/out/sanitizer.txt")
+            self.problems.append(f"{tool} found errors: see build/gpu/out/{tool}.txt")
             return "errors"
         last = (output.strip().splitlines() or ["it said nothing"])[-1]
         return f"it could not check (exit {code}): {last}"

@@ -11,7 +11,19 @@ import torch
 from torch import Tensor, nn
 
 from adaptiverl import AdaptiveAdamW, Control
-from bench.gpu.plan import ALL, CLIP, CLIPPED, FOREACH, FUSED, NOISE, PLAIN, SHAPES, STOCK, Workload
+from bench.gpu.plan import (
+    ALL,
+    CLIP,
+    CLIPPED,
+    FOREACH,
+    FUSED,
+    NOISE,
+    PLAIN,
+    SEARCH,
+    SHAPES,
+    STOCK,
+    Workload,
+)
 from bench.step.stock_noise import TunedNoise
 
 SIGMA, LR, GRADIENT = 0.01, 1e-4, 1e-3
@@ -115,7 +127,7 @@ def _torchs(name: str, memory: Memory) -> Stepper:
 
 
 def _ours(name: str, memory: Memory) -> Stepper:
-    control = {PLAIN: OFF, CLIP: OFF, NOISE: ON, ALL: ON}[name]
+    control = {PLAIN: OFF, CLIP: OFF, NOISE: ON, ALL: ON, SEARCH: Control.find_lr()}[name]
     norm = memory.norm / 2 if name in (CLIP, ALL) else None
     optimizer = AdaptiveAdamW(
         memory.params, LR, capturable=True, control=control, max_grad_norm=norm

@@ -11,6 +11,7 @@ from bench.gpu.plan import (
     BANDWIDTH_TARGET,
     CHUNK_BYTES,
     CONTENDERS,
+    CONTROLLER_TARGET,
     FIXED_BYTES,
     LARGE,
     LAUNCHES_TARGET,
@@ -19,6 +20,7 @@ from bench.gpu.plan import (
     PLAIN,
     RATIOS,
     SAME_BITS,
+    SEARCH,
     Ratio,
     Workload,
 )
@@ -81,6 +83,7 @@ def figures(results: Results) -> list[Figure]:
     """The whole table."""
     lines = [_ratio(results, ratio, w) for ratio in RATIOS for w in ratio.workloads]
     lines += [_bandwidth(results, workload) for workload in LARGE]
+    lines += [_controller(results, LARGE[0], name) for name in (PLAIN, SEARCH)]
     lines.append(_launches(results))
     lines.append(_checked(results, "host synchronisations per step", "0", NO_WAIT))
     lines += [_extra(results, str(workload)) for workload in LARGE]
@@ -112,6 +115,16 @@ def _bandwidth(results: Results, workload: Workload) -> Figure:
     if share is None:
         return Figure(name, target, "not measured", None)
     return Figure(name, target, f"{share:.1%}", share >= BANDWIDTH_TARGET)
+
+
+def _controller(results: Results, workload: Workload, contender: str) -> Figure:
+    name = f"controller, of the step's time: {contender}, {workload}"
+    target = f"at most {CONTROLLER_TARGET:.0%}"
+    row = results.row(workload, contender)
+    share = None if row is None else row["controller_share"]
+    if share is None:
+        return Figure(name, target, "not measured", None)
+    return Figure(name, target, f"{share:.1%}", share <= CONTROLLER_TARGET)
 
 
 def _launches(results: Results) -> Figure:

@@ -13,8 +13,10 @@ BYTES = {"float32": 4, "bfloat16": 2}
 FUSED, FOREACH = "torch fused", "torch foreach"
 CLIPPED, STOCK = "torch clip + fused", "torch clip + noise + fused"
 PLAIN, NOISE, CLIP, ALL = "ours plain", "ours noise", "ours clip", "ours all"
-CONTENDERS = (FUSED, FOREACH, CLIPPED, STOCK, PLAIN, NOISE, CLIP, ALL)
-OURS = (PLAIN, NOISE, CLIP, ALL)
+SEARCH = "ours find_lr"
+"""The law that reads the sweep's sums, which a third launch of the controller gathers"""
+OURS = (PLAIN, NOISE, CLIP, ALL, SEARCH)
+CONTENDERS = (FUSED, FOREACH, CLIPPED, STOCK, *OURS)
 
 GPT2_SMALL, BILLION, SMALL, ONE = "gpt2-small", "1B", "1000 of 1000", "one of 10^9"
 SHAPES: dict[str, list[tuple[int, ...]]] = {
@@ -111,8 +113,12 @@ RATIOS = (
     ),
 )
 BANDWIDTH_TARGET = 0.95
+CONTROLLER_TARGET = 0.03
+"""The most that observe, advance and gather may take of the step's time on the device"""
 LAUNCHES_TARGET = 4
 CHUNK_BYTES, FIXED_BYTES = 8, 2**20
+SANITIZERS = ("memcheck", "racecheck")
+"""Tools of compute-sanitizer that go over a small case"""
 NO_WAIT = (
     "no_step_waits_for_the_device",
     "the_profiler_sees_no_wait",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.gpu.figures import Figure, Results, figures
-from bench.gpu.plan import CONTENDERS, FUSED, workloads
+from bench.gpu.plan import CONTENDERS, FUSED, SANITIZERS, workloads
 
 MET = {True: "yes", False: "**no**", None: "–"}
 HEADINGS = (
@@ -41,7 +41,7 @@ def markdown(
         "## Figures to reach",
         _figures(figures(results)),
         "## Checks",
-        _checks(checks, str(about.get("sanitizer", "not run"))),
+        _checks(checks, about.get("sanitizer", {})),
     ]
     for workload in workloads():
         name = str(workload)
@@ -78,12 +78,13 @@ def _figures(lines: Sequence[Figure]) -> str:
     return table(("figure", "target", "measured", "met"), rows)
 
 
-def _checks(checks: Sequence[Mapping[str, Any]], sanitizer: str) -> str:
+def _checks(checks: Sequence[Mapping[str, Any]], sanitizer: Mapping[str, str]) -> str:
     rows = [
         (c["name"].replace("_", " "), c["outcome"], f"{c.get('seconds', 0):.1f} s", _last(c))
         for c in checks
     ]
-    rows.append(("memory checker on a small case", sanitizer, "", ""))
+    for tool in SANITIZERS:
+        rows.append((f"{tool} on a small case", sanitizer.get(tool, "not run"), "", ""))
     return table(("check", "outcome", "took", "why"), rows)
 
 
