@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).resolve().parents[2]
 PASSED, FAILED, SKIPPED, LEFT_OUT = "passed", "failed", "skipped", "left out"
 
 Outcome = dict[str, Any]
@@ -41,7 +42,8 @@ def run(
             except skip as reason:
                 outcome, message = SKIPPED, str(reason)
             except Exception:
-                outcome, message = FAILED, traceback.format_exc()
+                # Reports are shared: where the clone lies is nobody's business.
+                outcome, message = FAILED, traceback.format_exc().replace(f"{ROOT}/", "")
         seconds = time.monotonic() - start
         report({"name": name, "outcome": outcome, "seconds": seconds, "message": message})
 
