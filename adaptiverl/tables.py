@@ -517,7 +517,10 @@ def _on_accelerator(value: Any) -> bool:
 
 def is_capturing(device: torch.device) -> bool:
     """Whether what is asked of the device now goes into a CUDA graph."""
-    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    if device.type != "cuda":
+        return False
+    with torch.cuda.device(device):  # whose stream it is that is asked
+        return torch.cuda.is_current_stream_capturing()
 
 
 def upload(host: Tensor, device: torch.device) -> Tensor:
