@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 import torch
 from torch import Tensor
 from torch.optim.optimizer import _device_dtype_check_for_fused
+from torch.utils.weak import TensorWeakRef
 
 from adaptiverl.announcements import Announcements
 from adaptiverl.control import Control, MomentumKind
@@ -207,9 +208,13 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         """Whether a gradient scaler leaves unscaling and skipping to `step`; torch's own name.
 
         A scaler asks before every step, and where the answer is no and a gradient overflowed, its
-        asking is all that an optimizer ever hears of the skipped step (decisions.md 13).
+        asking is all that an optimizer ever hears of the skipped step (decisions.md 13). Anybody
+        else may ask as well, which changes nothing: see `Observations`.
         """
-        self._controller.attempt()
+        params = (p for group in self.param_groups for p in group["params"])
+        asked_about = next((p for p in params if p.grad is not None), None)
+        if asked_about is not None:
+            self._controller.observations.ask(_watch(asked_about))
         return self._unscales
 
     @_step_supports_amp_scaling.setter
@@ -224,6 +229,12 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         """One optimizer step.
 
         Args:
+    @torch._disable_dynamo
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As torch.optim's; after a gradient scaler's skipped step its losses no longer count."""
+        self._controller.observations.throw_away()
+        super().zero_grad(set_to_none)
+
             closure: Reevaluates the model and returns the loss, which is observed unless something
                 else was observed since the last step.
             loss: This step's loss, the same as calling ``observe(loss)`` before.
@@ -338,6 +349,7 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
 
     def _measure(
         self,
+            controller.observations.close()
         buckets: list[Bucket],
         decisions: dict[torch.device, Decision],
         grad_scale: Tensor | None,
@@ -576,3 +588,10 @@ def _is_loss(result: Any) -> TypeGuard[Tensor | float]:
     if isinstance(result, Tensor):
         return result.numel() == 1 and not result.is_complex() and result.dtype != torch.bool
     return isinstance(result, (int, float)) and not isinstance(result, bool)
+def _watch(param: Tensor) -> Callable[[], bool]:
+    """Tells from now on whether the parameter's gradient of this moment was thrown away."""
+    assert param.grad is not None
+    seen = TensorWeakRef(param.grad)  # accumulating adds to it and leaves it where it is
+    return lambda: param.grad is None or param.grad is not seen()
+
+

@@ -42,7 +42,7 @@ class Arguments:
     def of(self, operator: str) -> dict[str, Any]:
         """Fresh ones but for what `everything` looks at."""
         c = self.controller
-        block, parameters, inbox, trace = c.block, c._parameters, c._inbox, c._ring
+        block, parameters, inbox, trace = c.block, c._parameters, c.inbox, c._ring
         read = {"block": block, "groups": self.groups, "effective": self.effective}
         step = {
             "rows": self.rows,
@@ -79,7 +79,7 @@ class Arguments:
 
     def everything(self) -> list[bytes]:
         c = self.controller
-        tensors = [c.block, c._inbox, c._ring, self.effective]
+        tensors = [c.block, c.inbox, c._ring, self.effective]
         tensors += [t for arrays in (*self.arrays, *self.counts) for t in arrays]
         return [t.numpy().tobytes() for t in tensors]
 
