@@ -425,6 +425,31 @@ class Controller:
 
     def trace(self) -> Trace:
         """The last updates of the knobs. Waits for the device."""
+    def in_effect(
+        self, numbers: Sequence[float], memory: Tensor | None = None
+    ) -> tuple[Any, float, float]:
+        """The state, and what a step would make of a group now. Waits for the device.
+
+        Changes nothing that a step reads: one copy of the block, and the rest is done on that.
+
+        Args:
+            numbers: The group's row of the group table, five numbers.
+            memory: A loaded one that the next step will adopt, instead of this controller's.
+
+        Returns:
+            The state, as `read` gives it; the group's lr; the group's momentum.
+
+        Raises:
+            ValueError: As `current_layout`.
+        """
+        block = self.block.to("cpu", copy=True)
+        if memory is not None:
+            block[:MEMORY_SIZE] = current_layout(memory).cpu()
+        groups = torch.tensor([numbers], dtype=torch.float64, device="cpu")
+        effective = torch.empty((1, 2), dtype=torch.float64, device="cpu")
+        torch.ops.adaptiverl.read_groups_(block, groups, effective)
+        return State(*block.tolist()), *effective[0].tolist()
+
         ring = self._ring.cpu()
         written = int(ring[0, 0])
         rows = ring[1:]

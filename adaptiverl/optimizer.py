@@ -189,13 +189,12 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
     def knobs(self) -> dict[str, float]:
         """The first group's learning rate and momentum in effect, α, σ, and the sensors by name.
 
-        Waits for the device: call it when you print, not every step.
+        Waits for the device: call it when you print, not every step. It is a copy that is looked
+        at; nothing changes that a step reads. Called from another thread while a step runs it
+        disturbs nothing, but what it shows may be of two steps.
         """
-        self._adopt_loaded_memory()
-        table = self._settle()
-        self._controller.read_groups(table.numbers, table.effective)
-        lr, momentum = table.effective[0].tolist()
-        state = self._controller.read()
+        numbers = [float(x) for x in self._numbers_of(self.param_groups[0])]
+        state, lr, momentum = self._controller.in_effect(numbers, self._loaded_memory())
         knobs = {"lr": lr, "alpha": state.lr, "momentum": momentum, "noise": state.noise}
         return knobs | {name: getattr(state, name) for name in SENSORS}
 
@@ -493,8 +492,8 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
 
     def _adopt_loaded_memory(self) -> None:
         """A group that holds another memory was loaded: copy it into ours; addresses survive."""
-        memory = self.param_groups[0].get(STATE_KEY) if self.param_groups else None
-        if memory is not None and memory is not self._controller.memory:
+        memory = self._loaded_memory()
+        if memory is not None:
             self._controller.adopt(memory)
             self._announcements.resume(self._controller.memory)
         self._share_memory()
@@ -517,6 +516,10 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
             for group in loading["param_groups"]:
                 if STATE_KEY in group:
                     current_layout(group[STATE_KEY])
+    def _loaded_memory(self) -> Tensor | None:
+        memory = self.param_groups[0].get(STATE_KEY) if self.param_groups else None
+        return None if memory is self._controller.memory else memory
+
 
         # The last of the hooks: it sees what the user's own have made of the checkpoint.
         handle = self.register_load_state_dict_pre_hook(check)
