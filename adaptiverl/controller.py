@@ -264,8 +264,10 @@ class Controller:
             raise ValueError(f"seed must be a whole number from 0 to 2**64 - 1, got {seed!r}")
         self.control = control
         self.limits = control.limits(lr, momentum, kind)
-        packed = torch.tensor(pack_parameters(control, self.limits), dtype=torch.float64)
-        self._start = torch.empty(len(FIELDS), dtype=torch.float64)
+        # On the host first, whatever the default device is.
+        here: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}
+        packed = torch.tensor(pack_parameters(control, self.limits), **here)
+        self._start = torch.empty(len(FIELDS), **here)
         torch.ops.adaptiverl.start_(
             self._start, packed, control.start_lr(lr), momentum, seed & 0xFFFFFFFF, seed >> 32
         )
@@ -353,9 +355,9 @@ class Controller:
         Returns:
             What the sweeps of this step read.
         """
+        self.observations.close()
         torch.ops.adaptiverl.advance_(
             self.block,
-        self.observations.close()
             self._parameters,
             self.inbox,
             self._ring,
@@ -423,8 +425,6 @@ class Controller:
         """The whole state on the host, a `State` of floats. Waits for the device."""
         return State(*self.block.tolist())
 
-    def trace(self) -> Trace:
-        """The last updates of the knobs. Waits for the device."""
     def in_effect(
         self, numbers: Sequence[float], memory: Tensor | None = None
     ) -> tuple[Any, float, float]:
@@ -450,12 +450,21 @@ class Controller:
         torch.ops.adaptiverl.read_groups_(block, groups, effective)
         return State(*block.tolist()), *effective[0].tolist()
 
+    def trace(self) -> Trace:
+        """The last updates of the knobs. Waits for the device."""
         ring = self._ring.cpu()
         written = int(ring[0, 0])
         rows = ring[1:]
         if written <= TRACE_CAPACITY:
             return Trace(rows[:written].clone())
         return Trace(rows.roll(-(written % TRACE_CAPACITY), dims=0))
+
+
+def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """On another device; the host waits only where it is the one that is going to read."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()  # a copy from elsewhere waits for all that was asked before
+    return tensor.to(device, non_blocking=device.type != "cpu")
 
 
 def current_layout(memory: Any) -> Tensor:
@@ -485,13 +494,6 @@ def current_layout(memory: Any) -> Tensor:
         if not (math.isfinite(value) or off or name in AS_THEY_CAME):
             raise _refusal(f"{name} = {value}")
     return memory
-def _moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """On another device; the host waits only where it is the one that is going to read."""
-    if device.type == "cuda" and tensor.device.type == "cpu":
-        tensor = tensor.pin_memory()  # a copy from elsewhere waits for all that was asked before
-    return tensor.to(device, non_blocking=device.type != "cpu")
-
-
 
 
 def _refusal(found: str) -> ValueError:

@@ -124,7 +124,14 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
 
     def _start_controller(self, lr: float, momentum: float) -> None:
         self._start = (lr, momentum)
-        self._controller = Controller(self._control, lr, momentum, kind=self._kind, seed=self._seed)
+        self._controller = Controller(
+            self._control,
+            lr,
+            momentum,
+            kind=self._kind,
+            seed=self._seed,
+            device=self._device_of_controller() or "cpu",
+        )
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As torch.optim's. The first group's rate and momentum are where α and μ start."""
@@ -163,6 +170,7 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
                 "epoch or evaluation, or give Control an `every`"
             )
         self._adopt_loaded_memory()  # which would empty the inbox later
+        self._place_controller()  # which would wait for a loss on the parameters' device later
         self._controller.observe(to_whole(loss), to_whole(reward))
 
     def update(self, loss: Tensor | float, reward: Tensor | float | None = None) -> None:
@@ -184,6 +192,7 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
                 "call observe(loss) before each step instead"
             )
         self._adopt_loaded_memory()
+        self._place_controller()
         self._controller.update(to_whole(loss), to_whole(reward), self._share_observations)
 
     def knobs(self) -> dict[str, float]:
@@ -220,6 +229,12 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
     def _step_supports_amp_scaling(self, unscales: bool) -> None:
         self._unscales = unscales
 
+    @torch._disable_dynamo
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As torch.optim's; after a gradient scaler's skipped step its losses no longer count."""
+        self._controller.observations.throw_away()
+        super().zero_grad(set_to_none)
+
     # One step
 
     def step(
@@ -228,12 +243,6 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         """One optimizer step.
 
         Args:
-    @torch._disable_dynamo
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """As torch.optim's; after a gradient scaler's skipped step its losses no longer count."""
-        self._controller.observations.throw_away()
-        super().zero_grad(set_to_none)
-
             closure: Reevaluates the model and returns the loss, which is observed unless something
                 else was observed since the last step.
             loss: This step's loss, the same as calling ``observe(loss)`` before.
@@ -340,6 +349,7 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         """Sensors, laws and this step's decision, in one launch."""
         controller, table = self._controller, self._settle()
         if self._control.every is not None and not rehearsal:
+            controller.observations.close()
             self._share_observations()
         if found_inf is not None:
             found_inf = _beside(controller, found_inf.to(torch.float32))
@@ -348,7 +358,6 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
 
     def _measure(
         self,
-            controller.observations.close()
         buckets: list[Bucket],
         decisions: dict[torch.device, Decision],
         grad_scale: Tensor | None,
@@ -450,14 +459,23 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
 
     def _settle(self) -> GroupTable:
         """The groups' numbers, and the controller, beside the parameters, which may have moved."""
-        first = next((p for group in self.param_groups for p in group["params"]), None)
-        if first is not None:
-            self._controller.to(controller_device(first.device))
-        self._share_memory()
+        self._place_controller()
         if self._group_table is None or self._group_table.device != self._controller.device:
             self._group_table = GroupTable(self._controller.device, self._numbers_of)
         self._group_table.refresh(self.param_groups)
         return self._group_table
+
+    def _place_controller(self) -> None:
+        """The controller beside the parameters. Not before a loaded memory is adopted."""
+        device = self._device_of_controller()
+        if device is not None and device != self._controller.device:
+            self._controller.to(device)
+            self._share_memory()
+
+    def _device_of_controller(self) -> torch.device | None:
+        """Where it belongs; None without parameters."""
+        first = next((p for group in self.param_groups for p in group["params"]), None)
+        return None if first is None else controller_device(first.device)
 
     def _warn_of_shards_keyed_apart(self) -> None:
         if not self._shards.unknown:
@@ -498,6 +516,10 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
             self._announcements.resume(self._controller.memory)
         self._share_memory()
 
+    def _loaded_memory(self) -> Tensor | None:
+        memory = self.param_groups[0].get(STATE_KEY) if self.param_groups else None
+        return None if memory is self._controller.memory else memory
+
     def _share_memory(self) -> None:
         for group in self.param_groups:
             group[STATE_KEY] = self._controller.memory
@@ -516,10 +538,6 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
             for group in loading["param_groups"]:
                 if STATE_KEY in group:
                     current_layout(group[STATE_KEY])
-    def _loaded_memory(self) -> Tensor | None:
-        memory = self.param_groups[0].get(STATE_KEY) if self.param_groups else None
-        return None if memory is self._controller.memory else memory
-
 
         # The last of the hooks: it sees what the user's own have made of the checkpoint.
         handle = self.register_load_state_dict_pre_hook(check)
@@ -571,6 +589,13 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         return "\n".join([*lines, ")"])
 
 
+def _watch(param: Tensor) -> Callable[[], bool]:
+    """Tells from now on whether the parameter's gradient of this moment was thrown away."""
+    assert param.grad is not None
+    seen = TensorWeakRef(param.grad)  # accumulating adds to it and leaves it where it is
+    return lambda: param.grad is None or param.grad is not seen()
+
+
 def _beside(controller: Controller, tensor: Tensor) -> Tensor:
     """On the controller's device, without waiting unless that is the host, which reads at once."""
     return tensor.to(controller.device, non_blocking=controller.device.type != "cpu")
@@ -591,10 +616,3 @@ def _is_loss(result: Any) -> TypeGuard[Tensor | float]:
     if isinstance(result, Tensor):
         return result.numel() == 1 and not result.is_complex() and result.dtype != torch.bool
     return isinstance(result, (int, float)) and not isinstance(result, bool)
-def _watch(param: Tensor) -> Callable[[], bool]:
-    """Tells from now on whether the parameter's gradient of this moment was thrown away."""
-    assert param.grad is not None
-    seen = TensorWeakRef(param.grad)  # accumulating adds to it and leaves it where it is
-    return lambda: param.grad is None or param.grad is not seen()
-
-
