@@ -26,7 +26,15 @@ from adaptiverl.distributed import (
     to_local,
     to_whole,
 )
-from adaptiverl.tables import ENTRIES, Bucket, Buckets, GroupTable, ParameterEntry, Standing
+from adaptiverl.tables import (
+    ENTRIES,
+    Bucket,
+    Buckets,
+    GroupTable,
+    ParameterEntry,
+    Standing,
+    any_rate,
+)
 
 if TYPE_CHECKING:
     from adaptiverl.distributed import Group
@@ -276,33 +284,33 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
     @torch.no_grad()
     def _step_parameters(self) -> None:
         self._adopt_loaded_memory()
-        rehearsal = self._is_rehearsal()
+        idle = self._is_idle()
         standings = None if self._shards else self._standings()
         buckets = self._buckets.of_step(standings, self.state, self._entries)
         try:
-            self._sweep(buckets, rehearsal)
+            self._sweep(buckets, idle)
             self._shards.end_step()
             self._announcements.look(self._controller.block)
         finally:
             self._buckets.release_gradients()
 
-    def _sweep(self, buckets: list[Bucket], rehearsal: bool) -> None:
+    def _sweep(self, buckets: list[Bucket], idle: bool) -> None:
         self._warn_of_shards_keyed_apart()
         grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
-        decision = self._advance(buckets, found_inf, rehearsal)
+        decision = self._advance(buckets, found_inf, idle)
         # What the controller decided, on every device; there is one copy of it for each.
         devices = [decision.block.device, *(bucket.device for bucket in buckets)]
         decisions = {device: decision.to(device) for device in devices}
         for bucket in buckets:
             if bucket.backend.addressed and bucket.device != self._controller.device:
                 bucket.backend.count_steps(bucket, decisions[bucket.device])
-        factor = self._measure(buckets, decisions, grad_scale, rehearsal)
+        factor = self._measure(buckets, decisions, grad_scale)
         factors = {d: None if factor is None else factor.to(d) for d in devices[1:]}
         for bucket in buckets:
             step = getattr(bucket.backend, self._algorithm)
             device = bucket.device
             step(bucket, decisions[device], bucket.squares, factors[device])
-        if decision.aligned and not rehearsal:
+        if decision.aligned and not idle:
             self._gather_alignment(buckets, decision)
 
     def _gather_alignment(self, buckets: list[Bucket], decision: Decision) -> None:
@@ -327,12 +335,17 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         """State entries that a sweep walks or counts."""
         return (*self._moments_of(group), "step")
 
-    def _is_rehearsal(self) -> bool:
-        """Whether a checkpoint library takes this step to make state; it may do so on some ranks.
+    def _is_idle(self) -> bool:
+        """Whether the controller learns nothing from this step: the rates are all 0 (`Ranks`).
 
-        It does so with zero gradients at a rate of 0, before there is any state; nobody meets then.
+        So a checkpoint library's step to make state leaves it as it is. On one rank, which nobody
+        waits for, that step can be told from training: it is the first, with zero gradients.
         """
-        if self.state or self._controller.observed or self._settle().any_lr:
+        if any_rate(self.param_groups):
+            return False
+        if self._ranks.size > 1:
+            return True
+        if self.state or self._controller.observed:
             return False
         params = (p for group in self.param_groups for p in group["params"])
         grads = [to_local(p.grad) for p in params if p.grad is not None]
@@ -340,16 +353,16 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
 
     def _share_observations(self) -> None:
         """Meet the other ranks, who do the same in this step (`Ranks`)."""
+        self._controller.observations.close()
         if self._ranks.size > 1 and not self._control.rests:
             self._ranks.average(self._controller.inbox, self._controller.observed)
 
-    def _advance(
-        self, buckets: list[Bucket], found_inf: Tensor | None, rehearsal: bool
-    ) -> Decision:
+    def _advance(self, buckets: list[Bucket], found_inf: Tensor | None, idle: bool) -> Decision:
         """Sensors, laws and this step's decision, in one launch."""
         controller, table = self._controller, self._settle()
-        if self._control.every is not None and not rehearsal:
-            controller.observations.close()
+        if idle:
+            controller.observations.empty()
+        elif self._control.every is not None:
             self._share_observations()
         if found_inf is not None:
             found_inf = _beside(controller, found_inf.to(torch.float32))
@@ -361,17 +374,12 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         buckets: list[Bucket],
         decisions: dict[torch.device, Decision],
         grad_scale: Tensor | None,
-        rehearsal: bool,
     ) -> Tensor | None:
         """What the sweep must know before: in every bucket's `squares`, those that the noise needs.
 
         Returns:
             The gradients' common factor.
         """
-        if rehearsal:
-            for bucket in buckets:
-                bucket.squares.zero_()
-            return None
         clipping = self._max_grad_norm is not None
         self._sum_squares(buckets, decisions, of_parameters=False, always=clipping)
         squares = self._buckets.squares_by_device()

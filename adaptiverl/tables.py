@@ -498,17 +498,17 @@ class GroupTable:
             row = torch.tensor(known, dtype=torch.float64)
             self.numbers[g].copy_(_staged(row, self.device), non_blocking=True)
 
-    @property
-    def any_lr(self) -> bool:
-        """Some group's learning rate is above 0, or on a device, where the host does not look."""
-        return any(row[0] is None or row[0] != 0 for row in self._written)
-
     def _copy_row(self, g: int, values: Sequence[Any]) -> None:
         for column, value in enumerate(values):
             if _on_accelerator(value):
                 self.numbers[g, column].copy_(value.detach().reshape(()))
             elif float(value) != self._written[g][column]:
                 self.numbers[g, column].fill_(float(value))
+
+
+def any_rate(groups: Iterable[dict[str, Any]]) -> bool:
+    """Some group's learning rate is not 0, or on an accelerator, where the host does not look."""
+    return any(_on_accelerator(group["lr"]) or float(group["lr"]) != 0 for group in groups)
 
 
 def _on_accelerator(value: Any) -> bool:
