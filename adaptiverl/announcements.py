@@ -54,10 +54,15 @@ class Announcements:
             return
         if block.device.type == "cpu":
             self._tell(block)
-        elif not torch.cuda.is_current_stream_capturing():
-            self._look_from_afar(block)
+            return
+        # An event, and what is asked of "the current stream", are the current device's: without
+        # this another device's event would say that the copy has arrived.
+        with torch.cuda.device(block.device):
+            if not torch.cuda.is_current_stream_capturing():
+                self._look_from_afar(block)
 
     def _look_from_afar(self, block: Tensor) -> None:
+        """Tell what the last copy says once it has arrived, and send for the next one."""
         if self._copy is None or self._copied is None:
             self._copy = torch.empty_like(block, device="cpu", pin_memory=True)
             self._copied = torch.cuda.Event()
@@ -74,11 +79,11 @@ class Announcements:
             self._told_held = True
             self._say(
                 logging.INFO,
-                "holds the %s it found: %.3g, by step %d",
+                "holds the %s it found: %.3g, by step %.0f",
                 "learning rate"
                 if self._control.mode == "replace"
                 else "factor of the learning rate",
-                math.exp(log_lr),
+                _exp(log_lr),
                 step,
             )
         horizon = self._control.horizon
@@ -86,8 +91,8 @@ class Announcements:
             self._silent = True
             self._say(
                 logging.WARNING,
-                "is at step %d, beyond Control(horizon=%d): the learning rate is 0 from there on. "
-                "Give the number of steps that the run takes",
+                "is at step %.0f, beyond Control(horizon=%d): the learning rate is 0 from there "
+                "on. Give the number of steps that the run takes",
                 step,
                 horizon,
             )
@@ -95,3 +100,11 @@ class Announcements:
     def _say(self, level: int, message: str, *values: object) -> None:
         if self._speaks():
             logger.log(level, f"{self._optimizer} {message}", *values)
+
+
+def _exp(x: float) -> float:
+    """eˣ, or infinity where that leaves float64: a line in the log must not end a step."""
+    try:
+        return math.exp(x)
+    except OverflowError:
+        return math.inf

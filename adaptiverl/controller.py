@@ -13,12 +13,14 @@ import os
 from collections import namedtuple
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from adaptiverl.control import BETA1, Control, Limits, MomentumKind
+from adaptiverl.observations import Observations
 
 LAYOUT_VERSION = 3
 
@@ -154,7 +156,6 @@ TRACE_COLUMNS = (
     "held",
 )
 TRACE_CAPACITY = 4096
-INBOX_SIZE = 4
 
 
 class Trace(Mapping[str, Tensor]):
@@ -263,21 +264,20 @@ class Controller:
             raise ValueError(f"seed must be a whole number from 0 to 2**64 - 1, got {seed!r}")
         self.control = control
         self.limits = control.limits(lr, momentum, kind)
-        packed = torch.tensor(pack_parameters(control, self.limits), dtype=torch.float64)
-        self._start = torch.empty(len(FIELDS), dtype=torch.float64)
+        # On the host first, whatever the default device is.
+        here: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}
+        packed = torch.tensor(pack_parameters(control, self.limits), **here)
+        self._start = torch.empty(len(FIELDS), **here)
         torch.ops.adaptiverl.start_(
             self._start, packed, control.start_lr(lr), momentum, seed & 0xFFFFFFFF, seed >> 32
         )
         device = torch.device(device)
-        self.block, self._parameters = self._start.to(device, copy=True), packed.to(device)
+        self.block, self._parameters = _moved(self._start.clone(), device), _moved(packed, device)
         self._memory, self._alignment = self.block[:MEMORY_SIZE], self.block[ALIGNMENT]
-        self._inbox = torch.zeros(INBOX_SIZE, dtype=torch.float64, device=device)
+        self.observations = Observations(device)
         shape = (1 + TRACE_CAPACITY, len(TRACE_COLUMNS))
         self._ring = torch.zeros(shape, dtype=torch.float64, device=device)
-        self.observed = 0
-        """Observations since the last step, as the host counted them."""
         self.ever_observed = False
-        self._attempted = False
 
     @property
     def memory(self) -> Tensor:
@@ -287,7 +287,12 @@ class Controller:
     @property
     def inbox(self) -> Tensor:
         """float64 [4] on the device: sum and count of losses, sum and count of rewards."""
-        return self._inbox
+        return self.observations.sums
+
+    @property
+    def observed(self) -> int:
+        """Observations since the last step, as the host counted them."""
+        return self.observations.count
 
     @property
     def alignment(self) -> Tensor:
@@ -300,12 +305,13 @@ class Controller:
         return self.block.device
 
     def to(self, device: torch.device) -> None:
-        """Move everything to another device; addresses change."""
+        """Move everything to another device, without waiting for it; addresses change."""
         if device == self.device:
             return
-        self.block, self._parameters = self.block.to(device), self._parameters.to(device)
+        self.block, self._parameters = _moved(self.block, device), _moved(self._parameters, device)
         self._memory, self._alignment = self.block[:MEMORY_SIZE], self.block[ALIGNMENT]
-        self._inbox, self._ring = self._inbox.to(device), self._ring.to(device)
+        self.observations.to(partial(_moved, device=device))
+        self._ring = _moved(self._ring, device)
 
     def observe(self, loss: Tensor | float, reward: Tensor | float | None = None) -> None:
         """Put one loss (and reward) into the inbox; several before a step are averaged.
@@ -328,21 +334,8 @@ class Controller:
                     "use Control(reward='given'), or leave the reward out"
                 )
             reward_value = _scalar(reward, "reward", self.device)
-        if self._attempted:
-            self.forget()
-        torch.ops.adaptiverl.observe_(self._inbox, loss_value, reward_value)
-        self.observed += 1
+        self.observations.add(loss_value, reward_value)
         self.ever_observed = True
-
-    def attempt(self) -> None:
-        """A gradient scaler is about to step, or to skip: what is observed from now on is new."""
-        self._attempted = True
-
-    def forget(self) -> None:
-        """Empty the inbox: what lies in it belonged to a step that never came."""
-        self._inbox.zero_()
-        self.observed = 0
-        self._attempted = False
 
     def advance(
         self,
@@ -362,18 +355,18 @@ class Controller:
         Returns:
             What the sweeps of this step read.
         """
+        self.observations.close()
         torch.ops.adaptiverl.advance_(
             self.block,
             self._parameters,
-            self._inbox,
+            self.inbox,
             self._ring,
             groups,
             effective,
             list(tables),
             found_inf,
         )
-        self.observed = 0
-        self._attempted = False
+        self.observations.taken()
         noise_possible = self.limits.noise_max > 0
         return Decision(
             block=self.block,
@@ -411,18 +404,18 @@ class Controller:
             reward: As in `observe`.
             share: Makes all ranks' inbox of this one's, between the two.
         """
-        self.forget()
+        self.observations.empty()
         self.observe(loss, reward)
         if share is not None:
             share()
-        torch.ops.adaptiverl.update_(self.block, self._parameters, self._inbox, self._ring)
-        self.observed = 0
+        torch.ops.adaptiverl.update_(self.block, self._parameters, self.inbox, self._ring)
+        self.observations.taken()
 
     def adopt(self, memory: Tensor) -> None:
         """Take over a loaded memory, at this one's own address; the trace starts empty."""
         self._memory.copy_(current_layout(memory), non_blocking=True)
         self._ring.zero_()
-        self.forget()
+        self.observations.empty()
 
     def reset(self) -> None:
         """Back to the start: nothing observed, α and μ where the user put them."""
@@ -432,6 +425,31 @@ class Controller:
         """The whole state on the host, a `State` of floats. Waits for the device."""
         return State(*self.block.tolist())
 
+    def in_effect(
+        self, numbers: Sequence[float], memory: Tensor | None = None
+    ) -> tuple[Any, float, float]:
+        """The state, and what a step would make of a group now. Waits for the device.
+
+        Changes nothing that a step reads: one copy of the block, and the rest is done on that.
+
+        Args:
+            numbers: The group's row of the group table, five numbers.
+            memory: A loaded one that the next step will adopt, instead of this controller's.
+
+        Returns:
+            The state, as `read` gives it; the group's lr; the group's momentum.
+
+        Raises:
+            ValueError: As `current_layout`.
+        """
+        block = self.block.to("cpu", copy=True)
+        if memory is not None:
+            block[:MEMORY_SIZE] = current_layout(memory).cpu()
+        groups = torch.tensor([numbers], dtype=torch.float64, device="cpu")
+        effective = torch.empty((1, 2), dtype=torch.float64, device="cpu")
+        torch.ops.adaptiverl.read_groups_(block, groups, effective)
+        return State(*block.tolist()), *effective[0].tolist()
+
     def trace(self) -> Trace:
         """The last updates of the knobs. Waits for the device."""
         ring = self._ring.cpu()
@@ -440,6 +458,13 @@ class Controller:
         if written <= TRACE_CAPACITY:
             return Trace(rows[:written].clone())
         return Trace(rows.roll(-(written % TRACE_CAPACITY), dims=0))
+
+
+def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """On another device; the host waits only where it is the one that is going to read."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()  # a copy from elsewhere waits for all that was asked before
+    return tensor.to(device, non_blocking=device.type != "cpu")
 
 
 def current_layout(memory: Any) -> Tensor:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 import torch
 from torch import Tensor
 from torch.optim.optimizer import _device_dtype_check_for_fused
+from torch.utils.weak import TensorWeakRef
 
 from adaptiverl.announcements import Announcements
 from adaptiverl.control import Control, MomentumKind
@@ -26,7 +27,7 @@ from adaptiverl.distributed import (
     to_whole,
 )
 from adaptiverl.fingerprint import GroupKey
-from adaptiverl.tables import ENTRIES, Bucket, Buckets, GroupTable, ParameterEntry
+from adaptiverl.tables import ENTRIES, Bucket, Buckets, GroupTable, ParameterEntry, any_rate
 from adaptiverl.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -127,7 +128,14 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
 
     def _start_controller(self, lr: float, momentum: float) -> None:
         self._start = (lr, momentum)
-        self._controller = Controller(self._control, lr, momentum, kind=self._kind, seed=self._seed)
+        self._controller = Controller(
+            self._control,
+            lr,
+            momentum,
+            kind=self._kind,
+            seed=self._seed,
+            device=self._device_of_controller() or "cpu",
+        )
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As torch.optim's. The first group's rate and momentum are where α and μ start."""
@@ -166,6 +174,7 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
                 "epoch or evaluation, or give Control an `every`"
             )
         self._adopt_loaded_memory()  # which would empty the inbox later
+        self._place_controller()  # which would wait for a loss on the parameters' device later
         self._controller.observe(to_whole(loss), to_whole(reward))
 
     def update(self, loss: Tensor | float, reward: Tensor | float | None = None) -> None:
@@ -187,18 +196,18 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
                 "call observe(loss) before each step instead"
             )
         self._adopt_loaded_memory()
+        self._place_controller()
         self._controller.update(to_whole(loss), to_whole(reward), self._share_observations)
 
     def knobs(self) -> dict[str, float]:
         """The first group's learning rate and momentum in effect, α, σ, and the sensors by name.
 
-        Waits for the device: call it when you print, not every step.
+        Waits for the device: call it when you print, not every step. It is a copy that is looked
+        at; nothing changes that a step reads. Called from another thread while a step runs it
+        disturbs nothing, but what it shows may be of two steps.
         """
-        self._adopt_loaded_memory()
-        table = self._settle()
-        self._controller.read_groups(table.numbers, table.effective)
-        lr, momentum = table.effective[0].tolist()
-        state = self._controller.read()
+        numbers = [float(x) for x in self._numbers_of(self.param_groups[0])]
+        state, lr, momentum = self._controller.in_effect(numbers, self._loaded_memory())
         knobs = {"lr": lr, "alpha": state.lr, "momentum": momentum, "noise": state.noise}
         return knobs | {name: getattr(state, name) for name in SENSORS}
 
@@ -211,14 +220,24 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         """Whether a gradient scaler leaves unscaling and skipping to `step`; torch's own name.
 
         A scaler asks before every step, and where the answer is no and a gradient overflowed, its
-        asking is all that an optimizer ever hears of the skipped step (decisions.md 13).
+        asking is all that an optimizer ever hears of the skipped step (decisions.md 13). Anybody
+        else may ask as well, which changes nothing: see `Observations`.
         """
-        self._controller.attempt()
+        params = (p for group in self.param_groups for p in group["params"])
+        asked_about = next((p for p in params if p.grad is not None), None)
+        if asked_about is not None:
+            self._controller.observations.ask(_watch(asked_about))
         return self._unscales
 
     @_step_supports_amp_scaling.setter
     def _step_supports_amp_scaling(self, unscales: bool) -> None:
         self._unscales = unscales
+
+    @torch._disable_dynamo
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As torch.optim's; after a gradient scaler's skipped step its losses no longer count."""
+        self._controller.observations.throw_away()
+        super().zero_grad(set_to_none)
 
     # One step
 
@@ -266,33 +285,33 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
     def _step_parameters(self) -> None:
         self._workspace.begin_step()
         self._adopt_loaded_memory()
-        rehearsal = self._is_rehearsal()
+        idle = self._is_idle()
         keys = self._group_keys()
         buckets = self._buckets.of_step(keys, self.state, self._entries)
         try:
-            self._sweep(buckets, rehearsal)
+            self._sweep(buckets, idle)
             self._shards.end_step()
             self._announcements.look(self._controller.block)
         finally:
             self._buckets.release_gradients()
 
-    def _sweep(self, buckets: list[Bucket], rehearsal: bool) -> None:
+    def _sweep(self, buckets: list[Bucket], idle: bool) -> None:
         self._warn_of_shards_keyed_apart()
         grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
-        decision = self._advance(buckets, found_inf, rehearsal)
+        decision = self._advance(buckets, found_inf, idle)
         # What the controller decided, on every device; there is one copy of it for each.
         devices = [decision.block.device, *(bucket.device for bucket in buckets)]
         decisions = {device: decision.to(device) for device in devices}
         for bucket in buckets:
             if bucket.backend.addressed and bucket.device != self._controller.device:
                 bucket.backend.count_steps(bucket, decisions[bucket.device])
-        factor = self._measure(buckets, decisions, grad_scale, rehearsal)
+        factor = self._measure(buckets, decisions, grad_scale)
         factors = {d: None if factor is None else factor.to(d) for d in devices[1:]}
         for bucket in buckets:
             step = getattr(bucket.backend, self._algorithm)
             device = bucket.device
             step(bucket, decisions[device], bucket.squares, factors[device])
-        if decision.aligned and not rehearsal:
+        if decision.aligned and not idle:
             self._gather_alignment(buckets, decision)
 
     def _gather_alignment(self, buckets: list[Bucket], decision: Decision) -> None:
@@ -317,12 +336,17 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         """State entries that a sweep walks or counts."""
         return (*self._moments_of(group), "step")
 
-    def _is_rehearsal(self) -> bool:
-        """Whether a checkpoint library takes this step to make state; it may do so on some ranks.
+    def _is_idle(self) -> bool:
+        """Whether the controller learns nothing from this step: the rates are all 0 (`Ranks`).
 
-        It does so with zero gradients at a rate of 0, before there is any state; nobody meets then.
+        So a checkpoint library's step to make state leaves it as it is. On one rank, which nobody
+        waits for, that step can be told from training: it is the first, with zero gradients.
         """
-        if self.state or self._controller.observed or self._settle().any_lr:
+        if any_rate(self.param_groups):
+            return False
+        if self._ranks.size > 1:
+            return True
+        if self.state or self._controller.observed:
             return False
         params = (p for group in self.param_groups for p in group["params"])
         grads = [to_local(p.grad) for p in params if p.grad is not None]
@@ -330,15 +354,16 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
 
     def _share_observations(self) -> None:
         """Meet the other ranks, who do the same in this step (`Ranks`)."""
+        self._controller.observations.close()
         if self._ranks.size > 1 and not self._control.rests:
             self._ranks.average(self._controller.inbox, self._controller.observed)
 
-    def _advance(
-        self, buckets: list[Bucket], found_inf: Tensor | None, rehearsal: bool
-    ) -> Decision:
+    def _advance(self, buckets: list[Bucket], found_inf: Tensor | None, idle: bool) -> Decision:
         """Sensors, laws and this step's decision, in one launch."""
         controller, table = self._controller, self._settle()
-        if self._control.every is not None and not rehearsal:
+        if idle:
+            controller.observations.empty()
+        elif self._control.every is not None:
             self._share_observations()
         if found_inf is not None:
             found_inf = _beside(controller, found_inf.to(torch.float32))
@@ -350,17 +375,12 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         buckets: list[Bucket],
         decisions: dict[torch.device, Decision],
         grad_scale: Tensor | None,
-        rehearsal: bool,
     ) -> Tensor | None:
         """What the sweep must know before: in every bucket's `squares`, those that the noise needs.
 
         Returns:
             The gradients' common factor.
         """
-        if rehearsal:
-            for bucket in buckets:
-                bucket.squares.zero_()
-            return None
         clipping = self._max_grad_norm is not None
         self._sum_squares(buckets, decisions, of_parameters=False, always=clipping)
         squares = self._buckets.squares_by_device()
@@ -448,15 +468,24 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
 
     def _settle(self) -> GroupTable:
         """The groups' numbers, and the controller, beside the parameters, which may have moved."""
-        first = next((p for group in self.param_groups for p in group["params"]), None)
-        if first is not None:
-            self._controller.to(controller_device(first.device))
-        self._share_memory()
+        self._place_controller()
         if self._group_table is None or self._group_table.device != self._controller.device:
             device = self._controller.device
             self._group_table = GroupTable(device, self._numbers_of, self._workspace)
         self._group_table.refresh(self.param_groups)
         return self._group_table
+
+    def _place_controller(self) -> None:
+        """The controller beside the parameters. Not before a loaded memory is adopted."""
+        device = self._device_of_controller()
+        if device is not None and device != self._controller.device:
+            self._controller.to(device)
+            self._share_memory()
+
+    def _device_of_controller(self) -> torch.device | None:
+        """Where it belongs; None without parameters."""
+        first = next((p for group in self.param_groups for p in group["params"]), None)
+        return None if first is None else controller_device(first.device)
 
     def _warn_of_shards_keyed_apart(self) -> None:
         if not self._shards.unknown:
@@ -491,11 +520,15 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
 
     def _adopt_loaded_memory(self) -> None:
         """A group that holds another memory was loaded: copy it into ours; addresses survive."""
-        memory = self.param_groups[0].get(STATE_KEY) if self.param_groups else None
-        if memory is not None and memory is not self._controller.memory:
+        memory = self._loaded_memory()
+        if memory is not None:
             self._controller.adopt(memory)
             self._announcements.resume(self._controller.memory)
         self._share_memory()
+
+    def _loaded_memory(self) -> Tensor | None:
+        memory = self.param_groups[0].get(STATE_KEY) if self.param_groups else None
+        return None if memory is self._controller.memory else memory
 
     def _share_memory(self) -> None:
         for group in self.param_groups:
@@ -564,6 +597,13 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
             shown = sorted(key for key in group if key not in ("params", STATE_KEY))
             lines += [f"    {key}: {group[key]}" for key in shown]
         return "\n".join([*lines, ")"])
+
+
+def _watch(param: Tensor) -> Callable[[], bool]:
+    """Tells from now on whether the parameter's gradient of this moment was thrown away."""
+    assert param.grad is not None
+    seen = TensorWeakRef(param.grad)  # accumulating adds to it and leaves it where it is
+    return lambda: param.grad is None or param.grad is not seen()
 
 
 def _beside(controller: Controller, tensor: Tensor) -> Tensor:

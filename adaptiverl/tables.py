@@ -438,11 +438,6 @@ class GroupTable:
         self._written = self._known
         return numbers
 
-    @property
-    def any_lr(self) -> bool:
-        """Some group's learning rate is above 0, or on a device, where the host does not look."""
-        return any(row[0] is None or row[0] != 0 for row in self._known)
-
     def _copy_from_devices(self, values: Sequence[Sequence[Any]]) -> None:
         there = [
             (g, column, value.detach())
@@ -462,6 +457,11 @@ UNKNOWN = float("nan")
 
 def _zeros(shape: tuple[int, ...], device: torch.device) -> Tensor:
     return torch.zeros(shape, dtype=torch.float64, device=device)
+
+
+def any_rate(groups: Iterable[dict[str, Any]]) -> bool:
+    """Some group's learning rate is not 0, or on an accelerator, where the host does not look."""
+    return any(_on_accelerator(group["lr"]) or float(group["lr"]) != 0 for group in groups)
 
 
 def _on_accelerator(value: Any) -> bool:

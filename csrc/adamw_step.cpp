@@ -71,6 +71,13 @@ void step_piece(const TensorRow& row, const AdamWScalars& scalars, NoiseKey key,
 void adamw_step(Tensor rows_tensor, Tensor block, Tensor groups_tensor, Tensor effective_tensor,
                 Tensor squares_tensor, std::optional<Tensor> gradient_scale_tensor,
                 std::optional<Tensor> sums_tensor, bool noise_on_parameter) {
+  const Home home(rows_tensor, "rows");
+  home.check(block, "block");
+  home.check(groups_tensor, "groups");
+  home.check(effective_tensor, "effective");
+  home.check(squares_tensor, "squares");
+  home.check(gradient_scale_tensor, "gradient_scale");
+  home.check(sums_tensor, "sums");
   const TensorRow* rows = rows_of(rows_tensor);
   const int64_t count = rows_tensor.size(0);
   const State* state = state_of(block);
@@ -81,7 +88,7 @@ void adamw_step(Tensor rows_tensor, Tensor block, Tensor groups_tensor, Tensor e
   const double* squares = records<double>(squares_tensor, "squares", count);
   const double gradient_scale = scale_of_gradient(gradient_scale_tensor);
   double* sums = sums_of(sums_tensor, count);
-  check_groups(rows, count, group_count);
+  check_rows(rows, count, group_count);
   if (state->active == 0) {
     return;
   }
@@ -122,7 +129,8 @@ void normals(int64_t seed_low, int64_t seed_high, int64_t index, int64_t step, i
   }
 }
 
-void philox_words(int64_t seed_low, int64_t seed_high, int64_t index, int64_t step, int64_t offset,
+// `quad` is half of Philox's counter: any 64 bits are one, those of a negative number too.
+void philox_words(int64_t seed_low, int64_t seed_high, int64_t index, int64_t step, int64_t quad,
                   Tensor out) {
   check_dtype(out, "out", ScalarType::Int, "int32");
   STD_TORCH_CHECK(out.dim() == 2 && out.size(1) == 4, "out must be of shape [quads, 4], got ",
@@ -132,7 +140,7 @@ void philox_words(int64_t seed_low, int64_t seed_high, int64_t index, int64_t st
   alignas(64) uint32_t word[4][kBlockQuads];
   for (int64_t i = 0; i < out.size(0); i += kBlockQuads) {
     const int64_t count = std::min(kBlockQuads, out.size(0) - i);
-    loops().fill_words(key, static_cast<uint64_t>(offset) + i, round_up(count, kQuadBatch), word[0],
+    loops().fill_words(key, static_cast<uint64_t>(quad) + i, round_up(count, kQuadBatch), word[0],
                        word[1], word[2], word[3]);
     for (int64_t q = 0; q < count; ++q) {
       for (int64_t k = 0; k < 4; ++k) {

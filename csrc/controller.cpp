@@ -17,6 +17,9 @@ double number_of(const Tensor& tensor, const char* name) {
 }
 
 void observe(Tensor inbox_tensor, Tensor loss, std::optional<Tensor> reward) {
+  const Home home(inbox_tensor, "inbox");
+  home.check(loss, "loss");
+  home.check(reward, "reward");
   Inbox* inbox = records<Inbox>(inbox_tensor, "inbox", 1);
   inbox->loss_sum += number_of(loss, "loss");
   inbox->loss_count += 1;
@@ -29,6 +32,14 @@ void observe(Tensor inbox_tensor, Tensor loss, std::optional<Tensor> reward) {
 void advance_controller(Tensor block, Tensor parameters, Tensor inbox, Tensor trace, Tensor groups,
                         Tensor effective, std::vector<Tensor> tables,
                         std::optional<Tensor> found_inf) {
+  const Home home(block, "block");
+  home.check(parameters, "parameters");
+  home.check(inbox, "inbox");
+  home.check(trace, "trace");
+  home.check(groups, "groups");
+  home.check(effective, "effective");
+  home.check(tables, "tables");
+  home.check(found_inf, "found_inf");
   State* state = state_of(block);
   const Parameters* control = records<Parameters>(parameters, "parameters", 1);
   TraceRow* ring = records<TraceRow>(trace, "trace", 2);
@@ -37,7 +48,7 @@ void advance_controller(Tensor block, Tensor parameters, Tensor inbox, Tensor tr
   EffectiveGroup* in_effect = records<EffectiveGroup>(effective, "effective", group_count);
   const float* flag = flag_of(found_inf);
   for (const Tensor& table : tables) {
-    check_groups(rows_of(table), table.size(0), group_count);
+    check_rows(rows_of(table), table.size(0), group_count);
   }
 
   bool any_lr = false;
@@ -61,6 +72,8 @@ void advance_controller(Tensor block, Tensor parameters, Tensor inbox, Tensor tr
 }
 
 void gather_alignment(Tensor block, std::vector<Tensor> sums) {
+  const Home home(block, "block");
+  home.check(sums, "sums");
   AlignmentSums total{0, 0, 0};
   for (const Tensor& table : sums) {
     const AlignmentSums* rows = records<AlignmentSums>(table, "sums", 0);
@@ -72,6 +85,9 @@ void gather_alignment(Tensor block, std::vector<Tensor> sums) {
 }
 
 void read_groups(Tensor block, Tensor groups, Tensor effective) {
+  const Home home(block, "block");
+  home.check(groups, "groups");
+  home.check(effective, "effective");
   const State* state = state_of(block);
   const Group* group = records<Group>(groups, "groups", 1);
   const int64_t group_count = count_of(groups);
@@ -83,11 +99,17 @@ void read_groups(Tensor block, Tensor groups, Tensor effective) {
 
 void start_controller(Tensor block, Tensor parameters, double lr, double momentum, double seed_low,
                       double seed_high) {
+  const Home home(block, "block");
+  home.check(parameters, "parameters");
   const Parameters* control = records<Parameters>(parameters, "parameters", 1);
   *state_of(block) = start(*control, lr, momentum, seed_low, seed_high);
 }
 
 void update_controller(Tensor block, Tensor parameters, Tensor inbox, Tensor trace) {
+  const Home home(block, "block");
+  home.check(parameters, "parameters");
+  home.check(inbox, "inbox");
+  home.check(trace, "trace");
   State* state = state_of(block);
   const Parameters* control = records<Parameters>(parameters, "parameters", 1);
   TraceRow* ring = records<TraceRow>(trace, "trace", 2);
@@ -123,7 +145,7 @@ STABLE_TORCH_LIBRARY(adaptiverl, m) {
       "normals_(int seed_low, int seed_high, int index, int step, int offset, Tensor(a!) out) "
       "-> ()");
   m.def(
-      "philox_words_(int seed_low, int seed_high, int index, int step, int offset, Tensor(a!) out) "
+      "philox_words_(int seed_low, int seed_high, int index, int step, int quad, Tensor(a!) out) "
       "-> ()");
 }
 

@@ -128,6 +128,9 @@ cudaStream_t current_stream(const Tensor& tensor) {
 }
 
 void observe(Tensor inbox, Tensor loss, std::optional<Tensor> reward) {
+  const Home home(inbox, "inbox");
+  home.check(loss, "loss");
+  home.check(reward, "reward");
   const torch::stable::accelerator::DeviceGuard guard(inbox.get_device());
   const DeviceNumber absent{nullptr, nullptr};
   observe_kernel<<<1, 1, 0, current_stream(inbox)>>>(
@@ -139,6 +142,14 @@ void observe(Tensor inbox, Tensor loss, std::optional<Tensor> reward) {
 void advance_controller(Tensor block, Tensor parameters, Tensor inbox, Tensor trace, Tensor groups,
                         Tensor effective, std::vector<Tensor> tables,
                         std::optional<Tensor> found_inf) {
+  const Home home(block, "block");
+  home.check(parameters, "parameters");
+  home.check(inbox, "inbox");
+  home.check(trace, "trace");
+  home.check(groups, "groups");
+  home.check(effective, "effective");
+  home.check(tables, "tables");
+  home.check(found_inf, "found_inf");
   STD_TORCH_CHECK(tables.size() <= kMaxTables, "advance_ takes at most ", kMaxTables,
                   " tables, got ", tables.size());
   const torch::stable::accelerator::DeviceGuard guard(block.get_device());
@@ -158,6 +169,8 @@ void advance_controller(Tensor block, Tensor parameters, Tensor inbox, Tensor tr
 }
 
 void gather_alignment(Tensor block, std::vector<Tensor> sums) {
+  const Home home(block, "block");
+  home.check(sums, "sums");
   STD_TORCH_CHECK(sums.size() <= kMaxTables, "gather_alignment_ takes at most ", kMaxTables,
                   " tables, got ", sums.size());
   const torch::stable::accelerator::DeviceGuard guard(block.get_device());
@@ -171,6 +184,10 @@ void gather_alignment(Tensor block, std::vector<Tensor> sums) {
 }
 
 void update_controller(Tensor block, Tensor parameters, Tensor inbox, Tensor trace) {
+  const Home home(block, "block");
+  home.check(parameters, "parameters");
+  home.check(inbox, "inbox");
+  home.check(trace, "trace");
   const torch::stable::accelerator::DeviceGuard guard(block.get_device());
   update_kernel<<<1, 1, 0, current_stream(block)>>>(
       state_of(block), records<Parameters>(parameters, "parameters", 1),
@@ -179,6 +196,9 @@ void update_controller(Tensor block, Tensor parameters, Tensor inbox, Tensor tra
 }
 
 void read_groups(Tensor block, Tensor groups, Tensor effective) {
+  const Home home(block, "block");
+  home.check(groups, "groups");
+  home.check(effective, "effective");
   const torch::stable::accelerator::DeviceGuard guard(block.get_device());
   const int64_t group_count = count_of(groups);
   read_groups_kernel<<<1, kThreads, 0, current_stream(block)>>>(

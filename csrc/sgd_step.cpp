@@ -65,6 +65,13 @@ void step_piece(const TensorRow& row, const SGDScalars& scalars, NoiseKey key, i
 void sgd_step(Tensor rows_tensor, Tensor block, Tensor groups_tensor, Tensor effective_tensor,
               Tensor squares_tensor, std::optional<Tensor> gradient_scale_tensor,
               std::optional<Tensor> sums_tensor, bool noise_on_parameter) {
+  const Home home(rows_tensor, "rows");
+  home.check(block, "block");
+  home.check(groups_tensor, "groups");
+  home.check(effective_tensor, "effective");
+  home.check(squares_tensor, "squares");
+  home.check(gradient_scale_tensor, "gradient_scale");
+  home.check(sums_tensor, "sums");
   const TensorRow* rows = rows_of(rows_tensor);
   const int64_t count = rows_tensor.size(0);
   const State* state = state_of(block);
@@ -75,7 +82,7 @@ void sgd_step(Tensor rows_tensor, Tensor block, Tensor groups_tensor, Tensor eff
   const double* squares = records<double>(squares_tensor, "squares", count);
   const double gradient_scale = scale_of_gradient(gradient_scale_tensor);
   double* sums = sums_of(sums_tensor, count);
-  check_groups(rows, count, group_count);
+  check_rows(rows, count, group_count);
   if (state->active == 0) {
     return;
   }

@@ -23,10 +23,14 @@ constexpr int64_t kStretch = 256;
 
 void sum_squares_op(Tensor rows_tensor, Tensor block, Tensor squares, bool always,
                     bool of_parameters) {
+  const Home home(rows_tensor, "rows");
+  home.check(block, "block");
+  home.check(squares, "squares");
   const TensorRow* rows = rows_of(rows_tensor);
   const int64_t count = rows_tensor.size(0);
   const State* state = state_of(block);
   double* totals = records<double>(squares, "squares", count);
+  check_sizes(rows, count);
   if (state->active == 0 || (!always && state->noise == 0)) {
     return;
   }

@@ -8,6 +8,9 @@
 namespace adaptiverl {
 
 // Addresses as integers, so that the table is one int64 tensor of shape [tensors, kColumns].
+// Nobody can check an address, and no host a row that lies on a device: adaptiverl/tables.py makes
+// the rows from the tensors' own sizes and from the groups' own numbers. On the CPU the operators
+// check what can be checked (checks.h).
 struct TensorRow {
   int64_t param;
   int64_t grad;

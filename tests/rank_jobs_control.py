@@ -7,6 +7,7 @@ import os
 import pickle
 import time
 import warnings
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,8 +15,17 @@ import torch
 import torch.distributed as dist
 from ranks import bits, counted_collectives
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from adaptiverl import AdaptiveAdamW, AdaptiveSGD, Control
+from adaptiverl.distributed import to_local
+
+with warnings.catch_warnings():
+    # torch.distributed.optim scripts functions of its own, which torch itself warns of.
+    warnings.simplefilter("ignore", DeprecationWarning)
+    from torch.distributed.optim import ZeroRedundancyOptimizer
 
 STEPS = 24
 EVERY_STEP = Control(every=1)
@@ -92,7 +102,7 @@ def some_observe(rank: int, size: int, observers: list[int]) -> tuple[bytes, dic
 
 
 def first_step_at_rate_zero(rank: int, size: int) -> tuple[bytes, dict[str, float]]:
-    """A warm-up from 0, and one rank alone observes: its first step is a real one for all."""
+    """A warm-up from 0, and one rank alone observes: its first step decides nothing, on any."""
     optimizer = make()
     warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, step / 4))
     assert optimizer.param_groups[0]["lr"] == 0
@@ -100,6 +110,73 @@ def first_step_at_rate_zero(rank: int, size: int) -> tuple[bytes, dict[str, floa
         take_step(optimizer, *([2.0 - 0.1 * step] if rank == 0 else []))
         warmup.step()
     return memory_of(optimizer), optimizer.knobs()
+
+
+def rate_zero(
+    rank: int, size: int, how: str, law: Any, observer: int | None
+) -> tuple[bytes, dict[str, float], list[bool]]:
+    """Two steps at a rate of 0, where rank 0's gradients are all zero, and four that train."""
+    options: dict[str, Any] = {"lr": 1e-2, "max_grad_norm": 0.5}
+    if law == "loss":
+        options["control"] = Control(every=1, noise_bounds=(0.1, 0.1))
+    else:
+        options |= {"control": Control.find_lr(50), "max_grad_norm": None if how == "zero" else 0.5}
+    params: list[Any] = [nn.Parameter(torch.ones(4, 3)) for _ in range(size)]
+    if how == "fsdp":
+        mesh = init_device_mesh("cpu", (size,))
+        params = [nn.Parameter(distribute_tensor(p.detach(), mesh, [Shard(0)])) for p in params]
+    if how == "zero":
+        lr = options.pop("lr")
+        own_part: Any = partial(AdaptiveAdamW, **options)
+        outer: Any = ZeroRedundancyOptimizer(params, own_part, lr=lr)
+        optimizer = outer.optim
+    else:
+        outer = optimizer = AdaptiveAdamW(params, **options)
+    own = [p for group in optimizer.param_groups for p in group["params"]]
+    moved = []
+    for step in range(6):
+        outer.param_groups[0]["lr"] = 1e-2 if step > 1 else 0.0
+        for param in params:
+            here = param.to_local() if how == "fsdp" else param
+            zero = step < 2 and rank == 0 and any(param is p for p in own)
+            grad = torch.zeros_like(here) if zero else torch.full_like(here, 0.1 + step)
+            sharded = how == "fsdp"
+            param.grad = DTensor.from_local(grad, mesh, [Shard(0)]) if sharded else grad
+        before = [bits(to_local(p)) for p in own]
+        if step > 1 or rank == observer:
+            outer.step(loss=3.0 if step > 1 else 9.0 + step)
+        else:
+            outer.step()
+        moved.append([bits(to_local(p)) for p in own] != before)
+    return memory_of(optimizer), optimizer.knobs(), moved
+
+
+def state_made_alone(rank: int, size: int, when: str) -> tuple[bytes, dict[str, float], int]:
+    """One rank asks for a state dict that the others do not ask for; or that costs them no step.
+
+    While training that is a rank with nothing to train, whose state stays empty.
+    """
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2)
+    early = when == "before training"
+    if not early and rank == 1:
+        model.requires_grad_(False)
+    optimizer = AdaptiveAdamW(model.parameters(), lr=1e-2, control=EVERY_STEP, max_grad_norm=1.0)
+    steps: list[int] = []
+    optimizer.register_step_post_hook(lambda *_: steps.append(1))
+    made = 0
+    for step in range(6):
+        if (step == 0 and rank == 0) if early else step in (2, 4):
+            before, taken = memory_of(optimizer), len(steps)
+            with counted_collectives() as seen:
+                get_optimizer_state_dict(model, optimizer)
+            made = len(steps) - taken
+            assert (seen, memory_of(optimizer)) == ([], before)
+        if early or rank == 0:
+            model(torch.ones(4, 3)).square().mean().backward()
+        optimizer.step(loss=3.0 - 0.1 * step)
+        optimizer.zero_grad()
+    return memory_of(optimizer), optimizer.knobs(), made
 
 
 def epochwise(rank: int, size: int) -> tuple[bytes, dict[str, float], list[Any]]:

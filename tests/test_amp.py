@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -231,6 +232,98 @@ def test_asking_whether_it_scales_costs_no_observation() -> None:
     optimizer.observe(6.0)
     optimizer.step()
     assert optimizer.knobs()["loss"] == 5.0
+
+
+PEEKS: dict[str, Callable[[Any], object]] = {
+    "getmembers": inspect.getmembers,
+    "hasattr": lambda optimizer: hasattr(optimizer, "_step_supports_amp_scaling"),
+    "a debugger": lambda optimizer: [optimizer._step_supports_amp_scaling for _ in range(3)],
+}
+
+
+@pytest.mark.parametrize("peek", PEEKS.values(), ids=list(PEEKS))
+@pytest.mark.parametrize("zeroed", ["first", "after observing", "last"])
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_looking_at_an_optimizer_changes_nothing(
+    protocol: str, zeroed: str, peek: Callable[[Any], object]
+) -> None:
+    """Between micro-batches, before and after steps; other loops throw gradients away elsewhere."""
+
+    def run(look: Callable[[Any], object]) -> Any:
+        params = parameters((5,), (2, 2))
+        optimizer, scaler = build(params, protocol), scaler_for()
+        for step in range(12):
+            if zeroed == "first":
+                optimizer.zero_grad()
+            for micro in range(3):
+                loss = quadratic(params, 3 * step + micro)
+                optimizer.observe(loss)
+                if zeroed == "after observing" and micro == 0:
+                    optimizer.zero_grad()
+                scaler.scale(spoiled(loss, step)).backward()
+                if micro < 2:
+                    look(optimizer)
+            scaler.step(optimizer)
+            scaler.update()
+            if zeroed == "last":
+                optimizer.zero_grad()
+            look(optimizer)
+        return snapshot(optimizer, params)
+
+    assert_same(run(peek), run(id))
+
+
+def drop_gradients(model: nn.Module) -> None:
+    for param in model.parameters():
+        param.grad = None
+
+
+THROWN_AWAY: dict[str, Callable[[AdaptiveAdamW, nn.Module], object]] = {
+    "optimizer.zero_grad": lambda optimizer, model: optimizer.zero_grad(),
+    "optimizer, in place": lambda optimizer, model: optimizer.zero_grad(set_to_none=False),
+    "model.zero_grad": lambda optimizer, model: model.zero_grad(),
+    "by hand": lambda optimizer, model: drop_gradients(model),
+}
+
+
+@pytest.mark.parametrize("told_in_step", [False, True], ids=["", "told in step"])
+@pytest.mark.parametrize("late", [False, True], ids=["", "observed before"])
+@pytest.mark.parametrize("how", THROWN_AWAY)
+def test_a_skipped_steps_loss_is_dropped_however_its_gradients_are(
+    how: str, late: bool, told_in_step: bool
+) -> None:
+    """Skipped at 1, and at 2 and 3 in a row; `late`: the next loss comes before zero_grad."""
+    model = nn.Linear(4, 1)
+    optimizer, scaler = build(list(model.parameters()), "generic"), scaler_for()
+    for step in range(6):
+        value, skipped = 1.0 + step, step in (1, 2, 3)
+        if not late:
+            THROWN_AWAY[how](optimizer, model)
+        if not told_in_step or skipped:
+            optimizer.observe(math.nan if skipped else value)
+        if late:
+            THROWN_AWAY[how](optimizer, model)
+        output = model(torch.ones(4)).sum()
+        scaler.scale(output * math.inf if skipped else output).backward()
+        scaler.step(optimizer, **({"loss": value} if told_in_step else {}))
+        scaler.update()
+        if not skipped:
+            assert optimizer.knobs()["loss"] == value
+    knobs = optimizer.knobs()
+    assert (knobs["step"], knobs["nonfinite"]) == (3, 0)
+
+
+def test_gradients_zeroed_in_place_behind_its_back_leave_the_skipped_loss() -> None:
+    """What `Observations` says: nothing tells this from a micro-batch."""
+    model = nn.Linear(4, 1)
+    optimizer, scaler = build(list(model.parameters()), "generic"), scaler_for()
+    for value, size in ((2.0, math.inf), (4.0, 1.0)):
+        model.zero_grad(set_to_none=False)
+        optimizer.observe(value)
+        scaler.scale(model(torch.ones(4)).sum() * size).backward()
+        scaler.step(optimizer)
+        scaler.update()
+    assert optimizer.knobs()["loss"] == 3.0
 
 
 def test_a_loss_told_to_the_step_itself() -> None:

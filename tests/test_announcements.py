@@ -6,13 +6,15 @@ import copy
 import logging
 import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
-from adaptiverl import AdaptiveAdamW, AdaptiveSGD, Control
+from adaptiverl import AdaptiveAdamW, AdaptiveSGD, Control, tables
 from adaptiverl.announcements import LOOK_EVERY, Announcements
 from adaptiverl.controller import FIELDS, SLOT
 
@@ -127,3 +129,119 @@ def test_over_a_scheduler_it_is_a_factor_and_nothing_ends(caplog: pytest.LogCapt
             announcements.look(block(held=1, step=99, log_lr=0))
     (record,) = caplog.records
     assert record.getMessage() == "It holds the factor of the learning rate it found: 1, by step 99"
+
+
+# From a GPU: what is asked of "the current device", with the block on another one
+
+
+class OnCuda(Tensor):
+    """Says that it lies on a GPU; a copy from it is noted, and arrives later, by `arrive`."""
+
+    device = torch.device("cuda", 1)  # type: ignore[assignment]
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        if func is Tensor.copy_:
+            machine.note("copy")
+            machine.sent.append((args[0], args[1].as_subclass(Tensor).clone()))
+            return args[0]
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **(kwargs or {}))
+
+
+class Machine:
+    """Two GPUs as torch.cuda shows them: a current device, and each one's copies in flight."""
+
+    def __init__(self) -> None:
+        self.current = 0
+        self.sent: list[tuple[Tensor, Tensor]] = []
+        self.asked: list[tuple[str, int]] = []
+
+    def note(self, what: str) -> None:
+        self.asked.append((what, self.current))
+
+    def arrive(self) -> None:
+        for target, values in self.sent:
+            target.data = values
+        self.sent = []
+
+    @contextmanager
+    def device(self, device: torch.device) -> Iterator[None]:
+        before, self.current = self.current, device.index
+        yield
+        self.current = before
+
+    def capturing(self) -> bool:
+        self.note("capturing?")
+        return False
+
+
+class Event:
+    """Done once nothing is in flight on the device that was current when it was recorded."""
+
+    def __init__(self) -> None:
+        machine.note("event")
+
+    def record(self) -> None:
+        machine.note("record")
+        self.of = machine.current
+
+    def query(self) -> bool:
+        machine.note("query")
+        return self.of != OnCuda.device.index or not machine.sent
+
+
+machine = Machine()
+
+
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> Machine:
+    machine.__init__()  # type: ignore[misc]
+    garbage = block(held=1, step=math.nan, log_lr=1e6)
+    monkeypatch.setattr(torch, "empty_like", lambda *_, **__: garbage.clone())
+    for name, value in (
+        ("device", machine.device),
+        ("Event", Event),
+        ("is_current_stream_capturing", machine.capturing),
+    ):
+        monkeypatch.setattr(torch.cuda, name, value)
+    return machine
+
+
+def test_a_block_on_another_device_than_the_current_one_is_read_once_it_arrived(
+    two_gpus: Machine, caplog: pytest.LogCaptureFixture
+) -> None:
+    announcements = Announcements(Control.find_lr(99), "It", lambda: True)
+    with caplog.at_level(logging.INFO, logger="adaptiverl"):
+        for step in range(1, 5):
+            announcements.look(block(held=1, step=step, log_lr=0).as_subclass(OnCuda))
+            if step < 4:
+                assert not caplog.records, "told of memory that the copy has not reached"
+            if step == 3:
+                two_gpus.arrive()
+    (record,) = caplog.records
+    assert record.getMessage() == "It holds the learning rate it found: 1, by step 1"
+    assert {device for _, device in two_gpus.asked} == {OnCuda.device.index}
+    assert {what for what, _ in two_gpus.asked} == {
+        "capturing?",
+        "event",
+        "record",
+        "query",
+        "copy",
+    }
+    assert two_gpus.current == 0
+
+
+def test_whether_a_device_captures_is_asked_of_its_own_stream(two_gpus: Machine) -> None:
+    assert not tables.is_capturing(OnCuda.device)
+    assert two_gpus.asked == [("capturing?", OnCuda.device.index)]
+    assert not tables.is_capturing(torch.device("cpu"))
+    assert len(two_gpus.asked) == 1
+
+
+@pytest.mark.parametrize("number", [1e308, math.inf, -math.inf, math.nan])
+def test_no_number_ends_a_step(number: float, caplog: pytest.LogCaptureFixture) -> None:
+    announcements = Announcements(Control.find_lr(9), "It", lambda: True)
+    with caplog.at_level(logging.INFO, logger="adaptiverl"):
+        announcements.look(block(held=1, step=number, log_lr=number))
+    assert "It holds" in caplog.records[0].getMessage()

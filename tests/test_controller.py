@@ -69,7 +69,7 @@ class Driver:
 
     def everything(self) -> list[Tensor]:
         c = self.controller
-        return [x.clone() for x in (c.block, c._parameters, c._inbox, c._ring, self.effective)]
+        return [x.clone() for x in (c.block, c._parameters, c.inbox, c._ring, self.effective)]
 
 
 def assert_bits(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
@@ -692,7 +692,7 @@ def test_opcheck_observe() -> None:
 def test_opcheck_update() -> None:
     c = Controller(Control(every=None), LR, MOMENTUM)
     c.observe(2.0)
-    arguments = (c.block, c._parameters, c._inbox, c._ring)
+    arguments = (c.block, c._parameters, c.inbox, c._ring)
     torch.library.opcheck(torch.ops.adaptiverl.update_.default, arguments)
 
 
@@ -754,7 +754,7 @@ def test_opcheck_advance(found_inf: Tensor | None) -> None:
     c, tables = d.controller, [torch.empty(0, len(COLUMNS), dtype=torch.int64)]
     tail = (d.groups, d.effective, tables, found_inf)
     torch.library.opcheck(
-        torch.ops.adaptiverl.advance_.default, (c.block, c._parameters, c._inbox, c._ring, *tail)
+        torch.ops.adaptiverl.advance_.default, (c.block, c._parameters, c.inbox, c._ring, *tail)
     )
 
 
@@ -777,7 +777,7 @@ def test_operator_checks_what_it_is_given(place: int, wrong: Any, message: str) 
     d = Driver(Control(every=1))
     d.controller.observe(2.0)
     c = d.controller
-    arguments = [c.block, c._parameters, c._inbox, c._ring, d.groups, d.effective, [], None]
+    arguments = [c.block, c._parameters, c.inbox, c._ring, d.groups, d.effective, [], None]
     arguments[place] = wrong
     before = d.everything()
     with pytest.raises(RuntimeError, match=message):
@@ -789,7 +789,7 @@ def test_observe_mutates_the_inbox_it_is_given() -> None:
     """Wrappers call `observe` with another self: the inbox must be the same object throughout."""
     param = torch.nn.Parameter(torch.ones(3))
     optimizer = AdaptiveAdamW([param], lr=LR)
-    inbox = optimizer._controller._inbox
+    inbox = optimizer._controller.inbox
     optimizer.observe(torch.tensor(2.0))
-    assert optimizer._controller._inbox is inbox
+    assert optimizer._controller.inbox is inbox
     assert inbox.tolist() == [2.0, 1.0, 0.0, 0.0]

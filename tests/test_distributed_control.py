@@ -87,7 +87,31 @@ def test_ranks_without_an_observation_follow_the_others(crew: Crew, observers: l
 def test_a_warm_up_from_zero_that_one_rank_observes(crew: Crew) -> None:
     results = crew.run(2, jobs.first_step_at_rate_zero)
     assert same(results)
-    assert results[0][1]["updates"] == 6
+    # At a rate of 0 nobody meets, so that a step to make state may come on one rank alone.
+    assert results[0][1]["updates"] == 5
+
+
+@pytest.mark.parametrize("observer", [None, 0, 1])
+@pytest.mark.parametrize("law", ["loss", "alignment"])
+@pytest.mark.parametrize("how", ["plain", "zero", "fsdp"])
+def test_whether_ranks_meet_is_not_for_one_ranks_gradients_to_say(
+    crew: Crew, how: str, law: str, observer: int | None
+) -> None:
+    """At a rate of 0; one rank's are all zero, as those of a checkpoint library's step."""
+    results = crew.run(2, jobs.rate_zero, how, law, observer, limit=20.0)
+    assert same(results)
+    for _, knobs, moved in results:
+        assert knobs["step"] == 4, "steps at a rate of 0 do not count"
+        assert knobs["loss"] == 3.0
+        assert moved == [False, False, True, True, True, True]
+
+
+@pytest.mark.parametrize("when", ["before training", "while training"])
+def test_state_may_be_made_on_one_rank_alone(crew: Crew, when: str) -> None:
+    (memory, knobs, made), (other, _, others) = crew.run(2, jobs.state_made_alone, when, limit=20.0)
+    assert memory == other
+    assert knobs["step"] == 6
+    assert (made, others) == ((1, 0) if when == "before training" else (0, 1))
 
 
 def test_epochwise_updates_meet_when_they_are_called(crew: Crew) -> None:

@@ -24,7 +24,7 @@ from adaptiverl.kernels import layout, philox
 from adaptiverl.kernels.chunks import CHUNK, chunk_table, partial_sums
 
 ROOT = Path(__file__).parent.parent
-CASES = [ROOT / "tests" / name for name in ("interpreted_kernels.py", "interpreted_sgd.py")]
+CASES = [ROOT / "tests" / f"interpreted_{name}.py" for name in ("kernels", "sgd", "order")]
 NAMES = [
     node.name
     for file in CASES
@@ -83,6 +83,27 @@ def test_the_oracle_notices_a_broken_kernel(
     broken = copy_with(tmp_path, file, old, new)
     output = run_interpreted(tmp_path / "report.xml", "-k", "few_options", path=broken)
     assert f"\n{failed} failed" in output, output
+
+
+@pytest.mark.parametrize(
+    ("file", "failed"), [("statistics.py", ["squares"]), ("sweep.py", ["adamw", "sgd"])]
+)
+def test_the_shuffled_orders_notice_who_is_last_by_index(
+    tmp_path: Path, file: str, failed: list[str]
+) -> None:
+    """With its programs in turn, such a kernel has every sum right."""
+    ticket, index = "if is_last_of_tensor(finished, row, count):", "if number == count - 1:"
+    broken = copy_with(tmp_path, file, ticket, index)
+    report = tmp_path / "report.xml"
+    run_interpreted(report, "-k", "any_order or squares_are_summed", path=broken)
+    failures = {
+        case.attrib["name"]: found.text or ""
+        for case in ElementTree.parse(report).iter("testcase")
+        for found in case.findall("failure")
+    }
+    name = "test_any_order_of_programs_gives_the_same_bits"
+    assert list(failures) == [f"{name}[{launches}]" for launches in failed]
+    assert all("a sum is missing, orders: seed 1" in text for text in failures.values())
 
 
 def copy_with(folder: Path, file: str, old: str, new: str) -> Path:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from adaptiverl import AdaptiveAdamW, Control
+from adaptiverl import optimizer as optimizers
 
 BUSY = Control(
     every=2, noise_bounds=(0.0, 0.1), plateau_trend=(10.0, 1.0), plateau_variance=(10.0, 1.0)
@@ -651,3 +654,142 @@ def test_printing_hides_the_block() -> None:
     assert text.startswith("AdaptiveAdamW (\nParameter Group 0\n")
     assert "    lr: 0.125\n" in text
     assert "adaptive_state" not in text
+
+
+# Reading the knobs
+
+
+def tensors_of_a_step(optimizer: Any) -> list[Tensor]:
+    """What the controller, the sweep and the next step read, beside parameters and their state."""
+    controller, table = optimizer._controller, optimizer._group_table
+    tables = [] if table is None else [table.numbers, table.effective]
+    return [controller.block, controller.inbox, controller._ring, controller.memory, *tables]
+
+
+@pytest.mark.parametrize("steps", [0, 7])
+def test_knobs_only_look(steps: int) -> None:
+    """At a rate changed by hand they show what a step would use now, and leave that to the step."""
+    params = parameters((5,), (2, 2))
+    optimizer = AdaptiveAdamW(params, lr=1e-2, control=BUSY)
+    descend(optimizer, params, steps)
+    before = optimizer.knobs()
+    optimizer.observe(1.0)
+    seen = [(t, t.clone(), t._version) for t in tensors_of_a_step(optimizer)]
+    optimizer.param_groups[0]["lr"] *= 3
+    knobs = optimizer.knobs()
+    assert knobs == pytest.approx(before | {"lr": 3 * before["lr"]}, rel=1e-15, nan_ok=True)
+    for now, (tensor, values, version) in zip(tensors_of_a_step(optimizer), seen, strict=True):
+        assert now is tensor
+        assert tensor._version == version
+        assert_same(tensor, values)
+
+
+def test_knobs_show_a_loaded_memory_that_no_step_has_adopted_yet() -> None:
+    params = parameters((5,))
+    loaded, optimizer = (AdaptiveAdamW(params, lr=1e-2, control=BUSY) for _ in range(2))
+    descend(loaded, params, 9)
+    # As ZeroRedundancyOptimizer loads: another memory in the group, and nobody is told.
+    memory = loaded.param_groups[0]["adaptive_state"].clone()
+    optimizer.param_groups[0]["adaptive_state"] = memory
+    own = optimizer._controller.block.clone()
+    assert optimizer.knobs() == loaded.knobs()
+    assert optimizer.param_groups[0]["adaptive_state"] is memory
+    assert_same(optimizer._controller.block, own)
+
+
+def test_knobs_read_from_another_thread_while_steps_run() -> None:
+    def run(reader: bool) -> Any:
+        params = parameters((50,), (4, 4))
+        optimizer = AdaptiveAdamW(params, lr=1e-2, control=BUSY)
+        done = threading.Event()
+        read: list[dict[str, float]] = []
+
+        def look() -> None:
+            while not done.is_set():
+                read.append(optimizer.knobs())
+
+        thread = threading.Thread(target=look)
+        if reader:
+            thread.start()
+        try:
+            for step in range(200):
+                optimizer.param_groups[0]["lr"] = 1e-2 * (1 + step % 3)
+                descend(optimizer, params, 1, first=step)
+        finally:
+            done.set()
+            if reader:
+                thread.join()
+        assert bool(read) == reader
+        return snapshot(optimizer, params)
+
+    assert_same(run(True), run(False))
+
+
+# Where the controller lives
+
+
+@pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[torch.device]]:
+    """Controllers of meta parameters live beside them: the meta device stands for an accelerator.
+
+    Yields:
+        Where the tensors were that an operator was told to observe.
+    """
+    meta, observed = torch.device("meta"), []
+
+    def device_of(device: torch.device) -> torch.device:
+        return meta if device == meta else torch.device("cpu")
+
+    def note(inbox: Tensor, loss: Tensor, reward: Tensor | None) -> None:
+        observed.append(loss.device)
+
+    monkeypatch.setattr(optimizers, "controller_device", device_of)
+    library = torch.library.Library("adaptiverl", "IMPL")
+    library.impl("observe_", note, "Meta")
+    yield observed
+    library._destroy()
+
+
+class CopiesToTheHost(TorchDispatchMode):
+    """Counts copies onto the CPU, each of which would wait for the device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        copies = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
+        if func in copies and result.device.type == "cpu":
+            self.seen += any(isinstance(a, Tensor) and a.device.type != "cpu" for a in args)
+        return result
+
+
+@pytest.mark.parametrize("moved", [False, True], ids=["", "moved after construction"])
+def test_the_first_observation_is_made_where_the_parameters_are(
+    elsewhere: list[torch.device], moved: bool
+) -> None:
+    params = list(nn.Linear(3, 2, device="cpu" if moved else "meta").parameters())
+    optimizer = AdaptiveAdamW(params, lr=1e-2)
+    # To another kind of device torch moves a parameter by making a new one.
+    optimizer.param_groups[0]["params"] = [nn.Parameter(p.to("meta")) for p in params]
+    with CopiesToTheHost() as copies:
+        optimizer.observe(1.0)
+        optimizer.observe(torch.tensor(2.0), None)
+    assert elsewhere == [torch.device("meta")] * 2
+    assert copies.seen == 0
+    assert optimizer._controller.device == torch.device("meta")
+    memories = [group["adaptive_state"] for group in optimizer.param_groups]
+    assert all(memory is optimizer._controller.memory for memory in memories)
+    assert optimizer._controller.observed == 2
+
+
+@pytest.mark.parametrize("default", ["cpu", "meta"])
+def test_a_default_device_is_not_where_it_is_made(default: str) -> None:
+    params = parameters((5,))
+    with torch.device(default):
+        optimizer = AdaptiveAdamW(params, lr=1e-2)
+        assert optimizer.knobs()["lr"] == 1e-2
+    assert optimizer._controller.device == torch.device("cpu")

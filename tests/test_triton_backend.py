@@ -412,18 +412,16 @@ def test_tensors_beside_another_controller_are_counted(monkeypatch: pytest.Monke
     monkeypatch.setattr(
         optimizer,
         "_advance",
-        lambda buckets, found_inf, rehearsal: AdaptiveAdamW._advance(
-            optimizer, [], found_inf, rehearsal
-        ),
+        lambda buckets, found_inf, idle: AdaptiveAdamW._advance(optimizer, [], found_inf, idle),
     )
     original, places = optimizer._sweep, optimizer._buckets._squares
 
-    def elsewhere(buckets: Any, rehearsal: bool) -> None:
+    def elsewhere(buckets: Any, idle: bool) -> None:
         there = torch.device("cpu", 0)
         places[there] = places[CPU]
         for bucket in buckets:
             monkeypatch.setattr(bucket, "device", there)
-        original(buckets, rehearsal)
+        original(buckets, idle)
 
     monkeypatch.setattr(optimizer, "_sweep", elsewhere)
     for _ in range(3):

@@ -1,0 +1,107 @@
+"""What was observed since the last step: sums on the device, and what of it does not count."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+INBOX_SIZE = 4
+
+
+class Observations:
+    """The inbox, and whose losses in it are a skipped step's (decisions.md 13).
+
+    A gradient scaler that skips a step says nothing of it: before every step it asks the optimizer
+    whether it unscales by itself (`ask`), and then does not call `step`. But a debugger may ask as
+    well, at any time, and must change nothing. The two are told apart by what becomes of the
+    gradients that were there when it was asked: those of a skipped step are thrown away before the
+    next backward, those of a micro-batch are added to. Some loops observe before they throw
+    gradients away, so what is observed after an asking is also summed apart until this shows.
+
+    What does not count is dropped only once something newer was observed. Where gradients are
+    zeroed in place behind the optimizer's back (``model.zero_grad(set_to_none=False)``), or a
+    wrapper hands the same tensor out again, nothing shows and the skipped step's loss is averaged
+    with the next one's; ``optimizer.zero_grad()`` is heard at all times.
+
+    Attributes:
+        sums: float64 [4] on the device: sum and count of losses, sum and count of rewards.
+        count: Observations in it, as the host counted them.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.sums = torch.zeros(INBOX_SIZE, dtype=torch.float64, device=device)
+        self.count = 0
+        self._newer: Tensor | None = None
+        """Sums of what was observed after the first `_older`; None where that is not kept apart"""
+        self._older = 0
+        self._asked_at: int | None = None
+        """How many there were at the last asking whose gradients are still in use"""
+        self._thrown_away: Callable[[], bool] = bool
+        self._skipped = 0
+        """How many of the first belong to a step that was skipped"""
+
+    def to(self, move: Callable[[Tensor], Tensor]) -> None:
+        """Let `move` bring the sums to another device."""
+        self.sums = move(self.sums)
+        self._newer = None if self._newer is None else move(self._newer)
+
+    def ask(self, thrown_away: Callable[[], bool]) -> None:
+        """Somebody asked, perhaps a gradient scaler; a note on the host, and nothing else.
+
+        Args:
+            thrown_away: Whether the gradients that are there now have been thrown away since.
+        """
+        self._look()
+        self._asked_at, self._thrown_away = self.count, thrown_away
+
+    def throw_away(self) -> None:
+        """The gradients are being thrown away."""
+        if self._asked_at is not None:
+            self._skipped, self._asked_at = self._asked_at, None
+
+    def add(self, loss: Tensor, reward: Tensor | None) -> None:
+        """One more: 0-d float32 or float64 tensors on the device."""
+        self._look()
+        self._drop_skipped()
+        if self._asked_at is not None and self._asked_at == self.count:
+            self._newer, self._older = torch.zeros_like(self.sums), self.count
+        for sums in (self.sums, self._newer):
+            if sums is not None:
+                torch.ops.adaptiverl.observe_(sums, loss, reward)
+        self.count += 1
+
+    def close(self) -> None:
+        """A step is about to take them: drop what belongs to one that was skipped."""
+        if self._asked_at != self.count:  # else it is this very step that was asked about
+            self._look()
+        if self._skipped < self.count:
+            self._drop_skipped()
+        self._newer, self._asked_at, self._skipped = None, None, 0
+
+    def empty(self) -> None:
+        """None of them counts."""
+        self.sums.zero_()
+        self.taken()
+
+    def taken(self) -> None:
+        """A step took them, and emptied the sums."""
+        self.count, self._newer, self._asked_at, self._skipped = 0, None, None, 0
+
+    def _look(self) -> None:
+        if self._asked_at is not None and self._thrown_away():
+            self.throw_away()
+
+    def _drop_skipped(self) -> None:
+        if self._skipped == 0:
+            return
+        asked = self._asked_at is not None
+        if self._skipped >= self.count or self._newer is None:
+            self.empty()
+        else:
+            self.sums.copy_(self._newer)
+            self.count -= self._older
+            self._newer, self._skipped = None, 0
+        # An asking that came later was about what is left.
+        self._asked_at = self.count if asked else None
