@@ -6,7 +6,7 @@
 #   make bench   one optimizer step, side by side
 #   make scenarios  what the knobs do when training improves, stalls, breaks or shifts
 #   make lr-robustness  thirteen methods from seven starting rates, on three tasks (ARGS= for more)
-#   make codegen    the kernels' machine code for three GPUs, read without one
+#   make codegen    the kernels' machine code for four GPUs, read without one
 #   make gpu     everything that only a GPU can show, as one report (PYTHON= one with torch for CUDA)
 #   make venv    the environment in .venv, installed and built, nothing run
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.machinery
+import importlib.util
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -54,10 +56,49 @@ def test_the_binary_needs_no_symbol_outside_the_stable_abi() -> None:
     mangled = [name for name in undefined if re.match(r"_ZN?K?(2at|3c10|5torch)", name)]
     assert mangled == []
     weak = {line.split()[-1] for line in listed.stdout.splitlines() if " w " in line}
-    python = {name for name in undefined if name.startswith("Py")}
-    assert python == {"PyModule_Create2"}
+    python = {name for name in undefined if name.lstrip("_").startswith("Py")}
+    assert python == {"PyModule_Create2", "PyModule_AddStringConstant", "_Py_Dealloc"}
     if dispatch.has_cuda_controller():
         assert "aoti_torch_get_current_cuda_stream" in weak
+
+
+@pytest.mark.skipif(not dispatch.has_cuda_controller(), reason="built without CUDA")
+def test_libtorch_is_needed_so_that_the_cuda_symbols_bind() -> None:
+    listed = subprocess.run(
+        ["readelf", "-d", str(EXTENSION)], capture_output=True, text=True, check=True
+    )
+    needed = re.findall(r"\(NEEDED\).*\[(.+)\]", listed.stdout)
+    assert {"libtorch.so", "libtorch_cpu.so", "libc10.so"} <= set(needed)
+    assert "libtorch_cuda.so" not in needed  # which a CPU build of torch does not have
+    assert not [name for name in needed if "cudart" in name or "python" in name]
+
+
+def test_the_binary_says_which_cards_it_has_code_for() -> None:
+    assert (dispatch.cuda_architectures() != ()) == dispatch.has_cuda_controller()
+    if not dispatch.has_cuda_controller():
+        pytest.skip("built without CUDA: there is no machine code to list")
+    tool = _cuobjdump()
+    if tool is None:
+        pytest.skip("cuobjdump is neither on PATH, in /usr/local/cuda/bin nor in triton")
+    listed = subprocess.run(
+        [tool, "--list-elf", "--list-ptx", str(EXTENSION)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    code = {(int(a), int(b)) for a, b in re.findall(r"sm_(\d+)(\d)\.cubin", listed.stdout)}
+    ptx = {(int(a), int(b)) for a, b in re.findall(r"sm_(\d+)(\d)\.ptx", listed.stdout)}
+    assert code == set(dispatch.cuda_architectures())
+    assert ptx == {max(code)}
+
+
+def _cuobjdump() -> str | None:
+    found = shutil.which("cuobjdump", path=f"{os.environ['PATH']}:/usr/local/cuda/bin")
+    if found is None and importlib.util.find_spec("triton") is not None:
+        from triton import knobs
+
+        found = knobs.nvidia.cuobjdump.path
+    return found
 
 
 def test_the_operators_are_registered() -> None:
