@@ -8,7 +8,6 @@ reference works in plain torch on whatever the fast ones don't take.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

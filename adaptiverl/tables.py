@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adaptiverl.devices import numbers_device
+
 COLUMNS = (
     "param",
     "grad",
@@ -221,7 +223,8 @@ class Bucket:
         """
         if self._sums is None or len(self._sums) != len(self.squares):
             shape = (len(self.squares), 3)
-            self._sums = torch.zeros(shape, dtype=torch.float64, device=self.device)
+            home = numbers_device(self.device)
+            self._sums = torch.zeros(shape, dtype=torch.float64, device=home)
         return self._sums
 
     def rows(self) -> Tensor:
@@ -431,7 +434,8 @@ class Buckets:
             sizes = [len(b.entries) for b in buckets]
             whole = self._squares.get(device)
             if whole is None or len(whole) != sum(sizes):
-                whole = torch.zeros(sum(sizes), dtype=torch.float64, device=device)
+                home = numbers_device(device)
+                whole = torch.zeros(sum(sizes), dtype=torch.float64, device=home)
                 self._squares[device] = whole
             for bucket, part in zip(buckets, whole.split(sizes), strict=True):
                 bucket.squares = part
@@ -506,7 +510,8 @@ class GroupTable:
     def _copy_row(self, g: int, values: Sequence[Any]) -> None:
         for column, value in enumerate(values):
             if _on_accelerator(value):
-                self.numbers[g, column].copy_(value.detach().reshape(()))
+                # It becomes float64 only here: its own device may have none.
+                self.numbers[g, column].copy_(value.detach().reshape(()).to(self.device))
             elif float(value) != self._written[g][column]:
                 self.numbers[g, column].fill_(float(value))
 
