@@ -195,4 +195,5 @@ def main() -> None:
         raise SystemExit(f"adaptiverl: {error}") from error
 
 
-main()
+if __name__ == "__main__":
+    main()
