@@ -34,7 +34,7 @@ REQUIREMENTS = ROOT / "requirements-cuda.txt"
 # What torch, its build or its Triton may do otherwise.
 CONTRACT = ("build", "linking", "devices", "contract", "controller", "checkpoints", "amp")
 STEPS = ("adamw_step", "sgd_step", "sgd", "optimizer", "parameter_noise", "schedulers", "compile")
-KERNELS = ("codegen", "kernels", "triton_backend", "alignment_sums", "bench_gpu")
+KERNELS = ("codegen", "kernels", "triton_backend", "alignment_sums", "gpu")
 
 
 class Unfit(Exception):
