@@ -6,8 +6,9 @@
 #   make bench   one optimizer step, side by side
 #   make scenarios  what the knobs do when training improves, stalls, breaks or shifts
 #   make lr-robustness  thirteen methods from seven starting rates, on three tasks (ARGS= for more)
-#   make codegen    the kernels' machine code for three GPUs, read without one
+#   make codegen    the kernels' machine code for four GPUs, read without one
 #   make gpu     everything that only a GPU can show, as one report (PYTHON= one with torch for CUDA)
+#   make cuda-stack  the wheel under a CUDA build of torch and two others, without a GPU (STACKS=)
 #   make venv    the environment in .venv, installed and built, nothing run
 
 PYTHON ?= python3
@@ -17,7 +18,7 @@ BUILT := $(VENV)/.built
 INSTALLED := $(VENV)/.installed
 SOURCES := $(wildcard csrc/*) setup.py pyproject.toml
 
-.PHONY: venv demo ddp test check bench scenarios lr-robustness codegen gpu format clean
+.PHONY: venv demo ddp test check bench scenarios lr-robustness codegen gpu cuda-stack format clean
 .DEFAULT_GOAL := help
 
 help:
@@ -61,6 +62,10 @@ codegen: $(BUILT)
 gpu:
 	PYTHON=$(PYTHON) bench/gpu.sh
 
+# Builds one wheel, and keeps its environments: the first run installs some 10 GB.
+cuda-stack: $(INSTALLED)
+	$(BIN)/python tests/cuda_stack.py $(STACKS)
+
 check: $(BUILT)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -73,4 +78,4 @@ format: $(BUILT)
 	$(BIN)/clang-format -i csrc/*
 
 clean:
-	rm -rf $(VENV) build dist runs *.egg-info adaptiverl/*.so
+	rm -rf $(VENV) .venv-cuda .venv-newest build dist runs *.egg-info adaptiverl/*.so

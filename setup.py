@@ -21,6 +21,7 @@ CSRC = ROOT / "csrc"
 # torch 2.10, the oldest whose stable ABI has what csrc/ needs.
 TORCH_TARGET = "0x020a000000000000"
 PYTHON_TARGET = "0x030A0000"
+# Of the CUDA controller: code for each of these that nvcc knows.
 CUDA_ARCHITECTURES = ("75", "80", "90", "100")
 
 # No contraction into fused multiply-adds and no reassociation: every instruction set, vector body
@@ -34,10 +35,12 @@ CXX_FLAGS = [
     "-fvisibility=hidden",
 ]
 NVCC_FLAGS = ["-std=c++17", "-O3", "--fmad=false", "-Xcompiler", "-fPIC", "-DUSE_CUDA"]
-# libtorch.so has no code of its own: in a CUDA build of torch it needs libtorch_cuda, where the
-# three weak symbols of csrc/controller.cu are. `import torch` loads that library for itself alone,
-# so without this entry the symbols would stay null. It exists in CPU builds, too; a linker that
-# drops libraries nobody needs by name must keep it, and these flags come last on its line.
+# libtorch.so has no code of its own, but in a CUDA build of torch it needs libtorch_cuda.so, where
+# the three weak symbols of csrc/controller.cu are. `import torch` loads libtorch_cuda for itself
+# alone (RTLD_LOCAL): if the extension did not need it through libtorch.so, the symbols would stay
+# null, and the first CUDA step would jump there. CPU builds of torch have a libtorch.so, too.
+# Linkers drop a library that no symbol asks for, hence --no-as-needed; it holds for what comes
+# after it, and these flags come last on the line.
 CUDA_LINK_FLAGS = [
     "-lcudart_static",
     "-ldl",
@@ -84,13 +87,18 @@ def find_nvcc() -> str | None:
 
 
 def architectures(nvcc: str) -> list[str]:
-    """Code for each architecture named above that nvcc knows, PTX of the newest for later ones."""
+    """Those named above that this nvcc knows, the oldest first."""
     listed = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True)
     known = [a for a in CUDA_ARCHITECTURES if f"compute_{a}" in listed.stdout.split()]
     if not known:
         raise CompileError(
             f"{nvcc} knows none of the architectures {CUDA_ARCHITECTURES}: it is too old"
         )
+    return known
+
+
+def gencode(known: list[str]) -> list[str]:
+    """nvcc's flags: code for each architecture, and PTX of the newest for later ones."""
     flags = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in known]
     return [*flags, f"-gencode=arch=compute_{known[-1]},code=compute_{known[-1]}"]
 
@@ -107,13 +115,16 @@ class BuildOperators(build_ext):
         ext.library_dirs.append(str(torch / "lib"))
         ext.libraries += ["torch_cpu", "c10"]
         nvcc = find_nvcc()
+        known = [] if nvcc is None else architectures(nvcc)
+        # csrc/module.cpp hands it on: which cards the controller runs on is known before it does.
+        ext.define_macros.append(("CUDA_ARCHITECTURES", f'"{" ".join(known)}"'))
         if nvcc is None:
             say(
                 "no CUDA (nvcc not found, or ADAPTIVERL_CUDA=0): the controller is for the CPU only"
             )
         else:
-            say(f"CUDA: compiling csrc/*.cu with {nvcc}")
-            ext.extra_objects += self.compile_cuda(nvcc, includes)
+            say(f"CUDA: compiling csrc/*.cu with {nvcc} for {', '.join(f'sm_{a}' for a in known)}")
+            ext.extra_objects += self.compile_cuda(nvcc, known, includes)
             ext.library_dirs += cuda_libraries(nvcc)
             ext.extra_link_args += CUDA_LINK_FLAGS
         try:
@@ -125,8 +136,8 @@ class BuildOperators(build_ext):
                 "install gcc-c++; macOS: xcode-select --install). No Python.h? python3-dev has it"
             ) from error
 
-    def compile_cuda(self, nvcc: str, includes: list[Path]) -> list[str]:
-        """csrc/*.cu to object files."""
+    def compile_cuda(self, nvcc: str, known: list[str], includes: list[Path]) -> list[str]:
+        """csrc/*.cu to object files, for the architectures that nvcc knows."""
         build = Path(self.build_temp)
         build.mkdir(parents=True, exist_ok=True)
         objects = []
@@ -136,7 +147,7 @@ class BuildOperators(build_ext):
                 nvcc,
                 *NVCC_FLAGS,
                 f"-DTORCH_TARGET_VERSION={TORCH_TARGET}",
-                *architectures(nvcc),
+                *gencode(known),
             ]
             command += [f"-isystem={path}" for path in includes]
             try:
@@ -167,7 +178,8 @@ def main() -> None:
     extension = Extension(
         "adaptiverl._C",
         sources=[str(path.relative_to(ROOT)) for path in sorted(CSRC.glob("*.cpp"))],
-        depends=[str(path.relative_to(ROOT)) for path in sorted(CSRC.iterdir())],
+        # This file, too: what was linked in another way is linked again.
+        depends=["setup.py", *(str(path.relative_to(ROOT)) for path in sorted(CSRC.iterdir()))],
         define_macros=[("TORCH_TARGET_VERSION", TORCH_TARGET), ("Py_LIMITED_API", PYTHON_TARGET)],
         extra_compile_args=list(CXX_FLAGS),
         py_limited_api=True,
@@ -183,4 +195,5 @@ def main() -> None:
         raise SystemExit(f"adaptiverl: {error}") from error
 
 
-main()
+if __name__ == "__main__":
+    main()

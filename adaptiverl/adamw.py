@@ -123,5 +123,5 @@ class AdaptiveAdamW(AdaptiveOptimizer, torch.optim.AdamW):
             # From a checkpoint of torch.optim.AdamW, whose momentum is constant.
             step, momentum = state["step"].to(torch.float64), group["betas"][0]
             if isinstance(momentum, Tensor):
-                momentum = momentum.to(step.device, torch.float64).reshape(())
+                momentum = momentum.to(step.device).to(torch.float64).reshape(())
             state["mu_product"] = momentum**step

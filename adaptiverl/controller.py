@@ -562,11 +562,11 @@ def _scalar(value: Any, name: str, device: torch.device) -> Tensor:
             raise TypeError(f"{name} must be a real number, got dtype {value.dtype}")
         if value.is_meta:
             raise TypeError(f"{name} has no value: it is a tensor on the meta device")
-        value = value.detach().reshape(())
-        if value.dtype not in (torch.float32, torch.float64):
-            value = value.to(torch.float64)
         # On the host the next line reads it, so there it has to have arrived.
-        return value.to(device, non_blocking=device.type != "cpu")
+        value = value.detach().reshape(()).to(device, non_blocking=device.type != "cpu")
+        # Only here: where it came from there may be no float64.
+        exact = value.dtype in (torch.float32, torch.float64)
+        return value if exact else value.to(torch.float64)
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(
             f"{name} must be a real number or a tensor with one element, got {value!r} "

@@ -8,7 +8,7 @@ reference works in plain torch on whatever the fast ones don't take.
 from __future__ import annotations
 
 import importlib
-import importlib.util
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from adaptiverl.controller import Decision
     from adaptiverl.tables import Bucket, ParameterEntry
     from adaptiverl.workspace import Workspace
+
+logger = logging.getLogger("adaptiverl")
 
 
 class Backend(Protocol):
@@ -374,32 +376,61 @@ def triton_backend() -> TritonBackend:
     return TritonBackend()
 
 
+TRITON_CAPABILITY = (7, 5)
+"""The lowest compute capability that the kernels' machine code is compiled and read for"""
+
+
 @cache
-def resolve(device_type: str, param_dtype: torch.dtype, grad_dtype: torch.dtype) -> Resolution:
+def resolve(
+    device: torch.device | str, param_dtype: torch.dtype, grad_dtype: torch.dtype
+) -> Resolution:
     """The backend for contiguous tensors of these types.
 
     Args:
-        device_type: As in `torch.device.type`.
+        device: Theirs; ``"cuda"`` is the current one.
         param_dtype: The parameter's dtype.
         grad_dtype: Its gradient's.
     """
-    if device_type == "cpu" and param_dtype == grad_dtype == torch.float32:
+    device = torch.device(device)
+    if device.type == "cpu" and param_dtype == grad_dtype == torch.float32:
         return Resolution(CPU, "compiled sweep over float32")
-    if device_type == "cpu":
+    if device.type == "cpu":
         return Resolution(REFERENCE, f"the compiled sweep takes float32 only, not {param_dtype}")
-    if device_type != "cuda":
-        return Resolution(REFERENCE, f"no fused sweep for device type {device_type!r}")
+    if device.type != "cuda":
+        return Resolution(REFERENCE, f"no fused sweep for device type {device.type!r}")
     if (param_dtype, grad_dtype) not in TRITON_DTYPES:
         return Resolution(
             REFERENCE,
             f"the Triton sweep does not take {param_dtype} parameters with {grad_dtype} gradients",
         )
-    try:
+    return _cuda_sweep(device)
+
+
+@cache
+def _cuda_sweep(device: torch.device) -> Resolution:
+    """The backend for the dtypes that Triton takes; says once in the log that it isn't Triton."""
+    reason = _no_triton_on(device)
+    if reason is None:
         return Resolution(triton_backend(), "Triton sweep")
-    except ImportError as error:
-        return Resolution(
-            REFERENCE, f"Triton is missing or does not load ({error}): `pip install triton`"
+    logger.warning("the step of tensors on %s is plain torch, which is slower: %s", device, reason)
+    return Resolution(REFERENCE, reason)
+
+
+def _no_triton_on(device: torch.device) -> str | None:
+    """Why the Triton sweep can't be used on a CUDA device; None where it can."""
+    if torch.version.hip is not None:
+        return "the Triton kernels hold PTX, NVIDIA's machine language, and this torch is for ROCm"
+    capability = _capability(device)
+    if capability is not None and capability < TRITON_CAPABILITY:
+        return (
+            f"the Triton sweep needs compute capability {_dotted(TRITON_CAPABILITY)} or higher, "
+            f"this card has {_dotted(capability)}"
         )
+    try:
+        triton_backend()
+    except ImportError as error:
+        return f"Triton is missing or does not load ({error}): `pip install triton`"
+    return None
 
 
 def backend_for(entry: ParameterEntry, noisy: bool) -> Backend:
@@ -409,7 +440,7 @@ def backend_for(entry: ParameterEntry, noisy: bool) -> Backend:
         entry: The tensor.
         noisy: σ may be above 0.
     """
-    backend = resolve(entry.param.device.type, entry.param.dtype, entry.grad.dtype).backend
+    backend = resolve(entry.param.device, entry.param.dtype, entry.grad.dtype).backend
     return backend if backend.accepts(entry, noisy) else REFERENCE
 
 
@@ -532,20 +563,89 @@ def has_cuda_controller() -> bool:
     return torch._C._dispatch_has_kernel_for_dispatch_key("adaptiverl::advance_", "CUDA")
 
 
+@cache
+def cuda_architectures() -> tuple[tuple[int, int], ...]:
+    """The compute capabilities that the CUDA controller was compiled for, the lowest first."""
+    listed = importlib.import_module("adaptiverl._C").cuda_architectures.split()
+    return tuple((int(name[:-1]), int(name[-1])) for name in listed)
+
+
+def runs_on(capability: tuple[int, int], compiled: Sequence[tuple[int, int]]) -> bool:
+    """Whether a card finds code for itself among what was compiled.
+
+    Code is for its own and later minor versions of a major one. Of the newest there is PTX, too,
+    from which the driver makes code for whatever came later.
+
+    Args:
+        capability: The card's compute capability.
+        compiled: Those that there is code for, the lowest first.
+    """
+    same = any(major == capability[0] and minor <= capability[1] for major, minor in compiled)
+    return same or (len(compiled) > 0 and capability >= compiled[-1])
+
+
+@cache
 def controller_device(device: torch.device) -> torch.device:
-    """Where the controller of parameters on `device` lives: beside them, or else on the CPU."""
-    if device.type == "cuda" and has_cuda_controller():
+    """Where the controller of parameters on `device` lives: beside them, or else on the CPU.
+
+    There it has to wait for every loss, and the log says so once: a warning where something is
+    amiss, for CUDA is what it is made for.
+    """
+    if device.type == "cpu":
         return device
+    reason = _no_controller_on(device)
+    if reason is None:
+        return device
+    logger.log(
+        logging.WARNING if device.type == "cuda" else logging.INFO,
+        "the controller of parameters on %s is on the CPU, so every loss is waited for: %s",
+        device,
+        reason,
+    )
     return torch.device("cpu")
+
+
+def _no_controller_on(device: torch.device) -> str | None:
+    """Why the controller can't live on this device; None where it can."""
+    if device.type != "cuda":
+        return f"there is none for device type {device.type!r}"
+    if torch.version.hip is not None:
+        return "it is written for CUDA, and this torch is for ROCm"
+    if not has_cuda_controller():
+        return "it was built without nvcc; with the CUDA toolkit installed, build it again"
+    capability = _capability(device)
+    if capability is not None and not runs_on(capability, cuda_architectures()):
+        return (
+            f"it was compiled for compute capability {_compiled()}, this card has "
+            f"{_dotted(capability)}"
+        )
+    return None
+
+
+def _capability(device: torch.device) -> tuple[int, int] | None:
+    """A card's compute capability; None where there is no card to ask."""
+    return torch.cuda.get_device_capability(device) if torch.cuda.is_available() else None
+
+
+def _dotted(capability: tuple[int, int]) -> str:
+    return "{}.{}".format(*capability)
+
+
+def _compiled() -> str:
+    return f"{', '.join(map(_dotted, cuda_architectures()))} and later"
 
 
 def describe() -> str:
     """One line on what this installation can do."""
-    controller = "compiled" if has_cuda_controller() else "not compiled (no nvcc when it was built)"
-    found = importlib.util.find_spec("triton") is not None
-    sweep = "Triton" if found else "plain torch (triton is not installed)"
+    device = torch.device("cuda")
+    no_controller, no_triton = _no_controller_on(device), _no_triton_on(device)
+    controller = f"compiled for compute capability {_compiled()}"
+    if no_controller is not None:
+        controller = f"on the CPU ({no_controller})"
+    sweep = "Triton" if no_triton is None else f"plain torch ({no_triton})"
+    without = "" if torch.version.cuda or torch.version.hip else " (this torch has no CUDA)"
     return (
-        f"adaptiverl on torch {torch.__version__}: CPU sweep compiled; CUDA controller "
+        f"adaptiverl on torch {torch.__version__}{without}: CPU sweep compiled; CUDA controller "
         f"{controller}; CUDA sweep {sweep}"
     )
 

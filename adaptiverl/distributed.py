@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from adaptiverl.devices import numbers_device
 from adaptiverl.workspace import Workspace, upload
 
 if TYPE_CHECKING:
@@ -492,21 +493,24 @@ class Shards:
         }
         everything = {index: slot for slot, index in enumerate(members)}
         device = self._members[members[0]].device
-        vector = torch.zeros(len(members), dtype=torch.float64, device=device)
+        # Collectives are the device's own: where it has no float64, float32 has to do.
+        dtype = torch.float64 if numbers_device(device) == device else torch.float32
+        vector = torch.zeros(len(members), dtype=dtype, device=device)
         for values, indices in numbers:
             here = [i for i, index in enumerate(indices) if index in slots]
             if here:
                 there = self._whole_numbers([slots[indices[i]] for i in here], device)
                 taken = values.index_select(0, self._whole_numbers(here, values.device))
-                vector.index_copy_(0, there, taken.to(device, non_blocking=True))
+                vector.index_copy_(0, there, taken.to(dtype).to(device, non_blocking=True))
         for group in groups:
             all_reduce(vector, group)
         for values, indices in numbers:
             here = [i for i, index in enumerate(indices) if index in everything]
             if here:
                 there = self._whole_numbers([everything[indices[i]] for i in here], device)
-                total = vector.index_select(0, there).to(values.device, non_blocking=True)
-                values.index_copy_(0, self._whole_numbers(here, values.device), total)
+                total = vector.index_select(0, there)
+                total = total.to(values.device, non_blocking=values.device.type != "cpu")
+                values.index_copy_(0, self._whole_numbers(here, values.device), total.to(values))
 
     def _whole_numbers(self, numbers: list[int], device: torch.device) -> Tensor:
         """Whole numbers on a device; uploaded once, because they are the same in every step."""

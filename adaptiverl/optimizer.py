@@ -16,6 +16,7 @@ from torch.utils.weak import TensorWeakRef
 from adaptiverl.announcements import Announcements
 from adaptiverl.control import Control, MomentumKind
 from adaptiverl.controller import Controller, Decision, Trace, current_layout
+from adaptiverl.devices import numbers_device
 from adaptiverl.dispatch import GradientScale, backend_for, controller_device, noise_on
 from adaptiverl.distributed import (
     NOISE_PLACE,
@@ -301,12 +302,12 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         decision = self._advance(buckets, found_inf, idle)
         # What the controller decided, on every device; there is one copy of it for each.
         devices = [decision.block.device, *(bucket.device for bucket in buckets)]
-        decisions = {device: decision.to(device) for device in devices}
+        decisions = {device: decision.to(numbers_device(device)) for device in devices}
         for bucket in buckets:
             if bucket.backend.addressed and bucket.device != self._controller.device:
                 bucket.backend.count_steps(bucket, decisions[bucket.device])
         factor = self._measure(buckets, decisions, grad_scale)
-        factors = {d: None if factor is None else factor.to(d) for d in devices[1:]}
+        factors = {d: None if factor is None else factor.to(numbers_device(d)) for d in devices[1:]}
         for bucket in buckets:
             step = getattr(bucket.backend, self._algorithm)
             device = bucket.device
@@ -462,9 +463,10 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         for name in self._moments_of(group):
             if state.get(name) is None:
                 state[name] = zeros_like(param)
+        home = numbers_device(param.device)
         if "step" not in state:
-            state["step"] = torch.zeros((), dtype=torch.float32, device=param.device)
-        state["step"] = torch.as_tensor(state["step"], dtype=torch.float32, device=param.device)
+            state["step"] = torch.zeros((), dtype=torch.float32, device=home)
+        state["step"] = torch.as_tensor(state["step"], dtype=torch.float32, device=home)
 
     def _settle(self) -> GroupTable:
         """The groups' numbers, and the controller, beside the parameters, which may have moved."""
@@ -566,7 +568,9 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
                 loaded = self.state[param].get(name)
                 dtype = self._state_dtype(param, name)
                 if isinstance(loaded, Tensor) and dtype is not None and loaded.dtype != dtype:
-                    self.state[param][name] = value.to(device=param.device, dtype=dtype)
+                    shaped = name in self._moments
+                    home = param.device if shaped else numbers_device(param.device)
+                    self.state[param][name] = value.to(device=home, dtype=dtype)
 
     def _state_dtype(self, param: Tensor, name: str) -> torch.dtype | None:
         """The dtype that a state entry is kept in, or None for an entry that isn't ours."""

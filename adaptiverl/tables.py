@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adaptiverl.devices import numbers_device
 from adaptiverl.fingerprint import Fingerprint, GroupKey
 from adaptiverl.workspace import NEEDS_A_STEP, DeviceTable, Workspace, is_capturing, upload
 
@@ -448,7 +449,8 @@ class GroupTable:
         if is_capturing(self.device):
             self._workspace.keep(self.device, [value for _, _, value in there])
         for g, column, value in there:
-            self.numbers[g, column].copy_(value.reshape(()))
+            # It becomes float64 only here: its own device may have none.
+            self.numbers[g, column].copy_(value.reshape(()).to(self.device))
 
 
 UNKNOWN = float("nan")
@@ -456,7 +458,7 @@ UNKNOWN = float("nan")
 
 
 def _zeros(shape: tuple[int, ...], device: torch.device) -> Tensor:
-    return torch.zeros(shape, dtype=torch.float64, device=device)
+    return torch.zeros(shape, dtype=torch.float64, device=numbers_device(device))
 
 
 def any_rate(groups: Iterable[dict[str, Any]]) -> bool:

@@ -1,8 +1,15 @@
-// What `import adaptiverl._C` finds: an empty module. Loading the file is what registers the
+// What `import adaptiverl._C` finds: one constant. Loading the file is what registers the
 // operators.
 #include <Python.h>
 
 extern "C" PyMODINIT_FUNC PyInit__C() {
   static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr};
-  return PyModule_Create(&definition);
+  PyObject* module = PyModule_Create(&definition);
+  // What controller.cu was compiled for, as in "75 80 90"; empty where it was not.
+  if (module != nullptr &&
+      PyModule_AddStringConstant(module, "cuda_architectures", CUDA_ARCHITECTURES) < 0) {
+    Py_DECREF(module);
+    return nullptr;
+  }
+  return module;
 }

@@ -28,7 +28,7 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-ARCHITECTURES = (80, 90, 100)
+ARCHITECTURES = (75, 80, 90, 100)
 REGISTERS = 64
 """Most registers per thread, on sm_90"""
 INSTRUCTIONS = 28.0

@@ -3,6 +3,10 @@
 Every function works on `entries`, records with the attributes of `adaptiverl.tables.Entry`, and
 reads the knobs from 0-d tensors, so nothing here waits for a device. Statement order is that of
 `csrc/adamw_step.h` and `adamw_step.py`.
+
+All numbers that are float64 lie together: beside the tensors, or on the CPU where the tensors'
+device has no float64 (`adaptiverl.devices`). There they are worked out, too, and only what is
+rounded goes to the tensors; sums over a tensor come back from there in float32, and are waited for.
 """
 
 from __future__ import annotations
@@ -52,7 +56,7 @@ class SGDEntry(ParameterEntry, Protocol):
 
 
 class Knobs(Protocol):
-    """What the controller decided, as 0-d float64 tensors on the parameters' device."""
+    """What the controller decided, as 0-d float64 tensors."""
 
     step: Tensor
     seed_low: Tensor
@@ -128,12 +132,12 @@ def sum_squares(
 
     Args:
         entries: The tensors.
-        out: float64, shape [len(entries)], on the gradients' device; overwritten.
+        out: float64, shape [len(entries)]; overwritten.
         of_parameters: Σ p².
     """
-    for i, entry in enumerate(entries):
-        summed = entry.param if of_parameters else entry.grad
-        out[i] = _real(summed).to(torch.float64).square().sum()
+    summed = [_real(entry.param if of_parameters else entry.grad) for entry in entries]
+    sums = torch.stack([x.to(_sum_dtype(x, out)).square().sum() for x in summed])
+    out.copy_(sums.to(out.device))
 
 
 def gradient_scale(
@@ -150,12 +154,13 @@ def gradient_scale(
         0-d float64 on the device of the first of `squares`; None where there is nothing to do.
     """
     device = squares[0].device
+    ahead = device.type != "cpu"  # the host would read what has not arrived yet
     inverse = None
     if grad_scale is not None:
-        inverse = 1 / grad_scale.to(device, torch.float64, non_blocking=True).reshape(())
+        inverse = 1 / grad_scale.to(device, non_blocking=ahead).to(torch.float64).reshape(())
     if max_grad_norm is None:
         return inverse
-    norm = torch.stack([s.sum().to(device, non_blocking=True) for s in squares]).sum().sqrt()
+    norm = torch.stack([s.sum().to(device, non_blocking=ahead) for s in squares]).sum().sqrt()
     if inverse is None:
         return (max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
     return inverse * (max_grad_norm / (norm * inverse + 1e-6)).clamp(max=1.0)
@@ -168,11 +173,11 @@ RUN = 4096
 
 
 def sum_in_order(values: Tensor) -> Tensor:
-    """Σ in float64, 0-d, added in an order that depends on how many there are and nothing else.
+    """Σ, 0-d, added in an order that depends on how many there are and nothing else.
 
     One sum over everything is cut up among the CPU's threads; a run of numbers never is.
     """
-    values = values.to(torch.float64).flatten()
+    values = values.flatten()
     while values.numel() > RUN:
         runs = torch.nn.functional.pad(values, (0, -values.numel() % RUN)).view(-1, RUN)
         values = runs.sum(dim=1)
@@ -181,8 +186,15 @@ def sum_in_order(values: Tensor) -> Tensor:
 
 def _sum_alignment(g: Tensor, u: Tensor, sums: Tensor, active: Tensor | None) -> None:
     """Σ g·u, Σ g² and Σ u² of one tensor into `sums`, float64 [3]."""
-    g, u = g.to(torch.float64), u.to(torch.float64)
-    _write(sums, torch.stack([sum_in_order(x) for x in (g * u, g * g, u * u)]), active)
+    dtype = _sum_dtype(g, sums)
+    g, u = g.to(dtype), u.to(dtype)
+    found = torch.stack([sum_in_order(x) for x in (g * u, g * g, u * u)])
+    _write(sums, found.to(sums.device), active)
+
+
+def _sum_dtype(tensor: Tensor, out: Tensor) -> torch.dtype:
+    """What to sum a tensor in: a device whose numbers lie elsewhere has no float64."""
+    return torch.float64 if tensor.device == out.device else torch.float32
 
 
 # The sweep
@@ -219,7 +231,7 @@ def adamw_step(
 
     Args:
         entries: The tensors, all on one device.
-        knobs: The controller's scalars on that device.
+        knobs: The controller's scalars.
         groups: float64 [groups, 5]: lr, β₁, β₂, eps, weight decay as the user set them.
         effective: float64 [groups, 2]: lr and momentum of this step.
         squares: Σ g² per tensor, or Σ p² where the noise goes to the parameter; ``None`` where no
@@ -265,15 +277,19 @@ def _adamw_tensor(
 
     param, exp_avg, exp_avg_sq = _real(entry.param), _real(entry.exp_avg), _real(entry.exp_avg_sq)
     dtype = torch.promote_types(param.dtype, torch.float32)
-    step_size = (lr / (1 - entry.mu_product)).to(dtype)
-    bias2_sqrt = (1 - beta2 ** entry.step.to(beta2.dtype)).sqrt().to(dtype)
-    decay = (1 - lr * weight_decay).to(dtype)
-    one_minus_momentum, one_minus_beta2 = (1 - momentum).to(dtype), (1 - beta2).to(dtype)
-    beta2, eps = beta2.to(dtype), eps.to(dtype)
+    step_size, bias2_sqrt, decay, one_minus_momentum, one_minus_beta2, beta2, eps = _beside(
+        param,
+        dtype,
+        lr / (1 - entry.mu_product),
+        (1 - beta2 ** entry.step.to(beta2.dtype)).sqrt(),
+        1 - lr * weight_decay,
+        1 - momentum,
+        1 - beta2,
+        beta2,
+        eps,
+    )
 
-    g = _real(entry.grad).to(dtype)
-    if gradient_scale is not None:
-        g = g * gradient_scale.to(dtype)
+    g = _scaled(_real(entry.grad).to(dtype), gradient_scale)
     if entry.maximize:
         g = -g
     m, v = exp_avg.to(dtype), exp_avg_sq.to(dtype)
@@ -349,17 +365,23 @@ def _sgd_tensor(
     dtype = torch.promote_types(param.dtype, torch.float32)
     decoupled = options >= DECOUPLED
     nesterov = options - DECOUPLED * decoupled == NESTEROV
-    decay = torch.where(decoupled, 1 - lr * weight_decay, 1).to(dtype)
+    coupled = torch.logical_and(~decoupled, weight_decay != 0)
+    nesterov, coupled = _beside(param, torch.bool, nesterov, coupled)
     first = entry.step.to(dampening.dtype) <= 1
-    one_minus_dampening = torch.where(first, 1, 1 - dampening).to(dtype)
+    step_size, momentum, one_minus_dampening, decay, weight_decay = _beside(
+        param,
+        dtype,
+        lr,
+        momentum,
+        torch.where(first, 1, 1 - dampening),
+        torch.where(decoupled, 1 - lr * weight_decay, 1),
+        weight_decay,
+    )
 
-    p, g = param.to(dtype), _real(entry.grad).to(dtype)
-    if gradient_scale is not None:
-        g = g * gradient_scale.to(dtype)
+    p, g = param.to(dtype), _scaled(_real(entry.grad).to(dtype), gradient_scale)
     if entry.maximize:
         g = -g
-    coupled = torch.logical_and(~decoupled, weight_decay != 0)
-    g = torch.where(coupled, g + weight_decay.to(dtype) * p, g)
+    g = torch.where(coupled, g + weight_decay * p, g)
     buffer = None if entry.momentum_buffer is None else _real(entry.momentum_buffer)
     if sums is not None:
         u = torch.zeros_like(g) if buffer is None else buffer.to(dtype)
@@ -368,10 +390,10 @@ def _sgd_tensor(
         g = g + _noise(entry, g, knobs, square, gradient_scale)
     d = g
     if buffer is not None:
-        b = buffer.to(dtype) * momentum.to(dtype) + one_minus_dampening * g
-        d = torch.where(nesterov, g + momentum.to(dtype) * b, b)
+        b = buffer.to(dtype) * momentum + one_minus_dampening * g
+        d = torch.where(nesterov, g + momentum * b, b)
         _write(buffer, b, active)
-    p = p * decay - lr.to(dtype) * d
+    p = p * decay - step_size * d
     if square is not None and noise_on_parameter:
         p = p + _noise(entry, p, knobs, square, lr)
     _write(param, p, active)
@@ -382,17 +404,33 @@ def _noise(
 ) -> Tensor:
     """σ·RMS·scale·ξ, shaped as `like`; RMS from the logical tensor's sum of squares, `square`."""
     rms = (square / entry.logical_numel).sqrt()
-    noise_scale = knobs.noise * (rms if scale is None else rms * scale)
-    key = (knobs.seed_low.to(torch.int64), knobs.seed_high.to(torch.int64))
-    step = knobs.step.to(torch.int64)
+    (noise_scale,) = _beside(
+        like, like.dtype, knobs.noise * (rms if scale is None else rms * scale)
+    )
+    *key, step = _beside(like, torch.int64, knobs.seed_low, knobs.seed_high, knobs.step)
     flat = normals(key, entry.index, step, entry.offset, like.numel(), like.dtype)
-    return noise_scale.to(like.dtype) * flat.view(like.shape)
+    return noise_scale * flat.view(like.shape)
+
+
+def _scaled(gradient: Tensor, scale: Tensor | None) -> Tensor:
+    """A gradient times the factor that all have in common."""
+    if scale is None:
+        return gradient
+    return gradient * _beside(gradient, gradient.dtype, scale)[0]
+
+
+def _beside(tensor: Tensor, dtype: torch.dtype, *numbers: Tensor) -> Sequence[Tensor]:
+    """0-d numbers as `dtype` on a tensor's device, rounded before they go there, in one copy."""
+    rounded = [number.to(dtype) for number in numbers]
+    if rounded[0].device == tensor.device:
+        return rounded
+    return torch.stack(rounded).to(tensor.device).unbind()
 
 
 def _write(target: Tensor, value: Tensor, active: Tensor | None) -> None:
     """In place; a skipped step is a select, because 0·NaN is NaN."""
     if active is not None:
-        value = torch.where(active != 0, value, target.to(value.dtype))
+        value = torch.where((active != 0).to(target.device), value, target.to(value.dtype))
     target.copy_(value)
 
 

@@ -25,7 +25,7 @@ from alignment import (
     sums_of,
 )
 from host_waits import HostWaits
-from interpreted_kernels import _hardware_rounding  # noqa: F401 (a fixture, for every test here)
+from interpreted_kernels import _hardware_rounding, pytestmark  # noqa: F401 (for every test here)
 from interpreted_optimizer import Operations, launches, use_triton  # noqa: F401 (a fixture too)
 from torch import nn
 

@@ -29,6 +29,9 @@ from triton.runtime import interpreter
 if not knobs.runtime.interpret:
     raise RuntimeError("set TRITON_INTERPRET=1 before Python starts: these tests run interpreted")
 
+# Triton 3.6's interpreter does this at every loop, and says nothing of it from 3.7 on.
+pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")
+
 BETA2, EPS, WEIGHT_DECAY = 0.98, 1e-8, 0.1
 GROUPS = torch.tensor(
     [[9.0, 9.0, BETA2, EPS, WEIGHT_DECAY], [9.0, 9.0, 0.9, 1e-6, 0.02]], dtype=torch.float64

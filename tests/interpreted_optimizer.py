@@ -18,7 +18,7 @@ from adaptiverl.kernels.layout import BLOCK_ACTIVE
 from host_waits import HostWaits
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from interpreted_kernels import _hardware_rounding  # noqa: F401
+from interpreted_kernels import _hardware_rounding, pytestmark  # noqa: F401
 from tolerances import assert_close
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode

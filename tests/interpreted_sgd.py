@@ -29,6 +29,7 @@ from interpreted_kernels import (
     controller_block,
     make_parameter,
     place,
+    pytestmark,  # noqa: F401 (likewise)
 )
 from tolerances import assert_close
 from torch import Tensor

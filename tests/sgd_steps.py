@@ -244,4 +244,5 @@ def against_the_oracle(
         sweep(path, entries, block_of(noise, step=t), gradient_scale, target == "parameter")
     for entry, twin, before in zip(entries, expected, start, strict=True):
         twin.compare(entry, name, param_name)
-        assert entry.param.numel() == 0 or not torch.equal(entry.param, before)
+        # One number of half precision may well round to where it was.
+        assert entry.param.numel() <= 1 or not torch.equal(entry.param, before)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib.machinery
+import importlib.util
 import os
 import re
+import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -37,8 +40,9 @@ def build(tmp_path: Path, **environment: str) -> subprocess.CompletedProcess[str
 def test_the_installed_wheel_is_what_runs() -> None:
     if os.environ.get("ADAPTIVERL_EXPECT_WHEEL") != "1":
         pytest.skip("ADAPTIVERL_EXPECT_WHEEL is not 1: these are the tests of the source tree")
-    assert ROOT not in Path(adaptiverl.__file__).parents
-    assert ROOT not in EXTENSION.parents
+    site = Path(sysconfig.get_path("purelib"))  # of this environment, which may lie in the tree
+    assert site in Path(adaptiverl.__file__).parents
+    assert site in EXTENSION.parents
 
 
 def test_one_binary_for_every_python() -> None:
@@ -54,10 +58,49 @@ def test_the_binary_needs_no_symbol_outside_the_stable_abi() -> None:
     mangled = [name for name in undefined if re.match(r"_ZN?K?(2at|3c10|5torch)", name)]
     assert mangled == []
     weak = {line.split()[-1] for line in listed.stdout.splitlines() if " w " in line}
-    python = {name for name in undefined if name.startswith("Py")}
-    assert python == {"PyModule_Create2"}
+    python = {name for name in undefined if name.lstrip("_").startswith("Py")}
+    assert python == {"PyModule_Create2", "PyModule_AddStringConstant", "_Py_Dealloc"}
     if dispatch.has_cuda_controller():
         assert "aoti_torch_get_current_cuda_stream" in weak
+
+
+@pytest.mark.skipif(not dispatch.has_cuda_controller(), reason="built without CUDA")
+def test_libtorch_is_needed_so_that_the_cuda_symbols_bind() -> None:
+    listed = subprocess.run(
+        ["readelf", "-d", str(EXTENSION)], capture_output=True, text=True, check=True
+    )
+    needed = re.findall(r"\(NEEDED\).*\[(.+)\]", listed.stdout)
+    assert {"libtorch.so", "libtorch_cpu.so", "libc10.so"} <= set(needed)
+    assert "libtorch_cuda.so" not in needed  # which a CPU build of torch does not have
+    assert not [name for name in needed if "cudart" in name or "python" in name]
+
+
+def test_the_binary_says_which_cards_it_has_code_for() -> None:
+    assert (dispatch.cuda_architectures() != ()) == dispatch.has_cuda_controller()
+    if not dispatch.has_cuda_controller():
+        pytest.skip("built without CUDA: there is no machine code to list")
+    tool = _cuobjdump()
+    if tool is None:
+        pytest.skip("cuobjdump is neither on PATH, in /usr/local/cuda/bin nor in triton")
+    listed = subprocess.run(
+        [tool, "--list-elf", "--list-ptx", str(EXTENSION)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    code = {(int(a), int(b)) for a, b in re.findall(r"sm_(\d+)(\d)\.cubin", listed.stdout)}
+    ptx = {(int(a), int(b)) for a, b in re.findall(r"sm_(\d+)(\d)\.ptx", listed.stdout)}
+    assert code == set(dispatch.cuda_architectures())
+    assert ptx == {max(code)}
+
+
+def _cuobjdump() -> str | None:
+    found = shutil.which("cuobjdump", path=f"{os.environ['PATH']}:/usr/local/cuda/bin")
+    if found is None and importlib.util.find_spec("triton") is not None:
+        from triton import knobs
+
+        found = knobs.nvidia.cuobjdump.path
+    return found
 
 
 def test_the_operators_are_registered() -> None:
@@ -66,6 +109,7 @@ def test_the_operators_are_registered() -> None:
     assert "CPU sweep compiled" in dispatch.describe()
 
 
+@pytest.mark.source_tree
 def test_without_nvcc_the_build_says_so(tmp_path: Path) -> None:
     done = build(tmp_path, ADAPTIVERL_CUDA="0")
     assert done.returncode == 0, done.stderr
@@ -73,12 +117,14 @@ def test_without_nvcc_the_build_says_so(tmp_path: Path) -> None:
     assert list(tmp_path.glob("lib/**/_C.abi3.so"))
 
 
+@pytest.mark.source_tree
 def test_a_wrong_choice_of_cuda_is_refused(tmp_path: Path) -> None:
     done = build(tmp_path, ADAPTIVERL_CUDA="yes")
     assert done.returncode != 0
     assert "ADAPTIVERL_CUDA must be 0 or 1, got 'yes'" in done.stderr
 
 
+@pytest.mark.source_tree
 def test_cuda_demanded_without_nvcc_says_what_to_install(tmp_path: Path) -> None:
     done = build(tmp_path, ADAPTIVERL_CUDA="1", CUDA_HOME="", CUDA_PATH="", PATH="/nowhere")
     if Path("/usr/local/cuda/bin/nvcc").exists():
@@ -87,6 +133,7 @@ def test_cuda_demanded_without_nvcc_says_what_to_install(tmp_path: Path) -> None
     assert "install the CUDA toolkit, or set CUDA_HOME" in done.stderr
 
 
+@pytest.mark.source_tree
 def test_a_missing_compiler_says_what_to_install(tmp_path: Path) -> None:
     done = build(tmp_path, ADAPTIVERL_CUDA="0", CC="/nowhere/cc", CXX="/nowhere/c++")
     assert done.returncode != 0

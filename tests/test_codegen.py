@@ -1,4 +1,4 @@
-"""The machine code of every kernel variant, compiled for three architectures without a GPU."""
+"""The machine code of every kernel variant, compiled for four architectures without a GPU."""
 
 from __future__ import annotations
 

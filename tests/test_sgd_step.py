@@ -147,7 +147,7 @@ def test_oracle_for_any_company(
 MUTANTS = {
     "dampened at the first step": ("(dampening.dtype) <= 1", "(dampening.dtype) <= 0"),
     "nesterov forgotten": ("decoupled == NESTEROV", "decoupled == 7"),
-    "coupled decay forgotten": ("g + weight_decay.to(dtype) * p", "g + 0 * p"),
+    "coupled decay forgotten": ("g + weight_decay * p", "g + 0 * p"),
     "decoupled decay without the rate": ("1 - lr * weight_decay", "1 - weight_decay"),
     "not negated": ("g = -g", "g = g + 0"),
 }

@@ -1,0 +1,72 @@
+"""`make cuda-stack` where something is missing: it says what, in a line, before it installs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cuda_stack
+import pytest
+
+
+class PlatformError(Exception):
+    """As setuptools' own."""
+
+
+def no_nvcc() -> str:
+    raise PlatformError("install the CUDA toolkit, or set CUDA_HOME")
+
+
+@pytest.fixture
+def _nothing_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> Path:
+        raise AssertionError("it should not have come to this")
+
+    monkeypatch.setattr(cuda_stack, "build_wheel", fail)
+    monkeypatch.setenv("ADAPTIVERL_CUDA", "1")
+
+
+def find(monkeypatch: pytest.MonkeyPatch, nvcc: Callable[[], str | None]) -> None:
+    found = {"find_nvcc": nvcc, "PlatformError": PlatformError}
+    monkeypatch.setattr(cuda_stack.runpy, "run_path", lambda path, run_name: found)
+
+
+@pytest.mark.usefixtures("_nothing_is_built")
+@pytest.mark.parametrize(
+    ("nvcc", "compiler", "said"),
+    [
+        (no_nvcc, "true", "no nvcc, which compiles the CUDA controller: install the CUDA toolkit"),
+        (lambda: None, "true", "ADAPTIVERL_CUDA=0 leaves out what this command is about"),
+        (lambda: "nvcc", "/nowhere/c++", "no C++ compiler (/nowhere/c++): apt-get install g++"),
+    ],
+    ids=["nvcc", "not wanted", "g++"],
+)
+def test_what_is_missing_is_said(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    nvcc: Callable[[], str | None],
+    compiler: str,
+    said: str,
+) -> None:
+    find(monkeypatch, nvcc)
+    monkeypatch.setenv("CXX", compiler)
+    assert cuda_stack.main(["cuda"]) == 2
+    assert f"cuda-stack: {said}" in capsys.readouterr().err
+
+
+def test_a_command_that_fails_shows_its_last_lines() -> None:
+    with pytest.raises(cuda_stack.Unfit, match=r"(?s)third line.*it broke \(exit 3;"):
+        cuda_stack.run(["sh", "-c", "echo first line; echo third line >&2; exit 3"], "it broke")
+
+
+def test_an_unknown_stack_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cuda_stack.main(["rocm"])
+    assert "unknown stacks ['rocm']: there are cpu, cuda, newest" in capsys.readouterr().err
+
+
+def test_every_test_it_names_is_there() -> None:
+    for stack in cuda_stack.STACKS:
+        for name in stack.tests:
+            assert (cuda_stack.ROOT / "tests" / f"test_{name}.py").exists(), name
