@@ -34,6 +34,8 @@ REQUIREMENTS = ROOT / "requirements-cuda.txt"
 # What torch, its build or its Triton may do otherwise.
 CONTRACT = ("build", "linking", "devices", "contract", "controller", "checkpoints", "amp")
 STEPS = ("adamw_step", "sgd_step", "sgd", "optimizer", "parameter_noise", "schedulers", "compile")
+# Whether everything is packaged: these import what the others don't.
+PACKAGE = ("integrations", "plots", "replay", "huggingface")
 KERNELS = ("codegen", "kernels", "triton_backend", "alignment_sums", "gpu")
 
 
@@ -95,7 +97,7 @@ def newest() -> Path:
 
 
 STACKS = (
-    Stack("cpu", borrowing, CONTRACT),
+    Stack("cpu", borrowing, (*CONTRACT, *PACKAGE)),
     Stack("cuda", pinned, (*CONTRACT, *STEPS, *KERNELS), cuda=True),
     Stack("newest", newest, CONTRACT),
 )
