@@ -36,7 +36,6 @@ PRESETS: dict[str, Callable[[], Control]] = {
     "gpt2_small": Control.gpt2_small,
     "production": Control.production,
     "epochwise": Control.epochwise,
-    "find_lr": Control.find_lr,
 }
 
 
@@ -159,6 +158,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument(
         "--preset",
+        type=_preset,
         choices=tuple(PRESETS),
         default="default",
         help="gains, bounds and cadence: Control() or one of its presets (default)",
@@ -175,6 +175,15 @@ def _cadence(text: str) -> int | None:
             f"must be a whole number from 1 to {MAX_LOSSES:,}, or 'epoch', got {text!r}"
         )
     return int(text)
+
+
+def _preset(text: str) -> str:
+    if text == "find_lr":
+        raise argparse.ArgumentTypeError(
+            "find_lr reads the gradients, which a recorded loss does not have; choose from "
+            + ", ".join(PRESETS)
+        )
+    return text
 
 
 def _momentum(text: str) -> float:
