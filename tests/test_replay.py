@@ -20,7 +20,8 @@ from matplotlib import image
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from adaptiverl import Control, laws, recordings, replay
-from adaptiverl.recordings import RecordingError, guess, read
+from adaptiverl.recording_files import RecordingError
+from adaptiverl.recordings import guess, read
 from bench import record_curve
 
 COUNT = 60
