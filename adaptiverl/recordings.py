@@ -1,24 +1,22 @@
-"""Loss curves as other tools record them: CSV, JSON, a Trainer's state, a TensorBoard event file.
+"""Loss curves that other tools recorded: which column is the loss, and the order of training.
 
-Every format becomes rows of named cells; one column is the loss, and the rows without one (a
-Trainer's evaluations, say) are left out. What cannot be used raises `RecordingError`, whose message
-is one line that names the file, what is wrong with it and what to do.
+A file becomes rows of named cells (`recording_files`); one column is the loss, and the rows without
+one (a Trainer's evaluations, say) are left out. The rest is put in the order of training, and a NaN
+that was logged as 0 is made one again. All that is counted, for whoever asked to be told.
 """
 
 from __future__ import annotations
 
-import codecs
-import csv
-import io
-import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import statistics
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
-Rows = list[dict[str, Any]]
+from adaptiverl.recording_files import RecordingError, Row, read_table, times
 
 # Columns that are the training loss without a doubt, the likeliest first, as `plain` spells them.
 LOSS_NAMES = (
@@ -38,13 +36,57 @@ LOSS_NAMES = (
 STEP_NAMES = ("step", "global_step", "trainer_global_step", "iteration", "iter", "steps", "update")
 # A name that says one of these is no loss that the optimizer saw, or not the loss itself.
 NOT_TRAINING = {"val", "valid", "validation", "eval", "evaluation", "test", "dev", "min", "max"}
-DELIMITERS = ",;\t|"
-SNIFFED_BYTES = 1 << 16
+REWARD_NAMES = (
+    "reward",
+    "mean_reward",
+    "reward_mean",
+    "rewards",
+    "episode_reward",
+    "ep_rew_mean",
+    "return",
+    "mean_return",
+    "episode_return",
+)
+NORM_NAMES = ("grad_norm", "gradient_norm")
+LARGEST_STEP = 2**53
 LISTED_COLUMNS = 20
+LISTED_LETTERS = 60
 
 
-class RecordingError(Exception):
-    """A file that cannot be used; the message is one line and says what to do."""
+@dataclass(frozen=True)
+class Order:
+    """Readings in the order of training.
+
+    Attributes:
+        kept: their places in the file.
+        counted: why their steps are counted from 1, not read; ``None`` if they are read.
+        newest_first: the file was turned round.
+        moved: readings that a larger step stood in front of.
+        repeated: readings left out, as their step comes again later.
+    """
+
+    kept: Sequence[int]
+    counted: str | None = None
+    newest_first: bool = False
+    moved: int = 0
+    repeated: int = 0
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """Losses that may not be what they say (`_unhide`).
+
+    Attributes:
+        norm: the column of the gradient's norm, or ``None``.
+        zeros: losses of 0 beside a norm that is not finite; NaN in `Recording.losses`.
+        others: further losses beside such a norm; as logged.
+        doubtful: losses of 0 without any norm beside; as logged.
+    """
+
+    norm: str | None
+    zeros: int
+    others: int
+    doubtful: int
 
 
 @dataclass(frozen=True)
@@ -52,13 +94,17 @@ class Recording:
     """A recorded curve.
 
     Attributes:
-        steps: the training step of each loss; 1, 2, … where the file gives none.
-        losses: in the file's order; may hold values that are not finite.
+        steps: the training step of each loss, rising; 1, 2, … where the file's cannot be used.
+        losses: in the order of training; may hold values that are not finite.
         rewards: beside each loss, or ``None`` where a row has none; empty if none were asked for.
         column: the loss's name in the file.
-        step_column: the step's, or ``None``.
+        step_column: the step's, or ``None`` if the steps are counted.
         skipped: rows without a loss.
         columns: every column of the file.
+        order: what was done to the file's order.
+        hidden: what was done to losses that hide a NaN.
+        other_reward: a column that could be followed as the reward, and was not asked for.
+        remarks: what was left out of the file besides, a clause each.
     """
 
     steps: list[float]
@@ -68,6 +114,10 @@ class Recording:
     step_column: str | None
     skipped: int
     columns: tuple[str, ...]
+    order: Order
+    hidden: Hidden
+    other_reward: str | None
+    remarks: tuple[str, ...]
 
 
 def read(
@@ -76,36 +126,48 @@ def read(
     """Read a loss curve.
 
     Args:
-        path: A file in one of the formats above; which one is told from its content.
+        path: A file in one of the formats; which one is told from its content.
         column: The loss's column or tag; ``None``: the one whose name says so.
         step: The step's column; ``None``: likewise, and no matter if there is none.
         reward: The reward's column; ``None``: no rewards.
 
     Raises:
-        RecordingError: The file cannot be read, is none of these formats, or has no such column.
+        RecordingError: The file cannot be read, is too large or damaged, is none of these formats,
+            or has no such column.
     """
-    rows = _read_rows(path)
-    columns = tuple(dict.fromkeys(name for row in rows for name in row))
+    table = read_table(path)
+    columns = tuple(table.columns)
     column = _pick(path, columns, "loss", column)
     step = _pick(path, columns, "step", step)
     reward = None if reward is None else _pick(path, columns, "reward", reward)
     assert column is not None
-    kept = [(number, row) for number, row in enumerate(rows, 1) if not _empty(row.get(column))]
+    kept = [
+        (number, row) for number, row in enumerate(table.rows, 1) if not _empty(row.get(column))
+    ]
 
     def values(name: str) -> list[float | None]:
         return [_number(path, number, name, row.get(name)) for number, row in kept]
 
-    steps = values(step) if step is not None else [None]
-    # A reading without its place cannot be put among the others; then all are counted.
-    counted = any(value is None or not math.isfinite(value) for value in steps)
+    skipped = len(table.rows) - len(kept)
+    order = Order(range(len(kept)), "the file names no step")
+    if step is not None:
+        order = _order(values(step))
+    kept = [kept[place] for place in order.kept]
+    losses, hidden = _unhide(_floats(values(column)), kept, _norm_column(columns, column))
+    if order.counted is not None:
+        step = None
     return Recording(
-        steps=[float(n) for n in range(1, len(kept) + 1)] if counted else _floats(steps),
-        losses=_floats(values(column)),
+        steps=[float(n + 1) for n in range(len(kept))] if step is None else _floats(values(step)),
+        losses=losses,
         rewards=[] if reward is None else values(reward),
         column=column,
-        step_column=None if counted else step,
-        skipped=len(rows) - len(kept),
+        step_column=step,
+        skipped=skipped,
         columns=columns,
+        order=order,
+        hidden=hidden,
+        other_reward=_other_reward(columns, kept) if reward is None else None,
+        remarks=tuple(table.remarks),
     )
 
 
@@ -160,9 +222,18 @@ def _pick(path: Path, columns: Sequence[str], what: str, given: str | None) -> s
 
 def _listed(columns: Sequence[str]) -> str:
     """Names for a message; quoted as Python does it, so that none can break the line."""
-    names = ", ".join(repr(name) for name in columns[:LISTED_COLUMNS])
+    names = ", ".join(map(_shown, columns[:LISTED_COLUMNS]))
     more = len(columns) - LISTED_COLUMNS
     return f"{names} and {more} more" if more > 0 else names or "no columns"
+
+
+def _shown(cell: Any) -> str:
+    """A name or a cell for a message: one line, and short."""
+    if not isinstance(cell, (str, int, float, type(None))):
+        # What it holds may be as large as the file.
+        return f"a {type(cell).__name__}"
+    shown = repr(cell[:LISTED_LETTERS] if isinstance(cell, str) else cell)
+    return shown if len(shown) <= LISTED_LETTERS else f"{shown[: LISTED_LETTERS - 3]}..."
 
 
 def _empty(cell: Any) -> bool:
@@ -180,10 +251,9 @@ def _number(path: Path, row: int, column: str, cell: Any) -> float | None:
     except OverflowError:
         return math.inf
     except (TypeError, ValueError):
-        shown = repr(cell) if len(repr(cell)) <= 40 else repr(cell)[:37] + "..."
         raise RecordingError(
-            f"{path}, entry {row}: column {column!r} holds {shown}, which is not a number; "
-            "choose another column with --column, or mend the file"
+            f"{path}, entry {row}: column {_shown(column)} holds {_shown(cell)}, which is not a "
+            "number; choose another column with --column, or mend the file"
         ) from None
 
 
@@ -191,172 +261,113 @@ def _floats(values: Iterable[float | None]) -> list[float]:
     return [value for value in values if value is not None]
 
 
-# The formats
+# The order of training
 
 
-def _read_rows(path: Path) -> Rows:
-    """The file as rows of named cells, whatever its format."""
-    head = _head(path)
-    if b"brain.Event:" in head[:64]:
-        return _read_events(path)
-    text = _decode(path, head)
-    if not text.strip():
-        raise RecordingError(f"{path} is empty; give a file with a loss on every line")
-    # "[" and "{" begin no number and no sensible column name.
-    rows = _read_json(path, text) if text.lstrip()[0] in "[{" else _read_csv(path, text)
-    if not rows:
-        raise RecordingError(f"{path} holds no losses; give a recorded loss curve")
-    return rows
+def _order(steps: Sequence[float | None]) -> Order:
+    """Put readings in the order of their steps, as far as these are steps of the training."""
+    places = range(len(steps))
+    # NaN is not smaller than anything.
+    if not steps or not all(value is not None and abs(value) < LARGEST_STEP for value in steps):
+        # A reading without its place cannot be put among the others.
+        return Order(places, "some have no step in the file, or none that can be used")
+    read = _floats(steps)
+    changes = [b - a for a, b in pairwise(read)]
+    rises, falls = sum(c > 0 for c in changes), sum(c < 0 for c in changes)
+    newest_first = 2 * rises < falls
+    if newest_first:
+        places = places[::-1]
+    counted = _why_not(read[::-1] if newest_first else read)
+    if counted is not None:
+        return Order(places, counted, newest_first)
+    later = {read[place]: place for place in places}
+    kept = [later[step] for step in sorted(later)]
+    order = sorted(kept, reverse=newest_first)
+    before = accumulate((read[place] for place in order), max)
+    moved = sum(read[place] < largest for place, largest in zip(order, before, strict=True))
+    return Order(kept, None, newest_first, moved, len(read) - len(kept))
 
 
-def _head(path: Path) -> bytes:
-    """The first bytes, once it is certain that this is a file that can be read."""
-    try:
-        if path.is_dir():
-            raise RecordingError(f"{path} is a folder; {_advice(path)}")
-        if not path.exists():
-            raise RecordingError(f"{path} does not exist; give the path of a recorded loss curve")
-        if not path.is_file():
-            raise RecordingError(f"{path} is not a file; give the path of a recorded loss curve")
-        with path.open("rb") as stream:
-            return stream.read(SNIFFED_BYTES)
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise RecordingError(f"{path} cannot be read: {reason}") from None
+def _why_not(steps: Sequence[float]) -> str | None:
+    """Why these are no steps of the training, though they are called so; ``None`` if they are.
 
-
-def _advice(folder: Path) -> str:
-    """What in the folder could have been meant."""
-    patterns = ("trainer_state.json", "*tfevents*", "metrics.csv", "*.csv", "*.jsonl")
-    inside = (found for pattern in patterns for found in sorted(folder.glob(pattern)))
-    found = next(inside, None)
-    return "give a file" if found is None else f"give a file in it, such as {found}"
-
-
-def _decode(path: Path, head: bytes) -> str:
-    """The whole file as text; a binary one is refused by its beginning, before it is all read."""
-    if b"\0" in head:
-        raise RecordingError(
-            f"{path} is not text: it holds a zero byte at offset {head.index(0)}; give CSV, JSON "
-            "lines, a trainer_state.json or a TensorBoard event file"
-        )
-    try:
-        # Not final: the cut may fall inside a character.
-        codecs.getincrementaldecoder("utf-8")().decode(head)
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise RecordingError(
-            f"{path} is not text: byte 0x{error.object[error.start]:02x} at offset {error.start} "
-            "is not UTF-8; give CSV, JSON lines, a trainer_state.json or a TensorBoard event file"
-        ) from None
-
-
-def _read_csv(path: Path, text: str) -> Rows:
-    """Rows below a header; without one, the columns are called 1, 2, …; a single one is the loss.
-
-    The delimiter is whichever of comma, semicolon, tab and bar the first line has most of.
+    A run that was resumed goes back some way, and a writer with several threads by a reading or
+    two. What goes back all the way, to within one reading of the lowest, is the batch of the epoch;
+    what mostly stays where it is, the epoch, or nothing at all.
     """
-    first = text.lstrip().splitlines()[0]
-    delimiter = max(DELIMITERS, key=first.count)
-    try:
-        lines = [
-            cells
-            for cells in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-            if any(cell.strip() for cell in cells)
-        ]
-    except csv.Error as error:
-        raise RecordingError(f"{path} is not a table: {error}; give CSV or JSON lines") from None
-    if not lines:
-        return []
-    names = [cell.strip() for cell in lines[0]]
-    if all(map(_is_number, names)):
-        names = ["loss"] if len(names) == 1 else [str(n) for n in range(1, len(names) + 1)]
-    else:
-        lines = lines[1:]
-    return [dict(zip(names, cells, strict=False)) for cells in lines]
+    gaps = [b - a for a, b in pairwise(steps) if b > a]
+    gap = statistics.median(gaps) if gaps else 0.0
+    lowest = min(steps)
+    seen: set[float] = set()
+    backs = starts = stays = 0
+    for before, step in pairwise(steps):
+        seen.add(before)
+        stays += step == before
+        backs += step < before
+        far = before - step > 2 * gap or (step < before and step in seen)
+        starts += far and step - lowest < gap
+    if 2 * starts > backs:
+        return f"the file's step starts again {times(starts)}"
+    if stays and 2 * stays >= len(steps) - 1:
+        return f"{stays:,} of them repeat the step before"
+    return None
 
 
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
+# What hides a NaN
 
 
-def _read_json(path: Path, text: str) -> Rows:
-    """One document, or one on every line."""
-    try:
-        return _rows_of(path, json.loads(text))
-    except (ValueError, RecursionError):
-        pass
-    rows: Rows = []
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.strip():
-            try:
-                rows += _rows_of(path, [json.loads(line)])
-            except (ValueError, RecursionError):
-                raise RecordingError(
-                    f"{path}, line {number}: this is not JSON, and neither is the whole file; "
-                    'give one object such as {"step": 1, "loss": 2.3} on every line'
-                ) from None
-    return rows
+def _norm_column(columns: Sequence[str], column: str) -> str | None:
+    """The gradient's norm that belongs to a loss: "train/grad_norm" to "train/loss"."""
+    stem = plain(column).removesuffix("loss")
+    beside = [name for name in columns if plain(name) in {stem + norm for norm in NORM_NAMES}]
+    found = beside or guess(columns, NORM_NAMES)
+    return found[0] if len(found) == 1 else None
 
 
-def _rows_of(path: Path, document: Any) -> Rows:
-    """Rows of a Trainer's state, a list of objects, a list of losses, or an object of lists."""
-    if isinstance(document, dict) and isinstance(document.get("log_history"), list):
-        document = document["log_history"]
-    if isinstance(document, dict):
-        lists = {name: cells for name, cells in document.items() if isinstance(cells, list)}
-        if not lists:
-            return [_flat(document)]
-        length = max(map(len, lists.values()))
-        return [
-            {name: cells[i] for name, cells in lists.items() if i < len(cells)}
-            for i in range(length)
-        ]
-    if all(isinstance(entry, dict) for entry in document):
-        return [_flat(entry) for entry in document]
-    if not any(isinstance(entry, (dict, list)) for entry in document):
-        return [{"loss": entry} for entry in document]
-    raise RecordingError(
-        f"{path} is JSON, but no list of objects or of losses; give one object such as "
-        '{"step": 1, "loss": 2.3} on every line'
+def _unhide(
+    losses: list[float], kept: Sequence[tuple[int, Row]], norm: str | None
+) -> tuple[list[float], Hidden]:
+    """Make a loss NaN that was logged as 0 beside a gradient norm that is not finite.
+
+    Hugging Face's Trainer (``logging_nan_inf_filter``, on by default) logs the mean of those losses
+    since the last entry that are finite; where none is, it logs 0.
+    """
+    norms = [_float_or_none(row.get(norm)) for _, row in kept] if norm else [None] * len(kept)
+    bad = [value is not None and not math.isfinite(value) for value in norms]
+    zeros = [loss == 0 for loss in losses]
+    pairs = list(zip(zeros, bad, strict=True))
+    hidden = Hidden(
+        norm=norm,
+        zeros=pairs.count((True, True)),
+        others=pairs.count((False, True)),
+        doubtful=sum(zero and value is None for zero, value in zip(zeros, norms, strict=True)),
     )
+    return [
+        math.nan if pair == (True, True) else loss for loss, pair in zip(losses, pairs, strict=True)
+    ], hidden
 
 
-def _flat(entry: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"train": {"loss": 1}} as {"train/loss": 1}."""
-    cells: dict[str, Any] = {}
-    for name, cell in entry.items():
-        if isinstance(cell, Mapping):
-            cells |= _flat(cell, f"{prefix}{name}/")
-        else:
-            cells[prefix + name] = cell
-    return cells
-
-
-def _read_events(path: Path) -> Rows:
-    """A TensorBoard event file: a row per step, a column per scalar tag."""
+def _float_or_none(cell: Any) -> float | None:
+    """A cell that nobody asked for: a number if it is one."""
     try:
-        from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
-        from tensorboard.util import tensor_util
-    except ImportError as error:
-        raise RecordingError(
-            f"{path} is a TensorBoard event file, which takes tensorboard to read ({error}): "
-            "`pip install tensorboard`, or `pip install 'adaptiverl[tensorboard]'`"
-        ) from None
-    rows: dict[int, dict[str, Any]] = {}
-    for event in EventFileLoader(str(path)).Load():
-        for value in event.summary.value:
-            if not value.HasField("tensor"):
-                continue
-            number = tensor_util.make_ndarray(value.tensor)
-            if number.size == 1 and number.dtype.kind in "fiu":
-                # A step logged twice is a run that was resumed: the later one counts.
-                row = rows.setdefault(event.step, {"step": event.step})
-                row[value.tag] = float(number.reshape(()))
-    if not rows:
-        raise RecordingError(f"{path} is a TensorBoard event file without any scalar in it")
-    return list(rows.values())
+        return None if _empty(cell) else float(cell)
+    except OverflowError:
+        return math.inf
+    except (TypeError, ValueError):
+        return None
+
+
+def _other_reward(columns: Sequence[str], kept: Sequence[tuple[int, Row]]) -> str | None:
+    """The column that is the reward, by its name and by the numbers that it has beside losses."""
+    # The last part of "train/reward"; "format_reward" is a part of a reward at most.
+    last = {name: plain(re.split(r"/| - ", name)[-1]).removeprefix("train_") for name in columns}
+    found = [
+        name
+        for wanted in REWARD_NAMES
+        for name in columns
+        if last[name] == wanted and not NOT_TRAINING & set(plain(name).split("_"))
+    ]
+    if not found:
+        return None
+    values = (_float_or_none(row.get(found[0])) for _, row in kept)
+    return found[0] if any(value is not None and math.isfinite(value) for value in values) else None

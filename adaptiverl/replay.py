@@ -12,14 +12,15 @@ import statistics
 import sys
 import tempfile
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
 from adaptiverl import laws, plots
 from adaptiverl.control import Control, Limits
-from adaptiverl.recordings import Recording, RecordingError, read
+from adaptiverl.recording_files import RecordingError
+from adaptiverl.recordings import Recording, read
 
 OUT = "runs/replay"
 PICTURE = "replay.png"
@@ -36,7 +37,6 @@ PRESETS: dict[str, Callable[[], Control]] = {
     "gpt2_small": Control.gpt2_small,
     "production": Control.production,
     "epochwise": Control.epochwise,
-    "find_lr": Control.find_lr,
 }
 
 
@@ -127,7 +127,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "file",
         metavar="FILE",
-        help="CSV, JSON lines, a Hugging Face trainer_state.json, or a TensorBoard event file",
+        help="CSV, JSON lines, a Hugging Face trainer_state.json, a TensorBoard event file, or "
+        "MLflow's file of a metric",
     )
     command.add_argument(
         "--column",
@@ -159,6 +160,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument(
         "--preset",
+        type=_preset,
         choices=tuple(PRESETS),
         default="default",
         help="gains, bounds and cadence: Control() or one of its presets (default)",
@@ -175,6 +177,15 @@ def _cadence(text: str) -> int | None:
             f"must be a whole number from 1 to {MAX_LOSSES:,}, or 'epoch', got {text!r}"
         )
     return int(text)
+
+
+def _preset(text: str) -> str:
+    if text == "find_lr":
+        raise argparse.ArgumentTypeError(
+            "find_lr reads the gradients, which a recorded loss does not have; choose from "
+            + ", ".join(PRESETS)
+        )
+    return text
 
 
 def _momentum(text: str) -> float:
@@ -211,7 +222,8 @@ def run(request: Request) -> None:
     for line in introduction(request, recording):
         print(textwrap.fill(line, WIDTH, break_on_hyphens=False))
     print(f"\n{table(recording, history, updates, start)}\n")
-    print(textwrap.fill(verdict(history, updates, start, limits), WIDTH, break_on_hyphens=False))
+    end = " ".join([*divergence(recording), verdict(history, updates, start, limits)])
+    print(textwrap.fill(end, WIDTH, break_on_hyphens=False))
     print(f"\n{_draw(request, recording, history, updates)}")
 
 
@@ -224,7 +236,9 @@ def _check_length(request: Request, recording: Recording) -> None:
         )
     finite = sum(map(math.isfinite, recording.losses))
     if count and not finite:
-        raise RecordingError(f"{name} has {count:,} losses and none of them is finite")
+        zeros = recording.hidden.zeros
+        why = f": {zeros:,} of 0 stand beside a {recording.hidden.norm!r} that is not" * (zeros > 0)
+        raise RecordingError(f"{name} has {count:,} losses and none of them is finite{why}")
     # One update shows no movement, and the first two losses only start the averages.
     needed = max(2 * every, 3)
     if count < needed:
@@ -284,24 +298,61 @@ def pushes(
 
 
 def introduction(request: Request, recording: Recording) -> list[str]:
-    """What was read, that the loop is open, and what K counts; a paragraph each."""
+    """What was read, what became of it, that the loop is open, what K counts; a paragraph each."""
     steps, count = recording.steps, len(recording.losses)
     what = f"{request.file}: {count:,} losses in column {recording.column!r}"
     if recording.step_column is None:
-        what += ", counted from 1 as the file names no step"
+        what += f", counted from 1 as {recording.order.counted}"
     else:
         what += f", steps {steps[0]:,.0f} to {steps[-1]:,.0f} in column {recording.step_column!r}"
     if recording.skipped:
         what += f"; {recording.skipped:,} entries without one left out"
     if request.reward_column is not None:
         what += f"; reward in column {request.reward_column!r}"
-    elif others := [c for c in recording.columns if "reward" in c.lower()]:
-        what += f"; column {others[0]!r} is not used (--reward-column would)"
+    elif recording.other_reward is not None:
+        what += f"; column {recording.other_reward!r} is not used (--reward-column would)"
     open_loop = (
         "Open loop: the recorded run did not feel these knobs. In training the loss would answer "
         "to them, and they to it; read the directions, not the sizes."
     )
-    return [f"{what}.", open_loop, _cadence_line(request.control, recording)]
+    changed = " ".join(f"{sentence}." for sentence in changes(recording))
+    return [
+        f"{what}.",
+        *([changed] if changed else []),
+        open_loop,
+        _cadence_line(request.control, recording),
+    ]
+
+
+def changes(recording: Recording) -> list[str]:
+    """What is not as it stands in the file, a sentence each, without the full stop."""
+    order, hidden = recording.order, recording.hidden
+    sentences = [f"{remark[0].upper()}{remark[1:]}" for remark in recording.remarks]
+    if order.newest_first:
+        sentences.append("The newest came first: all turned round")
+    if order.moved:
+        sentences.append(f"{_count(order.moved, 'entry')} stood behind a later step: put in order")
+    if order.repeated:
+        sentences.append(
+            f"{_count(order.repeated, 'entry')} left out, as the same step comes again: the later "
+            "one counts"
+        )
+    if hidden.zeros:
+        sentences.append(
+            f"{_count(hidden.zeros, 'loss')} of 0 beside a {hidden.norm!r} that is not finite, "
+            "taken as NaN: Hugging Face's Trainer logs NaN as 0 (logging_nan_inf_filter)"
+        )
+    if hidden.others:
+        sentences.append(
+            f"{_count(hidden.others, 'other loss')} beside such a norm, used as logged"
+        )
+    if hidden.doubtful:
+        sentences.append(
+            f"{_count(hidden.doubtful, 'loss')} of exactly 0, used as logged; but Hugging Face's "
+            "Trainer logs NaN as 0 (logging_nan_inf_filter), and no gradient norm beside says "
+            "which it was"
+        )
+    return sentences
 
 
 def _cadence_line(control: Control, recording: Recording) -> str:
@@ -366,6 +417,30 @@ def table(
 def _width(text: str) -> int:
     """Columns on a terminal: a combining tilde takes none."""
     return len(text.replace("\u0303", ""))
+
+
+def divergence(recording: Recording) -> list[str]:
+    """That the curve ends in losses that are none, or may be none; no sentence if it does not."""
+    losses = recording.losses
+    bad = _tail(not math.isfinite(loss) for loss in reversed(losses))
+    if bad:
+        return [
+            f"The recorded run diverged: from step {recording.steps[-bad]:,.0f} to its end no loss "
+            f"is finite ({bad:,} of {len(losses):,})."
+        ]
+    zeros = _tail(loss == 0 for loss in reversed(losses)) if recording.hidden.doubtful else 0
+    if zeros > 1:
+        return [
+            f"The recorded run may have diverged: from step {recording.steps[-zeros]:,.0f} to its "
+            f"end every loss is 0 ({zeros:,} of {len(losses):,}). If those were NaN, the "
+            "improvement from there on is none."
+        ]
+    return []
+
+
+def _tail(found: Iterable[bool]) -> int:
+    """How many come before the first that is false."""
+    return sum(1 for _ in itertools.takewhile(bool, found))
 
 
 def verdict(
@@ -456,7 +531,11 @@ def _troubles(history: Sequence[laws.State], updates: Sequence[Push]) -> list[st
 
 
 def _count(n: int, what: str) -> str:
-    return f"{n:,} {what}{'' if n == 1 else 's'}"
+    if n != 1:
+        what = (
+            f"{what[:-1]}ies" if what.endswith("y") else f"{what}{'es' * what.endswith('s') or 's'}"
+        )
+    return f"{n:,} {what}"
 
 
 def _draw(

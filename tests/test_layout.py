@@ -43,8 +43,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "adamw": {"control", "optimizer"},
     "sgd": {"control", "optimizer"},
     "plots": set(),
-    "recordings": set(),
-    "replay": {"control", "laws", "plots", "recordings"},
+    "recording_files": set(),
+    "recordings": {"recording_files"},
+    "replay": {"control", "laws", "plots", "recording_files", "recordings"},
     "__main__": {"replay"},
 }
 # What a room may import from outside; every room may use the standard library.
@@ -53,7 +54,9 @@ OUTSIDE: dict[str, set[str]] = {
     "laws": set(),
     "version": set(),
     "plots": {"matplotlib"},
-    "recordings": {"tensorboard"},
+    # What an event file holds, and what protobuf raises where it is damaged.
+    "recording_files": {"tensorboard", "google"},
+    "recordings": set(),
     "replay": set(),
     "__main__": set(),
     "kernels": {"torch", "triton"},

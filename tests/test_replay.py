@@ -20,7 +20,8 @@ from matplotlib import image
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from adaptiverl import Control, laws, recordings, replay
-from adaptiverl.recordings import RecordingError, guess, read
+from adaptiverl.recording_files import RecordingError
+from adaptiverl.recordings import guess, read
 from bench import record_curve
 
 COUNT = 60
@@ -289,12 +290,13 @@ def test_without_matplotlib_the_table_is_still_there(
 
 def test_the_alignment_law_needs_gradients_and_says_so(tmp_path: Path, call: Any) -> None:
     file = write_csv(tmp_path / "a.csv", curve())
-    reason = "that law reads the gradients, which only training has. Use law='loss', or train"
     result = call(file, "--preset", "find_lr", "--lr", "1e-4")
     assert (result.status, result.out, result.err.count("\n")) == (2, "", 1)
-    assert result.err.startswith("replay: a recorded curve cannot replay Control(law='alignment')")
-    assert result.err.endswith(f"{reason}\n")
+    assert "find_lr reads the gradients, which a recorded loss does not have" in result.err
+    assert "choose from default, gpt2_small, production, epochwise" in result.err
+    assert "find_lr" not in call("--help").out, "it is offered"
     # From Python as well, whatever the rest of the control.
+    reason = "that law reads the gradients, which only training has. Use law='loss', or train"
     request = replay.parse(["replay", str(file), "--out", str(tmp_path / "out")])
     modulate = replace(Control.find_lr(100), mode="modulate", every=None)
     with pytest.raises(ValueError, match=re.escape(reason)):
