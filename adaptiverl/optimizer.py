@@ -26,6 +26,7 @@ from adaptiverl.distributed import (
     to_whole,
 )
 from adaptiverl.fingerprint import GroupKey
+from adaptiverl.slots import check_gradient, check_state, moment_dtype
 from adaptiverl.tables import ENTRIES, Bucket, Buckets, GroupTable, ParameterEntry
 from adaptiverl.workspace import Workspace
 
@@ -268,8 +269,8 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         self._adopt_loaded_memory()
         rehearsal = self._is_rehearsal()
         keys = self._group_keys()
-        buckets = self._buckets.of_step(keys, self.state, self._entries)
         try:
+            buckets = self._buckets.of_step(keys, self.state, self._entries)
             self._sweep(buckets, rehearsal)
             self._shards.end_step()
             self._announcements.look(self._controller.block)
@@ -393,15 +394,7 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
 
     def _entries(self) -> Iterator[ParameterEntry]:
         """One entry per parameter with a gradient; all are checked before any state is made."""
-        for group in self.param_groups:
-            for param in group["params"]:
-                if param.grad is not None and param.grad.layout != torch.strided:
-                    raise RuntimeError(
-                        f"{type(self).__name__} does not support sparse gradients, got one of "
-                        f"layout {param.grad.layout} for a parameter of shape "
-                        f"{tuple(param.shape)}: use torch.optim.SparseAdam for that parameter, or "
-                        "torch.nn.Embedding(..., sparse=False)"
-                    )
+        self._check_tensors()
         index = 0
         self._shards.start_step()
         for g, group in enumerate(self.param_groups):
@@ -410,6 +403,20 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
                     yield self._entry(param, group, g, getattr(param, NOISE_PLACE, index))
                 elif is_dtensor(param):
                     self._shards.add(index, param, self._ranks)
+                index += 1
+
+    def _check_tensors(self) -> None:
+        """Gradients and state are what a step can take (`slots`). Nothing is changed.
+
+        Raises:
+            RuntimeError: They are not.
+        """
+        index = 0
+        for group in self.param_groups:
+            for param in group["params"]:
+                if param.grad is not None:
+                    check_gradient(param, index, type(self).__name__)
+                    check_state(param, index, self.state.get(param, {}), self._moments_of(group))
                 index += 1
 
     def _entry(self, param: Tensor, group: dict[str, Any], g: int, index: int) -> ParameterEntry:
@@ -569,11 +576,6 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
 def _beside(controller: Controller, tensor: Tensor) -> Tensor:
     """On the controller's device, without waiting unless that is the host, which reads at once."""
     return tensor.to(controller.device, non_blocking=controller.device.type != "cpu")
-
-
-def moment_dtype(param: Tensor) -> torch.dtype:
-    """float32 beside parameters of half precision, the parameter's own dtype otherwise."""
-    return torch.promote_types(param.dtype, torch.float32)
 
 
 def zeros_like(param: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adaptiverl.fingerprint import Fingerprint, GroupKey
+from adaptiverl.fingerprint import Fingerprint, GroupKey, Watch
 from adaptiverl.workspace import NEEDS_A_STEP, DeviceTable, Workspace, is_capturing, upload
 
 COLUMNS = (
@@ -75,8 +75,8 @@ class ParameterEntry:
     def row(self) -> tuple[int, ...]:
         """This entry's line of the address table, in the order of `COLUMNS`."""
         return (
-            self.param.data_ptr(),
-            self.grad.data_ptr(),
+            _address(self.param),
+            _address(self.grad),
             *map(_address, self.moments()),
             self.step.data_ptr(),
             _address(self.momentum_product()),
@@ -123,7 +123,16 @@ ENTRIES: dict[str, type[ParameterEntry]] = {"adamw_step": Entry, "sgd_step": SGD
 
 
 def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
+    if tensor is None:
+        return 0
+    address = tensor.data_ptr()
+    if address == 0 and tensor.numel() > 0:
+        raise RuntimeError(
+            f"a tensor of shape {tuple(tensor.shape)} that the step needs has no memory: its "
+            "storage was resized to 0, which a wrapper that shards parameters does between "
+            "passes; nothing was changed"
+        )
+    return address
 
 
 class AddressTable:
@@ -281,6 +290,7 @@ class Buckets:
         self._sorted: list[Bucket] = []
         self._places: list[list[int]] = []
         self._last: Fingerprint | None = None
+        self._watch: Watch | None = None
         self._holds_gradients = False
         self._squares: dict[torch.device, Tensor] = {}
 
@@ -300,15 +310,26 @@ class Buckets:
             state: The optimizer's state.
             entries: Makes the step's entries.
         """
-        if self._last is not None:
+        if self._last is not None and self._watch is not None and self._watch.is_whole:
             seen = Fingerprint.of(groups, state)
             if seen is not None and self._last.is_followed_by(seen):
-                for bucket, places in zip(self._sorted, self._places, strict=True):
-                    bucket.move_gradients([seen.gradients[i] for i in places])
+                self._follow(seen.gradients)
                 return self._sorted
         self.sort(entries())
+        for bucket in self._sorted:
+            if bucket.backend.addressed:
+                bucket.rows()  # or an error, while nothing has moved
         self._last = self._fingerprint(groups, state)
+        self._watch = None if self._last is None else Watch(groups, state)
         return self._sorted
+
+    def _follow(self, gradients: list[int]) -> None:
+        """The last step's buckets, their gradients at these addresses."""
+        if len(self._sorted) == 1:  # which has them all, in this order
+            self._sorted[0].move_gradients(gradients)
+            return
+        for bucket, places in zip(self._sorted, self._places, strict=True):
+            bucket.move_gradients([gradients[i] for i in places])
 
     def release_gradients(self) -> None:
         """The step is over. Only one that made entries holds gradients."""

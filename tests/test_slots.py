@@ -1,0 +1,197 @@
+"""Gradients and state that do not fit are refused before anything moves, or put right."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from training import BUSY, assert_same, snapshot
+
+from adaptiverl import AdaptiveAdamW, AdaptiveSGD
+
+MAKES: dict[str, Callable[..., Any]] = {
+    "adamw": AdaptiveAdamW,
+    "amsgrad": partial(AdaptiveAdamW, amsgrad=True),
+    "sgd": partial(AdaptiveSGD, momentum=0.9),
+}
+DTYPES = [torch.float32, torch.bfloat16]
+SHAPES = ((40, 30), (7,), (5, 3))
+SPOILT = 2
+"""The parameter that is spoilt: those before it must not move either"""
+
+
+class Run:
+    """Three parameters in two groups, a few steps old."""
+
+    def __init__(self, make: str, dtype: torch.dtype = torch.float32) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.params = [
+            nn.Parameter(torch.randn(shape, generator=generator).to(dtype)) for shape in SHAPES
+        ]
+        groups = [{"params": self.params[:1]}, {"params": self.params[1:], "lr": 0.02}]
+        self.optimizer = MAKES[make](groups, lr=0.01, control=BUSY)
+        self.draw()
+        for _ in range(3):
+            self.step()
+
+    def draw(self) -> None:
+        for p in self.params:
+            p.grad = torch.ones_like(p)
+
+    def step(self, loss: float = 1.0) -> None:
+        self.optimizer.step(loss=loss)
+
+    @property
+    def state(self) -> dict[str, Any]:
+        state: dict[str, Any] = self.optimizer.state[self.params[SPOILT]]
+        return state
+
+    @property
+    def moment(self) -> str:
+        return next(name for name in self.optimizer._moments if name in self.state)
+
+    def end(self) -> Any:
+        return snapshot(self.optimizer, self.params)
+
+
+def _gradient_of(tensor: Tensor) -> Callable[[Run], None]:
+    def spoil(run: Run) -> None:
+        grad = run.params[SPOILT].grad
+        assert grad is not None
+        grad.data = tensor.to(grad.dtype)
+
+    return spoil
+
+
+def _gradient_resized(run: Run) -> None:
+    grad = run.params[SPOILT].grad
+    assert grad is not None
+    grad.resize_(2)
+
+
+def _gradient_freed(run: Run) -> None:
+    grad = run.params[SPOILT].grad
+    assert grad is not None
+    grad.untyped_storage().resize_(0)
+
+
+def _parameter_cut(run: Run) -> None:
+    param = run.params[SPOILT]
+    param.data = param.data[:2]
+
+
+def _moment_resized(run: Run) -> None:
+    run.state[run.moment].resize_(2, 3)
+
+
+def _moment_cut(run: Run) -> None:
+    run.state[run.moment] = run.state[run.moment][:2]
+
+
+def _moment_data_cut(run: Run) -> None:
+    run.state[run.moment].data = run.state[run.moment].data[:2]
+
+
+def _moment_in_halves(run: Run) -> None:
+    run.state[run.moment] = run.state[run.moment].view(torch.bfloat16)
+
+
+def _last_moment_larger(run: Run) -> None:
+    last = [name for name in run.optimizer._moments if name in run.state][-1]
+    run.state[last] = torch.zeros(9, 3)
+
+
+def _moment_of_complex_numbers(run: Run) -> None:
+    run.state[run.moment] = run.state[run.moment].to(torch.complex64)
+
+
+def _moment_elsewhere(run: Run) -> None:
+    run.state[run.moment] = run.state[run.moment].to("meta")
+
+
+def _two_steps(run: Run) -> None:
+    run.state["step"] = torch.zeros(2)
+
+
+SPOILS: list[tuple[Callable[[Run], None], str]] = [
+    (_gradient_of(torch.ones(3)), "size of the gradient of parameter 2 must match"),
+    (_gradient_of(torch.ones(1)), "size of the gradient of parameter 2 must match"),
+    (_gradient_of(torch.ones(50, 3)), "size of the gradient of parameter 2 must match"),
+    (_gradient_resized, "size of the gradient of parameter 2 must match"),
+    (_parameter_cut, "size of the gradient of parameter 2 must match"),
+    (_moment_resized, "size of .* of parameter 2 must match"),
+    (_moment_cut, "size of .* of parameter 2 must match"),
+    (_moment_data_cut, "size of .* of parameter 2 must match"),
+    (_moment_in_halves, "size of .* of parameter 2 must match"),
+    (_last_moment_larger, "size of .* of parameter 2 must match"),
+    (_moment_of_complex_numbers, "cannot be cast from torch.complex64"),
+    (_moment_elsewhere, "Expected all tensors to be on the same device"),
+    (_two_steps, "step of parameter 2 must be one real number"),
+]
+
+
+@pytest.mark.parametrize("make", MAKES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("spoil", "message"), SPOILS)
+def test_what_does_not_fit_is_refused_before_anything_moves(
+    spoil: Callable[[Run], None], message: str, dtype: torch.dtype, make: str
+) -> None:
+    run = Run(make, dtype)
+    run.optimizer.observe(2.0)
+    spoil(run)
+    before, inbox = run.end(), run.optimizer._controller.inbox.clone()
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=message):
+            run.optimizer.step()
+        assert_same(run.end(), before)
+        assert_same(run.optimizer._controller.inbox, inbox)
+
+
+@pytest.mark.parametrize("make", MAKES)
+def test_what_was_put_right_goes_on_as_if_nothing_had_been(make: str) -> None:
+    ends = []
+    for spoilt in (False, True):
+        run = Run(make)
+        if spoilt:
+            grad = run.params[SPOILT].grad
+            assert grad is not None
+            whole = grad.data
+            grad.data = torch.ones(3)
+            run.optimizer.observe(2.0)
+            with pytest.raises(RuntimeError, match="must match"):
+                run.optimizer.step()
+            grad.data = whole
+            run.optimizer.step()
+        else:
+            run.step(2.0)
+        for _ in range(3):
+            run.step()
+        ends.append(run.end())
+    assert_same(*ends)
+
+
+@pytest.mark.parametrize("make", MAKES)
+def test_memory_that_was_taken_away_is_not_read(make: str) -> None:
+    run = Run(make)
+    _gradient_freed(run)
+    state = [t.clone() for s in run.optimizer.state.values() for t in s.values()]
+    block = run.optimizer._controller.block.clone()
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="has no memory: its storage was resized to 0"):
+            run.optimizer.step()
+        assert_same([t for s in run.optimizer.state.values() for t in s.values()], state)
+        assert_same(run.optimizer._controller.block, block)
+
+
+def test_a_missing_or_empty_tensor_is_no_fault() -> None:
+    params = [nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(0, 4))]
+    optimizer = AdaptiveAdamW(params, control=BUSY)
+    for absent in (0, 1, None, None, 1):
+        for i, p in enumerate(params):
+            p.grad = None if i == absent else torch.ones_like(p)
+        optimizer.step(loss=1.0)
+    assert params[0].isfinite().all()
