@@ -11,6 +11,7 @@ from torch.optim.optimizer import ParamsT
 
 from adaptiverl.control import BETA1, Control
 from adaptiverl.optimizer import AdaptiveOptimizer
+from adaptiverl.slots import as_counter
 
 if TYPE_CHECKING:
     from adaptiverl.distributed import Group
@@ -119,9 +120,29 @@ class AdaptiveAdamW(AdaptiveOptimizer, torch.optim.AdamW):
 
     def _init_state(self, param: Tensor, group: dict[str, Any], state: dict[str, Any]) -> None:
         super()._init_state(param, group, state)
-        if "mu_product" not in state:
-            # From a checkpoint of torch.optim.AdamW, whose momentum is constant.
-            step, momentum = state["step"].to(torch.float64), group["betas"][0]
-            if isinstance(momentum, Tensor):
-                momentum = momentum.to(step.device, torch.float64).reshape(())
-            state["mu_product"] = momentum**step
+        product = state.get("mu_product")
+        if isinstance(product, Tensor) and product.dtype == torch.float64:
+            state["mu_product"] = as_counter(product, torch.float64, param.device)
+            return
+        # From a checkpoint of torch.optim.AdamW, whose momentum is constant.
+        step, momentum = state["step"].to(torch.float64), group["betas"][0]
+        if isinstance(momentum, Tensor):
+            momentum = momentum.to(step.device, torch.float64).reshape(())
+        constant = momentum**step
+        state["mu_product"] = constant if product is None else _as_precise(product, constant)
+
+
+def _as_precise(product: Any, constant: Tensor) -> Tensor:
+    """The product of a parameter's momenta in float64 again, after a loader rounded it.
+
+    Args:
+        product: What the loader made of it.
+        constant: What it is if the momentum never moved, float64 0-d: then nothing was lost.
+    """
+    rounded = as_counter(product, torch.float64, constant.device)
+    if not isinstance(product, Tensor) or not product.is_floating_point():
+        return rounded
+    info = torch.finfo(product.dtype)
+    # Whole steps of rounding: the product was multiplied up, and this is a power.
+    near = (rounded - constant).abs() <= info.eps * constant + info.tiny
+    return torch.where(near, constant, rounded)

@@ -26,7 +26,7 @@ from adaptiverl.distributed import (
     to_whole,
 )
 from adaptiverl.fingerprint import GroupKey
-from adaptiverl.slots import check_gradient, check_state, moment_dtype
+from adaptiverl.slots import as_counter, as_moment, check_gradient, check_state, moment_dtype
 from adaptiverl.tables import ENTRIES, Bucket, Buckets, GroupTable, ParameterEntry
 from adaptiverl.workspace import Workspace
 
@@ -443,15 +443,17 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         )
 
     def _init_state(self, param: Tensor, group: dict[str, Any], state: dict[str, Any]) -> None:
-        """Make what is missing of a parameter's state; a checkpoint may have brought a part."""
+        """Make what is missing of a parameter's state; a checkpoint may have brought a part.
+
+        What is there is put into the dtype that kernels read: torch's own loader, which wrappers
+        call, casts every floating entry to the parameter's.
+        """
         if not state and group["fused"]:
             _device_dtype_check_for_fused(param)
         for name in self._moments_of(group):
-            if state.get(name) is None:
-                state[name] = zeros_like(param)
-        if "step" not in state:
-            state["step"] = torch.zeros((), dtype=torch.float32, device=param.device)
-        state["step"] = torch.as_tensor(state["step"], dtype=torch.float32, device=param.device)
+            value = state.get(name)
+            state[name] = zeros_like(param) if value is None else as_moment(param, value)
+        state["step"] = as_counter(state.get("step", 0.0), torch.float32, param.device)
 
     def _settle(self) -> GroupTable:
         """The groups' numbers, and the controller, beside the parameters, which may have moved."""
@@ -540,7 +542,9 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
                 loaded = self.state[param].get(name)
                 dtype = self._state_dtype(param, name)
                 if isinstance(loaded, Tensor) and dtype is not None and loaded.dtype != dtype:
-                    self.state[param][name] = value.to(device=param.device, dtype=dtype)
+                    # A rounded product is put right by who knows what it should be (`_init_state`).
+                    kept = dtype if name in self._moments else value.dtype
+                    self.state[param][name] = value.to(device=param.device, dtype=kept)
 
     def _state_dtype(self, param: Tensor, name: str) -> torch.dtype | None:
         """The dtype that a state entry is kept in, or None for an entry that isn't ours."""

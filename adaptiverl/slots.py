@@ -74,6 +74,29 @@ def check_state(param: Tensor, index: int, state: Mapping[str, Any], names: Iter
             )
 
 
+def as_moment(param: Tensor, value: Any) -> Tensor:
+    """A state entry of the parameter's shape in the dtype that it is kept in.
+
+    Args:
+        param: Whose state it is; on its device.
+        value: A tensor, or the number that a checkpoint made of a 0-d one.
+    """
+    return _as_tensor(value, moment_dtype(param), param.device)
+
+
+def as_counter(value: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A state entry of one number, 0-d; a checkpoint may have made a number of it."""
+    tensor = _as_tensor(value, dtype, device)
+    return tensor if tensor.dim() == 0 else tensor.reshape(())
+
+
+def _as_tensor(value: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The tensor itself where it is one of this dtype on this device."""
+    if isinstance(value, Tensor):
+        return value.to(device=device, dtype=dtype)
+    return torch.tensor(float(value), dtype=dtype, device=device)
+
+
 def _check_beside(param: Tensor, tensor: Tensor, name: str) -> None:
     expected, found = _shapes(param, tensor)
     if found != expected:

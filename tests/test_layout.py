@@ -39,7 +39,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "tables",
         "workspace",
     },
-    "adamw": {"control", "optimizer"},
+    "adamw": {"control", "optimizer", "slots"},
     "sgd": {"control", "optimizer"},
     "plots": set(),
     "recordings": set(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from training import BUSY, assert_same, snapshot
 
-from adaptiverl import AdaptiveAdamW, AdaptiveSGD
+from adaptiverl import AdaptiveAdamW, AdaptiveSGD, Control
 
 MAKES: dict[str, Callable[..., Any]] = {
     "adamw": AdaptiveAdamW,
@@ -27,13 +28,15 @@ SPOILT = 2
 class Run:
     """Three parameters in two groups, a few steps old."""
 
-    def __init__(self, make: str, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, make: str, dtype: torch.dtype = torch.float32, control: Control = BUSY
+    ) -> None:
         generator = torch.Generator().manual_seed(0)
         self.params = [
             nn.Parameter(torch.randn(shape, generator=generator).to(dtype)) for shape in SHAPES
         ]
         groups = [{"params": self.params[:1]}, {"params": self.params[1:], "lr": 0.02}]
-        self.optimizer = MAKES[make](groups, lr=0.01, control=BUSY)
+        self.optimizer = MAKES[make](groups, lr=0.01, control=control)
         self.draw()
         for _ in range(3):
             self.step()
@@ -195,3 +198,57 @@ def test_a_missing_or_empty_tensor_is_no_fault() -> None:
             p.grad = None if i == absent else torch.ones_like(p)
         optimizer.step(loss=1.0)
     assert params[0].isfinite().all()
+
+
+# State that another loader cast
+
+
+def _load_by_torch(optimizer: Any, state_dict: Any) -> None:
+    torch.optim.Optimizer.load_state_dict(optimizer, copy.deepcopy(state_dict))
+
+
+def _load_by_ours(optimizer: Any, state_dict: Any) -> None:
+    optimizer.load_state_dict(copy.deepcopy(state_dict))
+
+
+def _cast_in_place(optimizer: Any, _: Any) -> None:
+    for p, state in optimizer.state.items():
+        for name, value in state.items():
+            if name != "step":
+                state[name] = value.to(p.dtype)
+
+
+def _resumed(
+    make: str, dtype: torch.dtype, load: Callable[[Any, Any], None], control: Control
+) -> Any:
+    """The ends of a run that goes on, and of one that was loaded."""
+    run, again = Run(make, dtype, control), Run(make, dtype, control)
+    load(again.optimizer, run.optimizer.state_dict())
+    for one in (run, again):
+        for i in range(4):
+            one.step(1.0 + i)
+    return run, again
+
+
+@pytest.mark.parametrize("make", MAKES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("load", [_load_by_torch, _load_by_ours, _cast_in_place])
+def test_state_is_kept_in_the_dtype_that_kernels_read(
+    load: Callable[[Any, Any], None], dtype: torch.dtype, make: str
+) -> None:
+    run, again = _resumed(make, dtype, load, BUSY)
+    for left, right in zip(
+        run.optimizer.state.values(), again.optimizer.state.values(), strict=True
+    ):
+        assert {k: v.dtype for k, v in left.items()} == {k: v.dtype for k, v in right.items()}
+        for name in left:
+            torch.testing.assert_close(left[name], right[name], rtol=2e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("make", MAKES)
+@pytest.mark.parametrize("load", [_load_by_torch, _load_by_ours, _cast_in_place])
+def test_a_cast_of_the_product_of_constant_momenta_loses_nothing(
+    load: Callable[[Any, Any], None], make: str
+) -> None:
+    run, again = _resumed(make, torch.float32, load, Control.frozen())
+    assert_same(run.params, again.params)
