@@ -10,6 +10,7 @@ import csv
 import math
 import numbers
 import os
+import warnings
 from collections import namedtuple
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -419,10 +420,23 @@ class Controller:
         self.observed = 0
 
     def adopt(self, memory: Tensor) -> None:
-        """Take over a loaded memory, at this one's own address; the trace starts empty."""
-        self._memory.copy_(current_layout(memory), non_blocking=True)
+        """Take over a loaded memory, at this one's own address; the trace starts empty.
+
+        One that a loader rounded to float32 warns: of its whole numbers those above 2^24 may be
+        others now. The seed's are this optimizer's own where they round to the loaded ones.
+        """
+        adopted = current_layout(memory)
+        if memory.dtype != torch.float64:
+            adopted = self._with_own_seed(adopted)
+            warnings.warn(ROUNDED, UserWarning, stacklevel=2)
+        self._memory.copy_(adopted, non_blocking=True)
         self._ring.zero_()
         self.forget()
+
+    def _with_own_seed(self, rounded: Tensor) -> Tensor:
+        own = self._start[:MEMORY_SIZE].to(rounded.device)
+        same = (own.to(torch.float32).to(torch.float64) == rounded) & _seeds_of(rounded)
+        return torch.where(same, own, rounded)
 
     def reset(self) -> None:
         """Back to the start: nothing observed, α and μ where the user put them."""
@@ -442,8 +456,25 @@ class Controller:
         return Trace(rows.roll(-(written % TRACE_CAPACITY), dims=0))
 
 
+ROUNDED = (
+    "'adaptive_state' was loaded as float32 and is float64 again; something between saving and "
+    "loading rounded it (a framework that casts all float64 to float32). The averages lost digits "
+    "that do not matter; the seed of the noise and the step count are others than they were where "
+    "they are above 2**24: then the noise, where there is any, is not the one that the run would "
+    "have drawn. Save and load 'adaptive_state' as it is to resume exactly"
+)
+
+
+def _seeds_of(memory: Tensor) -> Tensor:
+    """Which of a memory's numbers are the seed's two words, in every layout."""
+    places = torch.arange(len(memory), device=memory.device)
+    return (places == SLOT["seed_low"]) | (places == SLOT["seed_high"])
+
+
 def current_layout(memory: Any) -> Tensor:
     """A memory as this version lays it out, an older one migrated; `memory` itself is left alone.
+
+    A float32 one is made float64.
 
     Args:
         memory: What a checkpoint holds under ``adaptive_state``.
@@ -454,8 +485,13 @@ def current_layout(memory: Any) -> Tensor:
     """
     if not isinstance(memory, Tensor):
         raise _refusal(repr(memory))
-    if memory.dtype != torch.float64 or memory.dim() != 1 or memory.numel() == 0:
+    right = memory.dtype in (torch.float64, torch.float32)
+    if not right or memory.dim() != 1 or memory.numel() == 0:
         raise _refusal(f"{memory.dtype} of shape {tuple(memory.shape)}")
+    if memory.dtype == torch.float32:
+        memory = memory.to(torch.float64)
+        # The next float32 above 2^32 − 1 is one more than a word holds.
+        memory = torch.where(_seeds_of(memory) & (memory == 2.0**32), 2.0**32 - 1, memory)
     version = memory[SLOT["version"]].item()
     while version in MIGRATIONS:
         memory = MIGRATIONS[int(version)](memory)
