@@ -86,6 +86,45 @@ LOGARITHMS_OF_ZERO = {
 }
 """Numbers that may be −∞ in a sound memory: σ switched off, μ = 0, no such rate yet."""
 
+WIDEST = 20 * math.log(10)
+"""log-units that α may be from its start: no bounds that anybody gives leave more room"""
+LARGEST_COUNT = 2.0**53
+SEED_WORDS = ("seed_low", "seed_high")
+FLAGS = ("observed_pending", "rewarded_pending", "nonfinite_pending", "aligned_pending", "held")
+COUNTS = ("step", "loss_count", "reward_count", "nonfinite", "updates")
+SIZES = (
+    "lr",
+    "noise",
+    "loss_scale",
+    "variance",
+    "variance_scale",
+    "reward_scale",
+    "alignment_square",
+)
+DIRECTIONS = ("loss_direction", "reward_direction", "alignment_direction", "alignment_mean")
+SHARES = ("momentum", "plateau", "alignment_weight", "anneal")
+LOGARITHMS = (
+    "log_lr",
+    "log_lr_start",
+    "logit_momentum",
+    "logit_momentum_start",
+    "log_noise",
+    "log_lr_downhill",
+    "log_lr_doubted",
+)
+RANGES: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(SEED_WORDS, (0.0, 2.0**32 - 1)),
+    **dict.fromkeys(COUNTS, (0.0, LARGEST_COUNT)),
+    **dict.fromkeys(FLAGS, (0.0, 1.0)),
+    **dict.fromkeys(SIZES, (0.0, math.inf)),
+    **dict.fromkeys(SHARES, (0.0, 1.0)),
+    **dict.fromkeys(DIRECTIONS, (-1.0, 1.0)),
+    **dict.fromkeys(LOGARITHMS, (math.log(5e-324), math.log(1.7e308))),
+}
+"""What a sound memory's numbers lie in, whatever `Control` they come from"""
+WHOLE = {*SEED_WORDS, *COUNTS, *FLAGS}
+"""Numbers without a fraction"""
+
 SLOT = {name: i for i, name in enumerate(FIELDS)}
 MEMORY_SIZE = len(FIELDS) - 1
 ALIGNMENT = slice(SLOT["aligned_gu"], SLOT["aligned_uu"] + 1)
@@ -504,7 +543,22 @@ def current_layout(memory: Any) -> Tensor:
         off = value == -math.inf and name in LOGARITHMS_OF_ZERO
         if not (math.isfinite(value) or off or name in AS_THEY_CAME):
             raise _refusal(f"{name} = {value}")
+        low, high = RANGES.get(name, (-math.inf, math.inf))
+        if not (off or name in AS_THEY_CAME or low <= value <= high):
+            raise _refusal(f"{name} = {value}, which is not in [{low:.6g}, {high:.6g}]")
+        if name in WHOLE and value != int(value):
+            raise _refusal(f"{name} = {value}, which is no whole number")
+    _check_knobs(*memory[[SLOT["log_lr"], SLOT["log_lr_start"]]].tolist())
     return memory
+
+
+def _check_knobs(log_lr: float, log_lr_start: float) -> None:
+    """Every group's rate is multiplied by how far α has come from its start."""
+    if abs(log_lr - log_lr_start) > WIDEST:
+        raise _refusal(
+            f"log_lr = {log_lr}, which is further than {WIDEST:.6g} from log_lr_start = "
+            f"{log_lr_start}"
+        )
 
 
 def _refusal(found: str) -> ValueError:

@@ -335,6 +335,27 @@ DAMAGES: list[tuple[Callable[[Tensor], Any], str]] = [
     (replaced("log_lr_doubted", math.nan), "got log_lr_doubted = nan"),
     (replaced("overshoot", -math.inf), "got overshoot = -inf"),
     (replaced("anneal", math.nan), "got anneal = nan"),
+    (replaced("log_lr_start", -700.0), "got log_lr = .*, which is further than 46.0517 from"),
+    (replaced("log_lr", 50.0), "got log_lr = 50.0, which is further than 46.0517 from"),
+    (replaced("log_lr_start", 1e9), "got log_lr_start = 1000000000.0, which is not in"),
+    (replaced("logit_momentum", 1e9), "got logit_momentum = 1000000000.0, which is not in"),
+    (replaced("log_noise", 1e9), "got log_noise = 1000000000.0, which is not in"),
+    (replaced("seed_low", 1e300), r"got seed_low = 1e\+300, which is not in"),
+    (replaced("seed_high", 2.0**32), "got seed_high = 4294967296.0, which is not in"),
+    (replaced("seed_low", -1.0), "got seed_low = -1.0, which is not in"),
+    (replaced("seed_low", 0.5), "got seed_low = 0.5, which is no whole number"),
+    (replaced("step", -1e18), r"got step = -1e\+18, which is not in"),
+    (replaced("step", 1e18), r"got step = 1e\+18, which is not in"),
+    (replaced("step", 2.5), "got step = 2.5, which is no whole number"),
+    (replaced("updates", -1.0), "got updates = -1.0, which is not in"),
+    (replaced("held", 0.5), "got held = 0.5, which is no whole number"),
+    (replaced("observed_pending", 0.5), "got observed_pending = 0.5, which is no whole number"),
+    (replaced("anneal", 1e6), "got anneal = 1000000.0, which is not in"),
+    (replaced("plateau", -0.1), "got plateau = -0.1, which is not in"),
+    (replaced("loss_direction", 3.0), "got loss_direction = 3.0, which is not in"),
+    (replaced("variance", -1.0), "got variance = -1.0, which is not in"),
+    (replaced("noise", -1.0), "got noise = -1.0, which is not in"),
+    (replaced("momentum", 1.5), "got momentum = 1.5, which is not in"),
 ]
 
 
@@ -534,7 +555,7 @@ def test_every_layout_that_was_has_a_way_to_the_present_one() -> None:
 def test_an_older_layout_is_migrated_step_by_step(monkeypatch: pytest.MonkeyPatch) -> None:
     # Two layouts that never were, each lacking the last number of the one that follows it.
     def grow(memory: Tensor) -> Tensor:
-        grown = torch.cat([memory, memory[:1]])
+        grown = torch.cat([memory, memory[:1] - oldest])
         grown[0] += 1
         return grown
 
@@ -550,7 +571,7 @@ def test_an_older_layout_is_migrated_step_by_step(monkeypatch: pytest.MonkeyPatc
     saved["param_groups"][0]["adaptive_state"] = old
     optimizer.load_state_dict(saved)
     expected = memory.clone()
-    expected[-2:] = torch.tensor([oldest, oldest + 1], dtype=torch.float64)
+    expected[-2:] = torch.tensor([0, 1], dtype=torch.float64)
     assert_same(optimizer.param_groups[0]["adaptive_state"], expected)
     assert old[0] == oldest
     assert old.numel() == memory.numel() - 2
