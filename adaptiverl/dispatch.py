@@ -457,9 +457,9 @@ def _tell_autograd(bucket: Bucket) -> None:
 def _count_one_by_one(bucket: Bucket, decision: Decision) -> None:
     active = decision.active
     for entry in bucket.entries:
-        reference.count_step(entry, active)
         if entry.momentum_product() is not None:
             reference.count_momentum(entry, decision.effective[entry.group, 1], active)
+        reference.count_step(entry, active)
 
 
 class GradientScale:

@@ -41,6 +41,12 @@ class Run:
         for _ in range(3):
             self.step()
 
+    def twin(self) -> Run:
+        """Another run that has come as far; a copied parameter has no gradient."""
+        other = copy.deepcopy(self)
+        other.draw()
+        return other
+
     def draw(self) -> None:
         for p in self.params:
             p.grad = torch.ones_like(p)
@@ -252,3 +258,42 @@ def test_a_cast_of_the_product_of_constant_momenta_loses_nothing(
 ) -> None:
     run, again = _resumed(make, torch.float32, load, Control.frozen())
     assert_same(run.params, again.params)
+
+
+# State that was reset by hand
+
+
+@pytest.mark.parametrize("make", MAKES)
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=str)
+@pytest.mark.parametrize("skipped", [False, True])
+def test_a_parameter_that_was_reset_starts_as_a_new_one(
+    skipped: bool, dtype: torch.dtype, make: str
+) -> None:
+    run = Run(make, dtype, Control.frozen())
+    twin = run.twin()
+    twin.optimizer.state.clear()
+    for state in run.optimizer.state.values():
+        for name in ("step", *run.optimizer._moments):
+            if name in state:
+                state[name].zero_()
+    for one in (run, twin):
+        if skipped:
+            one.optimizer.grad_scale, one.optimizer.found_inf = torch.ones(1), torch.ones(1)
+            one.step()
+            one.optimizer.found_inf = torch.zeros(1)
+        for _ in range(4):
+            one.step()
+    assert_same(run.end(), twin.end())
+
+
+def test_one_of_many_that_was_reset_starts_anew_alone() -> None:
+    run = Run("adamw", control=Control.frozen())
+    others = run.twin()
+    first, last = run.params[0], run.params[SPOILT]
+    products = [float(run.optimizer.state[p]["mu_product"]) for p in (first, last)]
+    run.state["step"] = 0  # as code does that takes it for a number
+    run.step()
+    others.step()
+    assert float(run.state["mu_product"]) == 0.9
+    assert float(run.optimizer.state[first]["mu_product"]) == products[0] * 0.9
+    assert_same(first, others.params[0])
