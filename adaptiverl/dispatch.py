@@ -97,7 +97,7 @@ class CpuBackend:
 
     def count_steps(self, bucket: Bucket, decision: Decision) -> None:
         """See `Backend`."""
-        _count_one_by_one(bucket, decision)
+        torch.ops.adaptiverl.count_steps_(bucket.rows(), decision.block, decision.effective)
 
     def sum_squares(
         self,
@@ -451,15 +451,7 @@ def sums_of(bucket: Bucket, decision: Decision) -> Tensor | None:
 
 def _tell_autograd(bucket: Bucket) -> None:
     """Neither a C++ operator nor a Triton launch bumps version counters."""
-    torch.autograd.graph.increment_version([entry.param for entry in bucket.entries])
-
-
-def _count_one_by_one(bucket: Bucket, decision: Decision) -> None:
-    active = decision.active
-    for entry in bucket.entries:
-        if entry.momentum_product() is not None:
-            reference.count_momentum(entry, decision.effective[entry.group, 1], active)
-        reference.count_step(entry, active)
+    torch.autograd.graph.increment_version(bucket.params)
 
 
 class GradientScale:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import operator
 import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, compress
 from typing import Any
 
@@ -58,6 +58,8 @@ class Fingerprint:
         gradients: The gradients' addresses.
         plain: Everything here is contiguous, dense, in no need of negation, and every gradient is
             laid out over the ranks as its parameter is.
+        tensors: The parameters themselves, or this rank's shards of them.
+        dtensors: Where some are DTensors, the parameters as the groups have them.
     """
 
     options: list[tuple[tuple[str, ...], bool]]
@@ -68,6 +70,8 @@ class Fingerprint:
     states: list[int]
     gradients: list[int]
     plain: bool
+    tensors: list[Tensor]
+    dtensors: list[Tensor]
 
     @classmethod
     def of(cls, groups: Sequence[GroupKey], state: Mapping[Tensor, Any]) -> Fingerprint | None:
@@ -85,7 +89,9 @@ class Fingerprint:
         try:
             moments, counters = _columns_of(groups, present, _states_of(params, state))
             alike = True
+            dtensors: list[Tensor] = []
             if any_dtensor(params):
+                dtensors = params
                 alike = placed_alike(params, grads)
                 params, grads, moments, counters = map(
                     local_tensors, (params, grads, moments, counters)
@@ -108,10 +114,16 @@ class Fingerprint:
                 and all(map(Tensor.is_contiguous, params))
                 and all(map(Tensor.is_contiguous, grads))
                 and not any(map(Tensor.is_neg, grads)),
+                tensors=params,
+                dtensors=dtensors,
             )
         except (KeyError, TypeError, RuntimeError):
             # No such state yet, a number for a tensor, a layout without an address.
             return None
+
+    def without_tensors(self) -> Fingerprint:
+        """What may be kept until the next step."""
+        return replace(self, tensors=[], dtensors=[])
 
     def is_followed_by(self, other: Fingerprint) -> bool:
         """Whether nothing but gradients' addresses differs."""

@@ -272,10 +272,10 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         try:
             buckets = self._buckets.of_step(keys, self.state, self._entries)
             self._sweep(buckets, rehearsal)
-            self._shards.end_step()
+            self._shards.end_step(self._buckets.dtensors)
             self._announcements.look(self._controller.block)
         finally:
-            self._buckets.release_gradients()
+            self._buckets.release()
 
     def _sweep(self, buckets: list[Bucket], rehearsal: bool) -> None:
         self._warn_of_shards_keyed_apart()
@@ -301,7 +301,7 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         controller = self._controller
         sums = [bucket.sums for bucket in buckets]
         if self._shards:
-            places = [[entry.index for entry in bucket.entries] for bucket in buckets]
+            places = [bucket.indices for bucket in buckets]
             sums = [self._shards.as_whole(*pair) for pair in zip(sums, places, strict=True)]
         controller.gather([_beside(controller, s) for s in sums])
         active = decision.active if decision.skippable else None
@@ -389,7 +389,7 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
             return
         # Where ranks may differ in σ, they must not differ in whether they meet.
         if always or (noisy and (not self._ranks.agree or noise_on(decision))):
-            numbers = [(b.squares, [entry.index for entry in b.entries]) for b in buckets]
+            numbers = [(bucket.squares, bucket.indices) for bucket in buckets]
             self._shards.add_up(numbers, self._ranks)
 
     def _entries(self) -> Iterator[ParameterEntry]:

@@ -68,10 +68,6 @@ class ParameterEntry:
         """Everything that a sweep walks beside each other."""
         return [self.param, self.grad, *(m for m in self.moments() if m is not None)]
 
-    def drop_gradient(self) -> None:
-        """The step is over; reading `grad` is an error from now on."""
-        del self.grad
-
     def row(self) -> tuple[int, ...]:
         """This entry's line of the address table, in the order of `COLUMNS`."""
         return (
@@ -188,8 +184,10 @@ class Bucket:
         device: Of the tensors.
         variant: What else one launch of that backend must agree in.
         workspace: Owns what the launch reads besides the tensors.
-        entries: One per tensor; those of tensors that an address table describes lose their
-            gradient when the step is over.
+        entries: One per tensor, in a step that made them, and only as long as it takes: between
+            steps nothing here keeps a tensor alive.
+        params: The parameters, or this rank's shards of them, likewise.
+        indices: Their places in the optimizer.
         squares: float64 [tensors], a place for one sum per tensor. Never cleared: who reads a sum
             has had it written in the same step.
     """
@@ -199,6 +197,8 @@ class Bucket:
     variant: tuple[Any, ...] = ()
     workspace: Workspace = field(default_factory=Workspace)
     entries: list[Any] = field(default_factory=list)
+    params: list[Tensor] = field(default_factory=list)
+    indices: list[int] = field(default_factory=list)
     squares: Tensor = field(init=False)
     _sums: Tensor | None = None
     _table: AddressTable | None = None
@@ -252,11 +252,17 @@ class Bucket:
 
     def start(self) -> None:
         """A step's entries are about to be put here."""
-        self.entries = []
+        self.entries, self.params, self.indices = [], [], []
         self._rows = None
 
+    def take(self, entry: ParameterEntry) -> None:
+        """One of this step's tensors is this bucket's."""
+        self.entries.append(entry)
+        self.params.append(entry.param)
+        self.indices.append(entry.index)
+
     def move_gradients(self, addresses: list[int]) -> None:
-        """The same entries, their gradients at these addresses."""
+        """The same tensors, their gradients at these addresses."""
         assert self._table is not None
         wanted = self._table.host
         # Four times as fast as torch.tensor of the list.
@@ -272,12 +278,9 @@ class Bucket:
         assert self._table is not None
         return self._table.host[:, list(columns)].tolist()
 
-    def release_gradients(self) -> None:
-        """Between steps they are the model's, which may free them."""
-        if not self.backend.addressed:
-            self.entries = []
-        for entry in self.entries:
-            entry.drop_gradient()
+    def release(self) -> None:
+        """The step is over: whoever owns the tensors may free them."""
+        self.entries, self.params = [], []
 
 
 class Buckets:
@@ -291,7 +294,8 @@ class Buckets:
         self._places: list[list[int]] = []
         self._last: Fingerprint | None = None
         self._watch: Watch | None = None
-        self._holds_gradients = False
+        self.dtensors: list[Tensor] = []
+        """Of this step's parameters, if it made no entries; until it is over"""
         self._squares: dict[torch.device, Tensor] = {}
 
     def of_step(
@@ -313,30 +317,33 @@ class Buckets:
         if self._last is not None and self._watch is not None and self._watch.is_whole:
             seen = Fingerprint.of(groups, state)
             if seen is not None and self._last.is_followed_by(seen):
-                self._follow(seen.gradients)
+                self._follow(seen)
                 return self._sorted
         self.sort(entries())
         for bucket in self._sorted:
             if bucket.backend.addressed:
                 bucket.rows()  # or an error, while nothing has moved
-        self._last = self._fingerprint(groups, state)
-        self._watch = None if self._last is None else Watch(groups, state)
+        seen = self._fingerprint(groups, state)
+        if seen is not None:
+            self._last, self._watch = seen.without_tensors(), Watch(groups, state)
         return self._sorted
 
-    def _follow(self, gradients: list[int]) -> None:
-        """The last step's buckets, their gradients at these addresses."""
+    def _follow(self, seen: Fingerprint) -> None:
+        """The last step's buckets, with this step's tensors and their gradients' addresses."""
+        self.dtensors = seen.dtensors
         if len(self._sorted) == 1:  # which has them all, in this order
-            self._sorted[0].move_gradients(gradients)
+            self._sorted[0].params = seen.tensors
+            self._sorted[0].move_gradients(seen.gradients)
             return
         for bucket, places in zip(self._sorted, self._places, strict=True):
-            bucket.move_gradients([gradients[i] for i in places])
+            bucket.params = [seen.tensors[i] for i in places]
+            bucket.move_gradients([seen.gradients[i] for i in places])
 
-    def release_gradients(self) -> None:
-        """The step is over. Only one that made entries holds gradients."""
-        if self._holds_gradients:
-            self._holds_gradients = False
-            for bucket in self._sorted:
-                bucket.release_gradients()
+    def release(self) -> None:
+        """The step is over: between steps nothing here keeps a tensor alive."""
+        self.dtensors = []
+        for bucket in self._sorted:
+            bucket.release()
 
     def squares_by_device(self) -> dict[torch.device, Tensor]:
         """The places of all this step's buckets for sums, one piece of memory per device."""
@@ -344,7 +351,7 @@ class Buckets:
 
     def sort(self, entries: Iterable[ParameterEntry]) -> list[Bucket]:
         """Every entry to who takes it, whatever the last step was like."""
-        self._last, self._holds_gradients = None, True
+        self._last = self._watch = None
         for bucket in self._buckets.values():
             bucket.start()
         places: dict[Hashable, list[int]] = {}
@@ -354,7 +361,7 @@ class Buckets:
             if key not in self._buckets:
                 self._buckets[key] = Bucket(backend, *key[1:], self._workspace)
                 self._buckets[key].start()
-            self._buckets[key].entries.append(entry)
+            self._buckets[key].take(entry)
             places.setdefault(key, []).append(place)
         taken = {key: bucket for key, bucket in self._buckets.items() if bucket.entries}
         self._sorted = list(taken.values())

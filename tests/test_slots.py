@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -260,6 +263,31 @@ def test_a_cast_of_the_product_of_constant_momenta_loses_nothing(
     assert_same(run.params, again.params)
 
 
+def test_the_same_address_with_another_dtype_is_seen() -> None:
+    run = Run("adamw")
+    for name, there, then in (
+        ("mu_product", torch.float64, torch.float32),
+        ("step", torch.float32, torch.float16),
+        ("step", torch.float32, torch.int32),
+        (run.moment, torch.float32, torch.bfloat16),
+    ):
+        kept = run.state[name]
+        memory = torch.zeros(kept.numel(), dtype=torch.float64)
+        first = memory.view(there)[: kept.numel()].view(kept.shape).copy_(kept)
+        run.state[name] = first
+        run.step()
+        run.step()
+        twin = run.twin()
+        twin.step()
+        values = run.state.pop(name).clone()
+        del kept, first
+        run.state[name] = memory.view(then)[: values.numel()].view(values.shape).copy_(values)
+        assert run.state[name].data_ptr() == memory.data_ptr()
+        run.step()
+        assert run.state[name].dtype == twin.state[name].dtype
+        torch.testing.assert_close(run.state[name], twin.state[name], rtol=1e-2, atol=1e-3)
+
+
 # State that was reset by hand
 
 
@@ -297,3 +325,61 @@ def test_one_of_many_that_was_reset_starts_anew_alone() -> None:
     assert float(run.state["mu_product"]) == 0.9
     assert float(run.optimizer.state[first]["mu_product"]) == products[0] * 0.9
     assert_same(first, others.params[0])
+
+
+# Who keeps a tensor alive
+
+
+def _offload(run: Run) -> None:
+    for state in run.optimizer.state.values():
+        for name in state:
+            state[name] = state[name].clone()  # stands in for .to("cpu")
+
+
+def _forget_parameters(run: Run) -> None:
+    run.optimizer.state.clear()
+    run.params = []
+    for group in run.optimizer.param_groups:
+        group["params"] = []
+
+
+@pytest.mark.parametrize("make", MAKES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("quick", [False, True], ids=["a full step", "a quick step"])
+@pytest.mark.parametrize("drop", [_offload, _forget_parameters])
+def test_between_steps_nothing_but_groups_and_state_keeps_a_tensor(
+    drop: Callable[[Run], None], quick: bool, dtype: torch.dtype, make: str
+) -> None:
+    run = Run(make, dtype, replace(BUSY, law="alignment") if make == "adamw" else BUSY)
+    if not quick:
+        run.params[0].grad = None
+        run.step()
+    gone = [weakref.ref(t) for s in run.optimizer.state.values() for t in s.values()]
+    if drop is _forget_parameters:
+        gone += [weakref.ref(p) for p in run.params]
+    gc.disable()  # at once, not when cycles are looked for
+    try:
+        drop(run)
+        assert [t() for t in gone] == [None] * len(gone)
+    finally:
+        gc.enable()
+
+
+def test_a_step_after_an_offload_is_as_if_nothing_had_been_moved() -> None:
+    ends = []
+    for offloads in (False, True):
+        run = Run("adamw")
+        for _ in range(3):
+            if offloads:
+                _offload(run)
+            run.step()
+        ends.append(run.end())
+    assert_same(*ends)
+
+
+@pytest.mark.parametrize("make", MAKES)
+def test_parameters_tell_autograd_of_a_quick_step(make: str) -> None:
+    run = Run(make)
+    versions = [p._version for p in run.params]
+    run.step()
+    assert all(p._version > v for p, v in zip(run.params, versions, strict=True))
