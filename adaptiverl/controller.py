@@ -303,8 +303,10 @@ class Controller:
             raise ValueError(f"seed must be a whole number from 0 to 2**64 - 1, got {seed!r}")
         self.control = control
         self.limits = control.limits(lr, momentum, kind)
-        packed = torch.tensor(pack_parameters(control, self.limits), dtype=torch.float64)
-        self._start = torch.empty(len(FIELDS), dtype=torch.float64)
+        packed = torch.tensor(
+            pack_parameters(control, self.limits), dtype=torch.float64, device="cpu"
+        )
+        self._start = torch.empty(len(FIELDS), dtype=torch.float64, device="cpu")
         torch.ops.adaptiverl.start_(
             self._start, packed, control.start_lr(lr), momentum, seed & 0xFFFFFFFF, seed >> 32
         )

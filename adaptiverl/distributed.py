@@ -523,7 +523,7 @@ class Shards:
                     self._workspace.drop(old)
                 self._uploaded.clear()
             self._uploaded[place] = None
-            return (upload(torch.tensor(numbers, dtype=torch.int64), device),)
+            return (upload(torch.tensor(numbers, dtype=torch.int64, device="cpu"), device),)
 
         (uploaded,) = self._workspace.hold(place, None, device, make)
         return uploaded

@@ -28,7 +28,7 @@ from adaptiverl.distributed import (
 from adaptiverl.fingerprint import GroupKey
 from adaptiverl.slots import as_counter, as_moment, check_gradient, check_state, moment_dtype
 from adaptiverl.tables import ENTRIES, Bucket, Buckets, GroupTable, ParameterEntry
-from adaptiverl.workspace import Workspace
+from adaptiverl.workspace import Workspace, outside_inference
 
 if TYPE_CHECKING:
     from adaptiverl.distributed import Group
@@ -126,6 +126,7 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         self._shards = Shards(self._workspace)
         self._warned_of_shards = False
 
+    @outside_inference
     def _start_controller(self, lr: float, momentum: float) -> None:
         self._start = (lr, momentum)
         self._controller = Controller(self._control, lr, momentum, kind=self._kind, seed=self._seed)
@@ -146,6 +147,7 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         return self._control
 
     @torch._disable_dynamo
+    @outside_inference
     def observe(self, loss: Tensor | float, reward: Tensor | float | None = None) -> None:
         """Tell the controller this step's loss; nothing waits. Several before a step are averaged.
 
@@ -169,6 +171,7 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         self._adopt_loaded_memory()  # which would empty the inbox later
         self._controller.observe(to_whole(loss), to_whole(reward))
 
+    @outside_inference
     def update(self, loss: Tensor | float, reward: Tensor | float | None = None) -> None:
         """Epoch-wise control (§5), ``Control(every=None)``: one observation and one update.
 
@@ -190,6 +193,7 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         self._adopt_loaded_memory()
         self._controller.update(to_whole(loss), to_whole(reward), self._share_observations)
 
+    @outside_inference
     def knobs(self) -> dict[str, float]:
         """The first group's learning rate and momentum in effect, α, σ, and the sensors by name.
 
@@ -263,6 +267,7 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
                 return
 
     @torch._disable_dynamo
+    @outside_inference
     @torch.no_grad()
     def _step_parameters(self) -> None:
         self._workspace.begin_step()
@@ -556,6 +561,7 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         adaptive = (self._control, self._max_grad_norm, self._seed, self._start, self._ranks)
         return super().__getstate__() | {"_adaptive": adaptive}
 
+    @outside_inference
     def __setstate__(self, state: dict[str, Any]) -> None:
         adaptive = state.pop("_adaptive", None)
         super().__setstate__(state)

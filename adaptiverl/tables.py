@@ -145,7 +145,7 @@ class AddressTable:
     """
 
     def __init__(self, device: torch.device, workspace: Workspace, place: Hashable) -> None:
-        self.host = torch.empty((0, len(COLUMNS)), dtype=torch.int64)
+        self.host = torch.empty((0, len(COLUMNS)), dtype=torch.int64, device="cpu")
         self.rows = self.host.to(device)
         self._device = device
         self._table = DeviceTable(workspace, place, device)
@@ -225,7 +225,8 @@ class Bucket:
         if self._rows is None:
             if self._table is None:
                 self._table = AddressTable(self.device, self.workspace, self._place("rows"))
-            wanted = torch.tensor([entry.row() for entry in self.entries], dtype=torch.int64)
+            rows = [entry.row() for entry in self.entries]
+            wanted = torch.tensor(rows, dtype=torch.int64, device="cpu")
             self._rows = self._table.refresh(wanted)
         return self._rows
 
@@ -459,7 +460,8 @@ class GroupTable:
             assert self._table.rows is not None
             return self._table.rows
         rows = [[UNKNOWN if x is None else x for x in known] for known in self._known]
-        wanted = torch.tensor(rows, dtype=torch.float64).reshape(len(rows), len(GROUP_COLUMNS))
+        wanted = torch.tensor(rows, dtype=torch.float64, device="cpu")
+        wanted = wanted.reshape(len(rows), len(GROUP_COLUMNS))
         if is_capturing(self.device):
             return self._table.record(wanted)
         numbers = self._table.write(wanted)
