@@ -44,7 +44,8 @@ class AdaptiveAdamW(AdaptiveOptimizer, torch.optim.AdamW):
             initialised; ``False``, this rank alone.
 
     Raises:
-        ValueError: An argument out of range, ``differentiable=True``, a start outside the bounds.
+        ValueError: An argument out of range, ``differentiable=True``, a start outside the bounds,
+            a group with ``decoupled_weight_decay=False``.
         TypeError: A control that is not a `Control`; a process group that is none.
 
     Example:
@@ -97,6 +98,25 @@ class AdaptiveAdamW(AdaptiveOptimizer, torch.optim.AdamW):
             differentiable=differentiable,
             fused=fused,
         )
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As torch.optim's. The first group's rate and momentum are where α and μ start.
+
+        Raises:
+            ValueError: A group that asks for coupled weight decay.
+        """
+        if isinstance(param_group, dict):  # anything else torch refuses itself
+            self._check_group(param_group)
+        super().add_param_group(param_group)
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        # What loads is decoupled whatever it was, as in torch.optim.AdamW.
+        if not group.get("decoupled_weight_decay", True):
+            raise ValueError(
+                "AdaptiveAdamW's weight decay is decoupled, got a group with "
+                "decoupled_weight_decay=False, which is torch.optim.Adam's: leave it out, or set "
+                "that group's weight_decay to 0, where both are the same, without it"
+            )
 
     def _start_of(self, group: dict[str, Any]) -> float:
         return float(group["betas"][0])

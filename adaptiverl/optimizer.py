@@ -91,6 +91,13 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         """Those of `_moments` that a group needs."""
         raise NotImplementedError
 
+    def _check_group(self, group: dict[str, Any]) -> None:
+        """A group asks for nothing that this algorithm does not do.
+
+        Raises:
+            ValueError: It does.
+        """
+
     def _entry_state(self, group: dict[str, Any], state: dict[str, Any]) -> dict[str, Any]:
         """What this algorithm's entries have beside `ParameterEntry`'s own."""
         raise NotImplementedError
@@ -314,6 +321,8 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
 
     def _group_keys(self) -> list[GroupKey]:
         """What of the groups decides which backend takes their tensors."""
+        for group in self.param_groups:
+            self._check_group(group)
         return [
             GroupKey(group["params"], self._kept_of(group), bool(group["maximize"]))
             for group in self.param_groups
