@@ -402,13 +402,16 @@ def resolve(device_type: str, param_dtype: torch.dtype, grad_dtype: torch.dtype)
         )
 
 
-def backend_for(entry: ParameterEntry, noisy: bool) -> Backend:
+def backend_for(entry: ParameterEntry, noisy: bool, shares_memory: bool = False) -> Backend:
     """Who does this tensor's step: its types' backend, or the reference where layouts differ.
 
     Args:
         entry: The tensor.
         noisy: σ may be above 0.
+        shares_memory: With another tensor of the step: the reference takes one after another.
     """
+    if shares_memory:
+        return REFERENCE
     backend = resolve(entry.param.device.type, entry.param.dtype, entry.grad.dtype).backend
     return backend if backend.accepts(entry, noisy) else REFERENCE
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from adaptiverl.fingerprint import Fingerprint, GroupKey, Watch
+from adaptiverl.overlaps import Spans, overlapping_rows
 from adaptiverl.workspace import NEEDS_A_STEP, DeviceTable, Workspace, is_capturing, upload
 
 COLUMNS = (
@@ -34,6 +35,8 @@ COLUMNS = (
 )
 """A row of the address table, in the order of `TensorRow` in csrc/tables.h."""
 PARAM, GRAD, NUMEL = (COLUMNS.index(name) for name in ("param", "grad", "numel"))
+MOMENTS = slice(COLUMNS.index("exp_avg"), COLUMNS.index("max_exp_avg_sq") + 1)
+COUNTERS = slice(COLUMNS.index("step"), COLUMNS.index("mu_product") + 1)
 
 GROUP_COLUMNS = ("lr", "beta1", "beta2", "eps", "weight_decay")
 """AdamW's names for a row of the group table; SGD keeps its own five numbers there."""
@@ -116,6 +119,10 @@ class SGDEntry(ParameterEntry):
 
 ENTRIES: dict[str, type[ParameterEntry]] = {"adamw_step": Entry, "sgd_step": SGDEntry}
 """What each algorithm of a backend has of a parameter"""
+
+
+_COUNTER_BYTES = torch.tensor([4, 8], device="cpu")
+"""Of `step`, a float32, and of `mu_product`, a float64"""
 
 
 def _address(tensor: Tensor | None) -> int:
@@ -203,6 +210,7 @@ class Bucket:
     _sums: Tensor | None = None
     _table: AddressTable | None = None
     _rows: Tensor | None = None
+    _host_rows: Tensor | None = None
     _scratch: tuple[Tensor, ...] = ()
     _scratch_of: Tensor | None = None
 
@@ -225,10 +233,31 @@ class Bucket:
         if self._rows is None:
             if self._table is None:
                 self._table = AddressTable(self.device, self.workspace, self._place("rows"))
-            rows = [entry.row() for entry in self.entries]
-            wanted = torch.tensor(rows, dtype=torch.int64, device="cpu")
-            self._rows = self._table.refresh(wanted)
+            self._rows = self._table.refresh(self.host_rows())
         return self._rows
+
+    def host_rows(self) -> Tensor:
+        """What the address table of these entries says, int64 [tensors, 13] on the host."""
+        if self._host_rows is None:
+            rows = [entry.row() for entry in self.entries]
+            self._host_rows = torch.tensor(rows, dtype=torch.int64, device="cpu")
+        return self._host_rows
+
+    def spans(self) -> Spans:
+        """The memory that a sweep over these entries reads and writes."""
+        rows, first = self.host_rows(), self.entries[0]
+        itemsizes = [first.param.element_size(), first.grad.element_size()]
+        itemsizes += [max((m.element_size() for m in first.moments() if m is not None), default=0)]
+        numel = rows[:, NUMEL, None]
+        addresses = [rows[:, PARAM, None], rows[:, GRAD, None], rows[:, MOMENTS]]
+        lengths = [numel * i for i in itemsizes]
+        lengths[-1] = lengths[-1].expand_as(addresses[-1])
+        addresses.append(rows[:, COUNTERS])
+        lengths.append(_COUNTER_BYTES.expand_as(addresses[-1]))
+        begins = torch.cat(addresses, dim=1)
+        ends = torch.where(begins == 0, 0, begins + torch.cat(lengths, dim=1))
+        written = torch.tensor([i != 1 for i in range(begins.shape[1])], device="cpu")
+        return Spans(begins, ends, written)
 
     def scratch(self, build: Callable[[list[int]], tuple[Tensor, ...]]) -> Any:
         """What a backend keeps beside the table; built from the tensors' sizes when one changes."""
@@ -254,7 +283,7 @@ class Bucket:
     def start(self) -> None:
         """A step's entries are about to be put here."""
         self.entries, self.params, self.indices = [], [], []
-        self._rows = None
+        self._rows = self._host_rows = None
 
     def take(self, entry: ParameterEntry) -> None:
         """One of this step's tensors is this bucket's."""
@@ -281,13 +310,13 @@ class Bucket:
 
     def release(self) -> None:
         """The step is over: whoever owns the tensors may free them."""
-        self.entries, self.params = [], []
+        self.entries, self.params, self._host_rows = [], [], None
 
 
 class Buckets:
     """Sorts a step's entries by who takes them; the buckets and their tables outlive the step."""
 
-    def __init__(self, choose: Callable[[Any], Any], workspace: Workspace) -> None:
+    def __init__(self, choose: Callable[..., Any], workspace: Workspace) -> None:
         self._choose = choose
         self._workspace = workspace
         self._buckets: dict[Hashable, Bucket] = {}
@@ -351,13 +380,27 @@ class Buckets:
         return {b.device: self._squares[b.device] for b in self._sorted}
 
     def sort(self, entries: Iterable[ParameterEntry]) -> list[Bucket]:
-        """Every entry to who takes it, whatever the last step was like."""
+        """Every entry to who takes it, whatever the last step was like.
+
+        Tensors that lie in each other's memory are taken one after another, in the optimizer's
+        order: threads that walk them at once would race.
+        """
         self._last = self._watch = None
+        entries = list(entries)
+        self._fill(entries, shared=set())
+        shared = self._places_in_shared_memory()
+        if shared:
+            self._fill(entries, shared)
+        self._share_squares()
+        return self._sorted
+
+    def _fill(self, entries: Sequence[ParameterEntry], shared: set[int]) -> None:
+        """Make the step's buckets; those in `shared` share memory with others."""
         for bucket in self._buckets.values():
             bucket.start()
         places: dict[Hashable, list[int]] = {}
         for place, entry in enumerate(entries):
-            backend = self._choose(entry)
+            backend = self._choose(entry, shares_memory=place in shared)
             key = (backend.name, entry.param.device, backend.variant(entry))
             if key not in self._buckets:
                 self._buckets[key] = Bucket(backend, *key[1:], self._workspace)
@@ -367,8 +410,21 @@ class Buckets:
         taken = {key: bucket for key, bucket in self._buckets.items() if bucket.entries}
         self._sorted = list(taken.values())
         self._places = [places[key] for key in taken]
-        self._share_squares()
-        return self._sorted
+
+    def _places_in_shared_memory(self) -> set[int]:
+        """Which of the entries would race in a sweep over addresses."""
+        found: set[int] = set()
+        walked = [
+            pair
+            for pair in zip(self._sorted, self._places, strict=True)
+            if pair[0].backend.addressed
+        ]
+        for device in {bucket.device: None for bucket, _ in walked}:
+            here = [pair for pair in walked if pair[0].device == device]
+            rows = overlapping_rows([bucket.spans() for bucket, _ in here])
+            for (_, places), numbers in zip(here, rows, strict=True):
+                found |= {places[number] for number in numbers}
+        return found
 
     def _share_squares(self) -> None:
         """One piece of memory per device, so that a norm over all tensors is one launch."""
