@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -336,7 +337,8 @@ class ReferenceBackend:
     @staticmethod
     def _noise_on(decision: Decision) -> bool:
         # σ is a host's own memory on the CPU; elsewhere reading it would wait for the device.
-        if not decision.noise_possible or decision.block.device.type != "cpu":
+        block = decision.block
+        if not decision.noise_possible or block.device.type != "cpu" or is_fake(block):
             return decision.noise_possible
         return decision.noise.item() != 0
 
@@ -427,6 +429,7 @@ def lie_alike(tensors: Sequence[Tensor], noisy: bool) -> bool:
         t.device != first.device
         or t.shape != first.shape
         or t.is_neg()
+        or is_fake(t)
         or is_traceable_wrapper_subclass(t)
         for t in tensors
     ):
@@ -434,6 +437,15 @@ def lie_alike(tensors: Sequence[Tensor], noisy: bool) -> bool:
     if all(t.is_contiguous() for t in tensors):
         return True
     return not noisy and _is_dense(first) and all(_order(t) == _order(first) for t in tensors)
+
+
+def is_fake(tensor: Tensor) -> bool:
+    """Whether it has neither memory nor values, as while a program is traced or its memory planned.
+
+    Where nobody imported fake tensors, there is none.
+    """
+    module = sys.modules.get("torch._subclasses.fake_tensor")
+    return module is not None and isinstance(tensor, module.FakeTensor)
 
 
 def _order(tensor: Tensor) -> list[tuple[int, int]]:
@@ -506,6 +518,23 @@ class GradientScale:
         return (limit[0] if limit else None), factor
 
 
+OPERATORS = (
+    "observe_",
+    "advance_",
+    "count_steps_",
+    "gather_alignment_",
+    "update_",
+    "read_groups_",
+    "start_",
+    "sum_squares_",
+    "adamw_step_",
+    "sgd_step_",
+    "normals_",
+    "philox_words_",
+)
+"""All that work on tensors"""
+
+
 def load_operators() -> None:
     """Load the compiled operators.
 
@@ -520,6 +549,10 @@ def load_operators() -> None:
             f"{error}. Build them with `pip install --no-build-isolation -e .` in the source tree, "
             "or install a wheel; torch 2.10 or newer and a C++ compiler are needed"
         ) from error
+
+
+def _changes_nothing_fake(*_: Any, **__: Any) -> None:
+    """What every operator does to fake tensors: it returns nothing, and they have no values."""
 
 
 def has_cuda_controller() -> bool:
@@ -546,3 +579,5 @@ def describe() -> str:
 
 
 load_operators()
+for _operator in OPERATORS:
+    torch.library.register_fake(f"adaptiverl::{_operator}", _changes_nothing_fake)

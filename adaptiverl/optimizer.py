@@ -15,7 +15,7 @@ from torch.optim.optimizer import _device_dtype_check_for_fused
 from adaptiverl.announcements import Announcements
 from adaptiverl.control import Control, MomentumKind
 from adaptiverl.controller import Controller, Decision, Trace, current_layout
-from adaptiverl.dispatch import GradientScale, backend_for, controller_device, noise_on
+from adaptiverl.dispatch import GradientScale, backend_for, controller_device, is_fake, noise_on
 from adaptiverl.distributed import (
     NOISE_PLACE,
     Ranks,
@@ -285,7 +285,8 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
             buckets = self._buckets.of_step(keys, self.state, self._entries)
             self._sweep(buckets, rehearsal)
             self._shards.end_step(self._buckets.dtensors)
-            self._announcements.look(self._controller.block)
+            if not is_fake(self._controller.block):
+                self._announcements.look(self._controller.block)
         finally:
             self._buckets.release()
 
@@ -341,6 +342,8 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
             return False
         params = (p for group in self.param_groups for p in group["params"])
         grads = [to_local(p.grad) for p in params if p.grad is not None]
+        if any(map(is_fake, grads)):
+            return False
         return bool(grads) and not any(bool(grad.any()) for grad in grads)
 
     def _share_observations(self) -> None:

@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from training import BUSY, assert_same, clones, parameters, snapshot
 
-from adaptiverl import AdaptiveAdamW, AdaptiveSGD, Control
+from adaptiverl import AdaptiveAdamW, AdaptiveSGD, Control, dispatch
 
 MAKES: dict[str, Callable[..., Any]] = {
     "adamw": AdaptiveAdamW,
@@ -24,6 +26,8 @@ MODES: dict[str, Callable[[], Any]] = {
     "inference": torch.inference_mode,
     "another default device": lambda: torch.device("meta"),
 }
+NO_TENSORS = {"watch_capture", "capture_has_ended"}
+"""Operators, where CUDA is compiled, that take numbers only"""
 PLACES = ["construct", "knobs", "observe", "step", "load"]
 
 
@@ -78,3 +82,42 @@ def test_epoch_wise_control_in_another_mode(mode: str) -> None:
                 optimizer.trace()
         ends.append(snapshot(optimizer, params))
     assert_same(*ends)
+
+
+# Fake tensors, which have neither memory nor values
+
+
+@pytest.mark.parametrize("options", [{}, {"max_grad_norm": 1.0}, {"lr": 0.0}], ids=str)
+@pytest.mark.parametrize("control", ["busy", "frozen", "find_lr"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kind", ["adamw", "sgd"])
+def test_a_step_of_fake_tensors_touches_no_address(
+    kind: str, dtype: torch.dtype, control: str, options: dict[str, Any]
+) -> None:
+    controls = {
+        "busy": replace(BUSY, mode="modulate"),
+        "frozen": replace(Control.frozen(), mode="modulate"),
+        "find_lr": replace(BUSY, mode="modulate", law="alignment"),
+    }
+    make = AdaptiveAdamW if kind == "adamw" else partial(AdaptiveSGD, momentum=0.9)
+    with FakeTensorMode():
+        model = nn.Linear(4, 4, dtype=dtype)
+        optimizer = make(model.parameters(), **{"lr": 0.1} | options, control=controls[control])
+        for _ in range(3):
+            optimizer.zero_grad()
+            loss = model(torch.randn(2, 4, dtype=dtype)).sum()
+            loss.backward()
+            optimizer.step(loss=loss)
+        for p, state in optimizer.state.items():
+            assert {v.shape for k, v in state.items() if k in optimizer._moments} == {p.shape}
+            assert {type(v) for v in state.values()} == {FakeTensor}
+        assert {b.backend.name for b in optimizer._buckets._sorted} == {"reference"}
+
+
+def test_every_operator_can_be_called_with_fake_tensors() -> None:
+    ours = {
+        name.split("::")[1].split(".")[0]
+        for name in torch._C._dispatch_get_all_op_names()
+        if name.startswith("adaptiverl::")
+    }
+    assert ours - NO_TENSORS == set(dispatch.OPERATORS)

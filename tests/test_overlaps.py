@@ -70,7 +70,7 @@ def train(make: Callable[[Any], Any], kind: str) -> tuple[list[Tensor], Any]:
 
 
 class SerialSGD:
-    """Momentum, parameter by parameter; torch.optim.SGD's first step of one listed twice forgets."""
+    """Momentum, parameter by parameter; torch's forgets a step of one listed twice."""
 
     def __init__(self, params: list[nn.Parameter]) -> None:
         self.params = params
