@@ -10,7 +10,9 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from adaptiverl.control import BETA1, Control
+from adaptiverl.devices import numbers_device
 from adaptiverl.optimizer import AdaptiveOptimizer
+from adaptiverl.slots import as_counter
 
 if TYPE_CHECKING:
     from adaptiverl.distributed import Group
@@ -43,7 +45,8 @@ class AdaptiveAdamW(AdaptiveOptimizer, torch.optim.AdamW):
             initialised; ``False``, this rank alone.
 
     Raises:
-        ValueError: An argument out of range, ``differentiable=True``, a start outside the bounds.
+        ValueError: An argument out of range, ``differentiable=True``, a start outside the bounds,
+            a group with ``decoupled_weight_decay=False``.
         TypeError: A control that is not a `Control`; a process group that is none.
 
     Example:
@@ -97,6 +100,25 @@ class AdaptiveAdamW(AdaptiveOptimizer, torch.optim.AdamW):
             fused=fused,
         )
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As torch.optim's. The first group's rate and momentum are where α and μ start.
+
+        Raises:
+            ValueError: A group that asks for coupled weight decay.
+        """
+        if isinstance(param_group, dict):  # anything else torch refuses itself
+            self._check_group(param_group)
+        super().add_param_group(param_group)
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        # What loads is decoupled whatever it was, as in torch.optim.AdamW.
+        if not group.get("decoupled_weight_decay", True):
+            raise ValueError(
+                "AdaptiveAdamW's weight decay is decoupled, got a group with "
+                "decoupled_weight_decay=False, which is torch.optim.Adam's: leave it out, or set "
+                "that group's weight_decay to 0, where both are the same, without it"
+            )
+
     def _start_of(self, group: dict[str, Any]) -> float:
         return float(group["betas"][0])
 
@@ -119,9 +141,29 @@ class AdaptiveAdamW(AdaptiveOptimizer, torch.optim.AdamW):
 
     def _init_state(self, param: Tensor, group: dict[str, Any], state: dict[str, Any]) -> None:
         super()._init_state(param, group, state)
-        if "mu_product" not in state:
-            # From a checkpoint of torch.optim.AdamW, whose momentum is constant.
-            step, momentum = state["step"].to(torch.float64), group["betas"][0]
-            if isinstance(momentum, Tensor):
-                momentum = momentum.to(step.device).to(torch.float64).reshape(())
-            state["mu_product"] = momentum**step
+        product = state.get("mu_product")
+        if isinstance(product, Tensor) and product.dtype == torch.float64:
+            state["mu_product"] = as_counter(product, torch.float64, numbers_device(param.device))
+            return
+        # From a checkpoint of torch.optim.AdamW, whose momentum is constant.
+        step, momentum = state["step"].to(torch.float64), group["betas"][0]
+        if isinstance(momentum, Tensor):
+            momentum = momentum.to(step.device, torch.float64).reshape(())
+        constant = momentum**step
+        state["mu_product"] = constant if product is None else _as_precise(product, constant)
+
+
+def _as_precise(product: Any, constant: Tensor) -> Tensor:
+    """The product of a parameter's momenta in float64 again, after a loader rounded it.
+
+    Args:
+        product: What the loader made of it.
+        constant: What it is if the momentum never moved, float64 0-d: then nothing was lost.
+    """
+    rounded = as_counter(product, torch.float64, constant.device)
+    if not isinstance(product, Tensor) or not product.is_floating_point():
+        return rounded
+    info = torch.finfo(product.dtype)
+    # Whole steps of rounding: the product was multiplied up, and this is a power.
+    near = (rounded - constant).abs() <= info.eps * constant + info.tiny
+    return torch.where(near, constant, rounded)

@@ -10,6 +10,7 @@ import csv
 import math
 import numbers
 import os
+import warnings
 from collections import namedtuple
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -86,6 +87,45 @@ LOGARITHMS_OF_ZERO = {
     "log_lr_doubted",
 }
 """Numbers that may be −∞ in a sound memory: σ switched off, μ = 0, no such rate yet."""
+
+WIDEST = 20 * math.log(10)
+"""log-units that α may be from its start: no bounds that anybody gives leave more room"""
+LARGEST_COUNT = 2.0**53
+SEED_WORDS = ("seed_low", "seed_high")
+FLAGS = ("observed_pending", "rewarded_pending", "nonfinite_pending", "aligned_pending", "held")
+COUNTS = ("step", "loss_count", "reward_count", "nonfinite", "updates")
+SIZES = (
+    "lr",
+    "noise",
+    "loss_scale",
+    "variance",
+    "variance_scale",
+    "reward_scale",
+    "alignment_square",
+)
+DIRECTIONS = ("loss_direction", "reward_direction", "alignment_direction", "alignment_mean")
+SHARES = ("momentum", "plateau", "alignment_weight", "anneal")
+LOGARITHMS = (
+    "log_lr",
+    "log_lr_start",
+    "logit_momentum",
+    "logit_momentum_start",
+    "log_noise",
+    "log_lr_downhill",
+    "log_lr_doubted",
+)
+RANGES: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(SEED_WORDS, (0.0, 2.0**32 - 1)),
+    **dict.fromkeys(COUNTS, (0.0, LARGEST_COUNT)),
+    **dict.fromkeys(FLAGS, (0.0, 1.0)),
+    **dict.fromkeys(SIZES, (0.0, math.inf)),
+    **dict.fromkeys(SHARES, (0.0, 1.0)),
+    **dict.fromkeys(DIRECTIONS, (-1.0, 1.0)),
+    **dict.fromkeys(LOGARITHMS, (math.log(5e-324), math.log(1.7e308))),
+}
+"""What a sound memory's numbers lie in, whatever `Control` they come from"""
+WHOLE = {*SEED_WORDS, *COUNTS, *FLAGS}
+"""Numbers without a fraction"""
 
 SLOT = {name: i for i, name in enumerate(FIELDS)}
 MEMORY_SIZE = len(FIELDS) - 1
@@ -412,10 +452,23 @@ class Controller:
         self.observations.taken()
 
     def adopt(self, memory: Tensor) -> None:
-        """Take over a loaded memory, at this one's own address; the trace starts empty."""
-        self._memory.copy_(current_layout(memory), non_blocking=True)
+        """Take over a loaded memory, at this one's own address; the trace starts empty.
+
+        One that a loader rounded to float32 warns: of its whole numbers those above 2^24 may be
+        others now. The seed's are this optimizer's own where they round to the loaded ones.
+        """
+        adopted = current_layout(memory)
+        if memory.dtype != torch.float64:
+            adopted = self._with_own_seed(adopted)
+            warnings.warn(ROUNDED, UserWarning, stacklevel=2)
+        self._memory.copy_(adopted, non_blocking=True)
         self._ring.zero_()
         self.observations.empty()
+
+    def _with_own_seed(self, rounded: Tensor) -> Tensor:
+        own = self._start[:MEMORY_SIZE].to(rounded.device)
+        same = (own.to(torch.float32).to(torch.float64) == rounded) & _seeds_of(rounded)
+        return torch.where(same, own, rounded)
 
     def reset(self) -> None:
         """Back to the start: nothing observed, α and μ where the user put them."""
@@ -467,8 +520,25 @@ def _moved(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device, non_blocking=device.type != "cpu")
 
 
+ROUNDED = (
+    "'adaptive_state' was loaded as float32 and is float64 again; something between saving and "
+    "loading rounded it (a framework that casts all float64 to float32). The averages lost digits "
+    "that do not matter; the seed of the noise and the step count are others than they were where "
+    "they are above 2**24: then the noise, where there is any, is not the one that the run would "
+    "have drawn. Save and load 'adaptive_state' as it is to resume exactly"
+)
+
+
+def _seeds_of(memory: Tensor) -> Tensor:
+    """Which of a memory's numbers are the seed's two words, in every layout."""
+    places = torch.arange(len(memory), device=memory.device)
+    return (places == SLOT["seed_low"]) | (places == SLOT["seed_high"])
+
+
 def current_layout(memory: Any) -> Tensor:
     """A memory as this version lays it out, an older one migrated; `memory` itself is left alone.
+
+    A float32 one is made float64.
 
     Args:
         memory: What a checkpoint holds under ``adaptive_state``.
@@ -479,8 +549,13 @@ def current_layout(memory: Any) -> Tensor:
     """
     if not isinstance(memory, Tensor):
         raise _refusal(repr(memory))
-    if memory.dtype != torch.float64 or memory.dim() != 1 or memory.numel() == 0:
+    right = memory.dtype in (torch.float64, torch.float32)
+    if not right or memory.dim() != 1 or memory.numel() == 0:
         raise _refusal(f"{memory.dtype} of shape {tuple(memory.shape)}")
+    if memory.dtype == torch.float32:
+        memory = memory.to(torch.float64)
+        # The next float32 above 2^32 − 1 is one more than a word holds.
+        memory = torch.where(_seeds_of(memory) & (memory == 2.0**32), 2.0**32 - 1, memory)
     version = memory[SLOT["version"]].item()
     while version in MIGRATIONS:
         memory = MIGRATIONS[int(version)](memory)
@@ -493,7 +568,22 @@ def current_layout(memory: Any) -> Tensor:
         off = value == -math.inf and name in LOGARITHMS_OF_ZERO
         if not (math.isfinite(value) or off or name in AS_THEY_CAME):
             raise _refusal(f"{name} = {value}")
+        low, high = RANGES.get(name, (-math.inf, math.inf))
+        if not (off or name in AS_THEY_CAME or low <= value <= high):
+            raise _refusal(f"{name} = {value}, which is not in [{low:.6g}, {high:.6g}]")
+        if name in WHOLE and value != int(value):
+            raise _refusal(f"{name} = {value}, which is no whole number")
+    _check_knobs(*memory[[SLOT["log_lr"], SLOT["log_lr_start"]]].tolist())
     return memory
+
+
+def _check_knobs(log_lr: float, log_lr_start: float) -> None:
+    """Every group's rate is multiplied by how far α has come from its start."""
+    if abs(log_lr - log_lr_start) > WIDEST:
+        raise _refusal(
+            f"log_lr = {log_lr}, which is further than {WIDEST:.6g} from log_lr_start = "
+            f"{log_lr_start}"
+        )
 
 
 def _refusal(found: str) -> ValueError:

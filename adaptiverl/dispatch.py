@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -99,7 +100,7 @@ class CpuBackend:
 
     def count_steps(self, bucket: Bucket, decision: Decision) -> None:
         """See `Backend`."""
-        _count_one_by_one(bucket, decision)
+        torch.ops.adaptiverl.count_steps_(bucket.rows(), decision.block, decision.effective)
 
     def sum_squares(
         self,
@@ -338,7 +339,8 @@ class ReferenceBackend:
     @staticmethod
     def _noise_on(decision: Decision) -> bool:
         # σ is a host's own memory on the CPU; elsewhere reading it would wait for the device.
-        if not decision.noise_possible or decision.block.device.type != "cpu":
+        block = decision.block
+        if not decision.noise_possible or block.device.type != "cpu" or is_fake(block):
             return decision.noise_possible
         return decision.noise.item() != 0
 
@@ -433,13 +435,16 @@ def _no_triton_on(device: torch.device) -> str | None:
     return None
 
 
-def backend_for(entry: ParameterEntry, noisy: bool) -> Backend:
+def backend_for(entry: ParameterEntry, noisy: bool, shares_memory: bool = False) -> Backend:
     """Who does this tensor's step: its types' backend, or the reference where layouts differ.
 
     Args:
         entry: The tensor.
         noisy: σ may be above 0.
+        shares_memory: With another tensor of the step: the reference takes one after another.
     """
+    if shares_memory:
+        return REFERENCE
     backend = resolve(entry.param.device, entry.param.dtype, entry.grad.dtype).backend
     return backend if backend.accepts(entry, noisy) else REFERENCE
 
@@ -455,6 +460,7 @@ def lie_alike(tensors: Sequence[Tensor], noisy: bool) -> bool:
         t.device != first.device
         or t.shape != first.shape
         or t.is_neg()
+        or is_fake(t)
         or is_traceable_wrapper_subclass(t)
         for t in tensors
     ):
@@ -462,6 +468,15 @@ def lie_alike(tensors: Sequence[Tensor], noisy: bool) -> bool:
     if all(t.is_contiguous() for t in tensors):
         return True
     return not noisy and _is_dense(first) and all(_order(t) == _order(first) for t in tensors)
+
+
+def is_fake(tensor: Tensor) -> bool:
+    """Whether it has neither memory nor values, as while a program is traced or its memory planned.
+
+    Where nobody imported fake tensors, there is none.
+    """
+    module = sys.modules.get("torch._subclasses.fake_tensor")
+    return module is not None and isinstance(tensor, module.FakeTensor)
 
 
 def _order(tensor: Tensor) -> list[tuple[int, int]]:
@@ -482,15 +497,7 @@ def sums_of(bucket: Bucket, decision: Decision) -> Tensor | None:
 
 def _tell_autograd(bucket: Bucket) -> None:
     """Neither a C++ operator nor a Triton launch bumps version counters."""
-    torch.autograd.graph.increment_version([entry.param for entry in bucket.entries])
-
-
-def _count_one_by_one(bucket: Bucket, decision: Decision) -> None:
-    active = decision.active
-    for entry in bucket.entries:
-        reference.count_step(entry, active)
-        if entry.momentum_product() is not None:
-            reference.count_momentum(entry, decision.effective[entry.group, 1], active)
+    torch.autograd.graph.increment_version(bucket.params)
 
 
 class GradientScale:
@@ -542,6 +549,23 @@ class GradientScale:
         return (limit[0] if limit else None), factor
 
 
+OPERATORS = (
+    "observe_",
+    "advance_",
+    "count_steps_",
+    "gather_alignment_",
+    "update_",
+    "read_groups_",
+    "start_",
+    "sum_squares_",
+    "adamw_step_",
+    "sgd_step_",
+    "normals_",
+    "philox_words_",
+)
+"""All that work on tensors"""
+
+
 def load_operators() -> None:
     """Load the compiled operators.
 
@@ -556,6 +580,10 @@ def load_operators() -> None:
             f"{error}. Build them with `pip install --no-build-isolation -e .` in the source tree, "
             "or install a wheel; torch 2.10 or newer and a C++ compiler are needed"
         ) from error
+
+
+def _changes_nothing_fake(*_: Any, **__: Any) -> None:
+    """What every operator does to fake tensors: it returns nothing, and they have no values."""
 
 
 def has_cuda_controller() -> bool:
@@ -651,3 +679,5 @@ def describe() -> str:
 
 
 load_operators()
+for _operator in OPERATORS:
+    torch.library.register_fake(f"adaptiverl::{_operator}", _changes_nothing_fake)

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -384,6 +384,14 @@ def _ranks_of(mesh: DeviceMesh) -> set[int]:
 # Sums over shards
 
 
+class Member(NamedTuple):
+    """What sums over shards need of a sharded tensor; it does not keep the tensor alive."""
+
+    mesh: DeviceMesh
+    device: torch.device
+    place: Place
+
+
 class Shards:
     """The sharded tensors of one optimizer: their places, and sums over their shards."""
 
@@ -392,7 +400,7 @@ class Shards:
         self._places: dict[tuple[Any, ...], Place] = {}
         self._checked: set[Any] = set()
         self._uploaded: dict[tuple[Any, ...], None] = {}
-        self._members: dict[int, DTensor] = {}
+        self._members: dict[int, Member] = {}
         self._pieces: dict[int, int] = {}
         self._stepped: list[DTensor] = []
         self.unknown: list[tuple[int, ...]] = []
@@ -405,10 +413,16 @@ class Shards:
         """Forget which tensors there are; a wrapper may have exchanged them."""
         self._members, self._pieces, self._stepped = {}, {}, []
 
-    def end_step(self) -> None:
-        """Tell autograd what was written: a shard's version counter is not its DTensor's."""
-        if self._stepped:
-            torch.autograd.graph.increment_version(self._stepped)
+    def end_step(self, glanced: Iterable[Tensor]) -> None:
+        """Tell autograd what was written: a shard's version counter is not its DTensor's.
+
+        Args:
+            glanced: Parameters of a step that took no note of its DTensors (`step`).
+        """
+        stepped = [*self._stepped, *filter(is_dtensor, glanced)]
+        self._stepped = []
+        if stepped:
+            torch.autograd.graph.increment_version(stepped)
 
     def step(self, index: int, param: Tensor, ranks: Ranks) -> Place:
         """`add` a DTensor that is going to change."""
@@ -437,7 +451,7 @@ class Shards:
                 self.unknown.append(tuple(param.shape))
         place = self._places[key]
         if place.sharded:
-            self._members[index] = param  # type: ignore[assignment]
+            self._members[index] = Member(mesh, param.device, place)
             self._pieces[index] = place.pieces
         return place
 
@@ -452,8 +466,8 @@ class Shards:
             ranks: Those that decide together.
         """
         meshes: dict[Any, list[int]] = {}
-        for index, param in self._members.items():
-            meshes.setdefault(param.device_mesh, []).append(index)
+        for index, member in self._members.items():
+            meshes.setdefault(member.mesh, []).append(index)
         for mesh, members in meshes.items():
             self._add_up_mesh(mesh, members, numbers, ranks)
 
@@ -483,7 +497,7 @@ class Shards:
         numbers: Sequence[tuple[Tensor, Sequence[int]]],
         ranks: Ranks,
     ) -> None:
-        places = [self.add(index, self._members[index], ranks) for index in members]
+        places = [self._members[index].place for index in members]
         dims = sorted({dim for place in places for dim in place.sharded})
         groups = _groups(mesh, dims, ranks)
         slots = {
@@ -522,7 +536,7 @@ class Shards:
                     self._workspace.drop(old)
                 self._uploaded.clear()
             self._uploaded[place] = None
-            return (upload(torch.tensor(numbers, dtype=torch.int64), device),)
+            return (upload(torch.tensor(numbers, dtype=torch.int64, device="cpu"), device),)
 
         (uploaded,) = self._workspace.hold(place, None, device, make)
         return uploaded

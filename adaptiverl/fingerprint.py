@@ -1,15 +1,16 @@
 """Whether only gradients have moved since the last step, which is how training goes.
 
 Every step asks this of every tensor, so it is written for the host's time: one call per question
-and tensor, through `map`, and no object made for any of them. It sees addresses and sizes as plain
-numbers, and so keeps no tensor alive.
+and tensor, through `map`, and no object made for any of them. It keeps no tensor alive: addresses
+and sizes are plain numbers, and what it cannot afford to ask of state, a weak reference tells.
 """
 
 from __future__ import annotations
 
 import operator
+import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, compress
 from typing import Any
 
@@ -20,6 +21,11 @@ from adaptiverl.distributed import any_dtensor, local_tensors, placed_alike
 
 PLAIN_TYPES = {Tensor, torch.nn.Parameter}
 """Of gradients that lie where `data_ptr` says; a subclass may have no memory of its own."""
+
+COUNTERS = {"step", "mu_product"}
+"""State of one number; all other state that a sweep walks has the parameter's shape."""
+
+GRADIENT, DTYPE, BYTES = map(operator.attrgetter, ("grad", "dtype", "nbytes"))
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,7 @@ class Fingerprint:
     Attributes:
         options: Of every group.
         present: Of every parameter whether it has a gradient. What follows is of those that have.
-        sizes: Elements of the parameters, then of the gradients.
+        sizes: Bytes of the parameters, elements of the gradients and of state of their shape.
         dtypes: The gradients'.
         params: The parameters' addresses.
         states: Addresses of their state. No two parameters share a `step`, so these tell the
@@ -52,6 +58,8 @@ class Fingerprint:
         gradients: The gradients' addresses.
         plain: Everything here is contiguous, dense, in no need of negation, and every gradient is
             laid out over the ranks as its parameter is.
+        tensors: The parameters themselves, or this rank's shards of them.
+        dtensors: Where some are DTensors, the parameters as the groups have them.
     """
 
     options: list[tuple[tuple[str, ...], bool]]
@@ -62,6 +70,8 @@ class Fingerprint:
     states: list[int]
     gradients: list[int]
     plain: bool
+    tensors: list[Tensor]
+    dtensors: list[Tensor]
 
     @classmethod
     def of(cls, groups: Sequence[GroupKey], state: Mapping[Tensor, Any]) -> Fingerprint | None:
@@ -72,38 +82,54 @@ class Fingerprint:
             state: The optimizer's state.
         """
         params = list(chain.from_iterable(group.params for group in groups))
-        grads: list[Any] = [p.grad for p in params]
+        grads: list[Any] = list(map(GRADIENT, params))
         present = [grad is not None for grad in grads]
         if not all(present):
             params, grads = list(compress(params, present)), list(compress(grads, present))
         try:
-            columns = list(_columns_of(groups, present, _states_of(params, state)))
+            moments, counters = _columns_of(groups, present, _states_of(params, state))
             alike = True
+            dtensors: list[Tensor] = []
             if any_dtensor(params):
+                dtensors = params
                 alike = placed_alike(params, grads)
-                params, grads, *columns = map(local_tensors, (params, grads, *columns))
+                params, grads, moments, counters = map(
+                    local_tensors, (params, grads, moments, counters)
+                )
+            if not set(map(type, grads)) <= PLAIN_TYPES:
+                return None
             return cls(
                 options=[(group.kept, group.maximize) for group in groups],
                 present=present,
-                sizes=[*map(Tensor.numel, params), *map(Tensor.numel, grads)],
-                dtypes=[grad.dtype for grad in grads],
+                sizes=[
+                    *map(BYTES, params),
+                    *map(Tensor.numel, grads),
+                    *map(Tensor.numel, moments),
+                ],
+                dtypes=list(map(DTYPE, grads)),
                 params=list(map(Tensor.data_ptr, params)),
-                states=[address for c in columns for address in map(Tensor.data_ptr, c)],
+                states=[*map(Tensor.data_ptr, moments), *map(Tensor.data_ptr, counters)],
                 gradients=list(map(Tensor.data_ptr, grads)),
                 plain=alike
-                and set(map(type, grads)) <= PLAIN_TYPES
                 and all(map(Tensor.is_contiguous, params))
                 and all(map(Tensor.is_contiguous, grads))
                 and not any(map(Tensor.is_neg, grads)),
+                tensors=params,
+                dtensors=dtensors,
             )
         except (KeyError, TypeError, RuntimeError):
             # No such state yet, a number for a tensor, a layout without an address.
             return None
 
+    def without_tensors(self) -> Fingerprint:
+        """What may be kept until the next step."""
+        return replace(self, tensors=[], dtensors=[])
+
     def is_followed_by(self, other: Fingerprint) -> bool:
         """Whether nothing but gradients' addresses differs."""
         return (
             other.plain
+            and self._has_as_many_freed(other)
             and self.present == other.present
             and self.params == other.params
             and self.states == other.states
@@ -111,6 +137,37 @@ class Fingerprint:
             and self.dtypes == other.dtypes
             and self.options == other.options
         )
+
+    def _has_as_many_freed(self, other: Fingerprint) -> bool:
+        """Only empty gradients lie nowhere; one whose memory was taken away does, too."""
+        return all(other.gradients) or self.gradients.count(0) == other.gradients.count(0)
+
+
+class Watch:
+    """Tells that one of a step's state tensors is gone, so that its address may be another's.
+
+    It asks nothing of any tensor in a step. A new tensor of another dtype where an old one was is
+    what sizes and addresses do not show.
+
+    Args:
+        groups: The optimizer's groups.
+        state: The optimizer's state; it has what the groups' parameters with a gradient need.
+    """
+
+    def __init__(self, groups: Sequence[GroupKey], state: Mapping[Tensor, Any]) -> None:
+        params = list(chain.from_iterable(group.params for group in groups))
+        present = [p.grad is not None for p in params]
+        params = list(compress(params, present))
+        watched = chain(*_columns_of(groups, present, _states_of(params, state)))
+        self._gone: list[Any] = []
+        self._references = [
+            weakref.ref(tensor, self._gone.append) for tensor in local_tensors(list(watched))
+        ]
+
+    @property
+    def is_whole(self) -> bool:
+        """All are still there."""
+        return not self._gone
 
 
 def _states_of(params: Sequence[Tensor], state: Mapping[Tensor, Any]) -> list[Any]:
@@ -124,12 +181,19 @@ def _states_of(params: Sequence[Tensor], state: Mapping[Tensor, Any]) -> list[An
     return [state[p] for p in params]
 
 
-def _columns_of(groups: Sequence[GroupKey], present: list[bool], states: list[Any]) -> Any:
-    """The state entries of each group's parameters, one list per name."""
+def _columns_of(
+    groups: Sequence[GroupKey], present: list[bool], states: list[Any]
+) -> tuple[list[Any], list[Any]]:
+    """State of the parameters' shape, and counters, group by group and name by name."""
+    moments: list[Any] = []
+    counters: list[Any] = []
     first = begin = 0
     for group in groups:
         end = first + len(group.params)
         count = sum(present[first:end])
+        here = states[begin : begin + count]
         for name in group.kept:
-            yield list(map(operator.itemgetter(name), states[begin : begin + count]))
+            column = counters if name in COUNTERS else moments
+            column.extend(map(operator.itemgetter(name), here))
         first, begin = end, begin + count
+    return moments, counters

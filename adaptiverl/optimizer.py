@@ -17,7 +17,7 @@ from adaptiverl.announcements import Announcements
 from adaptiverl.control import Control, MomentumKind
 from adaptiverl.controller import Controller, Decision, Trace, current_layout
 from adaptiverl.devices import numbers_device
-from adaptiverl.dispatch import GradientScale, backend_for, controller_device, noise_on
+from adaptiverl.dispatch import GradientScale, backend_for, controller_device, is_fake, noise_on
 from adaptiverl.distributed import (
     NOISE_PLACE,
     Ranks,
@@ -28,8 +28,9 @@ from adaptiverl.distributed import (
     to_whole,
 )
 from adaptiverl.fingerprint import GroupKey
+from adaptiverl.slots import as_counter, as_moment, check_gradient, check_state, moment_dtype
 from adaptiverl.tables import ENTRIES, Bucket, Buckets, GroupTable, ParameterEntry, any_rate
-from adaptiverl.workspace import Workspace
+from adaptiverl.workspace import Workspace, outside_inference
 
 if TYPE_CHECKING:
     from adaptiverl.distributed import Group
@@ -92,6 +93,13 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         """Those of `_moments` that a group needs."""
         raise NotImplementedError
 
+    def _check_group(self, group: dict[str, Any]) -> None:
+        """A group asks for nothing that this algorithm does not do.
+
+        Raises:
+            ValueError: It does.
+        """
+
     def _entry_state(self, group: dict[str, Any], state: dict[str, Any]) -> dict[str, Any]:
         """What this algorithm's entries have beside `ParameterEntry`'s own."""
         raise NotImplementedError
@@ -127,6 +135,7 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         self._shards = Shards(self._workspace)
         self._warned_of_shards = False
 
+    @outside_inference
     def _start_controller(self, lr: float, momentum: float) -> None:
         self._start = (lr, momentum)
         self._controller = Controller(
@@ -154,6 +163,7 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         return self._control
 
     @torch._disable_dynamo
+    @outside_inference
     def observe(self, loss: Tensor | float, reward: Tensor | float | None = None) -> None:
         """Tell the controller this step's loss; nothing waits. Several before a step are averaged.
 
@@ -178,6 +188,7 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         self._place_controller()  # which would wait for a loss on the parameters' device later
         self._controller.observe(to_whole(loss), to_whole(reward))
 
+    @outside_inference
     def update(self, loss: Tensor | float, reward: Tensor | float | None = None) -> None:
         """Epoch-wise control (§5), ``Control(every=None)``: one observation and one update.
 
@@ -200,6 +211,7 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         self._place_controller()
         self._controller.update(to_whole(loss), to_whole(reward), self._share_observations)
 
+    @outside_inference
     def knobs(self) -> dict[str, float]:
         """The first group's learning rate and momentum in effect, α, σ, and the sensors by name.
 
@@ -282,19 +294,21 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
                 return
 
     @torch._disable_dynamo
+    @outside_inference
     @torch.no_grad()
     def _step_parameters(self) -> None:
         self._workspace.begin_step()
         self._adopt_loaded_memory()
         idle = self._is_idle()
         keys = self._group_keys()
-        buckets = self._buckets.of_step(keys, self.state, self._entries)
         try:
+            buckets = self._buckets.of_step(keys, self.state, self._entries)
             self._sweep(buckets, idle)
-            self._shards.end_step()
-            self._announcements.look(self._controller.block)
+            self._shards.end_step(self._buckets.dtensors)
+            if not is_fake(self._controller.block):
+                self._announcements.look(self._controller.block)
         finally:
-            self._buckets.release_gradients()
+            self._buckets.release()
 
     def _sweep(self, buckets: list[Bucket], idle: bool) -> None:
         self._warn_of_shards_keyed_apart()
@@ -320,7 +334,7 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         controller = self._controller
         sums = [bucket.sums for bucket in buckets]
         if self._shards:
-            places = [[entry.index for entry in bucket.entries] for bucket in buckets]
+            places = [bucket.indices for bucket in buckets]
             sums = [self._shards.as_whole(*pair) for pair in zip(sums, places, strict=True)]
         controller.gather([_beside(controller, s) for s in sums])
         active = decision.active if decision.skippable else None
@@ -328,6 +342,8 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
 
     def _group_keys(self) -> list[GroupKey]:
         """What of the groups decides which backend takes their tensors."""
+        for group in self.param_groups:
+            self._check_group(group)
         return [
             GroupKey(group["params"], self._kept_of(group), bool(group["maximize"]))
             for group in self.param_groups
@@ -351,6 +367,8 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
             return False
         params = (p for group in self.param_groups for p in group["params"])
         grads = [to_local(p.grad) for p in params if p.grad is not None]
+        if any(map(is_fake, grads)):
+            return False
         return bool(grads) and not any(bool(grad.any()) for grad in grads)
 
     def _share_observations(self) -> None:
@@ -409,20 +427,12 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
             return
         # Where ranks may differ in σ, they must not differ in whether they meet.
         if always or (noisy and (not self._ranks.agree or noise_on(decision))):
-            numbers = [(b.squares, [entry.index for entry in b.entries]) for b in buckets]
+            numbers = [(bucket.squares, bucket.indices) for bucket in buckets]
             self._shards.add_up(numbers, self._ranks)
 
     def _entries(self) -> Iterator[ParameterEntry]:
         """One entry per parameter with a gradient; all are checked before any state is made."""
-        for group in self.param_groups:
-            for param in group["params"]:
-                if param.grad is not None and param.grad.layout != torch.strided:
-                    raise RuntimeError(
-                        f"{type(self).__name__} does not support sparse gradients, got one of "
-                        f"layout {param.grad.layout} for a parameter of shape "
-                        f"{tuple(param.shape)}: use torch.optim.SparseAdam for that parameter, or "
-                        "torch.nn.Embedding(..., sparse=False)"
-                    )
+        self._check_tensors()
         index = 0
         self._shards.start_step()
         for g, group in enumerate(self.param_groups):
@@ -431,6 +441,20 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
                     yield self._entry(param, group, g, getattr(param, NOISE_PLACE, index))
                 elif is_dtensor(param):
                     self._shards.add(index, param, self._ranks)
+                index += 1
+
+    def _check_tensors(self) -> None:
+        """Gradients and state are what a step can take (`slots`). Nothing is changed.
+
+        Raises:
+            RuntimeError: They are not.
+        """
+        index = 0
+        for group in self.param_groups:
+            for param in group["params"]:
+                if param.grad is not None:
+                    check_gradient(param, index, type(self).__name__)
+                    check_state(param, index, self.state.get(param, {}), self._moments_of(group))
                 index += 1
 
     def _entry(self, param: Tensor, group: dict[str, Any], g: int, index: int) -> ParameterEntry:
@@ -457,16 +481,18 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         )
 
     def _init_state(self, param: Tensor, group: dict[str, Any], state: dict[str, Any]) -> None:
-        """Make what is missing of a parameter's state; a checkpoint may have brought a part."""
+        """Make what is missing of a parameter's state; a checkpoint may have brought a part.
+
+        What is there is put into the dtype that kernels read: torch's own loader, which wrappers
+        call, casts every floating entry to the parameter's.
+        """
         if not state and group["fused"]:
             _device_dtype_check_for_fused(param)
         for name in self._moments_of(group):
-            if state.get(name) is None:
-                state[name] = zeros_like(param)
+            value = state.get(name)
+            state[name] = zeros_like(param) if value is None else as_moment(param, value)
         home = numbers_device(param.device)
-        if "step" not in state:
-            state["step"] = torch.zeros((), dtype=torch.float32, device=home)
-        state["step"] = torch.as_tensor(state["step"], dtype=torch.float32, device=home)
+        state["step"] = as_counter(state.get("step", 0.0), torch.float32, home)
 
     def _settle(self) -> GroupTable:
         """The groups' numbers, and the controller, beside the parameters, which may have moved."""
@@ -570,7 +596,9 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
                 if isinstance(loaded, Tensor) and dtype is not None and loaded.dtype != dtype:
                     shaped = name in self._moments
                     home = param.device if shaped else numbers_device(param.device)
-                    self.state[param][name] = value.to(device=home, dtype=dtype)
+                    # A rounded product is put right by who knows what it should be (`_init_state`).
+                    kept = dtype if shaped else value.dtype
+                    self.state[param][name] = value.to(device=home, dtype=kept)
 
     def _state_dtype(self, param: Tensor, name: str) -> torch.dtype | None:
         """The dtype that a state entry is kept in, or None for an entry that isn't ours."""
@@ -582,6 +610,7 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         adaptive = (self._control, self._max_grad_norm, self._seed, self._start, self._ranks)
         return super().__getstate__() | {"_adaptive": adaptive}
 
+    @outside_inference
     def __setstate__(self, state: dict[str, Any]) -> None:
         adaptive = state.pop("_adaptive", None)
         super().__setstate__(state)
@@ -613,11 +642,6 @@ def _watch(param: Tensor) -> Callable[[], bool]:
 def _beside(controller: Controller, tensor: Tensor) -> Tensor:
     """On the controller's device, without waiting unless that is the host, which reads at once."""
     return tensor.to(controller.device, non_blocking=controller.device.type != "cpu")
-
-
-def moment_dtype(param: Tensor) -> torch.dtype:
-    """float32 beside parameters of half precision, the parameter's own dtype otherwise."""
-    return torch.promote_types(param.dtype, torch.float32)
 
 
 def zeros_like(param: Tensor) -> Tensor:

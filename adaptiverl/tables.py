@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from adaptiverl.devices import numbers_device
-from adaptiverl.fingerprint import Fingerprint, GroupKey
+from adaptiverl.fingerprint import Fingerprint, GroupKey, Watch
+from adaptiverl.overlaps import Spans, overlapping_rows
 from adaptiverl.workspace import NEEDS_A_STEP, DeviceTable, Workspace, is_capturing, upload
 
 COLUMNS = (
@@ -35,6 +36,8 @@ COLUMNS = (
 )
 """A row of the address table, in the order of `TensorRow` in csrc/tables.h."""
 PARAM, GRAD, NUMEL = (COLUMNS.index(name) for name in ("param", "grad", "numel"))
+MOMENTS = slice(COLUMNS.index("exp_avg"), COLUMNS.index("max_exp_avg_sq") + 1)
+COUNTERS = slice(COLUMNS.index("step"), COLUMNS.index("mu_product") + 1)
 
 GROUP_COLUMNS = ("lr", "beta1", "beta2", "eps", "weight_decay")
 """AdamW's names for a row of the group table; SGD keeps its own five numbers there."""
@@ -69,15 +72,11 @@ class ParameterEntry:
         """Everything that a sweep walks beside each other."""
         return [self.param, self.grad, *(m for m in self.moments() if m is not None)]
 
-    def drop_gradient(self) -> None:
-        """The step is over; reading `grad` is an error from now on."""
-        del self.grad
-
     def row(self) -> tuple[int, ...]:
         """This entry's line of the address table, in the order of `COLUMNS`."""
         return (
-            self.param.data_ptr(),
-            self.grad.data_ptr(),
+            _address(self.param),
+            _address(self.grad),
             *map(_address, self.moments()),
             self.step.data_ptr(),
             _address(self.momentum_product()),
@@ -123,8 +122,21 @@ ENTRIES: dict[str, type[ParameterEntry]] = {"adamw_step": Entry, "sgd_step": SGD
 """What each algorithm of a backend has of a parameter"""
 
 
+_COUNTER_BYTES = torch.tensor([4, 8], device="cpu")
+"""Of `step`, a float32, and of `mu_product`, a float64"""
+
+
 def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
+    if tensor is None:
+        return 0
+    address = tensor.data_ptr()
+    if address == 0 and tensor.numel() > 0:
+        raise RuntimeError(
+            f"a tensor of shape {tuple(tensor.shape)} that the step needs has no memory: its "
+            "storage was resized to 0, which a wrapper that shards parameters does between "
+            "passes; nothing was changed"
+        )
+    return address
 
 
 class AddressTable:
@@ -141,7 +153,7 @@ class AddressTable:
     """
 
     def __init__(self, device: torch.device, workspace: Workspace, place: Hashable) -> None:
-        self.host = torch.empty((0, len(COLUMNS)), dtype=torch.int64)
+        self.host = torch.empty((0, len(COLUMNS)), dtype=torch.int64, device="cpu")
         self.rows = self.host.to(device)
         self._device = device
         self._table = DeviceTable(workspace, place, device)
@@ -180,8 +192,10 @@ class Bucket:
         device: Of the tensors.
         variant: What else one launch of that backend must agree in.
         workspace: Owns what the launch reads besides the tensors.
-        entries: One per tensor; those of tensors that an address table describes lose their
-            gradient when the step is over.
+        entries: One per tensor, in a step that made them, and only as long as it takes: between
+            steps nothing here keeps a tensor alive.
+        params: The parameters, or this rank's shards of them, likewise.
+        indices: Their places in the optimizer.
         squares: float64 [tensors], a place for one sum per tensor. Never cleared: who reads a sum
             has had it written in the same step.
     """
@@ -191,10 +205,13 @@ class Bucket:
     variant: tuple[Any, ...] = ()
     workspace: Workspace = field(default_factory=Workspace)
     entries: list[Any] = field(default_factory=list)
+    params: list[Tensor] = field(default_factory=list)
+    indices: list[int] = field(default_factory=list)
     squares: Tensor = field(init=False)
     _sums: Tensor | None = None
     _table: AddressTable | None = None
     _rows: Tensor | None = None
+    _host_rows: Tensor | None = None
     _scratch: tuple[Tensor, ...] = ()
     _scratch_of: Tensor | None = None
 
@@ -217,9 +234,31 @@ class Bucket:
         if self._rows is None:
             if self._table is None:
                 self._table = AddressTable(self.device, self.workspace, self._place("rows"))
-            wanted = torch.tensor([entry.row() for entry in self.entries], dtype=torch.int64)
-            self._rows = self._table.refresh(wanted)
+            self._rows = self._table.refresh(self.host_rows())
         return self._rows
+
+    def host_rows(self) -> Tensor:
+        """What the address table of these entries says, int64 [tensors, 13] on the host."""
+        if self._host_rows is None:
+            rows = [entry.row() for entry in self.entries]
+            self._host_rows = torch.tensor(rows, dtype=torch.int64, device="cpu")
+        return self._host_rows
+
+    def spans(self) -> Spans:
+        """The memory that a sweep over these entries reads and writes."""
+        rows, first = self.host_rows(), self.entries[0]
+        itemsizes = [first.param.element_size(), first.grad.element_size()]
+        itemsizes += [max((m.element_size() for m in first.moments() if m is not None), default=0)]
+        numel = rows[:, NUMEL, None]
+        addresses = [rows[:, PARAM, None], rows[:, GRAD, None], rows[:, MOMENTS]]
+        lengths = [numel * i for i in itemsizes]
+        lengths[-1] = lengths[-1].expand_as(addresses[-1])
+        addresses.append(rows[:, COUNTERS])
+        lengths.append(_COUNTER_BYTES.expand_as(addresses[-1]))
+        begins = torch.cat(addresses, dim=1)
+        ends = torch.where(begins == 0, 0, begins + torch.cat(lengths, dim=1))
+        written = torch.tensor([i != 1 for i in range(begins.shape[1])], device="cpu")
+        return Spans(begins, ends, written)
 
     def scratch(self, build: Callable[[list[int]], tuple[Tensor, ...]]) -> Any:
         """What a backend keeps beside the table; built from the tensors' sizes when one changes."""
@@ -244,11 +283,17 @@ class Bucket:
 
     def start(self) -> None:
         """A step's entries are about to be put here."""
-        self.entries = []
-        self._rows = None
+        self.entries, self.params, self.indices = [], [], []
+        self._rows = self._host_rows = None
+
+    def take(self, entry: ParameterEntry) -> None:
+        """One of this step's tensors is this bucket's."""
+        self.entries.append(entry)
+        self.params.append(entry.param)
+        self.indices.append(entry.index)
 
     def move_gradients(self, addresses: list[int]) -> None:
-        """The same entries, their gradients at these addresses."""
+        """The same tensors, their gradients at these addresses."""
         assert self._table is not None
         wanted = self._table.host
         # Four times as fast as torch.tensor of the list.
@@ -264,25 +309,24 @@ class Bucket:
         assert self._table is not None
         return self._table.host[:, list(columns)].tolist()
 
-    def release_gradients(self) -> None:
-        """Between steps they are the model's, which may free them."""
-        if not self.backend.addressed:
-            self.entries = []
-        for entry in self.entries:
-            entry.drop_gradient()
+    def release(self) -> None:
+        """The step is over: whoever owns the tensors may free them."""
+        self.entries, self.params, self._host_rows = [], [], None
 
 
 class Buckets:
     """Sorts a step's entries by who takes them; the buckets and their tables outlive the step."""
 
-    def __init__(self, choose: Callable[[Any], Any], workspace: Workspace) -> None:
+    def __init__(self, choose: Callable[..., Any], workspace: Workspace) -> None:
         self._choose = choose
         self._workspace = workspace
         self._buckets: dict[Hashable, Bucket] = {}
         self._sorted: list[Bucket] = []
         self._places: list[list[int]] = []
         self._last: Fingerprint | None = None
-        self._holds_gradients = False
+        self._watch: Watch | None = None
+        self.dtensors: list[Tensor] = []
+        """Of this step's parameters, if it made no entries; until it is over"""
         self._squares: dict[torch.device, Tensor] = {}
 
     def of_step(
@@ -301,46 +345,87 @@ class Buckets:
             state: The optimizer's state.
             entries: Makes the step's entries.
         """
-        if self._last is not None:
+        if self._last is not None and self._watch is not None and self._watch.is_whole:
             seen = Fingerprint.of(groups, state)
             if seen is not None and self._last.is_followed_by(seen):
-                for bucket, places in zip(self._sorted, self._places, strict=True):
-                    bucket.move_gradients([seen.gradients[i] for i in places])
+                self._follow(seen)
                 return self._sorted
         self.sort(entries())
-        self._last = self._fingerprint(groups, state)
+        for bucket in self._sorted:
+            if bucket.backend.addressed:
+                bucket.rows()  # or an error, while nothing has moved
+        seen = self._fingerprint(groups, state)
+        if seen is not None:
+            self._last, self._watch = seen.without_tensors(), Watch(groups, state)
         return self._sorted
 
-    def release_gradients(self) -> None:
-        """The step is over. Only one that made entries holds gradients."""
-        if self._holds_gradients:
-            self._holds_gradients = False
-            for bucket in self._sorted:
-                bucket.release_gradients()
+    def _follow(self, seen: Fingerprint) -> None:
+        """The last step's buckets, with this step's tensors and their gradients' addresses."""
+        self.dtensors = seen.dtensors
+        if len(self._sorted) == 1:  # which has them all, in this order
+            self._sorted[0].params = seen.tensors
+            self._sorted[0].move_gradients(seen.gradients)
+            return
+        for bucket, places in zip(self._sorted, self._places, strict=True):
+            bucket.params = [seen.tensors[i] for i in places]
+            bucket.move_gradients([seen.gradients[i] for i in places])
+
+    def release(self) -> None:
+        """The step is over: between steps nothing here keeps a tensor alive."""
+        self.dtensors = []
+        for bucket in self._sorted:
+            bucket.release()
 
     def squares_by_device(self) -> dict[torch.device, Tensor]:
         """The places of all this step's buckets for sums, one piece of memory per device."""
         return {b.device: self._squares[b.device] for b in self._sorted}
 
     def sort(self, entries: Iterable[ParameterEntry]) -> list[Bucket]:
-        """Every entry to who takes it, whatever the last step was like."""
-        self._last, self._holds_gradients = None, True
+        """Every entry to who takes it, whatever the last step was like.
+
+        Tensors that lie in each other's memory are taken one after another, in the optimizer's
+        order: threads that walk them at once would race.
+        """
+        self._last = self._watch = None
+        entries = list(entries)
+        self._fill(entries, shared=set())
+        shared = self._places_in_shared_memory()
+        if shared:
+            self._fill(entries, shared)
+        self._share_squares()
+        return self._sorted
+
+    def _fill(self, entries: Sequence[ParameterEntry], shared: set[int]) -> None:
+        """Make the step's buckets; those in `shared` share memory with others."""
         for bucket in self._buckets.values():
             bucket.start()
         places: dict[Hashable, list[int]] = {}
         for place, entry in enumerate(entries):
-            backend = self._choose(entry)
+            backend = self._choose(entry, shares_memory=place in shared)
             key = (backend.name, entry.param.device, backend.variant(entry))
             if key not in self._buckets:
                 self._buckets[key] = Bucket(backend, *key[1:], self._workspace)
                 self._buckets[key].start()
-            self._buckets[key].entries.append(entry)
+            self._buckets[key].take(entry)
             places.setdefault(key, []).append(place)
         taken = {key: bucket for key, bucket in self._buckets.items() if bucket.entries}
         self._sorted = list(taken.values())
         self._places = [places[key] for key in taken]
-        self._share_squares()
-        return self._sorted
+
+    def _places_in_shared_memory(self) -> set[int]:
+        """Which of the entries would race in a sweep over addresses."""
+        found: set[int] = set()
+        walked = [
+            pair
+            for pair in zip(self._sorted, self._places, strict=True)
+            if pair[0].backend.addressed
+        ]
+        for device in {bucket.device: None for bucket, _ in walked}:
+            here = [pair for pair in walked if pair[0].device == device]
+            rows = overlapping_rows([bucket.spans() for bucket, _ in here])
+            for (_, places), numbers in zip(here, rows, strict=True):
+                found |= {places[number] for number in numbers}
+        return found
 
     def _share_squares(self) -> None:
         """One piece of memory per device, so that a norm over all tensors is one launch."""
@@ -432,7 +517,8 @@ class GroupTable:
             assert self._table.rows is not None
             return self._table.rows
         rows = [[UNKNOWN if x is None else x for x in known] for known in self._known]
-        wanted = torch.tensor(rows, dtype=torch.float64).reshape(len(rows), len(GROUP_COLUMNS))
+        wanted = torch.tensor(rows, dtype=torch.float64, device="cpu")
+        wanted = wanted.reshape(len(rows), len(GROUP_COLUMNS))
         if is_capturing(self.device):
             return self._table.record(wanted)
         numbers = self._table.write(wanted)

@@ -7,10 +7,14 @@ the graph may replay. Everything else goes when something takes its place.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from typing import NamedTuple
+from functools import wraps
+from typing import NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 NEEDS_A_STEP = (
     "the tensors and groups of a step that is captured in a CUDA graph must be those of the step "
@@ -167,6 +171,19 @@ class DeviceTable:
         # In the graph's own memory, which needs no keeping: it goes with the graph.
         rows = torch.empty_like(wanted, device=self._device)
         return rows.copy_(staging.copy_(wanted), non_blocking=True)
+
+
+def outside_inference(function: Callable[P, R]) -> Callable[P, R]:
+    """Run it outside inference mode: a tensor that is made inside can never be changed outside."""
+
+    @wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        if not torch.is_inference_mode_enabled():
+            return function(*args, **kwargs)
+        with torch.inference_mode(False):
+            return function(*args, **kwargs)
+
+    return run
 
 
 def watch_capture(device: torch.device) -> Callable[[], bool]:

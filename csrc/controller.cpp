@@ -71,6 +71,21 @@ void advance_controller(Tensor block, Tensor parameters, Tensor inbox, Tensor tr
   }
 }
 
+// Of tensors on another device than the controller's, whose launch does not reach them.
+void count_steps(Tensor rows_tensor, Tensor block, Tensor effective) {
+  const TensorRow* rows = rows_of(rows_tensor);
+  const State* state = state_of(block);
+  const EffectiveGroup* groups = records<EffectiveGroup>(effective, "effective", 0);
+  constexpr int64_t width = sizeof(EffectiveGroup) / sizeof(double);
+  check_groups(rows, rows_tensor.size(0), effective.numel() / width);
+  if (state->active == 0) {
+    return;
+  }
+  for (int64_t i = 0; i < rows_tensor.size(0); ++i) {
+    count_step(rows[i], groups);
+  }
+}
+
 void gather_alignment(Tensor block, std::vector<Tensor> sums) {
   const Home home(block, "block");
   home.check(sums, "sums");
@@ -126,6 +141,7 @@ STABLE_TORCH_LIBRARY(adaptiverl, m) {
   m.def(
       "advance_(Tensor(a!) block, Tensor parameters, Tensor(b!) inbox, Tensor(c!) trace, "
       "Tensor groups, Tensor(d!) effective, Tensor[] tables, Tensor? found_inf) -> ()");
+  m.def("count_steps_(Tensor rows, Tensor block, Tensor effective) -> ()");
   m.def("gather_alignment_(Tensor(a!) block, Tensor[] sums) -> ()");
   m.def("update_(Tensor(a!) block, Tensor parameters, Tensor(b!) inbox, Tensor(c!) trace) -> ()");
   m.def("read_groups_(Tensor block, Tensor groups, Tensor(a!) effective) -> ()");
@@ -152,6 +168,7 @@ STABLE_TORCH_LIBRARY(adaptiverl, m) {
 STABLE_TORCH_LIBRARY_IMPL(adaptiverl, CPU, m) {
   m.impl("observe_", TORCH_BOX(&adaptiverl::observe));
   m.impl("advance_", TORCH_BOX(&adaptiverl::advance_controller));
+  m.impl("count_steps_", TORCH_BOX(&adaptiverl::count_steps));
   m.impl("gather_alignment_", TORCH_BOX(&adaptiverl::gather_alignment));
   m.impl("update_", TORCH_BOX(&adaptiverl::update_controller));
   m.impl("read_groups_", TORCH_BOX(&adaptiverl::read_groups));

@@ -35,11 +35,13 @@ ADAPTIVERL_BOTH T* at(int64_t address) {
 }
 
 // One more step of this parameter: its count, and the product of its momenta (decisions.md 16),
-// which only AdamW keeps.
+// which only AdamW keeps. It starts anew with the count, which who resets a parameter sets to 0.
 ADAPTIVERL_BOTH void count_step(const TensorRow& row, const EffectiveGroup* groups) {
+  const bool first = *at<float>(row.step) == 0;
   *at<float>(row.step) += 1;
   if (row.mu_product != 0) {
-    *at<double>(row.mu_product) *= groups[row.group].momentum;
+    const double product = first ? 1 : *at<double>(row.mu_product);
+    *at<double>(row.mu_product) = product * groups[row.group].momentum;
   }
 }
 

@@ -30,7 +30,7 @@ def chunk_table(numels: Sequence[int]) -> Tensor:
     Raises:
         ValueError: If a size is negative or there are too many chunks for one launch.
     """
-    sizes = torch.tensor(numels, dtype=torch.int64)
+    sizes = torch.tensor(numels, dtype=torch.int64, device="cpu")
     if bool((sizes < 0).any()):
         raise ValueError(
             f"sizes must not be negative, got {int(sizes.min())}: pass each tensor's numel()"
@@ -42,9 +42,11 @@ def chunk_table(numels: Sequence[int]) -> Tensor:
             f"{total} chunks of {CHUNK} elements do not fit one launch of at most 2^31 - 1 "
             "programs: split the parameters over several optimizers"
         )
-    rows = torch.repeat_interleave(torch.arange(len(numels)), counts)
+    rows = torch.repeat_interleave(torch.arange(len(numels), device="cpu"), counts)
     first = torch.cumsum(counts, 0) - counts
-    return torch.stack([rows, torch.arange(total) - first[rows]], dim=1).to(torch.int32)
+    return torch.stack([rows, torch.arange(total, device="cpu") - first[rows]], dim=1).to(
+        torch.int32
+    )
 
 
 def partial_sums(

@@ -34,13 +34,16 @@ def count_steps_kernel(rows, count, block, effective, BLOCK: tl.constexpr):
     inside = lanes < count
     table = rows + lanes.to(tl.int64) * COLUMNS
     step = tl.load(table + STEP, inside, 0).to(tl.pointer_type(tl.float32))
-    tl.store(step, tl.load(step, inside, 0.0) + 1.0, inside)
+    counted = tl.load(step, inside, 0.0)
+    tl.store(step, counted + 1.0, inside)
     address = tl.load(table + MU_PRODUCT, inside, 0)
     kept = inside & (address != 0)
     product = address.to(tl.pointer_type(tl.float64))
     group = tl.load(table + GROUP, inside, 0)
     momentum = tl.load(effective + group * EFFECTIVE_COLUMNS + EFFECTIVE_MOMENTUM, inside, 1.0)
-    tl.store(product, tl.load(product, kept, 1.0) * momentum, kept)
+    # It starts anew with the count, which who resets a parameter sets to 0.
+    before = tl.where(counted == 0, 1.0, tl.load(product, kept, 1.0))
+    tl.store(product, before * momentum, kept)
 
 
 def count_steps(rows: Tensor, block: Tensor, effective: Tensor) -> None:

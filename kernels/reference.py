@@ -209,11 +209,12 @@ def count_step(entry: ParameterEntry, active: Tensor | None) -> None:
 
 
 def count_momentum(entry: Entry, momentum: Tensor, active: Tensor | None) -> None:
-    """One more factor of the product of its momenta (decisions.md 16)."""
-    if active is None:
-        entry.mu_product *= momentum
-    else:
-        entry.mu_product *= torch.where(active != 0, momentum, torch.ones_like(momentum))
+    """One more factor of the product of its momenta (decisions.md 16); before `count_step`.
+
+    It starts anew with the count, which who resets a parameter sets to 0.
+    """
+    product = torch.where(entry.step == 0, momentum, entry.mu_product * momentum)
+    _write(entry.mu_product, product, active)
 
 
 def adamw_step(
@@ -272,8 +273,8 @@ def _adamw_tensor(
     lr, momentum = effective.unbind()
     _, _, beta2, eps, weight_decay = group.unbind()
     active = knobs.active if skippable else None
-    count_step(entry, active)
     count_momentum(entry, momentum, active)
+    count_step(entry, active)
 
     param, exp_avg, exp_avg_sq = _real(entry.param), _real(entry.exp_avg), _real(entry.exp_avg_sq)
     dtype = torch.promote_types(param.dtype, torch.float32)

@@ -594,7 +594,7 @@ def adamw_step(
     m = momentum * m + (1.0 - momentum) * g
     v = beta2 * v + (1.0 - beta2) * g * g
     step += 1
-    mu_product *= momentum
+    mu_product = (mu_product if step > 1 else 1.0) * momentum
     largest = None if max_exp_avg_sq is None else np.maximum(max_exp_avg_sq, v)
 
     first = m / (1.0 - mu_product)

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 from training import (
     BUSY,
     CAPTURABLE_WARNING,
@@ -30,7 +31,7 @@ from training import (
     values,
 )
 
-from adaptiverl import AdaptiveAdamW, Control, controller
+from adaptiverl import AdaptiveAdamW, AdaptiveSGD, Control, controller
 
 pytestmark = CAPTURABLE_WARNING
 SHAPES = ((7,), (6, 5), (), (3, 4))
@@ -311,7 +312,8 @@ def replaced(name: str, value: float) -> Callable[[Tensor], Tensor]:
 DAMAGES: list[tuple[Callable[[Tensor], Any], str]] = [
     (lambda m: m[:-1].clone(), "got torch.float64 of shape"),
     (lambda m: torch.cat([m, m[-1:]]), "got torch.float64 of shape"),
-    (lambda m: m.float(), "got torch.float32 of shape"),
+    (lambda m: m.half(), "got torch.float16 of shape"),
+    (lambda m: m[:-1].float(), "got torch.float64 of shape"),
     (lambda m: m[:0].clone(), r"got torch.float64 of shape \(0,\)"),
     (lambda m: m.reshape(1, -1), "got torch.float64 of shape"),
     (lambda m: m.tolist(), r"got \[3.0, "),
@@ -333,6 +335,27 @@ DAMAGES: list[tuple[Callable[[Tensor], Any], str]] = [
     (replaced("log_lr_doubted", math.nan), "got log_lr_doubted = nan"),
     (replaced("overshoot", -math.inf), "got overshoot = -inf"),
     (replaced("anneal", math.nan), "got anneal = nan"),
+    (replaced("log_lr_start", -700.0), "got log_lr = .*, which is further than 46.0517 from"),
+    (replaced("log_lr", 50.0), "got log_lr = 50.0, which is further than 46.0517 from"),
+    (replaced("log_lr_start", 1e9), "got log_lr_start = 1000000000.0, which is not in"),
+    (replaced("logit_momentum", 1e9), "got logit_momentum = 1000000000.0, which is not in"),
+    (replaced("log_noise", 1e9), "got log_noise = 1000000000.0, which is not in"),
+    (replaced("seed_low", 1e300), r"got seed_low = 1e\+300, which is not in"),
+    (replaced("seed_high", 2.0**32), "got seed_high = 4294967296.0, which is not in"),
+    (replaced("seed_low", -1.0), "got seed_low = -1.0, which is not in"),
+    (replaced("seed_low", 0.5), "got seed_low = 0.5, which is no whole number"),
+    (replaced("step", -1e18), r"got step = -1e\+18, which is not in"),
+    (replaced("step", 1e18), r"got step = 1e\+18, which is not in"),
+    (replaced("step", 2.5), "got step = 2.5, which is no whole number"),
+    (replaced("updates", -1.0), "got updates = -1.0, which is not in"),
+    (replaced("held", 0.5), "got held = 0.5, which is no whole number"),
+    (replaced("observed_pending", 0.5), "got observed_pending = 0.5, which is no whole number"),
+    (replaced("anneal", 1e6), "got anneal = 1000000.0, which is not in"),
+    (replaced("plateau", -0.1), "got plateau = -0.1, which is not in"),
+    (replaced("loss_direction", 3.0), "got loss_direction = 3.0, which is not in"),
+    (replaced("variance", -1.0), "got variance = -1.0, which is not in"),
+    (replaced("noise", -1.0), "got noise = -1.0, which is not in"),
+    (replaced("momentum", 1.5), "got momentum = 1.5, which is not in"),
 ]
 
 
@@ -352,6 +375,62 @@ def test_a_damaged_or_foreign_memory_is_refused_and_nothing_changes(
     assert_same(snapshot(optimizer, params), before)
     # The hook that looked at it is gone as well.
     assert not optimizer._optimizer_load_state_dict_pre_hooks  # type: ignore[attr-defined]
+
+
+TREES: dict[str, Callable[[Any], Any]] = {
+    "0-d tensors are numbers": lambda t: t.item() if t.dim() == 0 else t,
+    "float64 is float32": lambda t: t.float(),
+    "both": lambda t: t.item() if t.dim() == 0 else t.float(),
+}
+
+
+@pytest.mark.parametrize("kind", ["adamw", "sgd"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("tree", TREES)
+def test_a_checkpoint_that_was_numbers_and_float32_goes_on(
+    tree: str, dtype: torch.dtype, kind: str
+) -> None:
+    def make(params: list[nn.Parameter]) -> Any:
+        if kind == "sgd":
+            return AdaptiveSGD(params, lr=1e-2, momentum=0.9, control=BUSY, seed=2**40 + 12345679)
+        return AdaptiveAdamW(params, lr=1e-2, control=BUSY, seed=2**40 + 12345679)
+
+    params = parameters((4, 3), (), dtype=dtype)
+    optimizer = make(params)
+    descend(optimizer, params, 6)
+    mine = clones(params)
+    again = make(mine)
+    state = tree_map_only(Tensor, TREES[tree], copy.deepcopy(optimizer.state_dict()))
+    if "numbers" in tree:
+        again.load_state_dict(state)
+    else:
+        with pytest.warns(UserWarning, match="seed of the noise and the step count are others"):
+            again.load_state_dict(state)
+    block = again._controller.block
+    assert block.dtype == torch.float64
+    torch.testing.assert_close(
+        block, optimizer._controller.block, equal_nan=True, rtol=1e-6, atol=0
+    )
+    places = [controller.SLOT[name] for name in ("seed_low", "seed_high", "step")]
+    assert_same(block[places], optimizer._controller.block[places])
+    descend(optimizer, params, 3, first=6)
+    descend(again, mine, 3, first=6)
+    for left, right in zip(params, mine, strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-2, atol=1e-2)
+        same = {k: v.dtype for k, v in optimizer.state[left].items()}
+        assert {k: v.dtype for k, v in again.state[right].items()} == same
+
+
+def test_a_seed_that_was_rounded_is_one_all_the_same() -> None:
+    params = parameters((3,))
+    optimizer = AdaptiveAdamW(params, seed=2**64 - 1)
+    state = copy.deepcopy(optimizer.state_dict())
+    state["param_groups"][0]["adaptive_state"] = state["param_groups"][0]["adaptive_state"].float()
+    for seed, expected in ((2**64 - 1, 2**32 - 1), (5, 2**32 - 1)):
+        again = AdaptiveAdamW(clones(params), seed=seed)
+        with pytest.warns(UserWarning, match="loaded as float32"):
+            again.load_state_dict(copy.deepcopy(state))
+        assert again._controller.read().seed_low == expected
 
 
 def test_a_checkpoint_of_other_groups_is_refused_and_nothing_changes() -> None:
@@ -476,7 +555,7 @@ def test_every_layout_that_was_has_a_way_to_the_present_one() -> None:
 def test_an_older_layout_is_migrated_step_by_step(monkeypatch: pytest.MonkeyPatch) -> None:
     # Two layouts that never were, each lacking the last number of the one that follows it.
     def grow(memory: Tensor) -> Tensor:
-        grown = torch.cat([memory, memory[:1]])
+        grown = torch.cat([memory, memory[:1] - oldest])
         grown[0] += 1
         return grown
 
@@ -492,7 +571,7 @@ def test_an_older_layout_is_migrated_step_by_step(monkeypatch: pytest.MonkeyPatc
     saved["param_groups"][0]["adaptive_state"] = old
     optimizer.load_state_dict(saved)
     expected = memory.clone()
-    expected[-2:] = torch.tensor([oldest, oldest + 1], dtype=torch.float64)
+    expected[-2:] = torch.tensor([0, 1], dtype=torch.float64)
     assert_same(optimizer.param_groups[0]["adaptive_state"], expected)
     assert old[0] == oldest
     assert old.numel() == memory.numel() - 2

@@ -356,6 +356,11 @@ def test_found_inf_leaves_the_parameters_counters() -> None:
     assert (step.item(), product.item()) == (6.0, 0.5 * 0.6)
     c.advance(driver.groups, driver.effective, [row], None)
     assert (step.item(), product.item()) == (7.0, 0.5 * 0.6 * 0.6)
+    step.zero_()  # by who resets the parameter, who may not know of the product
+    c.advance(driver.groups, driver.effective, [row], torch.tensor(1.0))
+    assert (step.item(), product.item()) == (0.0, 0.5 * 0.6 * 0.6)
+    c.advance(driver.groups, driver.effective, [row], None)
+    assert (step.item(), product.item()) == (1.0, 0.6)
 
 
 @pytest.mark.parametrize("every", [1, 10, None])

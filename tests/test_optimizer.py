@@ -109,6 +109,41 @@ def test_wrong_arguments(arguments: dict[str, Any], error: type[Exception], mess
         AdaptiveAdamW(parameters((3,)), **arguments)
 
 
+def test_coupled_weight_decay_is_refused_and_not_ignored() -> None:
+    def coupled(*shape: int) -> dict[str, Any]:
+        return {"params": parameters(shape), "decoupled_weight_decay": False}
+
+    with pytest.raises(ValueError, match="got a group with decoupled_weight_decay=False"):
+        AdaptiveAdamW([coupled(3)])
+    with pytest.raises(ValueError, match="got a group with decoupled_weight_decay=False"):
+        AdaptiveAdamW([{"params": parameters((2,))}, coupled(3)])
+    params = parameters((3,))
+    optimizer = AdaptiveAdamW(params)
+    with pytest.raises(ValueError, match="got a group with decoupled_weight_decay=False"):
+        optimizer.add_param_group(coupled(4))
+    assert len(optimizer.param_groups) == 1
+    params[0].grad = torch.ones(3)
+    optimizer.step()
+    before = snapshot(optimizer, params)
+    optimizer.param_groups[0]["decoupled_weight_decay"] = False  # in mid run
+    with pytest.raises(ValueError, match="leave it out"):
+        optimizer.step()
+    optimizer.param_groups[0]["decoupled_weight_decay"] = True
+    assert_same(snapshot(optimizer, params), before)
+
+
+def test_a_checkpoint_of_adam_is_decoupled_here_as_in_torchs_adamw() -> None:
+    params = parameters((3,))
+    adam = torch.optim.Adam(params, weight_decay=0.5)
+    params[0].grad = torch.ones(3)
+    adam.step()
+    for make in (torch.optim.AdamW, AdaptiveAdamW):
+        optimizer = make(params)
+        optimizer.load_state_dict(copy.deepcopy(adam.state_dict()))
+        assert optimizer.param_groups[0]["decoupled_weight_decay"] is True
+        optimizer.step()
+
+
 def test_it_is_an_adamw_with_its_arguments_in_their_places() -> None:
     params = parameters((3,))
     ours = AdaptiveAdamW(params, 2e-3, (0.95, 0.98), 1e-7, 0.1, True)
