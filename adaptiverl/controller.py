@@ -314,8 +314,7 @@ class Controller:
         self.block, self._parameters = self._start.to(device, copy=True), packed.to(device)
         self._memory, self._alignment = self.block[:MEMORY_SIZE], self.block[ALIGNMENT]
         self._inbox = torch.zeros(INBOX_SIZE, dtype=torch.float64, device=device)
-        shape = (1 + TRACE_CAPACITY, len(TRACE_COLUMNS))
-        self._ring = torch.zeros(shape, dtype=torch.float64, device=device)
+        self._made_ring: Tensor | None = None
         self.observed = 0
         """Observations since the last step, as the host counted them."""
         self.ever_observed = False
@@ -325,6 +324,23 @@ class Controller:
     def memory(self) -> Tensor:
         """What checkpoints keep: the block without its last number; always the same view."""
         return self._memory
+
+    @property
+    def _ring(self) -> Tensor:
+        """float64 [1 + capacity, columns]: how many rows were written, then the rows.
+
+        Made when something may be written. Only what was written is ever touched, so that many
+        optimizers of few updates do not fill the host's memory with what is empty.
+        """
+        if self._made_ring is None:
+            shape = (1 + TRACE_CAPACITY, len(TRACE_COLUMNS))
+            self._made_ring = torch.empty(shape, dtype=torch.float64, device=self.device)
+            self._empty_ring()
+        return self._made_ring
+
+    def _empty_ring(self) -> None:
+        if self._made_ring is not None:
+            self._made_ring[0].zero_()
 
     @property
     def inbox(self) -> Tensor:
@@ -347,7 +363,9 @@ class Controller:
             return
         self.block, self._parameters = self.block.to(device), self._parameters.to(device)
         self._memory, self._alignment = self.block[:MEMORY_SIZE], self.block[ALIGNMENT]
-        self._inbox, self._ring = self._inbox.to(device), self._ring.to(device)
+        self._inbox = self._inbox.to(device)
+        if self._made_ring is not None:
+            self._made_ring = self._made_ring.to(device)
 
     def observe(self, loss: Tensor | float, reward: Tensor | float | None = None) -> None:
         """Put one loss (and reward) into the inbox; several before a step are averaged.
@@ -471,7 +489,7 @@ class Controller:
             adopted = self._with_own_seed(adopted)
             warnings.warn(ROUNDED, UserWarning, stacklevel=2)
         self._memory.copy_(adopted, non_blocking=True)
-        self._ring.zero_()
+        self._empty_ring()
         self.forget()
 
     def _with_own_seed(self, rounded: Tensor) -> Tensor:
@@ -489,11 +507,13 @@ class Controller:
 
     def trace(self) -> Trace:
         """The last updates of the knobs. Waits for the device."""
-        ring = self._ring.cpu()
-        written = int(ring[0, 0])
-        rows = ring[1:]
+        if self._made_ring is None:
+            shape = (0, len(TRACE_COLUMNS))
+            return Trace(torch.empty(shape, dtype=torch.float64, device="cpu"))
+        written = int(self._ring[0, 0])
+        rows = self._ring[1 : 1 + min(written, TRACE_CAPACITY)].to("cpu", copy=True)
         if written <= TRACE_CAPACITY:
-            return Trace(rows[:written].clone())
+            return Trace(rows)
         return Trace(rows.roll(-(written % TRACE_CAPACITY), dims=0))
 
 
