@@ -315,14 +315,30 @@ class Controller:
         self.block, self._parameters = _moved(self._start.clone(), device), _moved(packed, device)
         self._memory, self._alignment = self.block[:MEMORY_SIZE], self.block[ALIGNMENT]
         self.observations = Observations(device)
-        shape = (1 + TRACE_CAPACITY, len(TRACE_COLUMNS))
-        self._ring = torch.zeros(shape, dtype=torch.float64, device=device)
+        self._made_ring: Tensor | None = None
         self.ever_observed = False
 
     @property
     def memory(self) -> Tensor:
         """What checkpoints keep: the block without its last number; always the same view."""
         return self._memory
+
+    @property
+    def _ring(self) -> Tensor:
+        """float64 [1 + capacity, columns]: how many rows were written, then the rows.
+
+        Made when something may be written. Only what was written is ever touched, so that many
+        optimizers of few updates do not fill the host's memory with what is empty.
+        """
+        if self._made_ring is None:
+            shape = (1 + TRACE_CAPACITY, len(TRACE_COLUMNS))
+            self._made_ring = torch.empty(shape, dtype=torch.float64, device=self.device)
+            self._empty_ring()
+        return self._made_ring
+
+    def _empty_ring(self) -> None:
+        if self._made_ring is not None:
+            self._made_ring[0].zero_()
 
     @property
     def inbox(self) -> Tensor:
@@ -351,7 +367,8 @@ class Controller:
         self.block, self._parameters = _moved(self.block, device), _moved(self._parameters, device)
         self._memory, self._alignment = self.block[:MEMORY_SIZE], self.block[ALIGNMENT]
         self.observations.to(partial(_moved, device=device))
-        self._ring = _moved(self._ring, device)
+        if self._made_ring is not None:
+            self._made_ring = _moved(self._made_ring, device)
 
     def observe(self, loss: Tensor | float, reward: Tensor | float | None = None) -> None:
         """Put one loss (and reward) into the inbox; several before a step are averaged.
@@ -462,7 +479,7 @@ class Controller:
             adopted = self._with_own_seed(adopted)
             warnings.warn(ROUNDED, UserWarning, stacklevel=2)
         self._memory.copy_(adopted, non_blocking=True)
-        self._ring.zero_()
+        self._empty_ring()
         self.observations.empty()
 
     def _with_own_seed(self, rounded: Tensor) -> Tensor:
@@ -505,11 +522,13 @@ class Controller:
 
     def trace(self) -> Trace:
         """The last updates of the knobs. Waits for the device."""
-        ring = self._ring.cpu()
-        written = int(ring[0, 0])
-        rows = ring[1:]
+        if self._made_ring is None:
+            shape = (0, len(TRACE_COLUMNS))
+            return Trace(torch.empty(shape, dtype=torch.float64, device="cpu"))
+        written = int(self._ring[0, 0])
+        rows = self._ring[1 : 1 + min(written, TRACE_CAPACITY)].to("cpu", copy=True)
         if written <= TRACE_CAPACITY:
-            return Trace(rows[:written].clone())
+            return Trace(rows)
         return Trace(rows.roll(-(written % TRACE_CAPACITY), dims=0))
 
 
