@@ -73,11 +73,14 @@ void advance_controller(Tensor block, Tensor parameters, Tensor inbox, Tensor tr
 
 // Of tensors on another device than the controller's, whose launch does not reach them.
 void count_steps(Tensor rows_tensor, Tensor block, Tensor effective) {
+  const Home home(block, "block");
+  home.check(rows_tensor, "rows");
+  home.check(effective, "effective");
   const TensorRow* rows = rows_of(rows_tensor);
   const State* state = state_of(block);
   const EffectiveGroup* groups = records<EffectiveGroup>(effective, "effective", 0);
   constexpr int64_t width = sizeof(EffectiveGroup) / sizeof(double);
-  check_groups(rows, rows_tensor.size(0), effective.numel() / width);
+  check_rows(rows, rows_tensor.size(0), effective.numel() / width);
   if (state->active == 0) {
     return;
   }
