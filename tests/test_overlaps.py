@@ -81,7 +81,7 @@ class SerialSGD:
         for p in self.params:
             assert p.grad is not None
             self.buffers[p] = 0.9 * self.buffers.get(p, torch.zeros_like(p)) + p.grad
-            p -= 1e-2 * self.buffers[p]
+            p.sub_(1e-2 * self.buffers[p])
 
 
 def by_backend(optimizer: Any) -> dict[str, int]:
