@@ -59,13 +59,14 @@ def cut(rank: int, size: int, kind: str) -> tuple[str, bool]:
     run = Sharded(kind, size)
     state = next(iter(run.optimizer.state.values()))
     next(t for t in state.values() if t.dim() > 0)._local_tensor.resize_(1)
-    before = [p.full_tensor().clone() for p in run.model.parameters()]
+    params: list[Any] = list(run.model.parameters())
+    before = [p.full_tensor().clone() for p in params]
     steps = [float(s["step"]) for s in run.optimizer.state.values()]
     try:
         run.step()
         said = "nothing"
     except RuntimeError as error:
         said = str(error)
-    after = [p.full_tensor() for p in run.model.parameters()]
+    after = [p.full_tensor() for p in params]
     same = all(map(torch.equal, before, after))
     return said, same and steps == [float(s["step"]) for s in run.optimizer.state.values()]

@@ -95,5 +95,5 @@ def test_a_missing_compiler_says_what_to_install(tmp_path: Path) -> None:
 
 def test_operators_of_another_source_say_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch, "OPERATORS", (*dispatch.OPERATORS, "of_tomorrow_"))
-    with pytest.raises(ImportError, match="lack of_tomorrow_: .* Build them again with"):
+    with pytest.raises(ImportError, match=r"lack of_tomorrow_: .* Build them again with"):
         dispatch.load_operators()
