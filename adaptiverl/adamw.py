@@ -115,8 +115,8 @@ class AdaptiveAdamW(AdaptiveOptimizer, torch.optim.AdamW):
         if not group.get("decoupled_weight_decay", True):
             raise ValueError(
                 "AdaptiveAdamW's weight decay is decoupled, got a group with "
-                "decoupled_weight_decay=False, which is torch.optim.Adam's: leave it out, or set "
-                "that group's weight_decay to 0, where both are the same, without it"
+                "decoupled_weight_decay=False, which is torch.optim.Adam's: leave it out; "
+                "where weight_decay is 0 both are the same"
             )
 
     def _start_of(self, group: dict[str, Any]) -> float:

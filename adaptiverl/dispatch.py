@@ -570,7 +570,7 @@ def load_operators() -> None:
     """Load the compiled operators.
 
     Raises:
-        ImportError: They are not built; the message says how to build them.
+        ImportError: They are not built, or from an older source; the message says what to do.
     """
     try:
         importlib.import_module("adaptiverl._C")
@@ -580,6 +580,13 @@ def load_operators() -> None:
             f"{error}. Build them with `pip install --no-build-isolation -e .` in the source tree, "
             "or install a wheel; torch 2.10 or newer and a C++ compiler are needed"
         ) from error
+    missing = [name for name in OPERATORS if not hasattr(torch.ops.adaptiverl, name)]
+    if missing:
+        raise ImportError(
+            f"adaptiverl's compiled operators lack {', '.join(missing)}: they were built from "
+            "another source than this. Build them again with "
+            "`pip install --no-build-isolation -e .` in the source tree"
+        )
 
 
 def _changes_nothing_fake(*_: Any, **__: Any) -> None:

@@ -256,7 +256,7 @@ class Bucket:
         addresses.append(rows[:, COUNTERS])
         lengths.append(_COUNTER_BYTES.expand_as(addresses[-1]))
         begins = torch.cat(addresses, dim=1)
-        ends = torch.where(begins == 0, 0, begins + torch.cat(lengths, dim=1))
+        ends = (begins + torch.cat(lengths, dim=1)) * (begins != 0)  # 0 where there is nothing
         written = torch.tensor([i != 1 for i in range(begins.shape[1])], device="cpu")
         return Spans(begins, ends, written)
 

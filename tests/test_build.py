@@ -138,3 +138,9 @@ def test_a_missing_compiler_says_what_to_install(tmp_path: Path) -> None:
     done = build(tmp_path, ADAPTIVERL_CUDA="0", CC="/nowhere/cc", CXX="/nowhere/c++")
     assert done.returncode != 0
     assert "apt-get install g++" in done.stderr
+
+
+def test_operators_of_another_source_say_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "OPERATORS", (*dispatch.OPERATORS, "of_tomorrow_"))
+    with pytest.raises(ImportError, match=r"lack of_tomorrow_: .* Build them again with"):
+        dispatch.load_operators()
