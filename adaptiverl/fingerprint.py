@@ -42,7 +42,8 @@ class Fingerprint:
     """One step's tensors as numbers.
 
     Attributes:
-        options: Of every group.
+        options: Of every group, and how many parameters it has: which group a parameter is in decides
+            its numbers.
         present: Of every parameter whether it has a gradient. What follows is of those that have.
         sizes: Elements of the parameters, then of the gradients.
         dtypes: The gradients'.
@@ -54,7 +55,7 @@ class Fingerprint:
             laid out over the ranks as its parameter is.
     """
 
-    options: list[tuple[tuple[str, ...], bool]]
+    options: list[tuple[int, tuple[str, ...], bool]]
     present: list[bool]
     sizes: list[int]
     dtypes: list[torch.dtype]
@@ -83,7 +84,7 @@ class Fingerprint:
                 alike = placed_alike(params, grads)
                 params, grads, *columns = map(local_tensors, (params, grads, *columns))
             return cls(
-                options=[(group.kept, group.maximize) for group in groups],
+                options=[(len(group.params), group.kept, group.maximize) for group in groups],
                 present=present,
                 sizes=[*map(Tensor.numel, params), *map(Tensor.numel, grads)],
                 dtypes=[grad.dtype for grad in grads],

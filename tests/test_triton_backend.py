@@ -332,6 +332,19 @@ def test_every_other_change_is_noticed(change: Any, monkeypatch: pytest.MonkeyPa
     assert seen.step() > 0
 
 
+def test_a_parameter_that_changes_groups_steps_with_its_new_groups_rate() -> None:
+    # SGD without momentum keeps one number of a parameter, so that its state's order tells nothing.
+    params = params_with_gradients(3)
+    groups = [{"params": params[:2], "lr": 0.1}, {"params": params[2:], "lr": 0.001}]
+    optimizer = AdaptiveSGD(groups, momentum=0, control=Control.frozen())
+    optimizer.step()
+    first, second = (group["params"] for group in optimizer.param_groups)
+    second.insert(0, first.pop())
+    before = params[1].detach().clone()
+    optimizer.step()
+    torch.testing.assert_close(before - params[1].detach(), torch.full((8,), 0.001))
+
+
 def test_a_sparse_gradient_is_still_refused() -> None:
     params = params_with_gradients(2)
     optimizer = AdaptiveAdamW(params, 0.02, control=QUIET)
