@@ -42,8 +42,7 @@ class Fingerprint:
     """One step's tensors as numbers.
 
     Attributes:
-        options: Of every group, and how many parameters it has: which group a parameter is in decides
-            its numbers.
+        options: Of every group, and its count of parameters: a parameter has its group's numbers.
         present: Of every parameter whether it has a gradient. What follows is of those that have.
         sizes: Elements of the parameters, then of the gradients.
         dtypes: The gradients'.
