@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +17,16 @@ logger = logging.getLogger("adaptiverl")
 
 LOOK_EVERY = 64
 """Steps between two looks once the rate is held: only the horizon is still to be watched."""
+
+
+class Copy(NamedTuple):
+    """Of a block on a GPU."""
+
+    block: Tensor
+    """In pinned memory"""
+    arrived: torch.cuda.Event
+    device: torch.device
+    """Of the block, and so of the event: one can be recorded on one device only"""
 
 
 class Announcements:
@@ -37,13 +48,13 @@ class Announcements:
         self._speaks = speaks
         self._silent = control.law != "alignment"
         self._looks = 0
-        self._copy: Tensor | None = None
-        self._copied: torch.cuda.Event | None = None
+        self._copy: Copy | None = None
         self._told_held = False
 
     def resume(self, memory: Tensor) -> None:
         """A loaded memory, float64 on any device: what it already held is not news."""
         self._told_held = bool(memory[SLOT["held"]].item())
+        self._copy = None  # of the memory before, which is no longer true
 
     def look(self, block: Tensor) -> None:
         """Read the controller's block as a step left it, or as much of it as has arrived."""
@@ -63,15 +74,16 @@ class Announcements:
 
     def _look_from_afar(self, block: Tensor) -> None:
         """Tell what the last copy says once it has arrived, and send for the next one."""
-        if self._copy is None or self._copied is None:
-            self._copy = torch.empty_like(block, device="cpu", pin_memory=True)
-            self._copied = torch.cuda.Event()
-        elif self._copied.query():
-            self._tell(self._copy)
+        copy = self._copy
+        if copy is None or copy.device != block.device:
+            there = torch.empty_like(block, device="cpu", pin_memory=True)
+            copy = self._copy = Copy(there, torch.cuda.Event(), block.device)
+        elif copy.arrived.query():
+            self._tell(copy.block)
         else:
             return
-        self._copy.copy_(block, non_blocking=True)
-        self._copied.record()
+        copy.block.copy_(block, non_blocking=True)
+        copy.arrived.record()
 
     def _tell(self, block: Tensor) -> None:
         step, held, log_lr = (block[SLOT[name]].item() for name in ("step", "held", "log_lr"))

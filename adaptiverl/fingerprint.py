@@ -48,7 +48,7 @@ class Fingerprint:
     """One step's tensors as numbers.
 
     Attributes:
-        options: Of every group.
+        options: Of every group, and its count of parameters: a parameter has its group's numbers.
         present: Of every parameter whether it has a gradient. What follows is of those that have.
         sizes: Bytes of the parameters, elements of the gradients and of state of their shape.
         dtypes: The gradients'.
@@ -62,7 +62,7 @@ class Fingerprint:
         dtensors: Where some are DTensors, the parameters as the groups have them.
     """
 
-    options: list[tuple[tuple[str, ...], bool]]
+    options: list[tuple[int, tuple[str, ...], bool]]
     present: list[bool]
     sizes: list[int]
     dtypes: list[torch.dtype]
@@ -99,7 +99,7 @@ class Fingerprint:
             if not set(map(type, grads)) <= PLAIN_TYPES:
                 return None
             return cls(
-                options=[(group.kept, group.maximize) for group in groups],
+                options=[(len(group.params), group.kept, group.maximize) for group in groups],
                 present=present,
                 sizes=[
                     *map(BYTES, params),

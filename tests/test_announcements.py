@@ -150,7 +150,7 @@ class OnCuda(Tensor):
 
 
 class Machine:
-    """Two GPUs as torch.cuda shows them: a current device, and each one's copies in flight."""
+    """GPUs as torch.cuda shows them: a current device, and each one's copies in flight."""
 
     def __init__(self) -> None:
         self.current = 0
@@ -179,11 +179,15 @@ class Machine:
 class Event:
     """Done once nothing is in flight on the device that was current when it was recorded."""
 
+    of: int | None = None
+
     def __init__(self) -> None:
         machine.note("event")
 
     def record(self) -> None:
         machine.note("record")
+        if self.of not in (None, machine.current):
+            raise RuntimeError(f"event of device {self.of} recorded on device {machine.current}")
         self.of = machine.current
 
     def query(self) -> bool:
@@ -230,6 +234,41 @@ def test_a_block_on_another_device_than_the_current_one_is_read_once_it_arrived(
         "copy",
     }
     assert two_gpus.current == 0
+
+
+class OnAnotherCuda(OnCuda):
+    device = torch.device("cuda", 2)  # type: ignore[assignment]
+
+
+def test_a_block_that_moves_to_another_device_has_an_event_there(
+    two_gpus: Machine, caplog: pytest.LogCaptureFixture
+) -> None:
+    announcements = Announcements(Control.find_lr(99), "It", lambda: True)
+    with caplog.at_level(logging.INFO, logger="adaptiverl"):
+        announcements.look(block(held=1, step=1, log_lr=1).as_subclass(OnCuda))
+        two_gpus.arrive()
+        for step in (2, 3):
+            announcements.look(block(held=1, step=step, log_lr=0).as_subclass(OnAnotherCuda))
+            two_gpus.arrive()
+    (record,) = caplog.records
+    assert record.getMessage() == "It holds the learning rate it found: 1, by step 2"
+
+
+def test_what_was_on_its_way_when_a_memory_was_loaded_is_not_told(
+    two_gpus: Machine, caplog: pytest.LogCaptureFixture
+) -> None:
+    announcements = Announcements(Control.find_lr(99), "It", lambda: True)
+    with caplog.at_level(logging.INFO, logger="adaptiverl"):
+        announcements.look(block(held=1, step=50, log_lr=1).as_subclass(OnCuda))
+        two_gpus.arrive()
+        announcements.resume(block(held=0))
+        for step in (7, 8):
+            announcements.look(block(held=step == 8, step=step).as_subclass(OnCuda))
+            two_gpus.arrive()
+        assert not caplog.records
+        announcements.look(block(held=1, step=9).as_subclass(OnCuda))
+    (record,) = caplog.records
+    assert record.getMessage() == "It holds the learning rate it found: 1, by step 8"
 
 
 def test_whether_a_device_captures_is_asked_of_its_own_stream(two_gpus: Machine) -> None:

@@ -293,6 +293,18 @@ def _lay_out_otherwise(optimizer: Any, params: list[nn.Parameter]) -> None:
     params[1].grad = torch.ones(16)[::2]
 
 
+def _negate_lazily(optimizer: Any, params: list[nn.Parameter]) -> None:
+    params[1].grad = torch._neg_view(torch.ones(8))
+
+
+class Wrapped(Tensor):
+    """Not known to lie where its address says."""
+
+
+def _wrap(optimizer: Any, params: list[nn.Parameter]) -> None:
+    params[1].grad = torch.ones(8).as_subclass(Wrapped)
+
+
 def _shrink(optimizer: Any, params: list[nn.Parameter]) -> None:
     for t in (params[1], params[1].grad, *optimizer.state[params[1]].values()):
         if t is not None and t.dim() == 1:
@@ -318,6 +330,8 @@ def _add_a_group(optimizer: Any, params: list[nn.Parameter]) -> None:
         _ascend,
         _keep_the_largest,
         _lay_out_otherwise,
+        _negate_lazily,
+        _wrap,
         _shrink,
         _swap,
         _add_a_group,
@@ -330,6 +344,31 @@ def test_every_other_change_is_noticed(change: Any, monkeypatch: pytest.MonkeyPa
     assert seen.step() == 0
     change(seen.optimizer, params)
     assert seen.step() > 0
+
+
+def test_a_parameter_that_is_transposed_in_place_is_noticed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    params = [nn.Parameter(torch.ones(3, 3))]
+    params[0].grad = torch.ones(3, 3)
+    seen = Sorted(params, monkeypatch)
+    seen.step()
+    assert seen.step() == 0
+    params[0].data = params[0].data.t()
+    assert seen.step() == 1
+
+
+def test_a_parameter_that_changes_groups_steps_with_its_new_groups_rate() -> None:
+    # SGD without momentum keeps one number of a parameter, so that its state's order tells nothing.
+    params = params_with_gradients(3)
+    groups = [{"params": params[:2], "lr": 0.1}, {"params": params[2:], "lr": 0.001}]
+    optimizer = AdaptiveSGD(groups, momentum=0, control=Control.frozen())
+    optimizer.step()
+    first, second = (group["params"] for group in optimizer.param_groups)
+    second.insert(0, first.pop())
+    before = params[1].detach().clone()
+    optimizer.step()
+    torch.testing.assert_close(before - params[1].detach(), torch.full((8,), 0.001))
 
 
 def test_a_sparse_gradient_is_still_refused() -> None:
