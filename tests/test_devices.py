@@ -226,7 +226,7 @@ def assert_same(case: Case, found: AdaptiveOptimizer, expected: AdaptiveOptimize
 
 @pytest.fixture
 def _plain_torch_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(optimizer, "backend_for", lambda entry, noisy: dispatch.REFERENCE)
+    monkeypatch.setattr(optimizer, "backend_for", lambda *_, **__: dispatch.REFERENCE)
 
 
 @pytest.mark.usefixtures("_plain_torch_everywhere")
