@@ -382,7 +382,6 @@ TRITON_CAPABILITY = (7, 5)
 """The lowest compute capability that the kernels' machine code is compiled and read for"""
 
 
-@cache
 def resolve(
     device: torch.device | str, param_dtype: torch.dtype, grad_dtype: torch.dtype
 ) -> Resolution:
@@ -394,6 +393,8 @@ def resolve(
         grad_dtype: Its gradient's.
     """
     device = torch.device(device)
+    if device.type == "cuda" and device.index is None and torch.cuda.is_available():
+        device = torch.device("cuda", torch.cuda.current_device())
     if device.type == "cpu" and param_dtype == grad_dtype == torch.float32:
         return Resolution(CPU, "compiled sweep over float32")
     if device.type == "cpu":

@@ -23,7 +23,9 @@ class Observations:
     What does not count is dropped only once something newer was observed. Where gradients are
     zeroed in place behind the optimizer's back (``model.zero_grad(set_to_none=False)``), or a
     wrapper hands the same tensor out again, nothing shows and the skipped step's loss is averaged
-    with the next one's; ``optimizer.zero_grad()`` is heard at all times.
+    with the next one's; ``optimizer.zero_grad()`` is heard at all times. And one look can be taken
+    for a scaler's: between an observation and a `zero_grad` that comes only then, if more is
+    observed before the step; the first observation is dropped.
 
     Attributes:
         sums: float64 [4] on the device: sum and count of losses, sum and count of rewards.
@@ -74,9 +76,8 @@ class Observations:
 
     def close(self) -> None:
         """A step is about to take them: drop what belongs to one that was skipped."""
-        if self._asked_at != self.count:  # else it is this very step that was asked about
-            self._look()
-        if self._skipped < self.count:
+        self._look()
+        if self._skipped < self.count:  # else it is this very step that was asked about
             self._drop_skipped()
         self._newer, self._asked_at, self._skipped = None, None, 0
 

@@ -272,7 +272,8 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
             What the closure returned, or None.
 
         Raises:
-            RuntimeError: A sparse gradient; nothing has changed then.
+            RuntimeError: A sparse gradient, or a gradient or state of another shape or device; no
+                parameter, state or count has changed then. A loss that was told stays told.
         """
         self._check_capture()
         result = None
@@ -636,7 +637,13 @@ def _watch(param: Tensor) -> Callable[[], bool]:
     """Tells from now on whether the parameter's gradient of this moment was thrown away."""
     assert param.grad is not None
     seen = TensorWeakRef(param.grad)  # accumulating adds to it and leaves it where it is
-    return lambda: param.grad is None or param.grad is not seen()
+    owner = TensorWeakRef(param)
+
+    def thrown_away() -> bool:
+        here = owner()
+        return here is None or here.grad is None or here.grad is not seen()
+
+    return thrown_away
 
 
 def _beside(controller: Controller, tensor: Tensor) -> Tensor:

@@ -97,7 +97,7 @@ def scenario(make: Callable[[list[nn.Parameter]], Any], *kinds: list[nn.Paramete
 
 def main() -> None:
     driver.set_active(NoDriver())  # type: ignore[no-untyped-call]
-    real = dispatch.resolve.__wrapped__
+    real = dispatch.resolve
     dispatch.resolve = lambda _, *dtypes: real("cuda", *dtypes)  # type: ignore[assignment]
     assert CompiledKernel is not None
     large = parameters(1, 16, 40_000, 1000)

@@ -41,7 +41,7 @@ def triton(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def use_triton(patch: pytest.MonkeyPatch) -> None:
-    real = dispatch.resolve.__wrapped__  # without its cache
+    real = dispatch.resolve
     patch.setattr(dispatch, "resolve", lambda _, *dtypes: real("cuda", *dtypes))
 
 

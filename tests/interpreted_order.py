@@ -19,6 +19,8 @@ from interpreted_sgd import make_sgd_parameter, step_sgd
 from torch import Tensor
 from triton.runtime.interpreter import interpreter_builder
 
+pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")
+
 SIZES = (CHUNK + 1, 0, 7, 2 * CHUNK + 5000)
 """From one chunk to three, an empty tensor among them"""
 SEEDS = range(13, 18)

@@ -24,7 +24,7 @@ COMPILED = ((7, 5), (8, 0), (9, 0))
 
 @pytest.fixture(autouse=True)
 def _nothing_is_remembered() -> Iterator[None]:
-    remembering = (dispatch.resolve, dispatch._cuda_sweep, dispatch.controller_device)
+    remembering = (dispatch._cuda_sweep, dispatch.controller_device)
     for function in remembering:
         function.cache_clear()
     yield
