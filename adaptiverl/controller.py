@@ -128,6 +128,9 @@ WHOLE = {*SEED_WORDS, *COUNTS, *FLAGS}
 """Numbers without a fraction"""
 
 SLOT = {name: i for i, name in enumerate(FIELDS)}
+LOGARITHMS_OF_LR = [
+    SLOT[name] for name in ("log_lr", "log_lr_start", "log_lr_downhill", "log_lr_doubted")
+]
 MEMORY_SIZE = len(FIELDS) - 1
 ALIGNMENT = slice(SLOT["aligned_gu"], SLOT["aligned_uu"] + 1)
 """Σ g·u, Σ g², Σ u² in the block"""
@@ -474,13 +477,29 @@ class Controller:
         One that a loader rounded to float32 warns: of its whole numbers those above 2^24 may be
         others now. The seed's are this optimizer's own where they round to the loaded ones.
         """
-        adopted = current_layout(memory)
+        adopted = self._from_own_start(current_layout(memory))
         if memory.dtype != torch.float64:
             adopted = self._with_own_seed(adopted)
             warnings.warn(ROUNDED, UserWarning, stacklevel=2)
         self._memory.copy_(adopted, non_blocking=True)
         self._empty_ring()
         self.observations.empty()
+
+    def _from_own_start(self, memory: Tensor) -> Tensor:
+        """A memory whose α is told from this controller's start; α over its start stays.
+
+        That quotient is what multiplies the groups' rates (decisions.md 20), so the rate in effect
+        stays, too, whatever mode or rate the run was made with. Bounds that the user gave in
+        ``"replace"`` are rates: there an α from ``"replace"`` stays as it is.
+        """
+        start = memory[SLOT["log_lr_start"]]
+        shift = self._start[SLOT["log_lr_start"]].to(memory.device) - start
+        if self.control.mode == "replace" and self.control.lr_bounds is not None:
+            shift = torch.where(start == 0, shift, 0.0)  # 0: α started at 1, as in "modulate"
+        adopted = memory.clone()
+        adopted[LOGARITHMS_OF_LR] += shift
+        adopted[SLOT["lr"]] *= shift.exp()
+        return adopted
 
     def _with_own_seed(self, rounded: Tensor) -> Tensor:
         own = self._start[:MEMORY_SIZE].to(rounded.device)
@@ -514,7 +533,7 @@ class Controller:
         """
         block = self.block.to("cpu", copy=True)
         if memory is not None:
-            block[:MEMORY_SIZE] = current_layout(memory).cpu()
+            block[:MEMORY_SIZE] = self._from_own_start(current_layout(memory)).cpu()
         groups = torch.tensor([numbers], dtype=torch.float64, device="cpu")
         effective = torch.empty((1, 2), dtype=torch.float64, device="cpu")
         torch.ops.adaptiverl.read_groups_(block, groups, effective)

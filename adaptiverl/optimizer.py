@@ -148,7 +148,13 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         )
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As torch.optim's. The first group's rate and momentum are where α and μ start."""
+        """As torch.optim's. The first group's rate and momentum are where α and μ start.
+
+        A dictionary that is another steered optimizer's group already is copied: each controller
+        keeps its memory in its own groups.
+        """
+        if isinstance(param_group, dict) and STATE_KEY in param_group:
+            param_group = {k: v for k, v in param_group.items() if k != STATE_KEY}
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         if not hasattr(self, "_start"):

@@ -116,7 +116,12 @@ class AdaptiveSGD(AdaptiveOptimizer, torch.optim.SGD):
             ValueError: A momentum of 1 or more, which never forgets and has no logit; a momentum of
                 0 beside the alignment law, which compares the gradient with the momentum buffer.
         """
-        momentum = param_group.get("momentum", self.defaults["momentum"])
+        if isinstance(param_group, dict):  # anything else torch refuses itself
+            self._check_group(param_group)
+        super().add_param_group(param_group)
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        momentum = group.get("momentum", self.defaults["momentum"])
         if not 0 <= momentum < 1:
             raise ValueError(
                 f"momentum must be in [0, 1), got {momentum!r}: the controller moves its logit"
@@ -127,7 +132,6 @@ class AdaptiveSGD(AdaptiveOptimizer, torch.optim.SGD):
                 "law compares the gradient with the momentum buffer, and there is none. Use "
                 "momentum=0.9, or law='loss'"
             )
-        super().add_param_group(param_group)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

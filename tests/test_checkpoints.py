@@ -623,3 +623,50 @@ def test_a_load_hook_may_change_the_checkpoint_or_bring_another() -> None:
     assert optimizer.param_groups[0]["lr"] == 0.002
     assert optimizer.state_dict()["state"].keys() == good["state"].keys()
     assert calls == ["post"]
+
+
+# Resuming under another control
+
+RESUMED = {
+    "frozen": Control.frozen(),
+    "modulate": Control(mode="modulate", every=1),
+    "the same": Control(every=1),
+    "bounds in rates": Control(every=1, lr_bounds=(1e-8, 1.0)),
+}
+
+
+@pytest.mark.parametrize("by_hand", [None, 1e-3, 1e-7])
+@pytest.mark.parametrize("lr", [1e-5, 1e-3, 1e-7])
+@pytest.mark.parametrize("second", RESUMED)
+@pytest.mark.parametrize("first", ["modulate", "the same", "bounds in rates"])
+def test_the_rate_goes_on_whatever_the_new_control_or_rate(
+    first: str, second: str, lr: float, by_hand: float | None
+) -> None:
+    """From the rate in effect, or from what the user sets after the load, without a jump."""
+    saved = AdaptiveAdamW(parameters((4,)), lr=1e-5, control=RESUMED[first])
+    train_down(saved, 20)
+    factor = saved.knobs()["lr"] / 1e-5
+    assert factor > 1.2, "α did not move"
+    resumed = AdaptiveAdamW(parameters((4,)), lr=lr, control=RESUMED[second])
+    resumed.load_state_dict(copy.deepcopy(saved.state_dict()))
+    if by_hand is not None:
+        resumed.param_groups[0]["lr"] = by_hand
+    expected = factor * (1e-5 if by_hand is None else by_hand)
+    assert resumed.knobs()["lr"] == pytest.approx(expected, rel=1e-9), "before it is adopted"
+    resumed.observe(1.0)
+    assert resumed.knobs()["lr"] == pytest.approx(expected, rel=1e-9)
+    train_down(resumed, 2)
+    low, high = RESUMED[second].lr_change
+    moved = resumed.knobs()["lr"] / expected
+    assert low**2 * (1 - 1e-9) <= moved <= high**2 * (1 + 1e-9)
+    if second == "frozen":
+        assert moved == pytest.approx(1, rel=1e-9)
+
+
+def train_down(optimizer: Any, steps: int) -> None:
+    """Steps whose loss falls."""
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            for param in group["params"]:
+                param.grad = torch.ones_like(param)
+        optimizer.step(loss=1.0 / (1 + step))

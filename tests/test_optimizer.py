@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from adaptiverl import AdaptiveAdamW, Control
+from adaptiverl import AdaptiveAdamW, AdaptiveSGD, Control
 from adaptiverl import optimizer as optimizers
 
 BUSY = Control(
@@ -828,3 +828,30 @@ def test_a_default_device_is_not_where_it_is_made(default: str) -> None:
         optimizer = AdaptiveAdamW(params, lr=1e-2)
         assert optimizer.knobs()["lr"] == 1e-2
     assert optimizer._controller.device == torch.device("cpu")
+
+
+# Groups that are somebody else's, too
+
+
+@pytest.mark.parametrize("kind", [AdaptiveAdamW, AdaptiveSGD])
+def test_optimizers_over_the_same_dictionaries_have_a_controller_each(kind: Any) -> None:
+    param = nn.Parameter(torch.ones(3))
+    groups = [{"params": [param], "lr": 1e-2}]
+    falling, rising = (kind(groups, 1e-2, control=Control(every=1)) for _ in range(2))
+    for step in range(10):
+        param.grad = torch.ones(3)
+        for optimizer, loss in ((falling, 10.0 - step), (rising, 1.0 + step)):
+            optimizer.observe(loss)
+            optimizer.step()
+    assert falling.knobs()["loss"] == 1.0
+    assert rising.knobs()["loss"] == 10.0
+    assert falling.knobs()["lr"] > 1e-2 > rising.knobs()["lr"]
+    assert falling.param_groups[0] is groups[0]
+
+
+@pytest.mark.parametrize("kind", [AdaptiveAdamW, AdaptiveSGD])
+def test_a_group_that_is_no_dictionary_gets_torchs_answer(kind: Any) -> None:
+    optimizer = kind([nn.Parameter(torch.ones(3))], 1e-2)
+    with pytest.raises(TypeError, match="param_group must be a dict"):
+        optimizer.add_param_group([nn.Parameter(torch.ones(3))])
+    assert len(optimizer.param_groups) == 1
