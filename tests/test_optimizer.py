@@ -780,7 +780,7 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[torch.device]]:
 
     monkeypatch.setattr(optimizers, "controller_device", device_of)
     library = torch.library.Library("adaptiverl", "IMPL")
-    library.impl("observe_", note, "Meta")
+    library.impl("observe_", note, "Meta", allow_override=True)
     yield observed
     library._destroy()
 
