@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from adaptiverl.control import BETA1, Control
+from adaptiverl.algorithms import ADAMW
+from adaptiverl.control import Control
 from adaptiverl.devices import numbers_device
 from adaptiverl.optimizer import AdaptiveOptimizer
 from adaptiverl.slots import as_counter
@@ -56,9 +56,7 @@ class AdaptiveAdamW(AdaptiveOptimizer, torch.optim.AdamW):
         >>> optimizer.step()
     """
 
-    _algorithm = "adamw_step"
-    _kind = BETA1
-    _moments = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+    _algorithm = ADAMW
 
     def __init__(
         self,
@@ -118,26 +116,6 @@ class AdaptiveAdamW(AdaptiveOptimizer, torch.optim.AdamW):
                 "decoupled_weight_decay=False, which is torch.optim.Adam's: leave it out; "
                 "where weight_decay is 0 both are the same"
             )
-
-    def _start_of(self, group: dict[str, Any]) -> float:
-        return float(group["betas"][0])
-
-    def _numbers_of(self, group: dict[str, Any]) -> Sequence[Any]:
-        return group["lr"], *group["betas"], group["eps"], group["weight_decay"]
-
-    def _moments_of(self, group: dict[str, Any]) -> tuple[str, ...]:
-        return self._moments if group["amsgrad"] else self._moments[:2]
-
-    def _kept_of(self, group: dict[str, Any]) -> tuple[str, ...]:
-        return (*super()._kept_of(group), "mu_product")
-
-    def _entry_state(self, group: dict[str, Any], state: dict[str, Any]) -> dict[str, Any]:
-        return {
-            "exp_avg": state["exp_avg"],
-            "exp_avg_sq": state["exp_avg_sq"],
-            "max_exp_avg_sq": state["max_exp_avg_sq"] if group["amsgrad"] else None,
-            "mu_product": state["mu_product"],
-        }
 
     def _init_state(self, param: Tensor, group: dict[str, Any], state: dict[str, Any]) -> None:
         super()._init_state(param, group, state)

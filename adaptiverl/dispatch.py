@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import logging
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -59,27 +59,17 @@ class Backend(Protocol):
         """Σ g² (or Σ p²) per tensor into `out`, float64 [tensors]; unless `always`, if σ is on."""
         ...
 
-    def adamw_step(
+    def step(
         self,
         bucket: Bucket,
         decision: Decision,
         squares: Tensor,
         gradient_scale: Tensor | None,
     ) -> None:
-        """The step, in place; `squares` are those of what the noise goes to.
+        """The step of `bucket.algorithm`, in place; `squares` are those of what the noise goes to.
 
         Where the law reads them (`decision.aligned`), `bucket.sums` are written on the way.
         """
-        ...
-
-    def sgd_step(
-        self,
-        bucket: Bucket,
-        decision: Decision,
-        squares: Tensor,
-        gradient_scale: Tensor | None,
-    ) -> None:
-        """The same, of SGD."""
         ...
 
 
@@ -113,27 +103,11 @@ class CpuBackend:
         """See `Backend`."""
         torch.ops.adaptiverl.sum_squares_(bucket.rows(), decision.block, out, always, of_parameters)
 
-    def adamw_step(
+    def step(
         self, bucket: Bucket, decision: Decision, squares: Tensor, gradient_scale: Tensor | None
     ) -> None:
         """See `Backend`."""
-        self._step(torch.ops.adaptiverl.adamw_step_, bucket, decision, squares, gradient_scale)
-
-    def sgd_step(
-        self, bucket: Bucket, decision: Decision, squares: Tensor, gradient_scale: Tensor | None
-    ) -> None:
-        """See `Backend`."""
-        self._step(torch.ops.adaptiverl.sgd_step_, bucket, decision, squares, gradient_scale)
-
-    @staticmethod
-    def _step(
-        operator: Callable[..., None],
-        bucket: Bucket,
-        decision: Decision,
-        squares: Tensor,
-        gradient_scale: Tensor | None,
-    ) -> None:
-        operator(
+        CPU_STEPS[bucket.algorithm](
             bucket.rows(),
             decision.block,
             decision.groups,
@@ -179,12 +153,12 @@ class TritonBackend:
 
     def accepts(self, entry: ParameterEntry, noisy: bool) -> bool:
         """float32 moments, and everything in one order (`lie_alike`)."""
-        moments = [m for m in entry.moments() if m is not None]
+        moments = [m for m in entry.slots if m is not None]
         return all(m.dtype == torch.float32 for m in moments) and lie_alike(entry.shaped(), noisy)
 
     def variant(self, entry: ParameterEntry) -> tuple[Any, ...]:
         """A kernel is compiled for dtypes and for the moments that there are."""
-        kept = tuple(m is not None for m in entry.moments())
+        kept = tuple(m is not None for m in entry.slots)
         return entry.param.dtype, entry.grad.dtype, kept
 
     def count_steps(self, bucket: Bucket, decision: Decision) -> None:
@@ -214,31 +188,15 @@ class TritonBackend:
             of_parameters=of_parameters,
         )
 
-    def adamw_step(
+    def step(
         self, bucket: Bucket, decision: Decision, squares: Tensor, gradient_scale: Tensor | None
     ) -> None:
         """See `Backend`."""
-        _, _, (_, _, amsgrad) = bucket.variant
-        step = partial(self._adamw.adamw_step, amsgrad=amsgrad)
-        self._step(step, bucket, decision, squares, gradient_scale)
-
-    def sgd_step(
-        self, bucket: Bucket, decision: Decision, squares: Tensor, gradient_scale: Tensor | None
-    ) -> None:
-        """See `Backend`."""
-        _, _, (momentum, _, _) = bucket.variant
-        step = partial(self._sgd.sgd_step, momentum=momentum)
-        self._step(step, bucket, decision, squares, gradient_scale)
-
-    def _step(
-        self,
-        step: Callable[..., None],
-        bucket: Bucket,
-        decision: Decision,
-        squares: Tensor,
-        gradient_scale: Tensor | None,
-    ) -> None:
-        param_dtype, grad_dtype, _ = bucket.variant
+        param_dtype, grad_dtype, kept = bucket.variant
+        step = {
+            "adamw": partial(self._adamw.adamw_step, amsgrad=kept[-1]),
+            "sgd": partial(self._sgd.sgd_step, momentum=kept[0]),
+        }[bucket.algorithm]
         scratch = self._scratch(bucket, decision)
         step(
             bucket.rows(),
@@ -304,26 +262,11 @@ class ReferenceBackend:
         if always or self._noise_on(decision):
             reference.sum_squares(bucket.entries, out, of_parameters)
 
-    def adamw_step(
+    def step(
         self, bucket: Bucket, decision: Decision, squares: Tensor, gradient_scale: Tensor | None
     ) -> None:
         """See `Backend`."""
-        self._step(reference.adamw_step, bucket, decision, squares, gradient_scale)
-
-    def sgd_step(
-        self, bucket: Bucket, decision: Decision, squares: Tensor, gradient_scale: Tensor | None
-    ) -> None:
-        """See `Backend`."""
-        self._step(reference.sgd_step, bucket, decision, squares, gradient_scale)
-
-    def _step(
-        self,
-        step: Callable[..., None],
-        bucket: Bucket,
-        decision: Decision,
-        squares: Tensor,
-        gradient_scale: Tensor | None,
-    ) -> None:
+        step = {"adamw": reference.adamw_step, "sgd": reference.sgd_step}[bucket.algorithm]
         step(
             bucket.entries,
             decision,
@@ -687,5 +630,9 @@ def describe() -> str:
 
 
 load_operators()
+CPU_STEPS = {
+    "adamw": torch.ops.adaptiverl.adamw_step_.default,
+    "sgd": torch.ops.adaptiverl.sgd_step_.default,
+}
 for _operator in OPERATORS:
     torch.library.register_fake(f"adaptiverl::{_operator}", _changes_nothing_fake)

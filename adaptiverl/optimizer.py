@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeGuard
 
@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.optim.optimizer import _device_dtype_check_for_fused
 from torch.utils.weak import TensorWeakRef
 
+from adaptiverl.algorithms import Algorithm
 from adaptiverl.announcements import Announcements
-from adaptiverl.control import Control, MomentumKind
+from adaptiverl.control import Control
 from adaptiverl.controller import Controller, Decision, Trace, current_layout
 from adaptiverl.devices import numbers_device
 from adaptiverl.dispatch import GradientScale, backend_for, controller_device, is_fake, noise_on
@@ -29,7 +30,7 @@ from adaptiverl.distributed import (
 )
 from adaptiverl.fingerprint import GroupKey
 from adaptiverl.slots import as_counter, as_moment, check_gradient, check_state, moment_dtype
-from adaptiverl.tables import ENTRIES, Bucket, Buckets, GroupTable, ParameterEntry, any_rate
+from adaptiverl.tables import Bucket, Buckets, GroupTable, ParameterEntry, any_rate
 from adaptiverl.workspace import Workspace, outside_inference
 
 if TYPE_CHECKING:
@@ -73,25 +74,7 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
     found_inf: Tensor
     _control: Control
     _controller: Controller
-    _algorithm: str
-    """The function of a backend that does the step"""
-    _kind: MomentumKind
-    _moments: tuple[str, ...]
-    """State entries that follow the parameter's shape."""
-
-    # What an algorithm says of itself
-
-    def _start_of(self, group: dict[str, Any]) -> float:
-        """The μ that a group starts from."""
-        raise NotImplementedError
-
-    def _numbers_of(self, group: dict[str, Any]) -> Sequence[Any]:
-        """A group's row of the group table: five numbers, lr and the starting μ first."""
-        raise NotImplementedError
-
-    def _moments_of(self, group: dict[str, Any]) -> tuple[str, ...]:
-        """Those of `_moments` that a group needs."""
-        raise NotImplementedError
+    _algorithm: Algorithm
 
     def _check_group(self, group: dict[str, Any]) -> None:
         """A group asks for nothing that this algorithm does not do.
@@ -99,10 +82,6 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         Raises:
             ValueError: It does.
         """
-
-    def _entry_state(self, group: dict[str, Any], state: dict[str, Any]) -> dict[str, Any]:
-        """What this algorithm's entries have beside `ParameterEntry`'s own."""
-        raise NotImplementedError
 
     def _prepare(
         self,
@@ -125,7 +104,7 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         self._seed = seed
         self._workspace = Workspace()
         choose = partial(backend_for, noisy=control.noise_bounds[1] > 0)
-        self._buckets = Buckets(choose, self._workspace)
+        self._buckets = Buckets(choose, self._workspace, self._algorithm.name)
         self._gradient_scale = GradientScale(max_grad_norm, self._workspace)
         self._group_table: GroupTable | None = None
         self._unobserved_steps = 0
@@ -142,7 +121,7 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
             self._control,
             lr,
             momentum,
-            kind=self._kind,
+            kind=self._algorithm.momentum,
             seed=self._seed,
             device=self._device_of_controller() or "cpu",
         )
@@ -158,7 +137,7 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         if not hasattr(self, "_start"):
-            self._start_controller(float(group["lr"]), self._start_of(group))
+            self._start_controller(float(group["lr"]), self._algorithm.start_of(group))
         group[STATE_KEY] = self._controller.memory
 
     # What the user tells it and asks it
@@ -225,7 +204,7 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         at; nothing changes that a step reads. Called from another thread while a step runs it
         disturbs nothing, but what it shows may be of two steps.
         """
-        numbers = [float(x) for x in self._numbers_of(self.param_groups[0])]
+        numbers = [float(x) for x in self._algorithm.numbers_of(self.param_groups[0])]
         state, lr, momentum = self._controller.in_effect(numbers, self._loaded_memory())
         knobs = {"lr": lr, "alpha": state.lr, "momentum": momentum, "noise": state.noise}
         return knobs | {name: getattr(state, name) for name in SENSORS}
@@ -330,9 +309,8 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         factor = self._measure(buckets, decisions, grad_scale)
         factors = {d: None if factor is None else factor.to(numbers_device(d)) for d in devices[1:]}
         for bucket in buckets:
-            step = getattr(bucket.backend, self._algorithm)
             device = bucket.device
-            step(bucket, decisions[device], bucket.squares, factors[device])
+            bucket.backend.step(bucket, decisions[device], bucket.squares, factors[device])
         if decision.aligned and not idle:
             self._gather_alignment(buckets, decision)
 
@@ -358,7 +336,8 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
 
     def _kept_of(self, group: dict[str, Any]) -> tuple[str, ...]:
         """State entries that a sweep walks or counts."""
-        return (*self._moments_of(group), "step")
+        counters = ("step", "mu_product") if self._algorithm.corrects_bias else ("step",)
+        return (*self._algorithm.slots_of(group), *counters)
 
     def _is_idle(self) -> bool:
         """Whether the controller learns nothing from this step: the rates are all 0 (`Ranks`).
@@ -461,30 +440,34 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
             for param in group["params"]:
                 if param.grad is not None:
                     check_gradient(param, index, type(self).__name__)
-                    check_state(param, index, self.state.get(param, {}), self._moments_of(group))
+                    check_state(
+                        param, index, self.state.get(param, {}), self._algorithm.slots_of(group)
+                    )
                 index += 1
 
     def _entry(self, param: Tensor, group: dict[str, Any], g: int, index: int) -> ParameterEntry:
         state = self.state[param]
         self._init_state(param, group, state)
         grad, offset, numel = param.grad, 0, param.numel()
-        own = self._entry_state(group, state)
+        needed = self._algorithm.slots_of(group)
+        slots = [state[name] if name in needed else None for name in self._algorithm.slots]
         if is_dtensor(param):
             place = self._shards.step(index, param, self._ranks)
             offset, numel = place.offset, place.numel
-            own = {name: None if x is None else to_local(x) for name, x in own.items()}
+            slots = [None if x is None else to_local(x) for x in slots]
             grad, param = gradient_of(param), to_local(param)
         reals = 2 if param.is_complex() else 1
-        return ENTRIES[self._algorithm](
+        return ParameterEntry(
             param=param,
             grad=grad,  # type: ignore[arg-type]
+            slots=tuple(slots),
             step=state["step"],
+            mu_product=state["mu_product"] if self._algorithm.corrects_bias else None,
             group=g,
             index=index,
             offset=offset * reals,
             logical_numel=numel * reals,
             maximize=bool(group["maximize"]),
-            **own,
         )
 
     def _init_state(self, param: Tensor, group: dict[str, Any], state: dict[str, Any]) -> None:
@@ -495,7 +478,7 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         """
         if not state and group["fused"]:
             _device_dtype_check_for_fused(param)
-        for name in self._moments_of(group):
+        for name in self._algorithm.slots_of(group):
             value = state.get(name)
             state[name] = zeros_like(param) if value is None else as_moment(param, value)
         home = numbers_device(param.device)
@@ -506,7 +489,7 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         self._place_controller()
         if self._group_table is None or self._group_table.device != self._controller.device:
             device = self._controller.device
-            self._group_table = GroupTable(device, self._numbers_of, self._workspace)
+            self._group_table = GroupTable(device, self._algorithm.numbers_of, self._workspace)
         self._group_table.refresh(self.param_groups)
         return self._group_table
 
@@ -601,7 +584,7 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
                 loaded = self.state[param].get(name)
                 dtype = self._state_dtype(param, name)
                 if isinstance(loaded, Tensor) and dtype is not None and loaded.dtype != dtype:
-                    shaped = name in self._moments
+                    shaped = name in self._algorithm.slots
                     home = param.device if shaped else numbers_device(param.device)
                     # A rounded product is put right by who knows what it should be (`_init_state`).
                     kept = dtype if shaped else value.dtype
@@ -611,7 +594,7 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         """The dtype that a state entry is kept in, or None for an entry that isn't ours."""
         if name == "mu_product":
             return torch.float64
-        return moment_dtype(param) if name in self._moments else None
+        return moment_dtype(param) if name in self._algorithm.slots else None
 
     def __getstate__(self) -> dict[str, Any]:
         adaptive = (self._control, self._max_grad_norm, self._seed, self._start, self._ranks)

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from adaptiverl.control import HEAVY_BALL, Control
+from adaptiverl.algorithms import SGD
+from adaptiverl.control import Control
 from adaptiverl.optimizer import AdaptiveOptimizer
 
 if TYPE_CHECKING:
     from adaptiverl.distributed import Group
 
 DEFAULT_CONTROL = Control()
-NESTEROV, DECOUPLED = 1, 2
-"""Options in a row of the group table: csrc/sgd_step.h, kernels/reference.py"""
 
 
 class AdaptiveSGD(AdaptiveOptimizer, torch.optim.SGD):
@@ -64,9 +62,7 @@ class AdaptiveSGD(AdaptiveOptimizer, torch.optim.SGD):
         >>> optimizer.step()
     """
 
-    _algorithm = "sgd_step"
-    _kind = HEAVY_BALL
-    _moments = ("momentum_buffer",)
+    _algorithm = SGD
 
     def __init__(
         self,
@@ -146,21 +142,6 @@ class AdaptiveSGD(AdaptiveOptimizer, torch.optim.SGD):
 
     def _check_capture(self) -> None:
         """torch.optim.SGD has no `capturable` to ask for; the step can be captured as it is."""
-
-    def _start_of(self, group: dict[str, Any]) -> float:
-        return float(group["momentum"])
-
-    def _numbers_of(self, group: dict[str, Any]) -> Sequence[Any]:
-        options = NESTEROV * bool(group["nesterov"])
-        options += DECOUPLED * bool(group["decoupled_weight_decay"])
-        numbers = (group["lr"], group["momentum"], group["dampening"])
-        return *numbers, options, group["weight_decay"]
-
-    def _moments_of(self, group: dict[str, Any]) -> tuple[str, ...]:
-        return self._moments if group["momentum"] != 0 else ()
-
-    def _entry_state(self, group: dict[str, Any], state: dict[str, Any]) -> dict[str, Any]:
-        return {"momentum_buffer": state["momentum_buffer"] if group["momentum"] != 0 else None}
 
     def _init_state(self, param: Tensor, group: dict[str, Any], state: dict[str, Any]) -> None:
         """`step` counts what the buffer has taken in; torch.optim.SGD's checkpoints have none."""

@@ -22,9 +22,9 @@ from adaptiverl.workspace import NEEDS_A_STEP, DeviceTable, Workspace, is_captur
 COLUMNS = (
     "param",
     "grad",
-    "exp_avg",
-    "exp_avg_sq",
-    "max_exp_avg_sq",
+    "state0",
+    "state1",
+    "state2",
     "step",
     "mu_product",
     "numel",
@@ -36,20 +36,27 @@ COLUMNS = (
 )
 """A row of the address table, in the order of `TensorRow` in csrc/tables.h."""
 PARAM, GRAD, NUMEL = (COLUMNS.index(name) for name in ("param", "grad", "numel"))
-MOMENTS = slice(COLUMNS.index("exp_avg"), COLUMNS.index("max_exp_avg_sq") + 1)
+MOMENTS = slice(COLUMNS.index("state0"), COLUMNS.index("state2") + 1)
+SLOTS = 3
+"""Columns for an algorithm's own state"""
 COUNTERS = slice(COLUMNS.index("step"), COLUMNS.index("mu_product") + 1)
 
-GROUP_COLUMNS = ("lr", "beta1", "beta2", "eps", "weight_decay")
-"""AdamW's names for a row of the group table; SGD keeps its own five numbers there."""
+GROUP_COLUMNS = ("lr", "momentum", "hyper0", "hyper1", "weight_decay")
+"""A row of the group table: `Algorithm.numbers_of`"""
 
 
 @dataclass(slots=True, kw_only=True)
 class ParameterEntry:
-    """One parameter of this step, and what every optimizer has of it."""
+    """One parameter of this step, and all that belongs to it."""
 
     param: Tensor
     grad: Tensor
+    slots: tuple[Tensor | None, ...]
+    """The algorithm's state of the parameter's shape, in its order; None where there is none"""
     step: Tensor
+    """float32, 0-d: steps that were taken"""
+    mu_product: Tensor | None
+    """float64, 0-d: the product of the momenta of those steps; None where it is not kept"""
     group: int
     """Row of the group table"""
     index: int
@@ -60,26 +67,19 @@ class ParameterEntry:
     """Elements of the whole logical tensor"""
     maximize: bool
 
-    def moments(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """State of the parameter's shape, for the columns `exp_avg` to `max_exp_avg_sq`."""
-        raise NotImplementedError
-
-    def momentum_product(self) -> Tensor | None:
-        """For the column `mu_product`."""
-        return None
-
     def shaped(self) -> list[Tensor]:
         """Everything that a sweep walks beside each other."""
-        return [self.param, self.grad, *(m for m in self.moments() if m is not None)]
+        return [self.param, self.grad, *(s for s in self.slots if s is not None)]
 
     def row(self) -> tuple[int, ...]:
         """This entry's line of the address table, in the order of `COLUMNS`."""
         return (
             _address(self.param),
             _address(self.grad),
-            *map(_address, self.moments()),
+            *map(_address, self.slots),
+            *(0,) * (SLOTS - len(self.slots)),
             self.step.data_ptr(),
-            _address(self.momentum_product()),
+            _address(self.mu_product),
             self.param.numel(),
             self.group,
             self.index,
@@ -87,39 +87,6 @@ class ParameterEntry:
             self.logical_numel,
             self.maximize,
         )
-
-
-@dataclass(slots=True, kw_only=True)
-class Entry(ParameterEntry):
-    """One parameter of an AdamW step."""
-
-    exp_avg: Tensor
-    exp_avg_sq: Tensor
-    max_exp_avg_sq: Tensor | None
-    mu_product: Tensor
-
-    def moments(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """See `ParameterEntry`."""
-        return self.exp_avg, self.exp_avg_sq, self.max_exp_avg_sq
-
-    def momentum_product(self) -> Tensor | None:
-        """See `ParameterEntry`."""
-        return self.mu_product
-
-
-@dataclass(slots=True, kw_only=True)
-class SGDEntry(ParameterEntry):
-    """One parameter of an SGD step; the buffer goes into the column `exp_avg`."""
-
-    momentum_buffer: Tensor | None
-
-    def moments(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """See `ParameterEntry`."""
-        return self.momentum_buffer, None, None
-
-
-ENTRIES: dict[str, type[ParameterEntry]] = {"adamw_step": Entry, "sgd_step": SGDEntry}
-"""What each algorithm of a backend has of a parameter"""
 
 
 _COUNTER_BYTES = torch.tensor([4, 8], device="cpu")
@@ -191,6 +158,7 @@ class Bucket:
         backend: A `dispatch.Backend`.
         device: Of the tensors.
         variant: What else one launch of that backend must agree in.
+        algorithm: The name of the update rule.
         workspace: Owns what the launch reads besides the tensors.
         entries: One per tensor, in a step that made them, and only as long as it takes: between
             steps nothing here keeps a tensor alive.
@@ -203,6 +171,7 @@ class Bucket:
     backend: Any
     device: torch.device
     variant: tuple[Any, ...] = ()
+    algorithm: str = "adamw"
     workspace: Workspace = field(default_factory=Workspace)
     entries: list[Any] = field(default_factory=list)
     params: list[Tensor] = field(default_factory=list)
@@ -248,7 +217,7 @@ class Bucket:
         """The memory that a sweep over these entries reads and writes."""
         rows, first = self.host_rows(), self.entries[0]
         itemsizes = [first.param.element_size(), first.grad.element_size()]
-        itemsizes += [max((m.element_size() for m in first.moments() if m is not None), default=0)]
+        itemsizes += [max((m.element_size() for m in first.slots if m is not None), default=0)]
         numel = rows[:, NUMEL, None]
         addresses = [rows[:, PARAM, None], rows[:, GRAD, None], rows[:, MOMENTS]]
         lengths = [numel * i for i in itemsizes]
@@ -317,8 +286,11 @@ class Bucket:
 class Buckets:
     """Sorts a step's entries by who takes them; the buckets and their tables outlive the step."""
 
-    def __init__(self, choose: Callable[..., Any], workspace: Workspace) -> None:
+    def __init__(
+        self, choose: Callable[..., Any], workspace: Workspace, algorithm: str = "adamw"
+    ) -> None:
         self._choose = choose
+        self._algorithm = algorithm
         self._workspace = workspace
         self._buckets: dict[Hashable, Bucket] = {}
         self._sorted: list[Bucket] = []
@@ -404,7 +376,7 @@ class Buckets:
             backend = self._choose(entry, shares_memory=place in shared)
             key = (backend.name, entry.param.device, backend.variant(entry))
             if key not in self._buckets:
-                self._buckets[key] = Bucket(backend, *key[1:], self._workspace)
+                self._buckets[key] = Bucket(backend, *key[1:], self._algorithm, self._workspace)
                 self._buckets[key].start()
             self._buckets[key].take(entry)
             places.setdefault(key, []).append(place)

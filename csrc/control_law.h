@@ -149,9 +149,9 @@ ADAPTIVERL_BOTH void add(AlignmentSums& total, const AlignmentSums& sums) {
 // A group's numbers as the user set them, and as this step uses them.
 struct Group {
   double lr;
-  double beta1;
-  double beta2;
-  double eps;
+  double momentum;
+  double hyper0;  // the algorithm's own two
+  double hyper1;
   double weight_decay;
 };
 
@@ -490,7 +490,7 @@ ADAPTIVERL_BOTH double group_momentum(double momentum, const State& state) {
 }
 
 ADAPTIVERL_BOTH EffectiveGroup effective_group(const Group& group, const State& state) {
-  return EffectiveGroup{group_lr(group.lr, state), group_momentum(group.beta1, state)};
+  return EffectiveGroup{group_lr(group.lr, state), group_momentum(group.momentum, state)};
 }
 
 // The loop (§10)

@@ -14,16 +14,16 @@ namespace adaptiverl {
 struct TensorRow {
   int64_t param;
   int64_t grad;
-  int64_t exp_avg;
-  int64_t exp_avg_sq;
-  int64_t max_exp_avg_sq;  // 0: no amsgrad
-  int64_t step;            // float32
-  int64_t mu_product;      // float64
-  int64_t numel;           // elements that lie here
-  int64_t group;           // row of the group table
-  int64_t index;           // the parameter's place in the optimizer: the noise's key
-  int64_t offset;          // the first element's place in the whole logical tensor
-  int64_t logical_numel;   // elements of the whole logical tensor
+  int64_t state0;
+  int64_t state1;
+  int64_t state2;         // an algorithm's own, in its order; 0 where it has none
+  int64_t step;           // float32
+  int64_t mu_product;     // float64
+  int64_t numel;          // elements that lie here
+  int64_t group;          // row of the group table
+  int64_t index;          // the parameter's place in the optimizer: the noise's key
+  int64_t offset;         // the first element's place in the whole logical tensor
+  int64_t logical_numel;  // elements of the whole logical tensor
   int64_t maximize;
 };
 

@@ -192,7 +192,6 @@ def struct_fields(header: str, struct: str) -> list[str]:
         ("control_law.h", "State", "BLOCK_", 5),
         ("control_law.h", "Group", "GROUP_", 3),
         ("control_law.h", "EffectiveGroup", "EFFECTIVE_", 2),
-        ("sgd_step.h", "SGDGroup", "SGD_GROUP_", 3),
     ],
 )
 def test_columns_are_the_headers(header: str, struct: str, prefix: str, count: int) -> None:

@@ -19,6 +19,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__init__": {"adamw", "control", "sgd", "version"},
     "version": set(),
     "control": set(),
+    "algorithms": {"control"},
     "laws": {"control"},
     "observations": {"operators"},
     "controller": {"control", "observations", "operators"},
@@ -32,6 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "distributed": {"devices", "workspace"},
     "announcements": {"control", "controller"},
     "optimizer": {
+        "algorithms",
         "announcements",
         "control",
         "controller",
@@ -43,8 +45,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         "tables",
         "workspace",
     },
-    "adamw": {"control", "devices", "optimizer", "slots"},
-    "sgd": {"control", "optimizer"},
+    "adamw": {"algorithms", "control", "devices", "optimizer", "slots"},
+    "sgd": {"algorithms", "control", "optimizer"},
     "plots": set(),
     "recording_files": set(),
     "recordings": {"recording_files"},
@@ -53,6 +55,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 # What a room may import from outside; every room may use the standard library.
 OUTSIDE: dict[str, set[str]] = {
+    "algorithms": set(),
     "control": set(),
     "laws": set(),
     "version": set(),

@@ -17,7 +17,7 @@ from adaptiverl.kernels import reference
 from tolerances import assert_close
 from torch import Tensor
 
-from adaptiverl import AdaptiveSGD, Control, sgd
+from adaptiverl import AdaptiveSGD, Control, algorithms
 from adaptiverl.control import HEAVY_BALL
 from adaptiverl.dispatch import CPU, REFERENCE
 
@@ -333,8 +333,8 @@ def test_a_later_group_of_endless_momentum_is_refused() -> None:
 def test_options_are_where_the_twins_have_them() -> None:
     header = (Path(__file__).parent.parent / "csrc/sgd_step.h").read_text()
     found = dict(re.findall(r"kOption(\w+) = (\d);", header))
-    assert found == {"Nesterov": str(sgd.NESTEROV), "Decoupled": str(sgd.DECOUPLED)}
-    assert (reference.NESTEROV, reference.DECOUPLED) == (sgd.NESTEROV, sgd.DECOUPLED)
+    assert found == {"Nesterov": str(algorithms.NESTEROV), "Decoupled": str(algorithms.DECOUPLED)}
+    assert (reference.NESTEROV, reference.DECOUPLED) == (algorithms.NESTEROV, algorithms.DECOUPLED)
 
 
 def test_it_is_torchs_class_and_goes_through_the_compiled_sweep() -> None:
