@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from adaptiverl.kernels import reference
 
 if TYPE_CHECKING:
-    from adaptiverl.controller import Decision
+    from adaptiverl.decision import Decision
     from adaptiverl.tables import Bucket, ParameterEntry
     from adaptiverl.workspace import Workspace
 
@@ -495,9 +495,10 @@ class GradientScale:
 
 OPERATORS = (
     "observe_",
+    "observe_numbers_",
     "advance_",
     "count_steps_",
-    "gather_alignment_",
+    "reduce_alignment_",
     "update_",
     "read_groups_",
     "start_",

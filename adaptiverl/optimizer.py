@@ -16,7 +16,8 @@ from torch.utils.weak import TensorWeakRef
 from adaptiverl.algorithms import Algorithm
 from adaptiverl.announcements import Announcements
 from adaptiverl.control import Control
-from adaptiverl.controller import Controller, Decision, Trace, current_layout
+from adaptiverl.controller import Controller
+from adaptiverl.decision import Decision
 from adaptiverl.devices import numbers_device
 from adaptiverl.dispatch import GradientScale, backend_for, controller_device, is_fake, noise_on
 from adaptiverl.distributed import (
@@ -29,8 +30,10 @@ from adaptiverl.distributed import (
     to_whole,
 )
 from adaptiverl.fingerprint import GroupKey
+from adaptiverl.migrations import current_layout
 from adaptiverl.slots import as_counter, as_moment, check_gradient, check_state, moment_dtype
 from adaptiverl.tables import Bucket, Buckets, GroupTable, ParameterEntry, any_rate
+from adaptiverl.trace import Trace
 from adaptiverl.workspace import Workspace, outside_inference
 
 if TYPE_CHECKING:

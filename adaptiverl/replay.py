@@ -1,6 +1,6 @@
 """``python -m adaptiverl replay FILE``: what the controller would have done on a recorded curve.
 
-Open loop: the law of `laws.py` reads the losses of a run that never felt its knobs.
+Open loop: the law (`law/`) reads the losses of a run that never felt its knobs.
 """
 
 from __future__ import annotations
@@ -17,8 +17,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
-from adaptiverl import laws, plots
+from adaptiverl import plots
 from adaptiverl.control import Control, Limits
+from adaptiverl.law.knobs import start as started
+from adaptiverl.law.numbers import numbers_of
+from adaptiverl.law.replay import replay as replayed
+from adaptiverl.layout import State
 from adaptiverl.recording_files import RecordingError
 from adaptiverl.recordings import Recording, read
 
@@ -210,7 +214,7 @@ def run(request: Request) -> None:
     recording = read(request.file, request.column, request.step_column, request.reward_column)
     _check_length(request, recording)
     make_folder(request.out)
-    history = laws.replay(
+    history = replayed(
         recording.losses,
         control,
         lr=request.lr,
@@ -218,7 +222,7 @@ def run(request: Request) -> None:
         rewards=recording.rewards or None,
     )
     updates = pushes(history, recording.rewards, control)
-    start = laws.start(control, limits, request.lr, request.momentum)
+    start = started(numbers_of(control, limits), control.start_lr(request.lr), request.momentum)
     for line in introduction(request, recording):
         print(textwrap.fill(line, WIDTH, break_on_hyphens=False))
     print(f"\n{table(recording, history, updates, start)}\n")
@@ -264,12 +268,12 @@ def make_folder(folder: Path) -> None:
 
 
 def pushes(
-    history: Sequence[laws.State], rewards: Sequence[float | None], control: Control
+    history: Sequence[State], rewards: Sequence[float | None], control: Control
 ) -> list[Push]:
     """Every update of log α taken apart into its two terms (§2).
 
     Args:
-        history: The states of `laws.replay`.
+        history: The states of `law.replay`.
         rewards: The rewards it was given; empty without any.
         control: The gains it ran with.
     """
@@ -381,9 +385,9 @@ def _ordinal(n: int) -> str:
 
 def table(
     recording: Recording,
-    history: Sequence[laws.State],
+    history: Sequence[State],
     updates: Sequence[Push],
-    start: laws.State,
+    start: State,
 ) -> str:
     """A dozen updates, evenly spread over the curve, the first and the last among them."""
     last = len(updates) - 1
@@ -443,9 +447,7 @@ def _tail(found: Iterable[bool]) -> int:
     return sum(1 for _ in itertools.takewhile(bool, found))
 
 
-def verdict(
-    history: Sequence[laws.State], updates: Sequence[Push], start: laws.State, limits: Limits
-) -> str:
+def verdict(history: Sequence[State], updates: Sequence[Push], start: State, limits: Limits) -> str:
     """What dominated, and where it left the knobs; made of the numbers alone."""
     return " ".join(
         [
@@ -478,7 +480,7 @@ def _dominance(updates: Sequence[Push]) -> str:
 
 
 def _rate_fate(
-    history: Sequence[laws.State], updates: Sequence[Push], start: laws.State, limits: Limits
+    history: Sequence[State], updates: Sequence[Push], start: State, limits: Limits
 ) -> str:
     rates = [history[push.index].lr for push in updates]
     text = (
@@ -500,7 +502,7 @@ def _rate_fate(
 
 
 def _other_fates(
-    history: Sequence[laws.State], updates: Sequence[Push], start: laws.State, limits: Limits
+    history: Sequence[State], updates: Sequence[Push], start: State, limits: Limits
 ) -> str:
     momenta = [history[push.index].momentum for push in updates]
     pinned = sum(m in (limits.momentum_min, limits.momentum_max) for m in momenta)
@@ -515,7 +517,7 @@ def _other_fates(
     return f"{text}; {above}, {max(noises):.2g} at most."
 
 
-def _troubles(history: Sequence[laws.State], updates: Sequence[Push]) -> list[str]:
+def _troubles(history: Sequence[State], updates: Sequence[Push]) -> list[str]:
     sentences = []
     bad = int(history[-1].nonfinite)
     if bad:
@@ -541,7 +543,7 @@ def _count(n: int, what: str) -> str:
 def _draw(
     request: Request,
     recording: Recording,
-    history: Sequence[laws.State],
+    history: Sequence[State],
     updates: Sequence[Push],
 ) -> str:
     """Draw every logged loss and the knobs; return the line that says where, or why not."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from adaptiverl import AdaptiveAdamW, AdaptiveSGD, Control, tables
 from adaptiverl.announcements import LOOK_EVERY, Announcements
-from adaptiverl.controller import FIELDS, SLOT
+from adaptiverl.layout import FIELDS, SLOT
 
 
 def block(**values: float) -> Tensor:

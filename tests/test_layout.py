@@ -20,9 +20,21 @@ MAY_IMPORT: dict[str, set[str]] = {
     "version": set(),
     "control": set(),
     "algorithms": {"control"},
-    "laws": {"control"},
-    "observations": {"operators"},
-    "controller": {"control", "observations", "operators"},
+    "layout": set(),
+    "decision": {"layout"},
+    "trace": {"layout"},
+    "migrations": {"layout"},
+    "observations": {"layout", "operators"},
+    "controller": {
+        "control",
+        "decision",
+        "law",
+        "layout",
+        "migrations",
+        "observations",
+        "operators",
+        "trace",
+    },
     "devices": set(),
     "fingerprint": {"distributed"},
     "overlaps": set(),
@@ -31,18 +43,21 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tables": {"devices", "fingerprint", "overlaps", "workspace"},
     "dispatch": {"kernels", "operators"},
     "distributed": {"devices", "workspace"},
-    "announcements": {"control", "controller"},
+    "announcements": {"control", "law", "layout"},
     "optimizer": {
         "algorithms",
         "announcements",
         "control",
         "controller",
+        "decision",
         "devices",
         "dispatch",
         "distributed",
         "fingerprint",
+        "migrations",
         "slots",
         "tables",
+        "trace",
         "workspace",
     },
     "adamw": {"algorithms", "control", "devices", "optimizer", "slots"},
@@ -50,14 +65,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "plots": set(),
     "recording_files": set(),
     "recordings": {"recording_files"},
-    "replay": {"control", "laws", "plots", "recording_files", "recordings"},
+    "replay": {"control", "law", "layout", "plots", "recording_files", "recordings"},
     "__main__": {"replay"},
 }
 # What a room may import from outside; every room may use the standard library.
 OUTSIDE: dict[str, set[str]] = {
     "algorithms": set(),
     "control": set(),
-    "laws": set(),
+    "layout": set(),
+    "law": set(),
     "version": set(),
     "plots": {"matplotlib"},
     # What an event file holds, and what protobuf raises where it is damaged.
@@ -77,7 +93,7 @@ INTEGRATIONS: dict[str, set[str]] = {
 }
 BANNED_EVERYWHERE = {r"triton\.autotune": "an in-place kernel cannot be tuned by running it twice"}
 # Reading a device's number on the host waits for the device; these are where that is meant.
-MAY_WAIT = {"announcements.py": 2, "controller.py": 1, "dispatch.py": 1}
+MAY_WAIT = {"announcements.py": 2, "migrations.py": 1, "dispatch.py": 1}
 
 
 def modules(package: Path) -> dict[str, ast.Module]:
@@ -117,7 +133,7 @@ def rooms(names: set[str], package: str) -> set[str]:
     for name in names:
         parts = name.split(".")
         if parts[0] == "adaptiverl" and len(parts) > 1:
-            # `from adaptiverl import laws` and `from adaptiverl.laws import State`: the same room.
+            # `from adaptiverl import layout`, `from adaptiverl.layout import State`: one room.
             found.add("operators" if parts[1] == "_C" else parts[1])
     return found - {package}
 
@@ -133,6 +149,14 @@ def test_a_room_imports_only_what_the_design_lets_it(room: str) -> None:
     names = imported(modules(ROOT / "adaptiverl")[room])
     assert rooms(names, room) <= MAY_IMPORT[room]
     assert outsiders(names) <= OUTSIDE.get(room, {"torch"})
+
+
+@pytest.mark.parametrize("module", sorted(modules(ROOT / "adaptiverl/law")))
+def test_the_law_reads_control_numbers_and_no_control(module: str) -> None:
+    names = imported(modules(ROOT / "adaptiverl/law")[module])
+    reads_control = module in ("numbers", "replay")
+    assert rooms(names, "law") <= {"layout", *(["control"] if reads_control else [])}
+    assert outsiders(names) <= OUTSIDE["law"]
 
 
 @pytest.mark.parametrize("module", sorted(modules(ROOT / "adaptiverl/integrations")))
@@ -177,7 +201,7 @@ def test_banned_tokens() -> None:
 
 def test_the_check_sees_a_forbidden_import() -> None:
     names = imported(ast.parse("from adaptiverl.optimizer import AdaptiveOptimizer\nimport numpy"))
-    assert not rooms(names, "laws") <= MAY_IMPORT["laws"]
+    assert not rooms(names, "layout") <= MAY_IMPORT["layout"]
     assert outsiders(names) == {"numpy"}
 
 

@@ -698,7 +698,13 @@ def tensors_of_a_step(optimizer: Any) -> list[Tensor]:
     """What the controller, the sweep and the next step read, beside parameters and their state."""
     controller, table = optimizer._controller, optimizer._group_table
     tables = [] if table is None else [table.numbers, table.effective]
-    return [controller.block, controller.inbox, controller._ring, controller.memory, *tables]
+    return [
+        controller.block,
+        controller.inbox,
+        controller.ring.on(controller.device),
+        controller.memory,
+        *tables,
+    ]
 
 
 @pytest.mark.parametrize("steps", [0, 7])
