@@ -1124,7 +1124,7 @@ def test_groups_keep_their_ratios_in_training() -> None:
     for step in range(130):
         descend(optimizer, params, 1, first=step)
         knobs = optimizer.knobs()
-        table = optimizer._group_table
+        table = optimizer._round._group_table
         assert table is not None
         first, second, third = table.effective[:, 0].tolist()
         assert first == pytest.approx(knobs["alpha"], rel=1e-12)

@@ -39,7 +39,8 @@ from adaptiverl.controller import (
     pack_parameters,
 )
 from adaptiverl.laws import State
-from adaptiverl.tables import COLUMNS, GROUP_COLUMNS
+from adaptiverl.step.entries import COLUMNS
+from adaptiverl.step.groups import GROUP_COLUMNS
 
 INF, NAN = math.inf, math.nan
 CSRC = Path(__file__).resolve().parents[1] / "csrc"

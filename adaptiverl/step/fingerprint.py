@@ -17,13 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adaptiverl.distributed import any_dtensor, local_tensors, placed_alike
+from adaptiverl.ranks.dtensors import any_dtensor, local_tensors, placed_alike
+from adaptiverl.step.state import COUNTERS
 
 PLAIN_TYPES = {Tensor, torch.nn.Parameter}
 """Of gradients that lie where `data_ptr` says; a subclass may have no memory of its own."""
-
-COUNTERS = {"step", "mu_product"}
-"""State of one number; all other state that a sweep walks has the parameter's shape."""
 
 GRADIENT, DTYPE, BYTES = map(operator.attrgetter, ("grad", "dtype", "nbytes"))
 
