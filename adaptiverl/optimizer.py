@@ -8,6 +8,7 @@ from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
+from torch.optim import optimizer as hooks
 from torch.optim.optimizer import _device_dtype_check_for_fused
 
 from adaptiverl.algorithms import Algorithm
@@ -202,6 +203,27 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
             RuntimeError: A sparse gradient, or a gradient or state of another shape or device; no
                 parameter, state or count has changed then. A loss that was told stays told.
         """
+        if self._is_watched():
+            return self._watched_step(closure, loss=loss)
+        return self._whole_step(closure, loss=loss)
+
+    # torch.optim would wrap `step` so that hooks run and profilers see it, at the price of ten
+    # operators, hooks or not. Here the wrapper is asked where there is something for it to do.
+    step.hooked = True  # type: ignore[attr-defined]
+
+    def _is_watched(self) -> bool:
+        """Whether hooks or a profiler wait for this step; a subclass's own `step` is torch's."""
+        return type(self).step is AdaptiveOptimizer.step and bool(
+            self._optimizer_step_pre_hooks
+            or self._optimizer_step_post_hooks
+            or hooks._global_optimizer_pre_hooks
+            or hooks._global_optimizer_post_hooks
+            or torch.autograd._profiler_enabled()
+        )
+
+    def _whole_step(
+        self, closure: Callable[[], Any] | None = None, *, loss: Tensor | float | None = None
+    ) -> Any:
         self._check_capture()
         result = None
         if closure is not None:
@@ -215,6 +237,8 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
             self._log.warn_if_blind()
         self._step_parameters()
         return result
+
+    _watched_step = torch.optim.Optimizer.profile_hook_step(_whole_step)
 
     def _check_capture(self) -> None:
         for name in ("_accelerator_graph_capture_health_check", "_cuda_graph_capture_health_check"):
@@ -234,19 +258,22 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
 
     def _settle(self) -> None:
         """The controller has the memory that its groups have, and is beside the parameters."""
-        memory = loaded_memory(self.param_groups, self._controller)
+        controller, groups = self._controller, self.param_groups
+        memory = loaded_memory(groups, controller)
         if memory is not None:
-            self._controller.adopt(memory)
-            self._log.announcements.resume(self._controller.memory)
+            controller.adopt(memory)
+            self._log.announcements.resume(controller.memory)
         device = self._device_of_controller()
-        if device is not None and device != self._controller.device:
-            self._controller.to(device)
-        share_memory(self.param_groups, self._controller)
+        if device is not None and device != controller.device:
+            controller.to(device)
+        share_memory(groups, controller)
 
     def _device_of_controller(self) -> torch.device | None:
         """Where it belongs; None without parameters."""
-        first = next((p for group in self.param_groups for p in group["params"]), None)
-        return None if first is None else controller_device(first.device)
+        for group in self.param_groups:
+            for param in group["params"]:
+                return controller_device(param.device)
+        return None
 
     # Loss scaling
 

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import weakref
+from array import array
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -18,10 +19,11 @@ import torch
 from host_work import calls_in
 from torch import Tensor, nn
 
-from adaptiverl import AdaptiveAdamW, AdaptiveSGD, Control, dispatch
+from adaptiverl import AdaptiveAdamW, AdaptiveSGD, Control, devices, dispatch
 from adaptiverl.step.bucket import AddressTable, Bucket
 from adaptiverl.step.entries import GRAD, NUMEL, ParameterEntry
 from adaptiverl.step.fingerprint import Fingerprint, GroupKey
+from adaptiverl.step.workspace import Workspace
 
 ROOT = Path(__file__).parent.parent
 CASES = ROOT / "tests" / "interpreted_optimizer.py"
@@ -250,17 +252,35 @@ def test_a_step_like_the_last_makes_no_entry_and_no_table(monkeypatch: pytest.Mo
     assert seen.rows is table
 
 
-def test_moved_gradients_make_a_table_and_no_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_moved_gradients_make_no_entry(monkeypatch: pytest.MonkeyPatch) -> None:
     params = params_with_gradients(5)
     seen = Sorted(params, monkeypatch)
     seen.step()
-    table, kept = seen.rows, params[3].grad
+    before, kept = seen.rows.clone(), params[3].grad
     params[3].grad = 2 * torch.ones(8)
     assert seen.step() == 0
-    assert seen.rows is not table
     assert kept is not None
-    assert seen.rows[3, 1] == params[3].grad.data_ptr() != kept.data_ptr()
-    assert torch.equal(seen.rows[:3], table[:3])
+    assert seen.rows[3, GRAD] == params[3].grad.data_ptr() != kept.data_ptr()
+    before[3, GRAD] = params[3].grad.data_ptr()
+    assert torch.equal(seen.rows, before)
+
+
+@pytest.mark.parametrize("has_streams", [False, True], ids=["host", "streams"])
+def test_a_table_on_the_host_is_written_in_place(
+    has_streams: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a stream may still read it, other addresses are another table."""
+    monkeypatch.setattr(devices, "has_streams", lambda device: has_streams)
+    monkeypatch.setattr(devices, "outlive_stream", lambda tensor: None)
+    monkeypatch.setattr(devices, "pinned", lambda host, device: host.clone())
+    table = AddressTable(CPU, Workspace(), "rows")
+    first = table.refresh(torch.arange(26).view(2, 13))
+    before, moved = first.clone(), table.with_gradients(array("q", [-7, 2**62]))
+    assert moved[:, GRAD].tolist() == [-7, 2**62]
+    assert torch.equal(moved * (torch.arange(13) != GRAD), before * (torch.arange(13) != GRAD))
+    assert (moved is first) == (not has_streams)
+    assert has_streams == torch.equal(first, before)
+    assert table.with_gradients(array("q", [-7, 2**62])) is moved
 
 
 def _replace_moment(optimizer: Any, params: list[nn.Parameter]) -> None:

@@ -61,7 +61,7 @@ def _dtensor_class() -> Any:
 
 def to_whole(value: Any) -> Any:
     """A DTensor's logical tensor, which its ranks make together; anything else itself."""
-    if isinstance(value, Tensor) and is_dtensor(value):
+    if type(value) is not Tensor and isinstance(value, Tensor) and is_dtensor(value):
         return value.detach().full_tensor()  # type: ignore[attr-defined]
     return value
 

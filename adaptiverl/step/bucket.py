@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from array import array
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
@@ -44,6 +45,8 @@ class AddressTable:
         self.host = torch.empty((0, len(COLUMNS)), dtype=torch.int64, device="cpu")
         self.rows = self.host.to(device)
         self._device = device
+        self._numbers: memoryview | None = None
+        """What a table on the host is made of"""
         self._table = DeviceTable(workspace, place, device)
 
     def refresh(self, wanted: Tensor) -> Tensor:
@@ -64,11 +67,33 @@ class AddressTable:
                 raise RuntimeError(NEEDS_A_STEP)
             return self._table.record(wanted)
         self.rows, self.host = self._table.write(wanted), wanted
+        self._numbers = None if devices.has_streams(self._device) else numbers_in(self.rows)
         return self.rows
+
+    def with_gradients(self, addresses: array[int]) -> Tensor:
+        """The same table but for the gradients' addresses.
+
+        On the host, which does everything at once, it is the same memory.
+        """
+        if self._numbers is not None:
+            self._numbers[GRAD :: len(COLUMNS)] = memoryview(addresses)
+            return self.rows
+        moved = torch.frombuffer(addresses, dtype=torch.int64)
+        if torch.equal(self.host[:, GRAD], moved):
+            return self.refresh(self.host)
+        wanted = self.host.clone()
+        wanted[:, GRAD] = moved
+        return self.refresh(wanted)
 
 
 def _sizes_differ(a: Tensor, b: Tensor) -> bool:
     return a.shape != b.shape or not torch.equal(a[:, NUMEL], b[:, NUMEL])
+
+
+def numbers_in(table: Tensor) -> memoryview:
+    """The numbers of an int64 table on the host, in one row; the tensor is to outlive them."""
+    view = (ctypes.c_int64 * table.numel()).from_address(table.data_ptr())
+    return memoryview(view).cast("B").cast("q")
 
 
 @dataclass(eq=False)
@@ -188,13 +213,7 @@ class Bucket:
     def move_gradients(self, addresses: list[int]) -> None:
         """The same tensors, their gradients at these addresses."""
         assert self._table is not None
-        wanted = self._table.host
-        # Four times as fast as torch.tensor of the list.
-        moved = torch.frombuffer(array("q", addresses), dtype=torch.int64)
-        if not torch.equal(wanted[:, GRAD], moved):
-            wanted = wanted.clone()
-            wanted[:, GRAD] = moved
-        self._rows = self._table.refresh(wanted)
+        self._rows = self._table.with_gradients(array("q", addresses))
 
     def described(self, *columns: int) -> list[list[int]]:
         """These columns of the address table, row by row."""

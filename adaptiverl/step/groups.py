@@ -38,6 +38,8 @@ class GroupTable:
         self._table = DeviceTable(workspace, ("numbers", device), device)
         self._known: list[tuple[float | None, ...]] = []
         self._written: list[tuple[float | None, ...]] | None = None
+        self._plain: list[Any] | None = None
+        """What the table says, where all are Python's numbers"""
         self.numbers = devices.zeros((0, len(GROUP_COLUMNS)), device)
         self.effective = devices.zeros((0, 2), device)
 
@@ -48,6 +50,10 @@ class GroupTable:
             RuntimeError: The stream is capturing, and the last step had another number of groups.
         """
         values = [self._numbers_of(group) for group in groups]
+        if _are_plain(values) and values == self._plain:
+            self._table.prepare()
+            return
+        self._plain = None
         self._known = [
             tuple(None if on_accelerator(x) else float(x) for x in row) for row in values
         ]
@@ -61,6 +67,8 @@ class GroupTable:
         )
         if any(None in known for known in self._known):
             self._copy_from_devices(values)
+        elif self._known == self._written and _are_plain(values):
+            self._plain = values
 
     def _constants(self) -> Tensor:
         """A table with the numbers that the host knows."""
@@ -97,9 +105,21 @@ UNKNOWN = float("nan")
 
 def any_rate(groups: Iterable[dict[str, Any]]) -> bool:
     """Some group's learning rate is not 0, or on an accelerator, where the host does not look."""
-    return any(on_accelerator(group["lr"]) or float(group["lr"]) != 0 for group in groups)
+    for group in groups:
+        lr = group["lr"]
+        if on_accelerator(lr) or float(lr) != 0:
+            return True
+    return False
 
 
 def on_accelerator(value: Any) -> bool:
     """Whether the host would wait for this number."""
     return isinstance(value, Tensor) and value.device.type != "cpu"
+
+
+def _are_plain(values: Sequence[Sequence[Any]]) -> bool:
+    """Whether all are Python's own numbers, which nobody changes in place."""
+    return all(PLAIN_NUMBERS.issuperset(map(type, row)) for row in values)
+
+
+PLAIN_NUMBERS = {float, int}
