@@ -696,7 +696,7 @@ def test_printing_hides_the_block() -> None:
 
 def tensors_of_a_step(optimizer: Any) -> list[Tensor]:
     """What the controller, the sweep and the next step read, beside parameters and their state."""
-    controller, table = optimizer._controller, optimizer._group_table
+    controller, table = optimizer._controller, optimizer._round._group_table
     tables = [] if table is None else [table.numbers, table.effective]
     return [
         controller.block,

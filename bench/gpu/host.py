@@ -11,12 +11,13 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
 from adaptiverl import AdaptiveAdamW, Control
-from adaptiverl.fingerprint import Fingerprint
+from adaptiverl.step.fingerprint import Fingerprint
 from bench.gpu.report import table
 
 TENSORS = (1, 148, 1000)
@@ -35,11 +36,18 @@ def parts_of(tensors: int, device: torch.device) -> Parts:
     loss = torch.tensor(1.0, device=device)
     for _ in range(2):
         optimizer.step(loss=loss)
-    keys = optimizer._group_keys()
+    plan, groups = optimizer._round.plan, optimizer.param_groups
+    keys = plan.group_keys(groups)
     last = Fingerprint.of(keys, optimizer.state)
     assert last is not None
-    (bucket,) = optimizer._buckets.of_step(keys, optimizer.state, optimizer._entries)
-    decision = optimizer._advance([bucket], None, False)
+    (bucket,) = plan.of_step(groups, optimizer.state)
+    controller = optimizer._controller
+    table = optimizer._round.group_table(controller.device)
+
+    def decide() -> Any:
+        return controller.advance(table.numbers, table.effective, [bucket.rows()])
+
+    decision = decide()
 
     def whole() -> None:
         optimizer.observe(loss)
@@ -52,8 +60,8 @@ def parts_of(tensors: int, device: torch.device) -> Parts:
         "look at every tensor": lambda: Fingerprint.of(keys, optimizer.state),
         "compare with the last look": lambda: last.is_followed_by(last),
         "gradients' addresses": lambda: bucket.move_gradients(last.gradients),
-        "controller": lambda: optimizer._advance([bucket], None, False),
-        "sweep": lambda: bucket.backend.adamw_step(bucket, decision, bucket.squares, None),
+        "controller": decide,
+        "sweep": lambda: bucket.backend.step(bucket, decision, bucket.squares, None),
     }
 
 

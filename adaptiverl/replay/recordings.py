@@ -1,6 +1,6 @@
 """Loss curves that other tools recorded: which column is the loss, and the order of training.
 
-A file becomes rows of named cells (`recording_files`); one column is the loss, and the rows without
+A file becomes rows of named cells (`files`); one column is the loss, and the rows without
 one (a Trainer's evaluations, say) are left out. The rest is put in the order of training, and a NaN
 that was logged as 0 is made one again. All that is counted, for whoever asked to be told.
 """
@@ -16,7 +16,8 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
-from adaptiverl.recording_files import RecordingError, Row, read_table, times
+from adaptiverl.replay.files import read_table
+from adaptiverl.replay.table import RecordingError, Row, times
 
 # Columns that are the training loss without a doubt, the likeliest first, as `plain` spells them.
 LOSS_NAMES = (

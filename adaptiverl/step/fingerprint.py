@@ -11,30 +11,29 @@ import operator
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import chain, compress
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from adaptiverl.distributed import any_dtensor, local_tensors, placed_alike
+from adaptiverl.ranks.dtensors import any_dtensor, local_tensors, placed_alike
+from adaptiverl.step.state import COUNTERS
 
 PLAIN_TYPES = {Tensor, torch.nn.Parameter}
 """Of gradients that lie where `data_ptr` says; a subclass may have no memory of its own."""
 
-COUNTERS = {"step", "mu_product"}
-"""State of one number; all other state that a sweep walks has the parameter's shape."""
-
+NoneType = type(None)
 GRADIENT, DTYPE, BYTES = map(operator.attrgetter, ("grad", "dtype", "nbytes"))
 
 
-@dataclass(frozen=True)
-class GroupKey:
+class GroupKey(NamedTuple):
     """What of a group decides which backend takes its tensors, and how.
 
     Attributes:
         params: The group's list.
-        kept: Names of the state entries that a sweep walks or counts.
+        kept: Names of the state entries that a step walks or counts.
         maximize: The group's option.
     """
 
@@ -43,13 +42,14 @@ class GroupKey:
     maximize: bool
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Fingerprint:
     """One step's tensors as numbers.
 
     Attributes:
         options: Of every group, and its count of parameters: a parameter has its group's numbers.
-        present: Of every parameter whether it has a gradient. What follows is of those that have.
+        present: Of every parameter whether it has a gradient; empty where all have. What follows
+            is of those that have.
         sizes: Bytes of the parameters, elements of the gradients and of state of their shape.
         dtypes: The gradients'.
         params: The parameters' addresses.
@@ -81,41 +81,35 @@ class Fingerprint:
             groups: The optimizer's groups.
             state: The optimizer's state.
         """
-        params = list(chain.from_iterable(group.params for group in groups))
-        grads: list[Any] = list(map(GRADIENT, params))
-        present = [grad is not None for grad in grads]
-        if not all(present):
-            params, grads = list(compress(params, present)), list(compress(grads, present))
         try:
-            moments, counters = _columns_of(groups, present, _states_of(params, state))
+            params, grads, present = _with_gradients(groups)
+            states, shaped = _columns_of(groups, present, _states_of(params, state))
             alike = True
             dtensors: list[Tensor] = []
-            if any_dtensor(params):
+            if not set(map(type, params)) <= PLAIN_TYPES and any_dtensor(params):
                 dtensors = params
                 alike = placed_alike(params, grads)
-                params, grads, moments, counters = map(
-                    local_tensors, (params, grads, moments, counters)
-                )
+                params, grads, states = map(local_tensors, (params, grads, states))
             if not set(map(type, grads)) <= PLAIN_TYPES:
                 return None
             return cls(
-                options=[(len(group.params), group.kept, group.maximize) for group in groups],
-                present=present,
-                sizes=[
+                [(len(group.params), group.kept, group.maximize) for group in groups],
+                present,
+                [
                     *map(BYTES, params),
                     *map(Tensor.numel, grads),
-                    *map(Tensor.numel, moments),
+                    *map(Tensor.numel, states[:shaped]),
                 ],
-                dtypes=list(map(DTYPE, grads)),
-                params=list(map(Tensor.data_ptr, params)),
-                states=[*map(Tensor.data_ptr, moments), *map(Tensor.data_ptr, counters)],
-                gradients=list(map(Tensor.data_ptr, grads)),
-                plain=alike
+                list(map(DTYPE, grads)),
+                list(map(Tensor.data_ptr, params)),
+                list(map(Tensor.data_ptr, states)),
+                list(map(Tensor.data_ptr, grads)),
+                alike
                 and all(map(Tensor.is_contiguous, params))
                 and all(map(Tensor.is_contiguous, grads))
                 and not any(map(Tensor.is_neg, grads)),
-                tensors=params,
-                dtensors=dtensors,
+                params,
+                dtensors,
             )
         except (KeyError, TypeError, RuntimeError):
             # No such state yet, a number for a tensor, a layout without an address.
@@ -155,13 +149,11 @@ class Watch:
     """
 
     def __init__(self, groups: Sequence[GroupKey], state: Mapping[Tensor, Any]) -> None:
-        params = list(chain.from_iterable(group.params for group in groups))
-        present = [p.grad is not None for p in params]
-        params = list(compress(params, present))
-        watched = chain(*_columns_of(groups, present, _states_of(params, state)))
+        params, _, present = _with_gradients(groups)
+        watched, _ = _columns_of(groups, present, _states_of(params, state))
         self._gone: list[Any] = []
         self._references = [
-            weakref.ref(tensor, self._gone.append) for tensor in local_tensors(list(watched))
+            weakref.ref(tensor, self._gone.append) for tensor in local_tensors(watched)
         ]
 
     @property
@@ -181,19 +173,39 @@ def _states_of(params: Sequence[Tensor], state: Mapping[Tensor, Any]) -> list[An
     return [state[p] for p in params]
 
 
+def _with_gradients(groups: Sequence[GroupKey]) -> tuple[list[Any], list[Any], list[bool]]:
+    """The parameters that have a gradient, the gradients, and which they are; [] where all have."""
+    params = groups[0].params if len(groups) == 1 else _in_one_list(groups)
+    grads: list[Any] = list(map(GRADIENT, params))
+    if NoneType not in set(map(type, grads)):
+        return params, grads, []
+    present = [grad is not None for grad in grads]
+    return list(compress(params, present)), list(compress(grads, present)), present
+
+
+def _in_one_list(groups: Sequence[GroupKey]) -> list[Tensor]:
+    return list(chain.from_iterable(group.params for group in groups))
+
+
 def _columns_of(
     groups: Sequence[GroupKey], present: list[bool], states: list[Any]
-) -> tuple[list[Any], list[Any]]:
-    """State of the parameters' shape, and counters, group by group and name by name."""
+) -> tuple[list[Any], int]:
+    """State of the parameters' shape, then counters, group by group and name by name.
+
+    Returns:
+        All of it, and how many have the parameters' shape.
+    """
     moments: list[Any] = []
     counters: list[Any] = []
     first = begin = 0
     for group in groups:
         end = first + len(group.params)
-        count = sum(present[first:end])
-        here = states[begin : begin + count]
+        count = sum(present[first:end]) if present else end - first
+        here = states if count == len(states) else states[begin : begin + count]
         for name in group.kept:
-            column = counters if name in COUNTERS else moments
-            column.extend(map(operator.itemgetter(name), here))
+            (counters if name in COUNTERS else moments).extend(map(_getter(name), here))
         first, begin = end, begin + count
-    return moments, counters
+    return moments + counters, len(moments)
+
+
+_getter = cache(operator.itemgetter)

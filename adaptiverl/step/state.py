@@ -1,4 +1,4 @@
-"""What a step may assume of a parameter's gradient and state: their shapes, dtypes and places.
+"""A parameter's state: what a step may assume of it and of the gradient, and how it is made.
 
 Training code edits state by hand, and loaders cast it. A kernel that got an address would believe
 it, so everything is looked at before an address is taken, and before anything is changed.
@@ -12,8 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adaptiverl.distributed import is_dtensor, to_local
-from adaptiverl.fingerprint import COUNTERS
+from adaptiverl.algorithms import Algorithm
+from adaptiverl.devices import numbers_device
+from adaptiverl.ranks.dtensors import is_dtensor, to_local
+
+COUNTERS = {"step", "mu_product"}
+"""State of one number; all other state that a step walks has the parameter's shape."""
 
 
 def moment_dtype(param: Tensor) -> torch.dtype:
@@ -72,6 +76,32 @@ def check_state(param: Tensor, index: int, state: Mapping[str, Any], names: Iter
                 f"{name} of parameter {index} must be one real number, got {value.dtype} of shape "
                 f"{tuple(value.shape)}"
             )
+
+
+def complete(
+    algorithm: Algorithm, param: Tensor, group: Mapping[str, Any], state: dict[str, Any]
+) -> None:
+    """Make what is missing of a parameter's state; a checkpoint may have brought a part.
+
+    What is there is put into the dtype that kernels read: torch's own loader, which wrappers call,
+    casts every floating entry to the parameter's.
+
+    Args:
+        algorithm: The update rule.
+        param: The parameter.
+        group: Its group.
+        state: Its state, which is changed.
+    """
+    for name in algorithm.slots_of(group):
+        value = state.get(name)
+        state[name] = zeros_like(param) if value is None else as_moment(param, value)
+    home = numbers_device(param.device)
+    state["step"] = as_counter(state.get("step", 0.0), torch.float32, home)
+
+
+def zeros_like(param: Tensor) -> Tensor:
+    """State of the parameter's shape and layout."""
+    return torch.zeros_like(param, dtype=moment_dtype(param), memory_format=torch.preserve_format)
 
 
 def as_moment(param: Tensor, value: Any) -> Tensor:

@@ -7,14 +7,12 @@ the graph may replay. Everything else goes when something takes its place.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from functools import wraps
-from typing import NamedTuple, ParamSpec, TypeVar
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-P = ParamSpec("P")
-R = TypeVar("R")
+from adaptiverl import devices
 
 NEEDS_A_STEP = (
     "the tensors and groups of a step that is captured in a CUDA graph must be those of the step "
@@ -79,7 +77,7 @@ class Workspace:
         piece = self._pieces.get(place)
         if piece is not None and piece.kind == kind:
             return piece.tensors
-        if is_capturing(device):
+        if devices.is_capturing(device):
             raise RuntimeError(f"there is no memory yet for {place}: {NEEDS_A_STEP}")
         self._forget_graphs()
         return self.put(place, kind, device, make())
@@ -98,11 +96,11 @@ class Workspace:
         piece = self._pieces.pop(place, None)
         if piece is not None:
             for tensor in piece.tensors:
-                outlive_stream(tensor)
+                devices.outlive_stream(tensor)
 
     def begin_step(self) -> None:
         """If this step is being captured, keep for its graph all that it may read."""
-        capturing = [device for device in self._devices if is_capturing(device)]
+        capturing = [device for device in self._devices if devices.is_capturing(device)]
         for device in capturing:
             self.keep(device, [t for piece in self._pieces.values() for t in piece.tensors])
         if self._captured_since and not capturing:
@@ -144,18 +142,18 @@ class DeviceTable:
         Args:
             wanted: On the host; not to be changed afterwards.
         """
-        self.rows, self.host = upload(wanted, self._device), wanted
+        self.rows, self.host = devices.upload(wanted, self._device), wanted
         self._workspace.put(self._place, None, self._device, (self.rows,))
         self.prepare()
         return self.rows
 
     def prepare(self) -> None:
         """Have at hand what a capture needs: pinned memory cannot be had while one is going on."""
-        if self.host is None or not has_streams(self._device):
+        if self.host is None or not devices.has_streams(self._device):
             return
         if self._staging is None or self._staging.shape != self.host.shape:
-            if not is_capturing(self._device):
-                self._staging = pinned(torch.empty_like(self.host), self._device)
+            if not devices.is_capturing(self._device):
+                self._staging = devices.pinned(torch.empty_like(self.host), self._device)
 
     def record(self, wanted: Tensor) -> Tensor:
         """A table that says this whenever the graph replays that is now being captured.
@@ -173,19 +171,6 @@ class DeviceTable:
         return rows.copy_(staging.copy_(wanted), non_blocking=True)
 
 
-def outside_inference(function: Callable[P, R]) -> Callable[P, R]:
-    """Run it outside inference mode: a tensor that is made inside can never be changed outside."""
-
-    @wraps(function)
-    def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        if not torch.is_inference_mode_enabled():
-            return function(*args, **kwargs)
-        with torch.inference_mode(False):
-            return function(*args, **kwargs)
-
-    return run
-
-
 def watch_capture(device: torch.device) -> Callable[[], bool]:
     """How to ask whether the graph that is now being captured can no longer replay."""
     operators = torch.ops.adaptiverl
@@ -195,32 +180,3 @@ def watch_capture(device: torch.device) -> Callable[[], bool]:
     if watch == 0:
         return lambda: False  # nobody will tell
     return lambda: bool(operators.capture_has_ended(watch))
-
-
-def is_capturing(device: torch.device) -> bool:
-    """Whether what is asked of the device now goes into a CUDA graph."""
-    if device.type != "cuda":
-        return False
-    with torch.cuda.device(device):  # torch asks the current device's stream
-        return torch.cuda.is_current_stream_capturing()
-
-
-def has_streams(device: torch.device) -> bool:
-    """Whether the device does things later than they are asked for."""
-    return device.type == "cuda"
-
-
-def outlive_stream(tensor: Tensor) -> None:
-    """Keep the memory from being used again before the current stream has got this far."""
-    if has_streams(tensor.device):
-        tensor.record_stream(torch.cuda.current_stream(tensor.device))
-
-
-def upload(host: Tensor, device: torch.device) -> Tensor:
-    """To the device without waiting."""
-    return pinned(host, device).to(device, non_blocking=True)
-
-
-def pinned(host: Tensor, device: torch.device) -> Tensor:
-    """In pinned memory where the device is CUDA: a copy from elsewhere waits for it."""
-    return host.pin_memory() if device.type == "cuda" else host

@@ -1,9 +1,14 @@
-"""What the alignment law has to say, in the log, once each; reading it never waits for a device."""
+"""What an optimizer has to say, once each: warnings, and lines in the log.
+
+Reading the controller's state for it never waits for a device.
+"""
 
 from __future__ import annotations
 
 import logging
 import math
+import sys
+import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -13,11 +18,72 @@ from torch import Tensor
 from adaptiverl.control import Control
 from adaptiverl.law.numbers import annealed_over
 from adaptiverl.layout import SLOT
+from adaptiverl.ranks.group import Ranks
 
 logger = logging.getLogger("adaptiverl")
 
 LOOK_EVERY = 64
 """Steps between two looks once the rate is held: only the horizon is still to be watched."""
+
+
+BLIND_STEPS = 10
+"""Steps without an observation, at least, before the warning"""
+
+
+class Log:
+    """What one optimizer has to say.
+
+    Args:
+        control: Its control.
+        optimizer: Its name, for people.
+        ranks: Those that decide together; of them one speaks in the log.
+
+    Attributes:
+        optimizer: As given.
+        announcements: What its law announces.
+    """
+
+    def __init__(self, control: Control, optimizer: str, ranks: Ranks) -> None:
+        self.optimizer = optimizer
+        self.announcements = Announcements(control, optimizer, ranks.is_first)
+        self._control, self._ranks = control, ranks
+        self._unobserved_steps = 0
+        self._warned_of_shards = False
+
+    def warn_if_blind(self) -> None:
+        """Another step was taken without one observation so far."""
+        every = self._control.every
+        if every is None or self._control.needs_no_loss:
+            return
+        self._unobserved_steps += 1
+        if self._unobserved_steps == max(every, BLIND_STEPS):
+            here = "" if self._ranks.size == 1 else " on this rank (nor, perhaps, on any)"
+            _warn(
+                f"{self.optimizer} took {self._unobserved_steps} steps and was never told a "
+                f"loss{here}, so nothing is adapted: call optimizer.observe(loss) before step(), "
+                "or step(loss=loss), or pass Control.frozen() if that is what you want"
+            )
+
+    def warn_of_shards(self, shapes: list[tuple[int, ...]]) -> None:
+        """There are tensors of these shapes whose shards are no runs of elements."""
+        if shapes and not self._warned_of_shards:
+            self._warned_of_shards = True
+            _warn(
+                f"{len(shapes)} sharded parameters, the first of shape {shapes[0]}, are cut in a "
+                "way that makes no shard one run of elements: should σ rise, each shard draws its "
+                "own noise, which depends on the number of ranks. Shard(0) does not have this"
+            )
+
+
+def _warn(message: str) -> None:
+    """At the line that called us, over all frames of ours and of torch's."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_globals["__name__"].split(".")[0] in OURS:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, UserWarning, stacklevel=level)
+
+
+OURS = ("adaptiverl", "torch")
 
 
 class Copy(NamedTuple):
