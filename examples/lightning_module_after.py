@@ -7,9 +7,10 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
-from torch.optim import AdamW
 
-from bench.migration.task import STEPS, make_loader, make_model
+from adaptiverl import AdaptiveAdamW, Control
+from adaptiverl.integrations.lightning import AdaptiveCallback
+from task import STEPS, make_loader, make_model
 
 
 class LanguageModel(pl.LightningModule):
@@ -27,7 +28,9 @@ class LanguageModel(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The optimizer, and a cosine schedule that goes by steps."""
-        optimizer = AdamW(self.parameters(), lr=3e-3, weight_decay=0.1)
+        optimizer = AdaptiveAdamW(
+            self.parameters(), lr=3e-3, weight_decay=0.1, control=Control(mode="modulate")
+        )
         scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=STEPS)
         return {
             "optimizer": optimizer,
@@ -39,6 +42,7 @@ trainer = pl.Trainer(
     max_epochs=1,
     gradient_clip_val=1.0,
     log_every_n_steps=10,
+    callbacks=[AdaptiveCallback()],
     logger=pl.loggers.CSVLogger("runs"),
 )
 trainer.fit(LanguageModel(), make_loader())

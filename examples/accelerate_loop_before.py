@@ -6,7 +6,7 @@ import torch
 from accelerate import Accelerator
 from torch.optim import AdamW
 
-from bench.migration.task import STEPS, make_loader, make_model
+from task import STEPS, make_loader, make_model
 
 accelerator = Accelerator(gradient_accumulation_steps=2, log_with="tensorboard", project_dir="runs")
 model = make_model()

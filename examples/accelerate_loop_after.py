@@ -7,7 +7,7 @@ from accelerate import Accelerator
 
 from adaptiverl import AdaptiveAdamW, Control
 from adaptiverl.integrations.accelerate import knob_logs, observe_backward
-from bench.migration.task import STEPS, make_loader, make_model
+from task import STEPS, make_loader, make_model
 
 accelerator = Accelerator(gradient_accumulation_steps=2, log_with="tensorboard", project_dir="runs")
 model = make_model()

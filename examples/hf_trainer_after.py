@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from transformers import Trainer, TrainingArguments
 
-from bench.migration.task import STEPS, Counting, make_model
+from adaptiverl import AdaptiveAdamW, Control
+from adaptiverl.integrations.huggingface import AdaptiveCallback
+from task import STEPS, Counting, make_model
 
 args = TrainingArguments(
     output_dir="runs/migration",
@@ -19,5 +21,10 @@ trainer = Trainer(
     make_model(),
     args,
     train_dataset=Counting(),
+    optimizer_cls_and_kwargs=(
+        AdaptiveAdamW,
+        {"lr": args.learning_rate, "control": Control(mode="modulate")},
+    ),
 )
+trainer.add_callback(AdaptiveCallback(trainer))
 trainer.train()

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from transformers import Trainer, TrainingArguments
 
-from adaptiverl import AdaptiveAdamW, Control
-from adaptiverl.integrations.huggingface import AdaptiveCallback
-from bench.migration.task import STEPS, Counting, make_model
+from task import STEPS, Counting, make_model
 
 args = TrainingArguments(
     output_dir="runs/migration",
@@ -21,10 +19,5 @@ trainer = Trainer(
     make_model(),
     args,
     train_dataset=Counting(),
-    optimizer_cls_and_kwargs=(
-        AdaptiveAdamW,
-        {"lr": args.learning_rate, "control": Control(mode="modulate")},
-    ),
 )
-trainer.add_callback(AdaptiveCallback(trainer))
 trainer.train()

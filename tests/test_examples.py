@@ -1,4 +1,4 @@
-"""The migration page: its files run, before and after, and it shows what is in them."""
+"""examples/: each pair runs, before and after, and README.md shows how the two differ."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ import pytest
 # over the source tree.
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from bench.migration.__main__ import FOLDER, NAMES, differences
+from bench.migration import EXAMPLES, NAMES, differences
 
+README = EXAMPLES.parent / "README.md"
 NEEDED = {
     "plain_loop": ("transformers",),
     "hf_trainer": ("transformers", "accelerate"),
@@ -79,10 +80,11 @@ def test_both_run_and_differ_by_the_controller(
     for package in NEEDED[name]:
         pytest.importorskip(package, reason=f"{package} is not installed")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(EXAMPLES))  # as `python examples/x.py` has it
     logs = {}
     for which in ("before", "after"):
         capsys.readouterr()
-        variables = runpy.run_module(f"bench.migration.{name}_{which}", run_name="__main__")
+        variables = runpy.run_path(str(EXAMPLES / f"{name}_{which}.py"), run_name="__main__")
         logs[which] = LOGS[name](variables, capsys.readouterr().out)
     before, after = ([entry["loss"] for entry in logs[w]] for w in ("before", "after"))
     assert len(before) == len(after) == 4
@@ -95,9 +97,9 @@ def test_both_run_and_differ_by_the_controller(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_page_shows_the_files(name: str) -> None:
+def test_the_readme_shows_how_the_files_differ(name: str) -> None:
     block = f"```diff\n{differences(name)}\n```"
-    page = (FOLDER / "README.md").read_text()
-    assert block in page, f"the page is to show, as `python -m bench.migration` prints:\n{block}"
-    assert f"{name}_before.py" in page
-    assert f"{name}_after.py" in page
+    page = README.read_text("utf-8")
+    assert block in page, f"README.md is to show, as `python -m bench.migration` prints:\n{block}"
+    for which in ("before", "after"):
+        assert f"[{which}](examples/{name}_{which}.py)" in page

@@ -7,10 +7,9 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
+from torch.optim import AdamW
 
-from adaptiverl import AdaptiveAdamW, Control
-from adaptiverl.integrations.lightning import AdaptiveCallback
-from bench.migration.task import STEPS, make_loader, make_model
+from task import STEPS, make_loader, make_model
 
 
 class LanguageModel(pl.LightningModule):
@@ -28,9 +27,7 @@ class LanguageModel(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The optimizer, and a cosine schedule that goes by steps."""
-        optimizer = AdaptiveAdamW(
-            self.parameters(), lr=3e-3, weight_decay=0.1, control=Control(mode="modulate")
-        )
+        optimizer = AdamW(self.parameters(), lr=3e-3, weight_decay=0.1)
         scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=STEPS)
         return {
             "optimizer": optimizer,
@@ -42,7 +39,6 @@ trainer = pl.Trainer(
     max_epochs=1,
     gradient_clip_val=1.0,
     log_every_n_steps=10,
-    callbacks=[AdaptiveCallback()],
     logger=pl.loggers.CSVLogger("runs"),
 )
 trainer.fit(LanguageModel(), make_loader())
