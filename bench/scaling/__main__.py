@@ -25,7 +25,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from adaptiverl import AdaptiveAdamW, Control
 from bench.demo.model import GPT, GPTConfig
-from bench.step.machine import load, provenance
+from bench.machine import load, provenance
 
 CONFIG = GPTConfig(vocabulary=64, context=16, layers=12, heads=4, width=64)
 OFF, ON = Control(noise_bounds=(0.0, 0.0)), Control(noise_bounds=(0.01, 0.01))

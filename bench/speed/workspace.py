@@ -1,17 +1,18 @@
 """The memory that every contender works on.
 
-They share it, one after the other: eight optimizers of GPT-2-small's size would need 8 GB for their
+They share it, one after the other: ten optimizers of GPT-2-small's size would need 10 GB for their
 moments alone, and pages that one got and another didn't would be measured along with the step.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from itertools import cycle
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from bench.speed.shapes import SHAPES, Workload
 
 GRADIENT_SIZE = 1e-3
 LOSSES = 4096
@@ -21,45 +22,41 @@ class Workspace:
     """Parameters, their gradients and moments, and a course of losses.
 
     Args:
-        shapes: The parameters' shapes.
+        workload: Shapes and dtype.
         device: Where everything lives.
         seed: Of the parameters and gradients.
 
     Attributes:
-        params: float32, their ``grad`` set.
-        exp_avg: First moments, zero at first.
-        exp_avg_sq: Second moments, zero at first.
+        params: Their ``grad`` set.
         gradient_norm: Of all gradients together, nearly.
+        losses: 0-d tensors without end.
+        loss: One of them that stays in its place, for a CUDA graph.
     """
 
-    def __init__(
-        self, shapes: Sequence[tuple[int, ...]], device: torch.device, seed: int = 0
-    ) -> None:
+    def __init__(self, workload: Workload, device: torch.device, seed: int = 0) -> None:
+        self.device, self.workload = device, workload
         generator = torch.Generator(device).manual_seed(seed)
-        self.device = device
-        self.params = [
-            torch.nn.Parameter(
-                torch.empty(shape, device=device).normal_(0, 0.02, generator=generator)
-            )
-            for shape in shapes
-        ]
-        self._pristine = [
-            torch.empty_like(p, requires_grad=False).normal_(0, GRADIENT_SIZE, generator=generator)
-            for p in self.params
-        ]
+        self.dtype: torch.dtype = getattr(torch, workload.dtype)
+
+        def normal(size: float) -> list[Tensor]:
+            shapes = SHAPES[workload.shapes]
+            empty = [torch.empty(shape, dtype=self.dtype, device=device) for shape in shapes]
+            return [tensor.normal_(0, size, generator=generator) for tensor in empty]
+
+        self.params = [nn.Parameter(values) for values in normal(0.02)]
+        self._pristine = normal(GRADIENT_SIZE)
         for param, gradient in zip(self.params, self._pristine, strict=True):
             param.grad = gradient.clone()
-        self.exp_avg = [torch.zeros_like(g) for g in self._pristine]
-        self.exp_avg_sq = [torch.zeros_like(g) for g in self._pristine]
-        self.gradient_norm = GRADIENT_SIZE * math.sqrt(self.elements)
+        # torch keeps moments in the parameters' dtype, we in float32.
+        self.moments = {
+            dtype: [tuple(torch.zeros_like(p, dtype=dtype) for _ in range(2)) for p in self.params]
+            for dtype in {self.dtype, torch.float32}
+        }
+        self.gradient_norm = GRADIENT_SIZE * math.sqrt(workload.elements)
         # Falls steadily: a plateau would make the controller add noise to a step that is measured
         # as one without.
+        self.loss = torch.tensor(11.0, device=device)
         self.losses = cycle(torch.linspace(11, 3, LOSSES, device=device).unbind())
-
-    @property
-    def elements(self) -> int:
-        """Numbers in all parameters together."""
-        return sum(p.numel() for p in self.params)
 
     @property
     def gradients(self) -> list[Tensor]:
@@ -70,15 +67,11 @@ class Workspace:
         """As a backward pass would leave them: the same before every step of every contender."""
         torch._foreach_copy_(self.gradients, self._pristine)
 
-    def lend_moments(self, optimizer: torch.optim.Optimizer, step_device: torch.device) -> None:
+    def lend_moments(
+        self, optimizer: torch.optim.Optimizer, dtype: torch.dtype, step_device: torch.device
+    ) -> None:
         """Give an optimizer the shared moments, as a checkpoint of AdamW's would bring them."""
-        moments = zip(self.params, self.exp_avg, self.exp_avg_sq, strict=True)
-        for param, exp_avg, exp_avg_sq in moments:
+        for param, (exp_avg, exp_avg_sq) in zip(self.params, self.moments[dtype], strict=True):
             step = torch.zeros((), dtype=torch.float32, device=step_device)
             state = {"step": step, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
             optimizer.state[param].update(state)
-
-    def synchronize(self) -> None:
-        """Wait until the device has done everything asked of it."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)

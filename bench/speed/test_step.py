@@ -1,4 +1,4 @@
-"""The comparison as pytest-benchmark shows, saves and compares it: ``pytest bench/step``.
+"""The comparison as pytest-benchmark shows, saves and compares it: ``pytest bench/speed``.
 
 pytest-benchmark runs one benchmark to its end before the next begins, and a machine that is busy
 for a while would favour whoever it wasn't busy for. So the rounds are timed beforehand, all
@@ -11,9 +11,8 @@ from typing import Any
 
 import pytest
 
-from bench.step.contenders import CONTENDERS
-from bench.step.measure import Measurement
-from bench.step.table import make_rows
+from bench.speed.names import IN_A_STEP
+from bench.speed.tables import Row
 
 
 class ReplayedClock:
@@ -34,26 +33,13 @@ class ReplayedClock:
 CLOCK = ReplayedClock()
 
 
-@pytest.fixture(scope="session")
-def rows(measurement: Measurement) -> dict[str, dict[str, Any]]:
-    """The table's rows, by contender."""
-    return {row["name"]: row for row in make_rows(measurement)}
-
-
 @pytest.mark.benchmark(group="one optimizer step", timer=CLOCK)
-@pytest.mark.parametrize("name", CONTENDERS)
-def test_step(
-    benchmark: Any, measurement: Measurement, rows: dict[str, dict[str, Any]], name: str
-) -> None:
+@pytest.mark.parametrize("name", IN_A_STEP)
+def test_step(benchmark: Any, rows: dict[str, Row], name: str) -> None:
     """One contender's rounds."""
-    seconds = iter(measurement.seconds[name])
-
-    def start_at_zero() -> None:
-        CLOCK.now = 0.0
-
-    benchmark.pedantic(
-        lambda: CLOCK.replay(next(seconds)), setup=start_at_zero, rounds=measurement.rounds
-    )
     row = rows[name]
+    seconds = iter(row["seconds"])
+    benchmark.pedantic(
+        lambda: CLOCK.replay(next(seconds)), setup=lambda: CLOCK.replay(0.0), rounds=row["rounds"]
+    )
     benchmark.extra_info.update({key: row[key] for key in row if key != "seconds"})
-    assert row["sigma"] == pytest.approx(CONTENDERS[name].sigma)

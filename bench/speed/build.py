@@ -13,19 +13,17 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "build" / "gpu"
-IGNORED = shutil.ignore_patterns("*.so", "__pycache__")
 
 
 class BuildError(Exception):
     """The build failed; the message holds its last lines."""
 
 
-def build(folder: Path = FOLDER, cuda: bool = True) -> Path:
-    """Copy the package and compile its operators.
+def build(folder: Path = FOLDER) -> Path:
+    """Copy the package and compile its operators, the CUDA controller among them.
 
     Args:
         folder: Where everything goes; a second build there compiles only what changed.
-        cuda: Compile the CUDA controller; without nvcc that is an error.
 
     Returns:
         The folder to put on PYTHONPATH.
@@ -38,7 +36,7 @@ def build(folder: Path = FOLDER, cuda: bool = True) -> Path:
     done = subprocess.run(
         [*command, "--build-temp", str(folder / "temp")],
         cwd=folder / "tree",
-        env={**os.environ, "ADAPTIVERL_CUDA": str(int(cuda))},
+        env={**os.environ, "ADAPTIVERL_CUDA": "1"},
         capture_output=True,
         text=True,
     )
@@ -57,7 +55,8 @@ def stage(folder: Path) -> Path:
         (ROOT / "kernels", package / "kernels"),
         (ROOT / "csrc", tree / "csrc"),
     ):
-        shutil.copytree(source, target, ignore=IGNORED, dirs_exist_ok=True)
+        ignored = shutil.ignore_patterns("*.so", "__pycache__")
+        shutil.copytree(source, target, ignore=ignored, dirs_exist_ok=True)
     shutil.copy2(ROOT / "setup.py", tree / "setup.py")
     return library
 

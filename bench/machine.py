@@ -13,7 +13,8 @@ import torch
 
 import adaptiverl
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "bench" / "results"
 
 
 def load() -> float:
@@ -39,19 +40,19 @@ def provenance(device: torch.device) -> dict[str, str | int]:
     }
 
 
-def commit() -> str:
+def commit(checkout: Path = ROOT) -> str:
     """The commit in short, with ``+`` if tracked files differ from it."""
     try:
-        head = _git("rev-parse", "--short=12", "HEAD")
-        changed = _git("status", "--porcelain", "--untracked-files=no")
+        head = _git(checkout, "rev-parse", "--short=12", "HEAD")
+        changed = _git(checkout, "status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return head + ("+" if changed else "")
 
 
-def _git(*arguments: str) -> str:
+def _git(checkout: Path, *arguments: str) -> str:
     done = subprocess.run(
-        ["git", *arguments], cwd=ROOT, check=True, capture_output=True, text=True, timeout=60
+        ["git", *arguments], cwd=checkout, check=True, capture_output=True, text=True, timeout=60
     )
     return done.stdout.strip()
 
@@ -69,8 +70,3 @@ def _cpu_model() -> str:
     except OSError:
         found = None
     return found.group(1).strip() if found else platform.processor() or platform.machine()
-
-
-def slug(text: str) -> str:
-    """The text as part of a file's name."""
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
