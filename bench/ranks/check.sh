@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # One undisturbed run, and one whose rank 1 is killed between two checkpoints and which torchrun
-# starts again: their logs must be the same to the byte. Arguments go to bench.elastic; PYTHON= and
+# starts again: their logs must be the same to the byte. Arguments go to bench.ranks.elastic; PYTHON= and
 # RANKS= choose the interpreter and the number of ranks.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -13,7 +13,7 @@ run() {
   shift
   OMP_NUM_THREADS=1 "$python" -m torch.distributed.run --standalone \
     --nproc-per-node="${RANKS:-2}" --max-restarts=3 --monitor-interval=0.1 \
-    -m bench.elastic --out "$scratch/$out" "$@" 2>"$scratch/$out.err" | tee "$scratch/$out.txt" \
+    -m bench.ranks.elastic --out "$scratch/$out" "$@" 2>"$scratch/$out.err" | tee "$scratch/$out.txt" \
     || { cat "$scratch/$out.err" >&2; exit 1; }
 }
 
