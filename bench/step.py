@@ -6,21 +6,36 @@ import argparse
 import contextlib
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from bench import machine
-from bench.speed.against import There
-from bench.speed.measure import Here, Side, measure
+from bench.speed.against import there
+from bench.speed.measure import Here, measure
 from bench.speed.names import FUSED, IN_A_STEP, ON_SMALL_NETS, is_ours
-from bench.speed.options import add_options
-from bench.speed.shapes import SMALL_NETS, Workload
+from bench.speed.shapes import SHAPES, SMALL_NETS, Workload
 from bench.speed.tables import Row, save, slug, step_table, with_ratios
 
 LARGE = 10**7
 """Numbers from which a step takes long enough to be timed a few times only"""
+
+
+def add_options(add: Callable[..., Any]) -> None:
+    """What ``pytest bench/speed`` takes as well, for argparse's or pytest's parser."""
+    add(
+        "--parameters",
+        type=lambda text: [*SMALL_NETS] if text == "small-nets" else text.split(","),
+        default=["gpt2-small"],
+        help=f"whose shapes, with commas between: {', '.join(SHAPES)}; or 'small-nets', the last "
+        "three ('gpt2-small')",
+    )
+    add("--rounds", type=int, help="steps measured of each (15 of a large model, 501 of a small)")
+    add("--in-a-row", type=int, default=1, help="steps of a contender in each round (1)")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    add("--device", default=device, help="default: cuda where there is one, else cpu")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -29,20 +44,13 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m bench.step",
         description="Time one optimizer step, torch's AdamW and AdaptiveAdamW side by side.",
     )
-    add_options(parser.add_argument)
-    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's own choice)")
-    parser.add_argument(
-        "--against", type=Path, metavar="CHECKOUT",
-        help="time another checkout's built package in the same rounds",
-    )  # fmt: skip
-    parser.add_argument("--save", action="store_true", help="write results/step-*.json, .md")
-    parser.add_argument("--out", type=Path, default=machine.RESULTS, help="where --save writes")
+    add = parser.add_argument
+    add_options(add)
+    add("--threads", type=int, help="CPU threads (default: torch's own choice)")
+    add("--against", type=Path, metavar="CHECKOUT", help="time its built package as well")
+    add("--save", action="store_true", help="write step-*.json and .md")
+    add("--out", type=Path, default=machine.RESULTS, help="where --save writes")
     return parser
-
-
-def contenders_of(shapes: str) -> tuple[str, ...]:
-    """Who steps a set of parameters, the names as in `names`."""
-    return ON_SMALL_NETS if shapes in SMALL_NETS else IN_A_STEP
 
 
 def run(
@@ -54,39 +62,36 @@ def run(
 ) -> list[Row]:
     """The rows of one set of parameters after the other, with what they depend on.
 
-    Args:
-        shapes: Keys of `SHAPES`.
-        rounds: Of each; None for 15 of a large one and 501 of a small one.
-        device: CPU or CUDA.
-        in_a_row: Steps of a contender in each round.
-        against: Another checkout, whose optimizers take part.
+    Raises:
+        ValueError: An option is out of range, or the other checkout is not built.
     """
+    if in_a_row < 1:
+        raise ValueError(f"--in-a-row must be 1 or more, got {in_a_row}")
     rows: list[Row] = []
     about = machine.provenance(device) | {"load": machine.load()}
-    for name in shapes:
-        workload, names = Workload(name), contenders_of(name)
-        sides: list[Side] = [Here(workload, names, device, in_a_row)]
+    for workload in [Workload(name) for name in shapes]:
+        names = ON_SMALL_NETS if workload.shapes in SMALL_NETS else IN_A_STEP
         with contextlib.ExitStack() as stack:
+            sides = [Here(workload, names, device, in_a_row).side()]
             if against is not None:
-                theirs = [n for n in names if is_ours(n) or n == FUSED]
-                other = There(against.resolve(), workload, theirs, device, in_a_row)
-                sides.append(stack.enter_context(contextlib.closing(other)))
-            steps = rounds or (15 if workload.elements > LARGE else 501)
-            rows += [row | about for row in measure(sides, steps)]
+                theirs = [name for name in names if is_ours(name) or name == FUSED]
+                other = there(against.resolve(), workload, theirs, device, in_a_row)
+                sides.append(stack.enter_context(other))
+            usual = 15 if workload.elements > LARGE else 501
+            measured = measure(workload, sides, usual if rounds is None else rounds)
+        rows += [row | about for row in measured]
     return with_ratios(rows)
 
 
 def markdown(rows: Sequence[Row], command: str) -> str:
     """A table for each set of parameters, and what they were measured on."""
     parts = []
-    for name in dict.fromkeys(row["workload"] for row in rows):
-        chosen = [row for row in rows if row["workload"] == name]
-        first = chosen[0]
-        parts += [
-            step_table(chosen),
-            f"{first['elements']:,} float32 parameters in {first['tensors']} tensors, "
-            f"{first['rounds']} rounds.",
-        ]
+    for workload in dict.fromkeys(row["workload"] for row in rows):
+        chosen = [row for row in rows if row["workload"] == workload]
+        elements, tensors, rounds = (chosen[0][key] for key in ("elements", "tensors", "rounds"))
+        about = f"{elements:,} float32 parameters in {tensors} tensors, {rounds} rounds."
+        parts += [step_table(chosen), about]
+    first = rows[0]
     parts.append(
         f"{first['device']}, CPU threads: {first['threads']}, load average {first['load']:.1f} "
         f"before; torch {first['torch']}, Python {first['python']}, adaptiverl "

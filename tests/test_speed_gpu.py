@@ -162,18 +162,17 @@ def test_checks_run_without_pytest_whatever_the_others_do() -> None:
 
 def test_the_parts_need_neither_pytest_nor_hypothesis(tmp_path: Path) -> None:
     program = (
-        "import sys\n"
+        "import runpy, sys\n"
         "sys.modules['pytest'] = sys.modules['hypothesis'] = None\n"
-        "import gpu_checks, torch\n"
-        "import bench.speed.card, bench.speed.checks as checks\n"
+        "import gpu_checks, torch, bench.speed.card\n"
         "gpu_checks.Where.device = torch.device('cpu')\n"
         "name = 'the_controller_is_the_law'\n"
         "gpu_checks.CHECKS = {name: gpu_checks.CHECKS[name]}\n"
-        f"sys.exit(checks.main([{str(tmp_path / 'out.jsonl')!r}]))\n"
+        "runpy.run_module('bench.speed.checks', run_name='__main__')\n"
     )
     path = os.pathsep.join([str(ROOT / "tests"), *filter(None, sys.path)])
     done = subprocess.run(
-        [sys.executable, "-c", program],
+        [sys.executable, "-c", program, str(tmp_path / "out.jsonl")],
         env={**os.environ, "PYTHONPATH": path},
         cwd=ROOT / "bench",
         capture_output=True,

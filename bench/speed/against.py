@@ -14,7 +14,7 @@ import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -27,82 +27,52 @@ from bench.speed.shapes import Workload
 ROOT = Path(__file__).resolve().parents[2]
 
 
-class There:
-    """Contenders whose package is another checkout's; a `measure.Side`.
-
-    Args:
-        checkout: Built: its ``adaptiverl`` holds the compiled operators.
-        workload: What they step.
-        names: Keys of `CONTENDERS`.
-        device: CPU or CUDA.
-        in_a_row: Steps of a contender in every round.
+@contextlib.contextmanager
+def there(
+    checkout: Path, workload: Workload, names: Sequence[str], device: torch.device, in_a_row: int
+) -> Iterator[Any]:
+    """A `measure.Side` whose package is that of another checkout, built.
 
     Raises:
         ValueError: The checkout is not built, or its package does not run.
     """
+    from bench.speed.measure import Side
 
-    def __init__(
-        self,
-        checkout: Path,
-        workload: Workload,
-        names: Sequence[str],
-        device: torch.device,
-        in_a_row: int,
-    ) -> None:
-        if not list(checkout.glob("adaptiverl/_C*")):
-            raise ValueError(
-                f"--against must be a checkout with a built package, and {checkout / 'adaptiverl'} "
-                "has no compiled operators: `pip install --no-build-isolation -e .` there"
-            )
-        self.workload, self.names = workload, names
-        task = {
-            "checkout": str(checkout),
-            "shapes": workload.shapes,
-            "names": list(names),
-            "device": str(device),
-            "in_a_row": in_a_row,
-            "threads": torch.get_num_threads(),
-        }
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "bench.speed.against", json.dumps(task)],
-            cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        self.commit: str = self._answer()
+    if not list(checkout.glob("adaptiverl/_C*")):
+        raise ValueError(
+            f"--against must be a checkout with a built package, and {checkout / 'adaptiverl'} "
+            "has no compiled operators: `pip install --no-build-isolation -e .` there"
+        )
+    threads = torch.get_num_threads()
+    task = [str(checkout), workload.shapes, list(names), str(device), in_a_row, threads]
+    command = [sys.executable, "-m", "bench.speed.against", json.dumps(task)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        questions, answers = process.stdin, process.stdout
 
-    def _answer(self) -> Any:
-        line = self._process.stdout.readline()  # type: ignore[union-attr]
-        if not line:
-            raise ValueError(f"the package of --against ended with {self._process.wait()}")
-        return json.loads(line)
+        def answer() -> Any:
+            line = answers.readline()
+            if not line:
+                raise ValueError(f"the package of --against ended with {process.wait()}")
+            return json.loads(line)
 
-    def _ask(self, what: str, name: str) -> Any:
-        self._process.stdin.write(json.dumps([what, name]) + "\n")  # type: ignore[union-attr]
-        self._process.stdin.flush()  # type: ignore[union-attr]
-        return self._answer()
+        def ask(what: str, name: str) -> Any:
+            print(json.dumps([what, name]), file=questions, flush=True)
+            return answer()
 
-    def time(self, name: str) -> tuple[float, float]:
-        """Seconds of one step."""
-        on_device, on_host = self._ask("time", name)
-        return on_device, on_host
-
-    def noise(self, name: str) -> float:
-        """σ in effect."""
-        return float(self._ask("noise", name))
-
-    def close(self) -> None:
-        """End the process."""
-        self._process.stdin.close()  # type: ignore[union-attr]
-        self._process.wait(timeout=60)
-        self._process.stdout.close()  # type: ignore[union-attr]
+        yield Side(answer(), names, lambda name: ask("time", name), lambda name: ask("noise", name))
 
 
-class _Checkout(MetaPathFinder):
+class Checkout(MetaPathFinder):
     """Finds ``adaptiverl`` in a checkout, before whatever is installed."""
 
     def __init__(self, root: Path) -> None:
         self._folders = {"adaptiverl": root / "adaptiverl", "adaptiverl.kernels": root / "kernels"}
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        """Where a package is; its modules are found beside it."""
         folder = self._folders.get(name)
         if folder is None or not folder.exists():
             return None
@@ -114,11 +84,11 @@ class _Checkout(MetaPathFinder):
 def serve(
     checkout: str, shapes: str, names: Sequence[str], device: str, in_a_row: int, threads: int
 ) -> None:
-    """Answer one line for each line asked, until there are no more; `There` says what it gets."""
+    """Answer one line for each line asked, until there are no more."""
     # Whatever a package prints is no answer.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    sys.meta_path.insert(0, _Checkout(Path(checkout)))
+    sys.meta_path.insert(0, Checkout(Path(checkout)))
     # Only now: they import the package.
     from bench.machine import commit
     from bench.speed.measure import Here
@@ -137,4 +107,4 @@ def serve(
 
 
 if __name__ == "__main__":
-    serve(**json.loads(sys.argv[1]))
+    serve(*json.loads(sys.argv[1]))

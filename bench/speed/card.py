@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from bench.speed.measure import WARMUP_ROUNDS, Here, Stopwatch, measure
-from bench.speed.names import ON_A_CARD, is_ours
+from bench.speed.measure import WARMUP_ROUNDS, Here, measure, stopwatch
+from bench.speed.names import FOREACH, ON_A_CARD, is_ours
 from bench.speed.parts import part_of
 from bench.speed.shapes import CARD_WORKLOADS, SHAPES, Workload
 from bench.speed.tables import Row
@@ -25,42 +25,42 @@ def copy_bandwidth(device: torch.device, size: int = COPIED) -> float:
     """Bytes per second, read and written, of copying more than any cache holds."""
     source = torch.empty(size, dtype=torch.uint8, device=device).fill_(1)
     target = torch.empty_like(source)
-    watch = Stopwatch(device)
+    watch = stopwatch(device)
     seconds = [watch(lambda: target.copy_(source))[0] for _ in range(WARMUP_ROUNDS + 20)]
     return 2 * size / statistics.median(seconds[WARMUP_ROUNDS:])
 
 
 def rows_of(workload: Workload, device: torch.device, rounds: int = ROUNDS) -> list[Row]:
     """A row per contender: its times, and what the allocator, the profiler and a graph show."""
-    side = Here(workload, ON_A_CARD, device)
-    rows = measure([side], rounds)
+    here = Here(workload, ON_A_CARD, device)
+    rows = measure(workload, [here.side()], rounds)
+    if device.type != "cuda":
+        nothing: Row = {"temporary_bytes": None, "graph_seconds": [], "graph_error": "not captured"}
+        return [row | nothing | summary([], [], []) | {"launches": None} for row in rows]
     for look in (_temporary, _launches, _replays):
         for row in rows:
-            row |= look(side, row["contender"])
+            row |= look(here, row["contender"])
     return rows
 
 
-def _temporary(side: Here, name: str) -> Row:
+def _temporary(here: Here, name: str) -> Row:
     """Peak bytes that one step takes beside what it keeps."""
-    if side.workspace.device.type != "cuda":
-        return {"temporary_bytes": None}
-    side.workspace.restore_gradients()
+    here.workspace.restore_gradients()
     torch.cuda.synchronize()
     before = torch.cuda.memory_stats()["requested_bytes.all.current"]
     torch.cuda.reset_peak_memory_stats()
-    side.steppers[name].step()
+    here.steppers[name].step()
     torch.cuda.synchronize()
-    return {"temporary_bytes": int(torch.cuda.memory_stats()["requested_bytes.all.peak"] - before)}
+    peak = torch.cuda.memory_stats()["requested_bytes.all.peak"]
+    return {"temporary_bytes": int(peak - before)}
 
 
-def _launches(side: Here, name: str) -> Row:
+def _launches(here: Here, name: str) -> Row:
     """What the profiler sees of a step; `summary` has the keys."""
-    if side.workspace.device.type != "cuda":
-        return summary([], [], []) | {"launches": None}
     from gpu_checks import traced
 
     # Ours is told the loss by a call of its own; what stock steps do beside `step` is the step.
-    stepper = side.steppers[name]
+    stepper = here.steppers[name]
     calls, runs = traced(stepper.optimizer.step if is_ours(name) else stepper.step)
     return summary(calls, runs, traced(stepper.step)[1])
 
@@ -80,7 +80,7 @@ def summary(
     times = [(name, taken) for name, taken in whole if not name.startswith(NOT_KERNELS)]
     total = sum(taken for _, taken in times)
     # The controller's kernels are CUDA, in our namespace; the pass over the parameters is Triton.
-    controller = sum(taken for name, taken in times if "adaptiverl::" in name)
+    controller = sum(taken for name, taken in times if "adaptiverl" in name)
     return {
         "launches": sum(not name.startswith(NOT_KERNELS) for name, _ in runs),
         "controller_share": controller / total if total else None,
@@ -88,19 +88,22 @@ def summary(
     }
 
 
-def _replays(side: Here, name: str) -> Row:
-    """Seconds of a CUDA graph's replays, or why there are none."""
-    work, workspace = side.steppers[name].replayable, side.workspace
-    if workspace.device.type != "cuda" or work is None:
+def _replays(here: Here, name: str) -> Row:
+    """Seconds of a CUDA graph's replays, or why there are none.
+
+    The loss that a captured step was told stays where it is: every replay is told the same.
+    """
+    if name == FOREACH:
         return {"graph_seconds": [], "graph_error": "not captured"}
-    watch, seconds = Stopwatch(workspace.device), []
+    step, workspace = here.steppers[name].step, here.workspace
+    watch, seconds = stopwatch(workspace.device), []
     try:
         workspace.restore_gradients()
-        work()
+        step()
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            work()
+            step()
         for _ in range(WARMUP_ROUNDS + ROUNDS):
             workspace.restore_gradients()
             seconds.append(watch(graph.replay)[0])
@@ -110,13 +113,9 @@ def _replays(side: Here, name: str) -> Row:
 
 
 def measure_all(device: torch.device, deadline: float, report: Callable[[Row], None]) -> None:
-    """Every workload until the time is up; reports after each, so that none is lost.
+    """Everything until a time of `time.monotonic`; reports after each part, so that none is lost.
 
-    Args:
-        device: The GPU.
-        deadline: Of `time.monotonic`.
-        report: Takes a dict with one key: ``"copy_bandwidth"``, ``"rows"``, ``"extra"``,
-            or ``"left_out"``.
+    A part has one key: ``"copy_bandwidth"``, ``"rows"``, ``"extra"`` or ``"left_out"``.
     """
     from gpu_checks import extra_memory
 
@@ -124,12 +123,10 @@ def measure_all(device: torch.device, deadline: float, report: Callable[[Row], N
     longest = 0.0
     for workload in CARD_WORKLOADS:
         start = time.monotonic()
-        free = torch.cuda.mem_get_info(device)[0] / 2**30
-        if start + longest > deadline:
-            report({"left_out": {str(workload): "the time was up"}})
-            continue
-        if workload.gibibytes > free:
-            reason = f"needs {workload.gibibytes:.0f} GiB, {free:.0f} are free"
+        needed, free = workload.gibibytes, torch.cuda.mem_get_info(device)[0] / 2**30
+        if start + longest > deadline or needed > free:
+            late = start + longest > deadline
+            reason = "the time was up" if late else f"needs {needed:.0f} GiB, {free:.0f} are free"
             report({"left_out": {str(workload): reason}})
             continue
         report({"rows": rows_of(workload, device)})
@@ -149,21 +146,12 @@ def _release() -> None:
 
 def describe(part: Row) -> str:
     """A part of the results in a line."""
-    if "rows" in part:
-        medians = [
-            f"{row['contender']} {statistics.median(row['seconds']):.3e}" for row in part["rows"]
-        ]
-        return f"{part['rows'][0]['workload']}: {', '.join(medians)}"
-    ((name, value),) = part.items()
-    return f"{name}: {value}"
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Write one JSON object per line to a file, as they come."""
-    with part_of("bench.speed.card", arguments, describe) as (deadline, report):
-        measure_all(torch.device("cuda", 0), deadline, report)
-    return 0
+    if "rows" not in part:
+        return str(part)
+    times = [f"{row['contender']} {statistics.median(row['seconds']):.3e}" for row in part["rows"]]
+    return f"{part['rows'][0]['workload']}: {', '.join(times)}"
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    with part_of("bench.speed.card", sys.argv[1:], describe) as (deadline, report):
+        measure_all(torch.device("cuda", 0), deadline, report)

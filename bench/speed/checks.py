@@ -1,16 +1,17 @@
-"""Runs tests/gpu_checks.py without pytest. ``python -m bench.speed.checks`` writes the outcomes."""
+"""tests/gpu_checks.py without pytest: ``python -m bench.speed.checks`` writes the outcomes.
+
+``python -m bench.speed.checks --small`` is a few steps for a memory checker instead.
+"""
 
 from __future__ import annotations
 
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 from bench.machine import ROOT
 from bench.speed.parts import Object, part_of
-
-PASSED, FAILED, SKIPPED, LEFT_OUT = "passed", "failed", "skipped", "left out"
 
 
 def run(
@@ -29,19 +30,38 @@ def run(
     """
     for name, function in checks.items():
         start = time.monotonic()
-        outcome, message = PASSED, ""
-        if start > deadline:
-            outcome, message = LEFT_OUT, "the time was up"
-        else:
-            try:
+        outcome, message = "passed", ""
+        try:
+            if start > deadline:
+                outcome, message = "left out", "the time was up"
+            else:
                 function()
-            except skip as reason:
-                outcome, message = SKIPPED, str(reason)
-            except Exception:
-                # Reports are shared: where the clone lies is nobody's business.
-                outcome, message = FAILED, traceback.format_exc().replace(f"{ROOT}/", "")
+        except skip as reason:
+            outcome, message = "skipped", str(reason)
+        except Exception:
+            # Reports are shared: where the clone lies is nobody's business.
+            outcome, message = "failed", traceback.format_exc().replace(f"{ROOT}/", "")
         seconds = time.monotonic() - start
         report({"name": name, "outcome": outcome, "seconds": seconds, "message": message})
+
+
+def small() -> None:
+    """A few steps with everything in them, small enough for a memory checker."""
+    import gpu_checks
+    import torch
+
+    from adaptiverl import AdaptiveAdamW, AdaptiveSGD
+
+    for dtype in (torch.float32, torch.bfloat16):
+        params = gpu_checks.parameters((0, 1, 255, 1024, 1030, 16390), dtype)
+        for optimizer in (
+            AdaptiveAdamW(params, 0.01, amsgrad=True, control=gpu_checks.NOISY, max_grad_norm=1.0),
+            AdaptiveSGD(params, 0.01, 0.9, control=gpu_checks.ON_PARAMETER),
+        ):
+            gpu_checks.train(optimizer, params, 3)
+            gpu_checks.expect_triton(optimizer)
+    torch.cuda.synchronize()
+    print("stepped")
 
 
 def describe(outcome: Object) -> str:
@@ -49,14 +69,11 @@ def describe(outcome: Object) -> str:
     return f"{outcome['outcome']:>8}  {outcome['name']}\n{outcome['message']}".rstrip()
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Write one JSON object per line to a file, as the checks end."""
-    import gpu_checks
-
-    with part_of("bench.speed.checks", arguments, describe) as (deadline, report):
-        run(gpu_checks.CHECKS, gpu_checks.Skip, deadline, report)
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    if sys.argv[1:] == ["--small"]:
+        small()
+    else:
+        from gpu_checks import CHECKS, Skip
+
+        with part_of("bench.speed.checks", sys.argv[1:], describe) as (deadline, report):
+            run(CHECKS, Skip, deadline, report)

@@ -12,9 +12,8 @@ import torch
 # over the source tree.
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 
-from bench.speed.options import add_options
 from bench.speed.tables import Row
-from bench.step import run
+from bench.step import add_options, run
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -3,60 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from adaptiverl import AdaptiveAdamW, Control
-from bench.speed.names import (
-    ALIGNMENT,
-    ALL,
-    CLIP,
-    CLIPPED,
-    FOREACH,
-    FROZEN,
-    FROZEN_UNTOLD,
-    FUSED,
-    IDLE,
-    NOISE,
-    OURS,
-    PLAIN,
-    PLAIN_NOISE,
-    SINGLE,
-    STOCK,
-    TUNED_NOISE,
-    UNTOLD,
-)
+from bench.speed import names
 from bench.speed.stock_noise import PlainNoise, TunedNoise
 from bench.speed.workspace import Workspace
 
 LR, BETAS, EPS, WEIGHT_DECAY = 1e-4, (0.9, 0.999), 1e-8, 1e-2
 SIGMA = 0.01
 NO_NOISE = Control(noise_bounds=(0.0, 0.0))
+# σ is held at its lower bound: it is drawn at every step.
 STEADY_NOISE = Control(noise_bounds=(SIGMA, SIGMA))
-"""The controller on, σ held at its lower bound: it is drawn at every step."""
+# The search is confined to the rate that everybody has.
 ALIGNED = Control(law="alignment", acquire_from=LR, lr_bounds=(LR, LR))
-"""The alignment law at work, its search confined to the rate that everybody has."""
 CLIP_SHARE = 0.5
 """Of the gradients' norm: clipping always has something to do."""
 
 
-@dataclass(frozen=True)
-class Stepper:
-    """One contender at work.
-
-    Attributes:
-        step: What is timed, as in a training loop.
-        optimizer: Its optimizer.
-        noise: σ in effect; waits for the device.
-        replayable: The step with every input in its place, for a CUDA graph; or None.
-    """
+class Stepper(NamedTuple):
+    """One contender at work: its step as in a training loop, and σ in effect, which waits."""
 
     step: Callable[[], object]
     optimizer: torch.optim.Optimizer
     noise: Callable[[], float]
-    replayable: Callable[[], object] | None
 
 
 Build = Callable[[Workspace], Stepper]
@@ -86,7 +59,7 @@ def torchs(
             optimizer.step()
 
         sigma = 0.0 if noise is None else SIGMA
-        return Stepper(step, optimizer, lambda: sigma, step if fused else None)
+        return Stepper(step, optimizer, lambda: sigma)
 
     return build
 
@@ -113,52 +86,40 @@ def ours(
             optimizer.observe(next(w.losses))
             optimizer.step()
 
-        def replayable() -> None:
-            optimizer.observe(w.loss)
-            optimizer.step()
-
         def noise() -> float:
             return optimizer.knobs()["noise"]
 
-        if not observes:
-            return Stepper(optimizer.step, optimizer, noise, optimizer.step)
-        return Stepper(step, optimizer, noise, replayable)
+        return Stepper(step if observes else optimizer.step, optimizer, noise)
 
     return build
 
 
-@dataclass(frozen=True)
-class Contender:
-    """A row of the table.
-
-    Attributes:
-        build: Makes it on a workspace.
-        sigma: The noise that it must draw; checked after the run.
-        rivals: Whose work it does: the contenders that its time is divided by.
-    """
+class Contender(NamedTuple):
+    """A row of the table: the noise that it must draw, and whose work it does (whose rows)."""
 
     build: Build
     sigma: float = 0.0
     rivals: tuple[str, ...] = ()
 
 
+AGAINST_FUSED = (0.0, (names.FUSED,))
 CONTENDERS: dict[str, Contender] = {
-    FUSED: Contender(torchs(fused=True)),
-    FOREACH: Contender(torchs(foreach=True)),
-    SINGLE: Contender(torchs()),
-    OURS: Contender(ours(Control()), rivals=(FUSED,)),
-    UNTOLD: Contender(ours(Control(), observes=False), rivals=(FUSED,)),
-    FROZEN: Contender(ours(Control.frozen()), rivals=(FUSED,)),
-    FROZEN_UNTOLD: Contender(ours(Control.frozen(), observes=False), rivals=(FUSED,)),
-    PLAIN: Contender(ours(NO_NOISE), rivals=(FUSED,)),
-    ALIGNMENT: Contender(ours(ALIGNED), rivals=(OURS, FUSED)),
-    PLAIN_NOISE: Contender(torchs(fused=True, noise=PlainNoise), SIGMA),
-    TUNED_NOISE: Contender(torchs(fused=True, noise=TunedNoise), SIGMA),
-    NOISE: Contender(ours(STEADY_NOISE), SIGMA, (PLAIN_NOISE, TUNED_NOISE)),
-    CLIPPED: Contender(torchs(fused=True, clip=True)),
-    CLIP: Contender(ours(NO_NOISE, clip=True), rivals=(CLIPPED,)),
-    STOCK: Contender(torchs(fused=True, noise=TunedNoise, clip=True), SIGMA),
-    ALL: Contender(ours(STEADY_NOISE, clip=True), SIGMA, (STOCK,)),
-    IDLE: Contender(ours(STEADY_NOISE, idle=True), SIGMA),
+    names.FUSED: Contender(torchs(fused=True)),
+    names.FOREACH: Contender(torchs(foreach=True)),
+    names.SINGLE: Contender(torchs()),
+    names.OURS: Contender(ours(Control()), *AGAINST_FUSED),
+    names.UNTOLD: Contender(ours(Control(), observes=False), *AGAINST_FUSED),
+    names.FROZEN: Contender(ours(Control.frozen()), *AGAINST_FUSED),
+    names.FROZEN_UNTOLD: Contender(ours(Control.frozen(), observes=False), *AGAINST_FUSED),
+    names.PLAIN: Contender(ours(NO_NOISE), *AGAINST_FUSED),
+    names.ALIGNMENT: Contender(ours(ALIGNED), 0, (names.OURS, names.FUSED)),
+    names.PLAIN_NOISE: Contender(torchs(fused=True, noise=PlainNoise), SIGMA),
+    names.TUNED_NOISE: Contender(torchs(fused=True, noise=TunedNoise), SIGMA),
+    names.NOISE: Contender(ours(STEADY_NOISE), SIGMA, (names.PLAIN_NOISE, names.TUNED_NOISE)),
+    names.CLIPPED: Contender(torchs(fused=True, clip=True)),
+    names.CLIP: Contender(ours(NO_NOISE, clip=True), 0, (names.CLIPPED,)),
+    names.STOCK: Contender(torchs(fused=True, noise=TunedNoise, clip=True), SIGMA),
+    names.ALL: Contender(ours(STEADY_NOISE, clip=True), SIGMA, (names.STOCK,)),
+    names.IDLE: Contender(ours(STEADY_NOISE, idle=True), SIGMA),
 }
 """In the tables' order. Those without noise and clipping all do the same step."""

@@ -7,30 +7,20 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bench.speed.names import (
-    ALIGNMENT,
-    ALL,
-    CLIP,
-    CLIPPED,
-    FUSED,
-    NOISE,
-    ON_A_CARD,
-    PLAIN,
-    STOCK,
-    is_ours,
-)
+from bench.speed.names import ALIGNMENT, ALL, CLIP, CLIPPED, FUSED, NOISE, PLAIN, STOCK, is_ours
+from bench.speed.names import ON_A_CARD as CONTENDERS
 from bench.speed.shapes import Workload
 from bench.speed.tables import Row, median_ratio, share, size, with_ratios
 
 LARGE = (Workload("gpt2-small"), Workload("1B"))
 HALF = tuple(Workload(workload.shapes, "bfloat16") for workload in LARGE)
 MANY = Workload("1M-in-1000")
+# Checks that together show that no step waits, and that two runs are the same.
 NO_WAIT = (
     "no_step_waits_for_the_device",
     "the_profiler_sees_no_wait",
     "a_captured_step_replays_bit_for_bit",
 )
-"""Checks that together show that no step waits"""
 SAME_BITS = ("the_same_seed_gives_the_same_bits",)
 
 SPEEDUPS: tuple[tuple[str, str, str, tuple[Workload, ...], float], ...] = (
@@ -41,23 +31,15 @@ SPEEDUPS: tuple[tuple[str, str, str, tuple[Workload, ...], float], ...] = (
     ("bfloat16 parameters and gradients, against torch fused", PLAIN, FUSED, HALF, 1.3),
 )
 """How many times faster a contender is to be than another, and in which workloads"""
-HOST_TARGET, BANDWIDTH_TARGET = 0.3, 0.95
+HOST_TARGET, BANDWIDTH_TARGET, LAUNCHES_TARGET = 0.3, 0.95, 4
 CONTROLLER_TARGET = 0.03
 """The most that the controller's launches may take of the step's time on the device"""
-LAUNCHES_TARGET = 4
 CHUNK_BYTES, FIXED_BYTES = 8, 2**20
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One line of the table.
-
-    Attributes:
-        name: What was measured, and of what.
-        target: In words.
-        measured: In words.
-        met: None where it was not measured.
-    """
+    """One line of the table, in words; `met` is None where it was not measured."""
 
     name: str
     target: str
@@ -83,8 +65,8 @@ class Results:
 
     def row(self, workload: Workload, contender: str) -> Row | None:
         """A contender's measurements in a workload."""
-        found = (r for r in self.rows if r["contender"] == contender)
-        return next((r for r in found if r["workload"] == str(workload)), None)
+        wanted = str(workload), contender
+        return next((r for r in self.rows if (r["workload"], r["contender"]) == wanted), None)
 
     def speedup(self, workload: Workload, name: str, rival: str, what: str) -> float | None:
         """How many times faster a contender is than another by one of the two clocks."""
@@ -110,30 +92,30 @@ def bytes_moved(workload: Workload, contender: str) -> int | None:
 
 def figures(results: Results) -> list[Figure]:
     """The whole table."""
-    lines = [
-        _judged(
-            f"{name}: {w}", results.speedup(w, ours, rival, "seconds"), at_least=target, show=times
-        )
-        for name, ours, rival, workloads, target in SPEEDUPS
-        for w in workloads
-    ]
+    lines = []
+    for name, ours, rival, workloads, target in SPEEDUPS:
+        for w in workloads:
+            speedup = results.speedup(w, ours, rival, "seconds")
+            lines.append(_least(f"{name}: {w}", speedup, target, times))
     host = results.speedup(MANY, FUSED, PLAIN, "host_seconds")
     name = f"1,000 small tensors, host time over torch fused's: {MANY}"
-    lines.append(_judged(name, host, at_most=HOST_TARGET, show=times))
+    lines.append(_most(name, host, HOST_TARGET, times))
     for w in LARGE:
         reached = results.bandwidth_share(w, PLAIN)
-        name = f"plain, of copy bandwidth: {w}"
-        lines.append(_judged(name, reached, at_least=BANDWIDTH_TARGET, show=share))
+        lines.append(_least(f"plain, of copy bandwidth: {w}", reached, BANDWIDTH_TARGET, share))
     for contender in (PLAIN, ALIGNMENT):
         row = results.row(LARGE[0], contender) or {"controller_share": None}
         name = f"controller, of the step's time: {contender}, {LARGE[0]}"
-        lines.append(_judged(name, row["controller_share"], at_most=CONTROLLER_TARGET, show=share))
+        lines.append(_most(name, row["controller_share"], CONTROLLER_TARGET, share))
     counts = [row["launches"] for row in results.rows if is_ours(row["contender"])]
     most = max((count for count in counts if count is not None), default=None)
-    name = "launches per step, any number of tensors"
-    lines.append(_judged(name, most, at_most=LAUNCHES_TARGET, show=str))
+    lines.append(_most("launches per step, any number of tensors", most, LAUNCHES_TARGET, str))
     lines.append(_checked(results, "host synchronisations per step", "0", NO_WAIT))
-    lines += [_extra(results, str(workload)) for workload in LARGE]
+    for w in LARGE:
+        extra = results.extra.get(str(w), {"bytes": None, "chunks": 0})
+        allowed = FIXED_BYTES + CHUNK_BYTES * (extra["chunks"] or 0)
+        name = f"extra memory beyond AdamW's states: {w}"
+        lines.append(_most(name, extra["bytes"], allowed, size))
     lines.append(_checked(results, "two runs, same seed", "the same bits", SAME_BITS))
     return lines
 
@@ -143,32 +125,16 @@ def times(value: float) -> str:
     return f"{value:.2f}×"
 
 
-def _judged(
-    name: str,
-    value: float | None,
-    show: Callable[[Any], str],
-    *,
-    at_least: float | None = None,
-    at_most: float | None = None,
-) -> Figure:
-    """A number beside its target, of which there is one."""
-    target = (
-        f"at least {show(at_least)}" if at_least is not None else f"at most {show(at_most or 0)}"
-    )
-    if value is None:
-        return Figure(name, target, "not measured", None)
-    met = value >= at_least if at_least is not None else value <= (at_most or 0)
-    return Figure(name, target, show(value), met)
+def _least(name: str, value: Any, bound: float, show: Callable[[Any], str]) -> Figure:
+    met = None if value is None else value >= bound
+    shown = "not measured" if value is None else show(value)
+    return Figure(name, f"at least {show(bound)}", shown, met)
 
 
-def _extra(results: Results, workload: str) -> Figure:
-    name = f"extra memory beyond AdamW's states: {workload}"
-    extra = results.extra.get(workload)
-    if extra is None:
-        return Figure(name, "at most 1 MiB + 8 B per chunk", "not measured", None)
-    return _judged(
-        name, extra["bytes"], show=size, at_most=FIXED_BYTES + CHUNK_BYTES * extra["chunks"]
-    )
+def _most(name: str, value: Any, bound: float, show: Callable[[Any], str]) -> Figure:
+    met = None if value is None else value <= bound
+    shown = "not measured" if value is None else show(value)
+    return Figure(name, f"at most {show(bound)}", shown, met)
 
 
 def _checked(results: Results, name: str, target: str, needed: Iterable[str]) -> Figure:
@@ -184,25 +150,12 @@ def fake_results() -> Results:
     """Numbers of no card, so that the report can be written where there is none."""
     rows = []
     for workload in (*LARGE, *HALF, MANY):
-        for i, contender in enumerate(ON_A_CARD):
-            seconds = [1e-3 * (len(ON_A_CARD) - i) * (1 + 0.01 * k) for k in range(5)]
-            rows.append(
-                {
-                    "workload": str(workload),
-                    "elements": workload.elements,
-                    "tensors": workload.tensors,
-                    "contender": contender,
-                    "of": "",
-                    "rivals": (),
-                    "seconds": seconds,
-                    "host_seconds": [0.1 * s for s in seconds],
-                    "temporary_bytes": 512 * i,
-                    "launches": 4,
-                    "controller_share": 0.01,
-                    "waits": 0,
-                    "graph_seconds": [0.9 * s for s in seconds],
-                    "graph_error": None,
-                }
-            )
+        for i, contender in enumerate(CONTENDERS):
+            seconds = [1e-3 * (len(CONTENDERS) - i) * (1 + 0.01 * k) for k in range(5)]
+            host, graph = ([factor * s for s in seconds] for factor in (0.1, 0.9))
+            row: Row = {"workload": str(workload), "contender": contender, "of": "", "rivals": ()}
+            row |= {"seconds": seconds, "host_seconds": host, "graph_seconds": graph}
+            row |= {"graph_error": None, "temporary_bytes": 512 * i, "launches": 4, "waits": 0}
+            rows.append(row | {"controller_share": 0.01})
     extra = {str(LARGE[0]): {"bytes": 700_000, "chunks": 7600}}
     return Results(with_ratios(rows), 4e12, extra, dict.fromkeys((*NO_WAIT, *SAME_BITS), "passed"))

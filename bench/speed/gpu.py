@@ -1,6 +1,7 @@
 """``bench/gpu.sh``: build, check, measure, report; or, with ``--check``, all but the GPU's part.
 
 Ends with 0 if every check passed and every figure was met, 1 if not, 2 if this machine can't do it.
+Nothing that is imported here imports the package, which is not built yet.
 """
 
 from __future__ import annotations
@@ -26,9 +27,7 @@ from bench.speed.report import SANITIZERS, markdown
 from bench.speed.shapes import CARD_WORKLOADS
 from bench.speed.tables import save, slug, with_ratios
 
-RESULTS = ROOT / "bench" / "results"
 PARTS = CHECKS, CARD = "bench.speed.checks", "bench.speed.card"
-MINUTES = 8.0
 CHECKS_SECONDS, SANITIZER_SECONDS, MARGIN = 150.0, 75.0, 15.0
 
 
@@ -36,28 +35,23 @@ class Unfit(Exception):
     """This machine cannot do what was asked; the message says why, and what to do."""
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
+def main(arguments: Sequence[str]) -> int:
+    """Run it; the exit status is in this module's docstring."""
     parser = argparse.ArgumentParser(
         prog="bench/gpu.sh",
         description="Build, check and measure the fused step on this machine's GPU.",
     )
     add = parser.add_argument
     add("--check", action="store_true", help="what can be done without a GPU")
-    add("--out", type=Path, default=RESULTS, help="where the report goes")
-    add("--minutes", type=float, default=MINUTES, help=f"in all (default {MINUTES:g})")
+    add("--out", type=Path, default=ROOT / "bench" / "results", help="where the report goes")
+    add("--minutes", type=float, default=8.0, help="in all (default 8)")
     add("--no-measure", action="store_true", help="build and check only")
-    return parser
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Run it; the exit status is in this module's docstring."""
-    given = parser().parse_args(arguments)
+    given = parser.parse_args(arguments)
     try:
         if given.minutes <= 0:
             raise Unfit(f"--minutes must be above 0, got {given.minutes:g}")
         return rehearse() if given.check else run(given)
-    except Unfit as error:
+    except (Unfit, BuildError) as error:
         print(f"bench/gpu.sh: {error}", file=sys.stderr)
         return 2
 
@@ -76,7 +70,7 @@ def rehearse() -> int:
             f"{workload.gibibytes:6.1f} GiB"
         )
     print(f"{len(ON_A_CARD)} contenders: {'; '.join(ON_A_CARD)}")
-    about: dict[str, Any] = {"card": "made up", "date": "2000-01-01", "left_out": {}}
+    about = {"card": "made up", "date": "2000-01-01", "left_out": {}}
     with tempfile.TemporaryDirectory() as folder:
         paths = save_report(fake_results(), about, [], Path(folder))
         read = json.loads(paths[0].read_text(encoding="utf-8"))
@@ -97,49 +91,32 @@ def _tools() -> str:
 def run(given: argparse.Namespace) -> int:
     """All of it, on a machine with a GPU."""
     start = time.monotonic()
-    end = start + 60 * given.minutes
-    card = check_machine()
-    print(f"{card}; {_tools()}")
-    try:
-        library = build()
-    except BuildError as error:
-        raise Unfit(str(error)) from error
-    print(f"built in {time.monotonic() - start:.0f} s")
 
     def left(most: float = float("inf")) -> float:
-        return min(most, end - time.monotonic() - MARGIN)
+        return min(most, start + 60 * given.minutes - time.monotonic() - MARGIN)
 
+    card = check_machine()
+    print(f"{card}; {_tools()}")
+    library = build()
+    print(f"built in {time.monotonic() - start:.0f} s")
     parts = Parts(library, environment(library), FOLDER / "out")
     about: dict[str, Any] = {"date": datetime.date.today().isoformat()}
     about |= parts.about() | {"card": card}
     checks = parts.run(CHECKS, left(CHECKS_SECONDS))
     about["sanitizer"] = {
-        tool: parts.sanitize(tool, "bench.speed.small_case", left(SANITIZER_SECONDS))
+        tool: parts.sanitize(tool, ["-m", CHECKS, "--small"], left(SANITIZER_SECONDS))
         for tool in SANITIZERS
     }
     measured = [] if given.no_measure else parts.run(CARD, left())
     about |= {"left_out": merged(measured, "left_out"), "problems": parts.problems}
-    return _end(measured, checks, about, given.out, start)
-
-
-def _end(
-    measured: Sequence[Mapping[str, Any]],
-    checks: Sequence[Mapping[str, Any]],
-    about: Mapping[str, Any],
-    out: Path,
-    start: float,
-) -> int:
-    """Write and print the report; the exit status."""
     results = gather(measured, checks)
-    paths = save_report(results, about, checks, out)
-    print(f"wrote {paths[0]}\nwrote {paths[1]}")
-    print(paths[1].read_text(encoding="utf-8"))
+    paths = save_report(results, about, checks, given.out)
+    print(f"wrote {paths[0]}\nwrote {paths[1]}\n{paths[1].read_text(encoding='utf-8')}")
     print(f"{time.monotonic() - start:.0f} s in all")
-    for problem in about["problems"]:
+    for problem in parts.problems:
         print(f"bench/gpu.sh: {problem}", file=sys.stderr)
-    failed = [check["name"] for check in checks if check["outcome"] == "failed"]
-    missed = [figure.name for figure in figures(results) if figure.met is False]
-    return int(bool(failed or missed or about["problems"]))
+    missed = any(figure.met is False for figure in figures(results))
+    return int(missed or "failed" in results.checks.values() or bool(parts.problems))
 
 
 def check_machine() -> str:
@@ -167,26 +144,19 @@ def check_machine() -> str:
 
 def merged(parts: Sequence[Mapping[str, Any]], key: str) -> dict[str, Any]:
     """All that the parts have under one key."""
-    found: dict[str, Any] = {}
-    for part in parts:
-        found |= part.get(key, {})
-    return found
+    return {name: value for part in parts for name, value in part.get(key, {}).items()}
 
 
 def gather(parts: Sequence[Mapping[str, Any]], checks: Sequence[Mapping[str, Any]]) -> Results:
-    """What `card.measure_all` reported, put together as `figures.Results`."""
+    """What the card and the checks reported, put together."""
     rows = [row for part in parts for row in part.get("rows", [])]
     copies = [part["copy_bandwidth"] for part in parts if "copy_bandwidth" in part]
     outcomes = {check["name"]: check["outcome"] for check in checks}
-    copy = copies[0] if copies else None
-    return Results(with_ratios(rows), copy, merged(parts, "extra"), outcomes)
+    return Results(with_ratios(rows), next(iter(copies), None), merged(parts, "extra"), outcomes)
 
 
 def save_report(
-    results: Results,
-    about: Mapping[str, Any],
-    checks: Sequence[Mapping[str, Any]],
-    folder: Path,
+    results: Results, about: Mapping[str, Any], checks: Sequence[Mapping[str, Any]], folder: Path
 ) -> tuple[Path, Path]:
     """Write ``<card>-<date>.json`` and ``.md``."""
     data = {
@@ -197,7 +167,7 @@ def save_report(
         "extra_memory": dict(results.extra),
         "rows": results.rows,
     }
-    name = f"{slug(str(about.get('card', 'no card')))}-{about.get('date', 'no-date')}"
+    name = f"{slug(about['card'])}-{about['date']}"
     return save(folder, name, data, markdown(results, about, checks))
 
 

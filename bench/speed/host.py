@@ -1,8 +1,9 @@
 """Where the host's time of a step goes. ``python -m bench.speed.host`` prints a table.
 
 Runs on a GPU where there is one, where a launch is part of the time, and else on the CPU, where the
-pass over the parameters is. The first rows are by the clock; the others are our functions as
-Python's profiler sees them: it makes a step slower, so they tell the parts, not the whole.
+pass over the parameters is. The first rows are by the clock, warm: in training, what a step looks
+at has left the caches. The others are our functions, with all that they call, as Python's profiler
+sees them: it makes a step slower, so they tell the parts, not the whole.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ import argparse
 import cProfile
 import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,92 +21,61 @@ from torch import nn
 
 import adaptiverl
 from adaptiverl import AdaptiveAdamW, Control, kernels
+from bench.speed.measure import stopwatch, time_rounds
 from bench.speed.tables import table
 
-TENSORS = (1, 148, 1000)
-SIZE, REPEATS, WARMUP = 1000, 60, 5
+SIZE, REPEATS = 1000, 60
+WHOLE = "ours, observe and step"
 LEAST = 0.01
 """A function that takes less than this share of a step in every column is left out."""
 OURS = tuple(str(Path(package.__file__ or "").parent) for package in (adaptiverl, kernels))
 
-Column = dict[str, float]
 
-
-def column_of(tensors: int, device: torch.device) -> Column:
-    """Microseconds of a step and of its parts, by name.
-
-    Args:
-        tensors: How many parameters, of `SIZE` numbers each.
-        device: CPU or CUDA.
-    """
+def column_of(tensors: int, device: torch.device) -> dict[str, float]:
+    """Microseconds of a step on so many parameters of `SIZE` numbers, and of its parts, by name."""
     params = [nn.Parameter(torch.zeros(SIZE, device=device)) for _ in range(tensors)]
     for param in params:
         param.grad = torch.ones_like(param)
     optimizer = AdaptiveAdamW(params, 1e-4, control=Control(noise_bounds=(0.0, 0.0)))
-    rival = torch.optim.AdamW(params, 1e-4, fused=True)
     loss = torch.tensor(1.0, device=device)
 
     def whole() -> None:
         optimizer.observe(loss)
         optimizer.step()
 
-    def settle() -> None:
-        # The device has nothing to do when a part begins.
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
     parts: dict[str, Callable[[], object]] = {
-        "torch fused, whole step": rival.step,
-        "ours, observe and step": whole,
+        "torch fused, whole step": torch.optim.AdamW(params, 1e-4, fused=True).step,
+        WHOLE: whole,
         "ours, observe": lambda: optimizer.observe(loss),
     }
-    column = clocked(parts, settle)
+    watch = stopwatch(device)
+    times = time_rounds({name: partial(watch, part) for name, part in parts.items()}, REPEATS)
+    column = {
+        name: 1e6 * statistics.median(host for _, host in taken) for name, taken in times.items()
+    }
     profile = cProfile.Profile(builtins=False)
     for _ in range(REPEATS):
-        settle()
-        profile.enable()
-        whole()
-        profile.disable()
-    return column | functions_of(profile)
-
-
-def clocked(parts: dict[str, Callable[[], object]], settle: Callable[[], None]) -> Column:
-    """Medians, the parts in turn, warm: in training, what they look at has left the caches."""
-    taken: dict[str, list[float]] = {name: [] for name in parts}
-    for number in range(WARMUP + REPEATS):
-        for name, part in parts.items():
-            settle()
-            begin = time.perf_counter()
-            part()
-            if number >= WARMUP:
-                taken[name].append(time.perf_counter() - begin)
-    return {name: 1e6 * statistics.median(seconds) for name, seconds in taken.items()}
-
-
-def functions_of(profile: cProfile.Profile) -> Column:
-    """Our functions, with all that they call, the longest first; of a step, on average."""
+        watch(lambda: profile.runcall(whole))
     codes = [(e.code, e.totaltime) for e in profile.getstats() if not isinstance(e.code, str)]
-    found = {
-        f"{Path(code.co_filename).stem}.{code.co_name}": 1e6 * seconds / REPEATS
-        for code, seconds in codes
-        if code.co_filename.startswith(OURS)
-    }
-    return dict(sorted(found.items(), key=lambda item: -item[1]))
+    for code, seconds in sorted(codes, key=lambda item: -item[1]):
+        if code.co_filename.startswith(OURS):
+            name = f"{Path(code.co_filename).stem}.{code.co_name}"
+            column[name] = 1e6 * seconds / REPEATS
+    return column
 
 
 def main(arguments: Sequence[str]) -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="python -m bench.speed.host")
-    parser.add_argument("--tensors", type=int, nargs="+", default=TENSORS)
+    parser.add_argument("--tensors", type=int, nargs="+", default=(1, 148, 1000))
     given = parser.parse_args(arguments)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     columns = [column_of(n, device) for n in given.tensors]
-    least = [LEAST * column["ours, observe and step"] for column in columns]
     names = dict.fromkeys(name for column in reversed(columns) for name in column)
     rows = [
         (name, *(f"{column.get(name, 0):.1f}" for column in columns))
         for name in names
-        if any(column.get(name, 0) >= floor for column, floor in zip(columns, least, strict=True))
+        if any(column.get(name, 0) >= LEAST * column[WHOLE] for column in columns)
     ]
     print(f"{device.type}, torch {torch.__version__}")
     print(table(("microseconds of the host", *(f"{n} tensors" for n in given.tensors)), rows))

@@ -8,11 +8,12 @@ import random
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from bench.speed.contenders import CONTENDERS
+from bench.speed.contenders import CONTENDERS, Stepper
 from bench.speed.shapes import Workload
 from bench.speed.tables import Row
 from bench.speed.workspace import Workspace
@@ -25,85 +26,67 @@ Times = tuple[float, float]
 """Seconds that the work took on its device, and seconds until the call returned."""
 
 
-class Stopwatch:
-    """Times one call, on the device and on the host, in seconds.
+def stopwatch(device: torch.device) -> Callable[[Callable[[], object]], Times]:
+    """What times one call, on the device and on the host.
 
     A GPU is busy when the call is made, as it is with a backward pass in training: its time is
     that of the work, not of waiting for the next launch. What the host takes is the other number.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self._cuda = device.type == "cuda"
-        if self._cuda:
-            self._begin = torch.cuda.Event(enable_timing=True)
-            self._end = torch.cuda.Event(enable_timing=True)
+    def on_cpu(work: Callable[[], object]) -> Times:
+        start = time.perf_counter()
+        work()
+        elapsed = time.perf_counter() - start
+        return elapsed, elapsed
 
-    def __call__(self, work: Callable[[], object]) -> Times:
-        """The work's time on the device; and how long the caller was busy."""
-        if not self._cuda:
-            start = time.perf_counter()
-            work()
-            elapsed = time.perf_counter() - start
-            return elapsed, elapsed
+    def on_cuda(work: Callable[[], object]) -> Times:
         torch.cuda.synchronize()
         torch.cuda._sleep(DELAY)
         start = time.perf_counter()
-        self._begin.record()
+        begin.record()
         work()
-        self._end.record()
+        end.record()
         host = time.perf_counter() - start
         torch.cuda.synchronize()
-        return self._begin.elapsed_time(self._end) * 1e-3, host
+        return begin.elapsed_time(end) * 1e-3, host
+
+    if device.type != "cuda":
+        return on_cpu
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    return on_cuda
 
 
-class Side(Protocol):
-    """A process that holds contenders: this one, or one with another commit's package.
+@dataclass(frozen=True)
+class Side:
+    """A process with contenders: this one, or one with another commit's package.
 
     Attributes:
         commit: Of the package that it runs; empty for this one.
-        workload: What they step.
-        names: Keys of `CONTENDERS`.
+        names: Of the contenders, keys of `CONTENDERS`.
+        time: One step of a contender.
+        noise: σ in effect.
     """
 
     commit: str
-    workload: Workload
     names: Sequence[str]
-
-    def time(self, name: str) -> Times:
-        """Seconds of one step."""
-        ...
-
-    def noise(self, name: str) -> float:
-        """σ in effect."""
-        ...
+    time: Callable[[str], Times]
+    noise: Callable[[str], float]
 
 
 class Here:
-    """The contenders of this process, on memory that they share.
-
-    Args:
-        workload: What they step.
-        names: Keys of `CONTENDERS`.
-        device: CPU or CUDA.
-        in_a_row: Steps of a contender in every round, of which the median counts.
-    """
-
-    commit = ""
+    """The contenders of this process on memory that they share; `in_a_row` is `--in-a-row`."""
 
     def __init__(
-        self,
-        workload: Workload,
-        names: Sequence[str],
-        device: torch.device,
-        in_a_row: int = 1,
+        self, workload: Workload, names: Sequence[str], device: torch.device, in_a_row: int = 1
     ) -> None:
-        self.workload, self.names, self._in_a_row = workload, names, in_a_row
         self.workspace = Workspace(workload, device)
-        self.steppers = {name: CONTENDERS[name].build(self.workspace) for name in names}
-        self._watch = Stopwatch(device)
+        self.steppers: dict[str, Stepper] = {
+            name: CONTENDERS[name].build(self.workspace) for name in names
+        }
+        self._watch, self._in_a_row = stopwatch(device), in_a_row
 
     def time(self, name: str) -> Times:
-        """Seconds of one step; the gradients are new in each."""
+        """Seconds of one step, the gradients new; of several in a row the median."""
         times = []
         for _ in range(self._in_a_row):
             self.workspace.restore_gradients()
@@ -113,6 +96,10 @@ class Here:
     def noise(self, name: str) -> float:
         """σ in effect; waits for the device."""
         return self.steppers[name].noise()
+
+    def side(self) -> Side:
+        """For `measure`."""
+        return Side("", list(self.steppers), self.time, self.noise)
 
 
 def time_rounds(clocks: Mapping[Any, Callable[[], Times]], rounds: int) -> dict[Any, list[Times]]:
@@ -135,11 +122,8 @@ def time_rounds(clocks: Mapping[Any, Callable[[], Times]], rounds: int) -> dict[
     return times
 
 
-def measure(sides: Sequence[Side], rounds: int) -> list[Row]:
-    """Time `rounds` steps of every contender of every side, in turn.
-
-    Returns:
-        A row per contender, each followed by the same one of another side.
+def measure(workload: Workload, sides: Sequence[Side], rounds: int) -> list[Row]:
+    """Time `rounds` steps of every contender of every side, in turn; a row for each.
 
     Raises:
         ValueError: Too few rounds.
@@ -156,11 +140,9 @@ def measure(sides: Sequence[Side], rounds: int) -> list[Row]:
         times = time_rounds(clocks, rounds)
     return [
         {
-            "workload": str(side.workload),
-            "shapes": side.workload.shapes,
-            "dtype": side.workload.dtype,
-            "elements": side.workload.elements,
-            "tensors": side.workload.tensors,
+            "workload": str(workload),
+            "elements": workload.elements,
+            "tensors": workload.tensors,
             "contender": name,
             "of": side.commit,
             "rivals": CONTENDERS[name].rivals,

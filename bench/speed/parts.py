@@ -17,6 +17,12 @@ from pathlib import Path
 from typing import Any
 
 Object = dict[str, Any]
+ABOUT = """
+import json, torch, triton
+from bench.machine import provenance
+about = provenance(torch.device("cuda", 0))
+print(json.dumps(about | {"triton": triton.__version__, "cuda": torch.version.cuda}))
+"""
 
 
 def find_tool(name: str) -> str | None:
@@ -45,7 +51,7 @@ def part_of(
 
 
 class Parts:
-    """The command's side: runs them, and keeps what went wrong.
+    """The command's side: runs modules of a built package.
 
     Args:
         library: Of `build.build`: where they run.
@@ -70,38 +76,38 @@ class Parts:
         )  # fmt: skip
 
     def run(self, module: str, seconds: float) -> list[Object]:
-        """What a part reports."""
+        """What a part reports within its time."""
         if seconds <= 0:
             self.problems.append(f"{module} was not run: the time was up")
             return []
-        out = self._folder / f"{module.rsplit('.', 1)[-1]}.jsonl"
+        out = self._folder / f"{module}.jsonl"
         out.unlink(missing_ok=True)
         command = [sys.executable, "-m", module, str(out), "--seconds", str(seconds)]
-        # What has begun may end: so a little longer than it was told.
-        limit = seconds + 60
+        limit = seconds + 60  # what has begun may end
         try:
-            done = self._run(command, limit, capture=False)
-            if done.returncode != 0:
-                self.problems.append(f"{module} ended with {done.returncode}")
+            status = self._run(command, limit, capture=False).returncode
+            self.problems += [f"{module} ended with {status}"] if status else []
         except subprocess.TimeoutExpired:
             self.problems.append(f"{module} did not end within {limit:.0f} s")
         lines = out.read_text(encoding="utf-8").splitlines() if out.exists() else []
         return [json.loads(line) for line in lines if line]
 
-    def sanitize(self, tool: str, module: str, seconds: float) -> str:
-        """The verdict of one of compute-sanitizer's tools on a module, in words."""
+    def sanitize(self, tool: str, command: Sequence[str], seconds: float) -> str:
+        """The verdict of one of compute-sanitizer's tools on a command of Python's, in words."""
         sanitizer = find_tool("compute-sanitizer")
         if sanitizer is None:
             return "compute-sanitizer is not there"
         if seconds <= 0:
             return "the time was up"
-        command = [sanitizer, "--tool", tool, "--error-exitcode", "9"]
-        if tool == "memcheck":
-            command += ["--report-api-errors", "no"]
-        command += [sys.executable, "-m", module]
+        options = ["--tool", tool, "--error-exitcode", "9"]
+        options += ["--report-api-errors", "no"] if tool == "memcheck" else []
         try:
             # Without the allocator's cache a tensor's end is the end of its memory.
-            done = self._run(command, seconds, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
+            done = self._run(
+                [sanitizer, *options, sys.executable, *command],
+                seconds,
+                PYTORCH_NO_CUDA_MEMORY_CACHING="1",
+            )
         except subprocess.TimeoutExpired:
             return f"did not end within {seconds:.0f} s"
         output = done.stdout + done.stderr
@@ -114,23 +120,16 @@ class Parts:
         if code == 0 and found_none and "stepped" in output:
             return "no errors"
         if code == 9:
-            self.problems.append(f"{tool} found errors: see {self._folder.name}/{tool}.txt")
+            self.problems.append(f"{tool} found errors: see build/gpu/out/{tool}.txt")
             return "errors"
         last = (output.strip().splitlines() or ["it said nothing"])[-1]
         return f"it could not check (exit {code}): {last}"
 
     def about(self) -> Object:
         """Versions, commit, day and driver, as the built package has them."""
-        program = (
-            "import json, torch, triton; from bench.machine import provenance\n"
-            "about = provenance(torch.device('cuda', 0))\n"
-            "about |= {'triton': triton.__version__, 'cuda': torch.version.cuda}\n"
-            "print(json.dumps(about))"
-        )
-        about: Object = {}
-        done = self._run([sys.executable, "-c", program], 120)
+        done, about = self._run([sys.executable, "-c", ABOUT], 120), {}
         if done.returncode == 0:
-            about |= json.loads(done.stdout.splitlines()[-1])
+            about = json.loads(done.stdout.splitlines()[-1])
         else:
             self.problems.append(f"the built package does not import: {done.stderr.strip()[-800:]}")
         smi = find_tool("nvidia-smi")

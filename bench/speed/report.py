@@ -39,7 +39,7 @@ def markdown(
     versions = ", ".join(f"{key} {about[key]}" for key in VERSIONS if key in about)
     reached = [(f.name, f.target, f.measured, MET[f.met]) for f in figures(results)]
     parts = [
-        f"# {about.get('card', 'no card')}, {about.get('date', 'no date')}",
+        f"# {about['card']}, {about['date']}",
         f"{versions}. A plain copy: {speed}. `bench/gpu.sh`",
         "## Figures to reach",
         table(("figure", "target", "measured", "met"), reached),

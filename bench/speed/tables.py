@@ -19,25 +19,27 @@ def with_ratios(rows: Sequence[Row]) -> list[Row]:
     """The rows, each with its median, its spread, and its ratios to others of its workload.
 
     Ratios are medians of ratios within one round, so that a machine that slows down for a while
-    slows both sides of them. A row of another commit (`against.There`) is compared with its own
-    process's; `ratio_to_other` is this commit's time over that one's.
+    slows both sides of them. A row of another commit is compared with its own process's;
+    `ratio_to_other` is this commit's time over that one's.
     """
     known = {(row["workload"], row["of"], row["contender"]): row["seconds"] for row in rows}
     done = []
     for row in rows:
-        workload, of, name = row["workload"], row["of"], row["contender"]
-        seconds = row["seconds"]
+        workload, of, name, seconds = (row[k] for k in ("workload", "of", "contender", "seconds"))
         fifths = statistics.quantiles(seconds, n=5, method="inclusive")
-        beside = {rival: known.get((workload, of, rival)) for rival in row["rivals"]}
         fused = known.get((workload, of, FUSED))
-        others = [known[key] for key in known if key[::2] == (workload, name) and key[1] != of]
-        done.append(
-            row
-            | {"median_s": statistics.median(seconds), "p20_s": fifths[0], "p80_s": fifths[-1]}
-            | {"ratio_to_fused": fused and median_ratio(seconds, fused)}
-            | {"speedups": {r: median_ratio(s, seconds) for r, s in beside.items() if s}}
-            | {"ratio_to_other": median_ratio(seconds, others[0]) if others and not of else None}
-        )
+        rivals = {rival: known.get((workload, of, rival)) for rival in row["rivals"]}
+        same = [key for key in known if key[::2] == (workload, name) and key[1] != of]
+        others = [] if of else [known[key] for key in same]
+        ratios = {
+            "median_s": statistics.median(seconds),
+            "p20_s": fifths[0],
+            "p80_s": fifths[-1],
+            "ratio_to_fused": median_ratio(seconds, fused) if fused else None,
+            "speedups": {r: median_ratio(s, seconds) for r, s in rivals.items() if s},
+            "ratio_to_other": median_ratio(seconds, others[0]) if others else None,
+        }
+        done.append(row | ratios)
     return done
 
 
@@ -60,8 +62,7 @@ OTHER_COLUMN: dict[str, Cell] = {"time / other's": lambda row: ratio(row["ratio_
 
 def step_table(rows: Sequence[Row]) -> str:
     """What ``python -m bench.step`` shows of one workload."""
-    other = OTHER_COLUMN if any(row["of"] for row in rows) else {}
-    return columns(STEP_COLUMNS | other, rows)
+    return columns(STEP_COLUMNS | (OTHER_COLUMN if any(row["of"] for row in rows) else {}), rows)
 
 
 def columns(cells: Mapping[str, Cell], rows: Sequence[Row]) -> str:

@@ -19,19 +19,7 @@ LOSSES = 4096
 
 
 class Workspace:
-    """Parameters, their gradients and moments, and a course of losses.
-
-    Args:
-        workload: Shapes and dtype.
-        device: Where everything lives.
-        seed: Of the parameters and gradients.
-
-    Attributes:
-        params: Their ``grad`` set.
-        gradient_norm: Of all gradients together, nearly.
-        losses: 0-d tensors without end.
-        loss: One of them that stays in its place, for a CUDA graph.
-    """
+    """Parameters with gradients, moments, and 0-d losses without end, the same for a seed."""
 
     def __init__(self, workload: Workload, device: torch.device, seed: int = 0) -> None:
         self.device, self.workload = device, workload
@@ -52,10 +40,9 @@ class Workspace:
             dtype: [tuple(torch.zeros_like(p, dtype=dtype) for _ in range(2)) for p in self.params]
             for dtype in {self.dtype, torch.float32}
         }
-        self.gradient_norm = GRADIENT_SIZE * math.sqrt(workload.elements)
+        self.gradient_norm = GRADIENT_SIZE * math.sqrt(workload.elements)  # nearly
         # Falls steadily: a plateau would make the controller add noise to a step that is measured
         # as one without.
-        self.loss = torch.tensor(11.0, device=device)
         self.losses = cycle(torch.linspace(11, 3, LOSSES, device=device).unbind())
 
     @property
