@@ -1,4 +1,4 @@
-"""Gradient noise (specification §2) composed from torch's own operations, in two ways."""
+"""Gradient noise (method.md#noise) composed from torch's own operations, in two ways."""
 
 from __future__ import annotations
 
