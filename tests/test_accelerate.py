@@ -160,7 +160,9 @@ def test_save_and_resume_is_exact(tmp_path: Path) -> None:
 def test_an_optimizer_that_is_none_of_ours() -> None:
     accelerator = accelerate.Accelerator(cpu=True)
     optimizer = accelerator.prepare(torch.optim.AdamW(tiny_gpt2().parameters()))
-    with pytest.raises(TypeError, match=r"expected an AdaptiveAdamW, got AcceleratedOptimizer"):
+    with pytest.raises(
+        TypeError, match=r"expected an AdaptiveAdamW, got AcceleratedOptimizer around AdamW"
+    ):
         observe_backward(accelerator, optimizer)
 
 
@@ -223,6 +225,21 @@ def test_a_scheduler_under_the_default_control_is_warned_of_once(control: Contro
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad()
+
+
+def test_the_wrapper_hides_our_methods() -> None:
+    accelerator = accelerate.Accelerator(cpu=True)
+    model = torch.nn.Linear(2, 1)
+    prepared = accelerator.prepare(AdaptiveAdamW(model.parameters()))
+    for name in ("observe", "update", "knobs", "trace"):
+        assert not hasattr(prepared, name)
+    loss = model(torch.ones(1, 2)).sum()
+    accelerator.backward(loss)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'loss'"):
+        prepared.step(loss=loss)
+    prepared.optimizer.observe(loss)
+    prepared.step()
+    assert prepared.optimizer.knobs()["loss"] == loss.item()
 
 
 def test_nothing_of_ours_reads_a_value() -> None:

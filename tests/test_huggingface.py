@@ -58,6 +58,7 @@ def make_trainer(
     optimizer: dict[str, Any] | None = None,
     callback: dict[str, Any] | None = NAMED,
     callbacks: Any = None,
+    optimizers: Any = None,
     eval_dataset: Any = None,
     **arguments: Any,
 ) -> Any:
@@ -74,16 +75,17 @@ def make_trainer(
         "dataloader_pin_memory": False,
         "max_grad_norm": 0.0,
     }
+    given: dict[str, Any] = {"optimizers": optimizers}
+    if optimizers is None:
+        keywords = {"lr": 1e-2, "control": control, **(optimizer or {})}
+        given = {"optimizer_cls_and_kwargs": (AdaptiveAdamW, keywords)}
     trainer = transformers.Trainer(
         tiny_gpt2() if model is None else model,
         transformers.TrainingArguments(**(defaults | arguments)),
         train_dataset=Tokens(32),
         eval_dataset=eval_dataset,
         callbacks=callbacks,
-        optimizer_cls_and_kwargs=(
-            AdaptiveAdamW,
-            {"lr": 1e-2, "control": control, **(optimizer or {})},
-        ),
+        **given,
     )
     if callback is not None:
         trainer.add_callback(AdaptiveCallback(trainer, **callback))
@@ -503,6 +505,25 @@ def test_the_callback_finds_its_trainer(tmp_path: Path, way: str) -> None:
     assert heard_losses(trainer) == heard_losses(told) == logged(trainer, "loss")
     assert knobs_of(trainer) == knobs_of(told)
     assert [lr for _, lr in reporter.rates] == logged(told, "adaptive/lr")
+
+
+def test_an_optimizer_of_your_own(tmp_path: Path) -> None:
+    model = Bigram()
+    plain = AdaptiveAdamW(model.parameters(), lr=1e-2, control=QUICK)
+    told = make_trainer(tmp_path, model, optimizers=(plain, None))
+    assert heard_losses(told) == logged(told, "loss")
+    assert knobs_of(told) == plain.knobs()
+
+
+def test_what_the_arguments_decide_and_what_the_dict(tmp_path: Path) -> None:
+    trainer = make_trainer(
+        tmp_path, weight_decay=0.1, learning_rate=1.0, adam_beta2=0.5, adam_epsilon=1.0, max_steps=1
+    )
+    trainer.train()
+    decayed, others = trainer.optimizer.param_groups
+    assert (decayed["weight_decay"], others["weight_decay"]) == (0.1, 0.0)
+    for group in trainer.optimizer.param_groups:
+        assert (group["lr"], group["betas"], group["eps"]) == (1e-2, (0.9, 0.999), 1e-8)
 
 
 def test_one_callback_serves_trainers_one_after_another(tmp_path: Path) -> None:

@@ -63,7 +63,9 @@ def test_the_optimizer_is_found_inside_wrappers() -> None:
     optimizer = make_optimizer()
     assert steered(optimizer, "") is optimizer
     assert steered(Wrapper(Wrapper(optimizer)), "") is optimizer
-    with pytest.raises(TypeError, match=r"expected an AdaptiveAdamW, got Wrapper: wrap ours"):
+    with pytest.raises(
+        TypeError, match=r"expected an AdaptiveAdamW, got Wrapper around SGD: wrap ours"
+    ):
         steered(Wrapper(torch.optim.SGD([torch.ones(1)])), "wrap ours")
 
 

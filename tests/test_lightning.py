@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import dataclasses
 import re
 import warnings
@@ -416,7 +417,14 @@ def test_a_reward_that_the_control_does_not_take_is_refused_before_training(tmp_
         fit(trainer, ValidatedModule(EPOCHWISE))
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def precisely(precision: str) -> dict[str, Any]:
+    """By itself Lightning takes "16-mixed" only where there is a GPU; its plugin runs anywhere."""
+    if precision != "16-mixed":
+        return {"precision": precision}
+    return {"plugins": [MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))]}
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
 @pytest.mark.parametrize("fused", [None, True])
 def test_fused_and_lightnings_clipping_exclude_each_other_under_mixed_precision(
     tmp_path: Path, precision: Any, fused: bool | None
@@ -426,17 +434,17 @@ def test_fused_and_lightnings_clipping_exclude_each_other_under_mixed_precision(
             return torch.optim.AdamW(self.parameters(), fused=fused)
 
     refuses: Any = contextlib.nullcontext()
-    if fused and precision == "bf16-mixed":
+    if fused and precision != "32-true":
         refuses = pytest.raises(RuntimeError, match="does not allow for gradient clipping")
     for module, callbacks in ((Unasked(fused=fused), [AdaptiveCallback()]), (Plain(), [])):
         trainer = make_trainer(
-            tmp_path, precision=precision, gradient_clip_val=1.0, callbacks=callbacks
+            tmp_path, **precisely(precision), gradient_clip_val=1.0, callbacks=callbacks
         )
         with refuses:
             fit(trainer, module)
     # What clips in either case.
     module = Module(fused=fused, max_grad_norm=1.0)
-    fit(make_trainer(tmp_path, precision=precision), module)
+    fit(make_trainer(tmp_path, **precisely(precision)), module)
     assert module.knobs[-1]["step"] == 6
 
 
@@ -456,6 +464,40 @@ def test_fabrics_wrapper_passes_on_what_is_observed(precision: Any) -> None:
         assert optimizer.knobs() == plain.knobs()
         assert plain.knobs()["updates"] == plain.knobs()["step"] == step
         assert plain.knobs()["loss"] == loss.item()
+
+
+def test_fabrics_step_takes_a_closure_and_no_loss() -> None:
+    fabric = lightning_fabric.Fabric(accelerator="cpu", devices=1)
+    model = torch.nn.Linear(2, 1)
+    plain = AdaptiveAdamW(model.parameters(), lr=1e-2, control=Control(every=1))
+    wrapped, optimizer = fabric.setup(model, plain)
+    losses = []
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        losses.append(wrapped(torch.ones(4, 2)).square().mean())
+        fabric.backward(losses[-1])
+        return losses[-1]
+
+    optimizer.step(closure)
+    assert plain.knobs()["loss"] == losses[0].item()
+    with pytest.raises(TypeError, match="unexpected keyword argument 'loss'"):
+        optimizer.step(loss=losses[0])
+
+
+def test_lightnings_monitor_shows_the_rate_that_was_given(tmp_path: Path) -> None:
+    monitor = lightning.callbacks.LearningRateMonitor(logging_interval="step")
+    module = UnscheduledModule(Control(every=1))
+    logger = csv_logger(tmp_path)
+    trainer = make_trainer(
+        tmp_path, logger=logger, log_every_n_steps=1, callbacks=[monitor, AdaptiveCallback()]
+    )
+    fit(trainer, module)
+    assert trainer.logged_metrics["adaptive/lr"].item() == pytest.approx(module.knobs[-1]["lr"])
+    assert module.knobs[-1]["lr"] != 1e-2
+    with (Path(logger.log_dir) / "metrics.csv").open() as stream:
+        shown = {row.get("lr-AdaptiveAdamW") for row in csv.DictReader(stream)} - {""}
+    assert {float(str(lr)) for lr in shown} == {1e-2}
 
 
 def test_manual_optimization_takes_the_loss_in_its_step(tmp_path: Path) -> None:

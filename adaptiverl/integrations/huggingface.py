@@ -33,7 +33,7 @@ except ImportError as error:
 
 REMEDY = (
     "give the Trainer one, as in Trainer(..., optimizer_cls_and_kwargs=(AdaptiveAdamW, "
-    "{'lr': args.learning_rate}))"
+    "{'lr': args.learning_rate, 'control': Control(mode='modulate')}))"
 )
 
 

@@ -53,12 +53,14 @@ def steered(optimizer: Any, remedy: str) -> Steered:
     Raises:
         TypeError: None of ours is in there.
     """
-    inner = optimizer
+    inner, layers = optimizer, []
     while inner is not None:
         if isinstance(inner, Steered):
             return inner
+        layers.append(type(inner).__name__)
         inner = getattr(inner, "optimizer", None)
-    raise TypeError(f"expected an AdaptiveAdamW, got {type(optimizer).__name__}: {remedy}")
+    found = " around ".join(layers) or "None"
+    raise TypeError(f"expected an AdaptiveAdamW, got {found}: {remedy}")
 
 
 def rescaled(loss: Tensor, factor: float) -> Tensor:
