@@ -1,6 +1,6 @@
 """Which numbers make σ work: the measurement behind `Control.plateau_trend` and `plateau_variance`.
 
-Run it as ``python -m bench.plateau_defaults [--save]``; about two minutes on one core. It records
+Run it as ``python -m bench.plateau_defaults [--save]``; about a minute on one core. It records
 the losses of real training, replays them through the sensors, and looks at what the law adds to
 log σ per update, on average:
 
@@ -27,8 +27,13 @@ import torch
 from numpy.typing import NDArray
 
 from adaptiverl import Control, laws
-from bench.scenarios.scenarios import PLATEAU, end_of_fall, run
-from bench.scenarios.tasks import Characters, Digits, Task, losses_of
+from bench.methods.base import AdamW, Stepper
+from bench.run.cells import Cell, losses_of, train
+from bench.studies.scenarios import end_of_fall
+from bench.tables import markdown
+from bench.tasks import Task
+from bench.tasks.characters import Passages
+from bench.tasks.disturbed import WrongLabels
 
 Floats = NDArray[np.float64]
 Pair = tuple[float, float]
@@ -44,6 +49,7 @@ VARIANCES = ((1.0, 0.2), (1.25, 0.1), (1.5, 0.05), (1.5, 0.1), (1.5, 0.2), (2.0,
 GAINS = (Control().gain_noise_plateau, Control().gain_noise_reward)
 NEARLY = 0.5
 """Drifts per update, in thousandths, that differ by less are the same: batches differ by more."""
+PLAIN = AdamW(name="adamw", warm_up=0.0, fused=None)
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,7 @@ class Curve:
 
     name: str
     losses: list[float]
-    plateau: int | None
+    plateau: int | None = None
 
 
 @dataclass(frozen=True)
@@ -84,33 +90,35 @@ class Stretch:
 
 def record() -> list[Curve]:
     """Train with torch's AdamW at a constant rate; nothing of adaptiverl takes part."""
-    curves = []
-    for batch in (4, 16, 32):
-        curves.append(_curve(f"characters, batch {batch}", Characters(0, batch=batch), 3e-3, 2000))
-    curves.append(_curve("characters, rate 10 times lower", Characters(1), 3e-4, 2000))
-    for batch in (8, 32, 128):
-        task = Digits(0, batch=batch, wrong=0.3)
-        name = f"digits, 30 % wrong labels, batch {batch}"
-        curves.append(_curve(name, task, 1e-3, 6000, plateau=3000))
-    curves.append(_curve("digits, labels right", Digits(0), 1e-3, 4000))
-    curves.append(_stopped())
+    passages, labels = Passages(name="", steps=2000), WrongLabels(name="", steps=6000, wrong=0.3)
     white = np.random.default_rng(0).standard_normal(20_000)
-    curves.append(Curve("white noise, Gaussian", list(3 + 0.1 * white), 500))
-    return curves
+    return [
+        *(
+            Curve(f"characters, batch {n}", losses(replace(passages, batch=n), 3e-3, 0))
+            for n in (4, 16, 32)
+        ),
+        Curve("characters, rate 10 times lower", losses(passages, 3e-4, 1)),
+        *(
+            Curve(
+                f"digits, 30 % wrong labels, batch {n}",
+                losses(replace(labels, batch=n), 1e-3, 0),
+                plateau=3000,
+            )
+            for n in (8, 32, 128)
+        ),
+        Curve("digits, labels right", losses(replace(labels, steps=4000, wrong=0.0), 1e-3, 0)),
+        # The loss of a model that stands still, on real batches.
+        Curve("characters, then rate 0", losses(passages, 3e-3, 2, still_from=500), 700),
+        Curve("white noise, Gaussian", list(3 + 0.1 * white), 500),
+    ]
 
 
-def _curve(name: str, task: Task, lr: float, steps: int, plateau: int | None = None) -> Curve:
-    optimizer = torch.optim.AdamW(task.model.parameters(), lr=lr)
-    return Curve(name, losses_of(task, optimizer, steps), plateau)
-
-
-def _stopped() -> Curve:
-    """A GPT whose rate is turned to 0: the loss of a model that stands still, on real batches."""
-    task = Characters(2)
-    optimizer = torch.optim.AdamW(task.model.parameters(), lr=3e-3)
-    losses = losses_of(task, optimizer, 500)
-    optimizer.param_groups[0]["lr"] = 0.0
-    return Curve("characters, then rate 0", losses + losses_of(task, optimizer, 1500), 700)
+def losses(task: Task, lr: float, seed: int, still_from: float = math.inf) -> list[float]:
+    """Of every step at a constant rate, which is 0 from a step on."""
+    problem = task.start(seed)
+    stepper = Cell(task, PLAIN, lr, seed).stepper(problem.objective.parameters())
+    stepper = Stepper(stepper.optimizer, lambda taken: lr if taken < still_from else 0.0)
+    return losses_of(train(problem, stepper, range(task.steps)))
 
 
 def stretches(curve: Curve, beta: float) -> Iterator[Stretch]:
@@ -118,7 +126,7 @@ def stretches(curve: Curve, beta: float) -> Iterator[Stretch]:
     control = Control(every=1, beta_loss=beta, beta_reward=beta, beta_variance=beta)
     history = laws.replay(curve.losses, control, lr=1e-3)
     trend = np.abs([state.loss_direction for state in history])
-    variance = np.array([laws.ratio(s.variance, s.variance_scale) for s in history])
+    variance = np.array([s.variance / (s.variance_scale or math.inf) for s in history])
     improving = np.maximum([state.reward_direction for state in history], 0)
 
     def part(kind: str, begin: int, end: int) -> Stretch:
@@ -126,25 +134,22 @@ def stretches(curve: Curve, beta: float) -> Iterator[Stretch]:
         return Stretch(curve.name, kind, beta, trend[cut], variance[cut], improving[cut])
 
     last = len(history)
-    if curve.name.startswith("white"):
-        yield part("plateau", curve.plateau or 0, last)
-        return
-    yield part("fall", 3, end_of_fall(curve.losses))
+    if not curve.name.startswith("white"):
+        yield part("fall", 3, end_of_fall(curve.losses))
     if curve.plateau is None:
         yield part("slow", last // 2, last)
     else:
         yield part("plateau", curve.plateau, last)
 
 
-def sigmoid(x: Floats) -> Floats:
-    """1 / (1 + e^−x)."""
-    return 1 / (1 + np.exp(-np.clip(x, -700, 700)))
-
-
 def score(stretch: Stretch, trend: Pair, variance: Pair) -> Floats:
     """P per step."""
-    flat = sigmoid((trend[0] - stretch.trend) / trend[1])
-    return flat * sigmoid((variance[0] - stretch.variance) / variance[1])
+    flat = _sigmoid((trend[0] - stretch.trend) / trend[1])
+    return flat * _sigmoid((variance[0] - stretch.variance) / variance[1])
+
+
+def _sigmoid(x: Floats) -> Floats:
+    return 1 / (1 + np.exp(-np.clip(x, -700, 700)))
 
 
 def drift(stretch: Stretch, trend: Pair, variance: Pair) -> float:
@@ -190,149 +195,65 @@ def fair_fall(trend: Pair, variance: Pair) -> tuple[float, float]:
     falls = np.linspace(0, 2, 81)
     rate, noise = [], []
     for fall in falls:
-        surprise = z - fall
-        direction = np.clip(surprise / np.abs(surprise).mean(), -1, 1)
-        improving, worsening = np.maximum(-direction, 0).mean(), np.maximum(direction, 0).mean()
-        rate.append(improving - 2 * worsening)
-        ones = np.ones_like(direction)
-        part = Stretch("", "", 0, np.abs(direction), ones, np.maximum(-direction, 0))
+        direction = np.clip((z - fall) / np.abs(z - fall).mean(), -1, 1)
+        improving, worsening = np.maximum(-direction, 0), np.maximum(direction, 0)
+        rate.append(improving.mean() - 2 * worsening.mean())
+        part = Stretch("", "", 0, np.abs(direction), np.ones_like(direction), improving)
         noise.append(-drift(part, trend, variance))
     return float(np.interp(0, rate, falls)), float(np.interp(0, noise, falls))
-
-
-def closed_loop(trend: Pair, variance: Pair, every: int, seeds: Sequence[int]) -> list[Floats]:
-    """σ at a quarter, a half and the end of the plateau scenario, closed loop, per seed."""
-    control = replace(Control(), every=every, plateau_trend=trend, plateau_variance=variance)
-    courses = []
-    for seed in seeds:
-        noise = np.array(run(PLATEAU, seed, control).trace["noise"])
-        courses.append(noise[[len(noise) // 4, len(noise) // 2, len(noise) - 1]])
-    return courses
-
-
-# The page
 
 
 def page(curves: Sequence[Curve]) -> str:
     """All of the measurement, Markdown."""
     parts = [part for beta in BETAS for curve in curves for part in stretches(curve, beta)]
-    grid = [judge(parts, trend, variance) for trend in TRENDS for variance in VARIANCES]
-    chosen = choose(grid)
-    now = (Control().plateau_trend, Control().plateau_variance)
-    lines = [
+    grid = [judge(parts, *pairs) for pairs in product(TRENDS, VARIANCES)]
+    chosen, now = choose(grid), (Control().plateau_trend, Control().plateau_variance)
+    shown = [
+        judge(parts, *EARLIER),
+        *(c for c in grid if (c.trend[1], c.variance) == (chosen.trend[1], chosen.variance)),
+        *(c for c in grid if c.trend == chosen.trend and c is not chosen),
+    ]
+    rate, noise = fair_fall(*now)
+    sections = [
         "# The four numbers of the plateau score, by measurement",
-        "",
         f"`python -m bench.plateau_defaults --save`, {datetime.date.today()}, torch "
         f"{torch.__version__}, CPU. Drifts are what the law adds to log σ per update, in "
         f"thousandths, with k_σP = {GAINS[0]} and k_σr = {GAINS[1]}; the worst over the curves and "
         f"β = {', '.join(map(str, BETAS))}.",
-        "",
-        *_necessary(parts),
-        "## The grid",
-        "",
-        "| (ε_Δ, s_Δ) | (ε_v, s_v) | worst plateau | worst fall | steepest slow fall |",
-        "|---|---|---:|---:|---:|",
-    ]
-    shown = [judge(parts, *EARLIER)]
-    for center in dict.fromkeys(trend[0] for trend in TRENDS):
-        same = [c for c in grid if c.trend[0] == center and c.variance == chosen.variance]
-        shown += [c for c in same if c.trend[1] == chosen.trend[1]]
-    others = [c for c in grid if c.trend == chosen.trend and c is not chosen]
-    for choice in [*shown, *others]:
-        mark = "**" if choice is chosen else ""
-        cells = [f"{choice.plateau:+.1f}", f"{choice.fall:+.1f}", f"{choice.slow:+.1f}"]
-        row = [str(choice.trend), str(choice.variance), *cells]
-        lines.append("| " + " | ".join(f"{mark}{cell}{mark}" for cell in row) + " |")
-    lines += [
-        "",
+        markdown(
+            ["(ε_Δ, s_Δ), (ε_v, s_v)", "worst plateau", "worst fall", "steepest slow fall"],
+            [_line(choice, choice is chosen) for choice in shown],
+        ),
         f"{len(grid)} cells in all; shown are the project's first numbers, the chosen slopes for "
-        "every ε_Δ, and every (ε_v, s_v) beside the chosen (ε_Δ, s_Δ).",
+        "every ε_Δ, and every (ε_v, s_v) beside the chosen (ε_Δ, s_Δ).\n"
         f"The rule (no fall drifts upwards, the worst plateau as high as possible; within "
         f"{NEARLY} the gentlest slopes) gives {chosen.trend}, {chosen.variance}. "
         f"`Control` has {now[0]}, {now[1]}.",
-        "",
-        *_curve_table(parts, *now),
-        *_gaussian(*now),
-        *_loops(*now),
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _necessary(parts: Sequence[Stretch]) -> list[str]:
-    white = [p for p in parts if p.curve.startswith("white")]
-    improving = float(np.mean([p.improving.mean() for p in white]))
-    needed = GAINS[1] / GAINS[0] * improving
-    earlier = float(np.mean([score(p, *EARLIER).mean() for p in white]))
-    return [
-        "## What E[P] must exceed",
-        "",
-        "Gaussian batches around a level: Δ̃ℓ = clip(z·√(π/2), −1, 1), so E[max(Δ̃r, 0)] = "
-        f"½·(√(π/2)·√(2/π)·(1 − e^(−1/π)) + P(|z| > √(2/π))) = 0.349 (measured {improving:.3f}), "
-        f"and σ rises only if E[P] > {GAINS[1]}/{GAINS[0]}·0.349 = {needed:.3f}. With "
-        f"(ε_Δ, s_Δ), (ε_v, s_v) = {EARLIER[0]}, {EARLIER[1]} it is {earlier:.3f}: few steps have "
-        "|Δ̃ℓ| < 0.1, for one batch is what Δ̃ℓ sees, and v/S_v, which is 1 on average, halves P. "
-        "While the loss falls at full speed Δ̃r = 1, and E[P] must stay below 0.75.",
-        "",
-    ]
-
-
-def _curve_table(parts: Sequence[Stretch], trend: Pair, variance: Pair) -> list[str]:
-    lines = [
-        f"## Every curve with {trend}, {variance}",
-        "",
-        "| curve | part | E[P] | E[max(Δ̃r, 0)] | " + " | ".join(f"β = {b}" for b in BETAS) + " |",
-        "|---|---|---:|---:|" + "---:|" * len(BETAS),
-    ]
-    for curve, kind in dict.fromkeys((p.curve, p.kind) for p in parts):
-        own = {p.beta: p for p in parts if (p.curve, p.kind) == (curve, kind)}
-        middle = own[0.02]
-        drifts = " | ".join(f"{drift(own[b], trend, variance):+.1f}" for b in BETAS)
-        p, improving = score(middle, trend, variance).mean(), middle.improving.mean()
-        lines.append(f"| {curve} | {kind} | {p:.2f} | {improving:.2f} | {drifts} |")
-    return [*lines, "", "E[P] and E[max(Δ̃r, 0)] are those at β = 0.02.", ""]
-
-
-def _gaussian(trend: Pair, variance: Pair) -> list[str]:
-    rate, noise = fair_fall(trend, variance)
-    still = np.abs(
-        np.clip(np.random.default_rng(1).standard_normal(400_000) * math.sqrt(math.pi / 2), -1, 1)
-    )
-    # E[max(Δ̃r, 0)] is half of E|Δ̃r|, by symmetry.
-    part = Stretch("", "", 0, still, np.ones_like(still), still / 2)
-    gain = drift(part, trend, variance) / 1000
-    return [
+        f"## Every curve with {now[0]}, {now[1]}",
+        _curves(parts, *now),
         "## Where it turns",
-        "",
         "For Gaussian batches and a steady fall of δ batch standard deviations per 1/β steps, α's "
         f"push turns from cooling to heating at δ = {rate:.2f}, and σ's from rising to falling at "
-        f"δ = {noise:.2f}. Between the two both rise. Neither depends on the batches' noise "
-        "itself, for everything is measured in units of it; a fall that is slow in these units is "
-        f"a plateau to the sensors. On a plateau σ takes {math.log(1 / 1e-3) / gain:.0f} updates "
-        "from its floor to σ_max, a thousand times as much.",
-        "",
+        f"δ = {noise:.2f}. Between the two both rise.",
     ]
+    return "\n\n".join(sections) + "\n"
 
 
-def _loops(trend: Pair, variance: Pair) -> list[str]:
-    lines = [
-        "## Closed loop",
-        "",
-        "The plateau of `make scenarios` (digits, 30 % of the labels wrong, 12,000 steps), σ at a "
-        "quarter, at half and at the end; it starts at its floor, where no noise is drawn.",
-        "",
-        "| numbers | K | seed 0 | seed 1 |",
-        "|---|---:|---|---|",
-    ]
-    for numbers, every in (
-        (EARLIER, 10),
-        ((trend, variance), 5),
-        ((trend, variance), 10),
-        ((trend, variance), 20),
-    ):
-        courses = closed_loop(*numbers, every, (0, 1))
-        cells = " | ".join(", ".join(f"{x:.2g}" for x in course) for course in courses)
-        lines.append(f"| {numbers[0]}, {numbers[1]} | {every} | {cells} |")
-    return lines
+def _line(choice: Choice, bold: bool) -> list[str]:
+    cells = [f"{choice.trend}, {choice.variance}"]
+    cells += [f"{drift:+.1f}" for drift in (choice.plateau, choice.fall, choice.slow)]
+    return [f"**{cell}**" for cell in cells] if bold else cells
+
+
+def _curves(parts: Sequence[Stretch], trend: Pair, variance: Pair) -> str:
+    lines = []
+    for curve, kind in dict.fromkeys((p.curve, p.kind) for p in parts):
+        own = {p.beta: p for p in parts if (p.curve, p.kind) == (curve, kind)}
+        p, improving = score(own[0.02], trend, variance).mean(), own[0.02].improving.mean()
+        drifts = (f"{drift(own[b], trend, variance):+.1f}" for b in BETAS)
+        lines.append([f"{curve}: {kind}", f"{p:.2f}", f"{improving:.2f}", *drifts])
+    headings = ["curve", "E[P]", "E[max(Δ̃r, 0)], both at β = 0.02", *(f"β = {b}" for b in BETAS)]
+    return markdown(headings, lines)
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -8,21 +8,21 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 # bench/ is not part of the wheel. At the end of the path, so that an installed adaptiverl wins
 # over the source tree.
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from adaptiverl import Control, laws
-from bench import plateau_defaults
+from bench import plateau_defaults, scenarios
+from bench.pictures.knobs import draw, draw_timescales
 from bench.plateau_defaults import Choice, Curve, Stretch, choose, drift, stretches
-from bench.scenarios import cli, timescales
-from bench.scenarios.report import draw, draw_timescales, page
-from bench.scenarios.scenarios import (
+from bench.studies import timescales
+from bench.studies.scenarios import (
     IMPROVEMENT,
     PLATEAU,
     REGRESSION,
@@ -34,11 +34,10 @@ from bench.scenarios.scenarios import (
     between,
     end_of_fall,
     run,
-    shortened,
 )
-from bench.scenarios.stall import stall
-from bench.scenarios.tasks import Characters, Digits, Task, losses_of
-from bench.scenarios.timescales import SETTINGS, Watched, hunts, line_over_chance, watch
+from bench.studies.scenarios_page import page
+from bench.studies.stall import stall
+from bench.studies.timescales import SETTINGS, Watched, hunts, line_over_chance, watch
 
 ROOT = Path(__file__).resolve().parents[1]
 SEED = 7
@@ -50,11 +49,17 @@ STILL = Control(
     gain_noise_plateau=0,
     gain_noise_reward=0,
 )
+
+
+def shortened(scenario: Scenario, **changes: Any) -> Scenario:
+    return replace(scenario, task=replace(scenario.task, **changes))
+
+
 SHORT = {
     "improvement": shortened(IMPROVEMENT, steps=400),
-    "plateau": shortened(PLATEAU, steps=7000),
-    "regression": shortened(REGRESSION, steps=1100),
-    "shift": shortened(SHIFT, steps=1000, disturbance=(501, 1000)),
+    "plateau": shortened(PLATEAU, steps=6000),
+    "regression": shortened(REGRESSION, steps=1000),
+    "shift": shortened(SHIFT, steps=700, between=(301, 700)),
 }
 
 
@@ -70,7 +75,7 @@ def test_the_knobs_move_as_the_specification_predicts(name: str) -> None:
     outcome = run(SHORT[name], SEED)
     assert all(claims(outcome).values()), outcome.findings
     assert len(outcome.findings) >= 3
-    assert len(outcome.losses) == SHORT[name].steps
+    assert len(outcome.losses) == SHORT[name].task.steps
 
 
 @pytest.mark.parametrize("name", ["improvement", "regression", "shift"])
@@ -83,7 +88,8 @@ def test_knobs_that_do_not_move_are_found_out(name: str) -> None:
 def test_a_noise_that_never_leaves_its_floor_is_found_out() -> None:
     trend, variance = plateau_defaults.EARLIER
     earlier = Control(plateau_trend=trend, plateau_variance=variance)
-    assert not claims(run(SHORT["plateau"], SEED, earlier))["σ rises, at least tenfold"]
+    plateau = shortened(PLATEAU, steps=3000)
+    assert not claims(run(plateau, SEED, earlier))["σ rises, at least tenfold"]
 
 
 def test_a_noise_that_rises_while_the_loss_falls_is_found_out() -> None:
@@ -190,25 +196,6 @@ def test_end_of_fall() -> None:
     assert end_of_fall(losses) == pytest.approx(800, abs=3)
 
 
-@pytest.mark.parametrize("make", [lambda seed: Digits(seed, wrong=0.3), Characters])
-def test_a_task_is_a_function_of_its_seed(make: Callable[[int], Task]) -> None:
-    def first(seed: int) -> list[float]:
-        task = make(seed)
-        return losses_of(task, torch.optim.SGD(task.model.parameters(), lr=0.01), 3)
-
-    assert first(1) == first(1)
-    assert first(1) != first(2)
-
-
-def test_disturbed_batches_are_others() -> None:
-    quiet, wild = Digits(0, wrong=0.0, disturbed=1.0), Digits(0, wrong=0.0, disturbed=1.0)
-    optimizers = [torch.optim.AdamW(task.model.parameters(), lr=1e-2) for task in (quiet, wild)]
-    calm = losses_of(quiet, optimizers[0], 200)
-    broken = losses_of(wild, optimizers[1], 200, lambda step: step > 150)
-    assert broken[:150] == calm[:150]
-    assert min(broken[150:]) > 2 * max(calm[150:])
-
-
 # --- Two time-scales --------------------------------------------------------------------------
 
 
@@ -230,7 +217,7 @@ def test_sign_changes_and_wander() -> None:
 
 def test_hunting_vanishes_as_the_cadence_grows() -> None:
     """Where nothing but the loop between α and the loss moves α."""
-    setting = replace(SETTINGS[0], steps=6000, seeds=(0,))
+    setting = replace(SETTINGS[0], task=replace(SETTINGS[0].task, steps=4000), seeds=(0,))
     every_step, seldom = watch(setting, 1), watch(setting, 20)
     assert hunts(every_step)
     assert 20 < every_step.period < 120
@@ -239,26 +226,26 @@ def test_hunting_vanishes_as_the_cadence_grows() -> None:
 
 
 def test_batch_noise_passes_as_a_coin() -> None:
-    row = watch(replace(SETTINGS[1], steps=4000, seeds=(0,)), 5)
+    noisy = replace(SETTINGS[1].task, steps=3000)
+    row = watch(replace(SETTINGS[1], task=noisy, seeds=(0,)), 5)
     assert not hunts(row)
     assert 40 < row.changes < 60
     assert row.changes_per_step == pytest.approx(row.changes / 5)
 
 
 def test_a_loss_that_stops_dead_reads_as_falling() -> None:
-    """A known limit of the law, and what would lift it; if this fails, the report must change."""
+    """A known limit of the law; if this fails, the report must change."""
     found = stall(0.7)
     assert found.residue == pytest.approx(1 / (2 * 0.02), abs=1)
     assert found.direction < -0.99
     assert found.rise > 0.5
-    assert found.guarded == 0
 
 
 # --- The report -------------------------------------------------------------------------------
 
 
 def brief(scenario: Scenario) -> Scenario:
-    return replace(scenario, make=Digits, steps=300, disturbance=(101, 150))
+    return shortened(scenario, steps=300, between=(101, 150))
 
 
 def row(line: float, every: int = 1, wander: float = 0.1) -> Watched:
@@ -290,17 +277,21 @@ def test_the_page_says_what_happened_and_what_did_not() -> None:
 def test_the_command_writes_everything(
     frozen: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setattr(cli, "SCENARIOS", (SHORT["regression"],))
+    monkeypatch.setattr(scenarios, "SCENARIOS", (SHORT["regression"],))
     # A limit may fail without a word: here it always does.
     never = replace(brief(REGRESSION), name="never", limit="It cannot.")
-    monkeypatch.setattr(cli, "LIMITS", (never,))
-    monkeypatch.setattr(cli, "SEEDS", (SEED,))
-    monkeypatch.setattr(cli, "SETTINGS", (replace(SETTINGS[0], steps=200, seeds=(0,)),))
-    monkeypatch.setattr(cli, "CADENCES", (1, 10))
-    monkeypatch.setattr(cli, "KEPT", tmp_path / "kept")
+    monkeypatch.setattr(scenarios, "LIMITS", (never,))
+    monkeypatch.setattr(scenarios, "SEEDS", (SEED,))
+    monkeypatch.setattr(
+        scenarios,
+        "SETTINGS",
+        (replace(SETTINGS[0], task=replace(SETTINGS[0].task, steps=200), seeds=(0,)),),
+    )
+    monkeypatch.setattr(scenarios, "CADENCES", (1, 10))
+    monkeypatch.setattr(scenarios, "KEPT", tmp_path / "kept")
     if frozen:
-        monkeypatch.setattr(cli, "run", lambda s, seed: run(s, seed, STILL))
-    status = cli.main(["--out", str(tmp_path / "out"), *([] if frozen else ["--keep"])])
+        monkeypatch.setattr(scenarios, "run", lambda s, seed: run(s, seed, STILL))
+    status = scenarios.main(["--out", str(tmp_path / "out"), *([] if frozen else ["--keep"])])
     assert status == int(frozen)
     written = {path.name for path in (tmp_path / "out").iterdir()}
     assert written == {"README.md", "regression.png", "never.png", "timescales.png"}
@@ -314,10 +305,8 @@ def test_the_command_writes_everything(
 def test_pictures_shade_the_disturbance(tmp_path: Path) -> None:
     outcome = run(brief(REGRESSION), 0)
     draw(outcome, tmp_path / "shaded.png")
-    draw(
-        replace(outcome, scenario=replace(outcome.scenario, disturbance=None)),
-        tmp_path / "plain.png",
-    )
+    calm = shortened(outcome.scenario, between=(0, -1))
+    draw(replace(outcome, scenario=calm), tmp_path / "plain.png")
     assert (tmp_path / "shaded.png").read_bytes() != (tmp_path / "plain.png").read_bytes()
     draw_timescales([row(2.0), row(0.5, 20)], tmp_path / "timescales.png")
     assert (tmp_path / "timescales.png").stat().st_size > 10_000
