@@ -224,7 +224,7 @@ def test_the_model_cannot_see_what_follows() -> None:
 def test_windows_reach_the_text_s_end_and_targets_are_one_on(tmp_path: Path) -> None:
     path = tmp_path / "letters.txt"
     path.write_text("".join(map(chr, range(ord("0"), ord("0") + 80))))
-    sizes = {"layers": 1, "heads": 1, "width": 4, "context": 2, "steps": 40, "batch": 20}
+    sizes: Any = {"layers": 1, "heads": 1, "width": 4, "context": 2, "steps": 40, "batch": 20}
     task = Characters(name="", path=str(path), held_out_batches=1, **sizes)
     problem = task.start(0)
     for step in range(40):

@@ -214,7 +214,7 @@ def test_a_busy_machine_is_told_from_a_slow_optimizer() -> None:
 
 def test_the_page_escapes_what_the_user_named() -> None:
     report = _report([4.0, 3.0, 2.0], [4.0, 3.0, 2.0], [4.0, 3.0, 2.0])
-    report = replace(report, source="<b>{x}&")
+    report = replace(report, text={"source": "<b>{x}&"})
     html = page(report, b"")
     assert "&lt;b&gt;{x}&amp;" in html
     assert "<b>{x}" not in html
@@ -343,4 +343,4 @@ def _report(*curves: list[float]) -> Report:
         )
         for method, curve in zip((CONSTANT, COSINE, ADAPTIVE), curves, strict=True)
     ]
-    return Report(_settings(), "here", {"source": "here"}, 1234, runs, "command", 1.0)
+    return Report(_settings(), {"source": "here"}, 1234, runs, "command", 1.0)

@@ -33,7 +33,7 @@ def draw(report: Report, path: Path) -> None:
 
 def _title(figure: Figure, report: Report) -> None:
     settings = report.settings
-    what = f"A GPT of {report.parameters:,} parameters learns {report.source}"
+    what = f"A GPT of {report.parameters:,} parameters learns {report.text['source']}"
     how = f"starting rate {settings.lr:g}, seed {settings.seed}, {settings.device}"
     lines = [*textwrap.wrap(what, 90), how]
     # A path may hold dollar signs, which are no formula.

@@ -53,16 +53,17 @@ def shared(problem: Problem) -> Problem:
     )
 
 
-def mean(losses: Tensor) -> Tensor:
-    """Return the mean over the ranks of what each rank measured."""
-    if size() > 1:
-        losses = losses / size()
-        dist.all_reduce(losses)
-    return losses
+def mean(losses: list[Tensor]) -> list[Tensor]:
+    """The mean over the ranks of each of the losses that they measured."""
+    if size() == 1:
+        return losses
+    together = torch.stack(losses) / size()
+    dist.all_reduce(together)
+    return list(together)
 
 
 def launcher() -> list[str]:
-    """Return the words that start a program on as many ranks as now."""
+    """The words that start a program on as many ranks as now."""
     if size() == 1:
         return ["python"]
     return ["torchrun", "--standalone", f"--nproc-per-node={size()}"]

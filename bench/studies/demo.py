@@ -20,31 +20,19 @@ from bench.methods import METHODS, Method, Stepper
 from bench.pictures.demo import draw
 from bench.requests import Parser, RequestError, number, whole
 from bench.run import ranks
-from bench.run.cells import Cell, train
+from bench.run.cells import Cell, losses_of, train
+from bench.studies import demo_report
 from bench.studies.demo_page import page
-from bench.studies.demo_report import (
-    ADAPTIVE,
-    CONSTANT,
-    COSINE,
-    Report,
-    Run,
-    Settings,
-    Trace,
-    as_json,
-    summary,
-    table,
-)
+from bench.studies.demo_report import ADAPTIVE, CONSTANT, COSINE, Report, Run, Settings, Trace
 from bench.tasks.characters import Characters
-from bench.tasks.text import Text
 
-OUT = "runs/demo"
-# Beyond these every float32 model stands still or overflows at once, and says nothing.
-LR_RANGE = (1e-12, 100.0)
 SIZES = {
     "cpu": {"layers": 4, "heads": 4, "width": 128, "context": 128, "batch": 16, "steps": 600},
     "cuda": {"layers": 6, "heads": 6, "width": 384, "context": 256, "batch": 32, "steps": 1000},
 }
 COUNT = whole(1, 10**5)
+# Beyond these every float32 model stands still or overflows at once, and says nothing.
+RATE = number(1e-12, 100.0)
 BETAS = (0.9, 0.99)
 THREE: tuple[Method, ...] = (
     replace(METHODS["constant"], title=CONSTANT, betas=BETAS, warm_up=0.0),
@@ -55,13 +43,7 @@ THREE: tuple[Method, ...] = (
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asked for, checked.
-
-    Attributes:
-        settings: Of the runs.
-        text: Path of the user's text; ``None`` for Python's standard library.
-        out: Folder to write to.
-    """
+    """What the user asked for, checked: the text's path is None for Python's own sources."""
 
     settings: Settings
     text: str | None
@@ -70,18 +52,11 @@ class Request:
     @property
     def task(self) -> Characters:
         """What is learnt."""
-        s = self.settings
-        sizes = {
-            name: getattr(s, name) for name in ("layers", "heads", "width", "context", "batch")
-        }
-        return Characters(
-            name="demo",
-            steps=s.steps,
-            device=s.device,
-            held_out_batches=s.eval_batches,
-            path=self.text,
-            **sizes,
-        )
+        own = asdict(self.settings)
+        for name in ("lr", "seed", "eval_every"):
+            del own[name]
+        looks = own.pop("eval_batches")
+        return Characters(name="demo", held_out_batches=looks, path=self.text, **own)
 
 
 def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> Request:
@@ -107,7 +82,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> Request:
             f"--width must be a multiple of --heads, got {values['width']} and {values['heads']}"
         )
     settings = Settings(**{field.name: values[field.name] for field in fields(Settings)})
-    return Request(settings, given["text"], Path(given["out"]))
+    return Request(settings, given["text"], given["out"])
 
 
 def _parser(environment: Mapping[str, str]) -> Parser:
@@ -122,11 +97,12 @@ def _parser(environment: Mapping[str, str]) -> Parser:
         default = environment.get(name.upper()) or default
         parser.add_argument(f"--{name}", type=kind, default=default, help=text)
 
-    add("lr", number(*LR_RANGE), 1e-3, "starting learning rate of all three (or LR=; 1e-3)")
+    add("lr", RATE, 1e-3, "starting learning rate of all three (or LR=; 1e-3)")
     add("text", str, None, "a UTF-8 text file (or TEXT=; Python's own sources)")
     add("steps", whole(2, 10**7), None, "steps of each method (or STEPS=; 600, on CUDA 1000)")
     add("seed", whole(0, 2**32 - 1), 0, "weights, order of the data, noise (or SEED=; 0)")
-    parser.add_argument("--out", default=OUT, help=f"folder to write to ({OUT})")
+    out = Path("runs/demo")
+    parser.add_argument("--out", type=Path, default=out, help=f"folder to write to ({out})")
     parser.add_argument("--device", choices=("auto", *SIZES), default="auto")
     parser.add_argument("--eval-every", type=COUNT, default=20, help="steps (20)")
     parser.add_argument("--eval-batches", type=COUNT, default=16, help="held out (16)")
@@ -136,7 +112,7 @@ def _parser(environment: Mapping[str, str]) -> Parser:
 
 
 def command(request: Request) -> str:
-    """Return a command that makes the same report, every setting spelled out."""
+    """A command that makes the same report, every setting spelled out."""
     words = [*ranks.launcher(), "-m", "bench.demo"]
     for name, value in asdict(request.settings).items():
         words += [f"--{name.replace('_', '-')}", str(value)]
@@ -145,7 +121,7 @@ def command(request: Request) -> str:
     return shlex.join([*words, "--out", str(request.out)])
 
 
-def run(request: Request) -> Report:
+def run(request: Request) -> None:
     """Train three times, print the table, write the files.
 
     Raises:
@@ -157,38 +133,22 @@ def run(request: Request) -> Report:
         raise RequestError(
             f"--batch must be a multiple of the {ranks.size()} ranks, got {settings.batch}"
         )
-    text = task.text()
+    task.text()
     _make_folder(request.out)
     parameters = sum(p.numel() for p in task.start(0).objective.parameters())
     if ranks.rank() == 0:
-        print(_introduction(text, settings, parameters), flush=True)
+        print(_introduction(task, settings, parameters), flush=True)
     runs = [follow(method, task, settings) for method in THREE]
-    described = {
-        "source": text.source,
-        "sha256": text.sha256,
-        "train_characters": len(text.train),
-        "held_out_characters": len(text.held_out),
-        "vocabulary": text.vocabulary,
-        "replaced": text.replaced,
-    }
-    seconds = time.monotonic() - begin
-    report = Report(settings, text.source, described, parameters, runs, command(request), seconds)
     if ranks.rank() == 0:
-        _publish(report, request.out)
-    return report
+        seconds = time.monotonic() - begin
+        text = task.text().described()
+        _publish(Report(settings, text, parameters, runs, command(request), seconds), request.out)
 
 
 def follow(method: Method, task: Characters, settings: Settings) -> Run:
     """Train a fresh model with one method, and look at the held-out text now and then.
 
-    Args:
-        method: How to train.
-        task: What is learnt.
-        settings: Rate, seed and how often to look, the same for every method.
-
-    Returns:
-        The record of the run. A loss that is not finite is recorded and training goes on: every
-        method has the same budget.
+    A loss that is not finite is recorded and training goes on: every method has the same budget.
     """
     alone = task.start(settings.seed)
     stepper = Cell(task, method, settings.lr, settings.seed).stepper(alone.objective.parameters())
@@ -200,16 +160,16 @@ def follow(method: Method, task: Characters, settings: Settings) -> Run:
             begin = _clock(settings)
             losses = train(problem, stepper, _counted(range(done, until), bar))
             record.step_seconds.append((_clock(settings) - begin) / (until - done))
-            record.train_loss += ranks.mean(torch.stack(losses)).tolist()
+            record.train_loss += losses_of(ranks.mean(losses))
             record.eval_steps.append(until)
             record.held_out.append(alone.held_out_loss())
             # Shown by the next update, so that a log gets a line only every so often.
             bar.set_postfix_str(_now(stepper, method, record.train_loss[-1]), refresh=False)
-    record.trace = trace_of(stepper, method, settings.steps)
+    record.trace = _trace(stepper, method, settings.steps)
     return record
 
 
-def trace_of(stepper: Stepper, method: Method, steps: int) -> Trace:
+def _trace(stepper: Stepper, method: Method, steps: int) -> Trace:
     """What the knobs were over the run."""
     if method.is_ours:
         return {column: values.tolist() for column, values in stepper.optimizer.trace().items()}
@@ -223,11 +183,10 @@ def trace_of(stepper: Stepper, method: Method, steps: int) -> Trace:
 
 
 def _now(stepper: Stepper, method: Method, loss: float) -> str:
+    rate = stepper.optimizer.param_groups[0]["lr"]
+    knobs = {"lr": rate, "momentum": method.betas[0], "noise": 0.0}
     if method.is_ours:
         knobs = stepper.optimizer.knobs()
-    else:
-        rate = stepper.optimizer.param_groups[0]["lr"]
-        knobs = {"lr": rate, "momentum": method.betas[0], "noise": 0.0}
     return (
         f"loss {loss:.3f}  α {knobs['lr']:.2e}  μ {knobs['momentum']:.3f}  σ {knobs['noise']:.2g}"
     )
@@ -266,9 +225,9 @@ def _make_folder(folder: Path) -> None:
         raise RequestError(f"cannot write to --out {folder}: {error.strerror}") from None
 
 
-def _introduction(text: Text, settings: Settings, parameters: int) -> str:
+def _introduction(task: Characters, settings: Settings, parameters: int) -> str:
+    text, count = task.text(), ranks.size()
     replaced = f", {text.replaced:,} rare ones replaced" if text.replaced else ""
-    count = ranks.size()
     place = settings.device if count == 1 else f"{count} ranks, {settings.device}"
     return (
         f"Text: {text.source}; {len(text.train):,} characters to train on, "
@@ -279,16 +238,16 @@ def _introduction(text: Text, settings: Settings, parameters: int) -> str:
 
 
 def _publish(report: Report, out: Path) -> None:
-    print(f"\n{table(report)}\n")
-    for line in summary(report):
+    print(f"\n{demo_report.table(report)}\n")
+    for line in demo_report.summary(report):
         print(textwrap.fill(line, 96, initial_indent="- ", subsequent_indent="  "))
-    picture = out / "demo.png"
+    picture, html, numbers = (out / name for name in ("demo.png", "report.html", "demo.json"))
     draw(report, picture)
-    (out / "report.html").write_text(page(report, picture.read_bytes()), encoding="utf-8")
-    (out / "demo.json").write_text(as_json(report), encoding="utf-8")
+    html.write_text(page(report, picture.read_bytes()), encoding="utf-8")
+    numbers.write_text(demo_report.as_json(report), encoding="utf-8")
     print(
-        f"\n{report.seconds:.0f} s in all. Look at {picture} or {out / 'report.html'}; "
-        f"every number is in {out / 'demo.json'}."
+        f"\n{report.seconds:.0f} s in all. Look at {picture} or {html}; every number is in "
+        f"{numbers}."
     )
 
 

@@ -51,11 +51,11 @@ Try a bad start: <code>LR=1e-5</code> or <code>LR=3e-2</code>.</p>
 def page(report: Report, picture: bytes) -> str:
     """The HTML; ``picture`` is a PNG's bytes."""
     settings, (headings, *rows) = report.settings, cells(report)
-    shown = {"text": report.source, **report.text, **asdict(settings), **versions(settings.device)}
+    shown = {**report.text, **asdict(settings), **versions(settings.device)}
     details = ((name.replace("_", " "), str(value)) for name, value in shown.items())
     return PAGE.format(
         parameters=report.parameters,
-        source=escape(report.source),
+        source=escape(str(report.text["source"])),
         steps=settings.steps,
         lr=settings.lr,
         results=_row(headings, "th") + "".join(map(_row, rows)),

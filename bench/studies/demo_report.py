@@ -101,8 +101,7 @@ class Report:
 
     Attributes:
         settings: Of the runs.
-        source: What was learned from, for people.
-        text: The same as numbers and digests.
+        text: What was learned from: `Text.described`.
         parameters: Trainable numbers in the model.
         runs: One per method, in order.
         command: What to type to make this report again.
@@ -110,8 +109,7 @@ class Report:
     """
 
     settings: Settings
-    source: str
-    text: dict[str, Any]
+    text: dict[str, str | int]
     parameters: int
     runs: list[Run]
     command: str

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from torch import nn
 from torch.nn import functional as F
 
 from bench.tasks import data
-from bench.tasks.base import Batch, Problem, Task
+from bench.tasks.base import Batch, Problem, Role, Task
 from bench.tasks.characters import Characters, Passages
 from bench.tasks.disturbed import Quadratic, WrongLabels
 from bench.tasks.supervised import (
@@ -25,91 +27,63 @@ from bench.tasks.supervised import (
 
 __all__ = ["LAW_TASKS", "QUICK", "ROBUSTNESS", "TASKS", "Batch", "Problem", "Task"]
 
-GPT = partial(Characters, steps=1000, batch=16)
-"""Characters need no large embedding: what GPT-2 has there, the larger ones have in the width."""
-SMALL = partial(Supervised, steps=1000, batch=32)
-DIGITS = partial(SMALL, data=data.standard_digits, seconds=0.5, net=perceptron_of(64, 64, 10))
-LAW = partial(Redrawn, steps=1000, batch=64, order=1000, measure=F.cross_entropy)
-CHOSEN, SEEN, UNSEEN = (partial(LAW, role=r) for r in ("development", "looked at", "held out"))
-TANH = partial(perceptron_of, activation=nn.Tanh)
 ON_SOURCES = "on Python's sources (nats per character)"
+LOGISTIC: dict[str, Any] = {
+    "net": perceptron_of(30, 1),
+    "measure": F.binary_cross_entropy_with_logits,
+}
+ON_FASHION: dict[str, Any] = {"absent": data.fashion_missing, "batch": 32}
+
+
+def _gpt(name: str, size: str, seconds: float, sizes: tuple[int, ...], **more: Any) -> Characters:
+    named: Any = dict(zip(("layers", "heads", "width", "context"), sizes, strict=True))
+    title = f"character GPT, {size} parameters, {ON_SOURCES}"
+    settings = {"steps": 1000, "batch": 16, **named, **more}
+    return Characters(name=name, title=title, seconds=seconds, **settings)
+
+
+def _digits(name: str, title: str, seconds: float = 0.5, **more: Any) -> Supervised:
+    settings = {"data": data.standard_digits, "net": perceptron_of(64, 64, 10), **more}
+    return Supervised(name=name, title=title, seconds=seconds, steps=1000, batch=32, **settings)
+
 
 _ROBUSTNESS: tuple[Task, ...] = (
-    GPT(
-        name="gpt-31k",
-        title=f"character GPT, 31k parameters, {ON_SOURCES}",
-        seconds=4.0,
-        layers=2,
-        heads=4,
-        width=32,
-        context=32,
-    ),
-    GPT(
-        name="gpt-0.2m",
-        title=f"character GPT, 0.2M parameters, {ON_SOURCES}",
-        seconds=26.0,
-        layers=4,
-        heads=4,
-        width=64,
-        context=64,
-    ),
-    GPT(
-        name="gpt-10m",
-        title=f"character GPT, 10M parameters, {ON_SOURCES}",
-        seconds=20.0,
-        batch=32,
-        device="cuda",
-        layers=6,
-        heads=6,
-        width=384,
-        context=256,
-    ),
-    GPT(
-        name="gpt-124m",
-        title=f"character GPT, 124M parameters, {ON_SOURCES}",
-        seconds=60.0,
-        device="cuda",
-        layers=12,
-        heads=29,
-        width=928,
-        context=256,
-    ),
-    DIGITS(name="digits-mlp", title="perceptron on digits (cross-entropy, nats)"),
-    DIGITS(
-        name="digits-noise",
-        title="perceptron on digits, 10 % of the labels wrong (cross-entropy, nats)",
+    _gpt("gpt-31k", "31k", 4.0, (2, 4, 32, 32)),
+    _gpt("gpt-0.2m", "0.2M", 26.0, (4, 4, 64, 64)),
+    _gpt("gpt-10m", "10M", 20.0, (6, 6, 384, 256), batch=32, device="cuda"),
+    # GPT-2-small's depth and size; characters need no large embedding, so it is in the width.
+    _gpt("gpt-124m", "124M", 60.0, (12, 29, 928, 256), device="cuda"),
+    _digits("digits-mlp", "perceptron on digits (cross-entropy, nats)"),
+    _digits(
+        "digits-noise",
+        "perceptron on digits, 10 % of the labels wrong (cross-entropy, nats)",
         wrong=0.1,
     ),
-    DIGITS(
-        name="digits-cnn",
-        title="small CNN on digits (cross-entropy, nats)",
-        seconds=1.5,
-        net=small_cnn,
-    ),
-    SMALL(
+    _digits("digits-cnn", "small CNN on digits (cross-entropy, nats)", 1.5, net=small_cnn),
+    Supervised(
         name="fashion-cnn",
         title="small CNN on Fashion-MNIST (cross-entropy, nats)",
         seconds=4.0,
+        steps=1000,
         data=data.fashion,
         net=fashion_cnn,
         chunk=500,
-        absent=data.fashion_missing,
+        **ON_FASHION,
     ),
-    SMALL(
-        name="autoencoder",
-        title="autoencoder on digits (mean squared error, variances)",
-        seconds=0.7,
+    _digits(
+        "autoencoder",
+        "autoencoder on digits (mean squared error, variances)",
+        0.7,
         data=data.standard_digits_to_themselves,
         net=autoencoder,
         measure=F.mse_loss,
     ),
-    SMALL(
-        name="logistic",
-        title="logistic regression on breast_cancer (cross-entropy, nats)",
-        seconds=0.3,
+    _digits(
+        "logistic",
+        "logistic regression on breast_cancer (cross-entropy, nats)",
+        0.3,
         data=data.biopsies,
-        net=perceptron_of(30, 1),
-        measure=F.binary_cross_entropy_with_logits,
+        **LOGISTIC,
     ),
     Sines(
         name="sines",
@@ -125,115 +99,109 @@ ROBUSTNESS = {task.name: task for task in _ROBUSTNESS}
 QUICK = ("gpt-31k", "digits-mlp", "autoencoder")
 """A language model, a classifier and a regression: minutes on two cores."""
 
+
+def _law(
+    role: Role, name: str, title: str, read: Callable[[], data.Data], net: Any, **more: Any
+) -> Redrawn:
+    settings: Any = {"steps": 1000, "batch": 64, "order": 1000, "net": net, **more}
+    return Redrawn(name=name, title=title, role=role, data=read, **settings)
+
+
 # What find_lr's law was made with: the development tasks, and those that were held out from it.
+_chosen, _seen, _unseen = (partial(_law, r) for r in ("development", "looked at", "held out"))
+_mlp, _tanh = perceptron_of, partial(perceptron_of, activation=nn.Tanh)
+SQUARED: dict[str, Any] = {"measure": F.mse_loss}
+
 _LAW: tuple[Task, ...] = (
-    CHOSEN(
-        name="digits",
-        title="perceptron 64-64-10 on digits (nats)",
-        data=data.digits,
-        net=perceptron_of(64, 64, 10),
+    _chosen("digits", "perceptron on digits (nats)", data.digits, _mlp(64, 64, 10)),
+    _chosen(
+        "auto",
+        "autoencoder on digits (mean squared error)",
+        data.digits_to_themselves,
+        _mlp(64, 128, 16, 128, 64),
+        **SQUARED,
     ),
-    CHOSEN(
-        name="auto",
-        title="autoencoder 64-128-16-128-64 on digits (mean squared error)",
-        data=data.digits_to_themselves,
-        net=perceptron_of(64, 128, 16, 128, 64),
-        measure=F.mse_loss,
-    ),
-    CHOSEN(
-        name="sin",
-        title="regression of two sines, tanh, 1-64-64-1 (mean squared error)",
-        data=data.noisy_sines,
+    _chosen(
+        "sin",
+        "regression of two sines (mean squared error)",
+        data.noisy_sines,
+        _tanh(1, 64, 64, 1),
         steps=2000,
-        net=TANH(1, 64, 64, 1),
-        measure=F.mse_loss,
+        **SQUARED,
     ),
-    CHOSEN(
-        name="logreg",
-        title="logistic regression on breast_cancer (nats)",
-        data=data.tumours,
+    _chosen(
+        "logreg",
+        "logistic regression on breast_cancer (nats)",
+        data.tumours,
         batch=32,
-        net=perceptron_of(30, 1),
-        measure=F.binary_cross_entropy_with_logits,
+        **LOGISTIC,
     ),
-    CHOSEN(
-        name="digits-mislabelled",
-        title="perceptron on digits, a tenth of the training labels wrong for good (nats)",
-        data=data.mislabelled_digits,
-        net=perceptron_of(64, 64, 10),
+    _chosen(
+        "digits-mislabelled",
+        "perceptron on digits, a tenth of the training labels wrong for good (nats)",
+        data.mislabelled_digits,
+        _mlp(64, 64, 10),
     ),
-    CHOSEN(
-        name="digits-cnn-32",
-        title="CNN of 16 and 32 channels on digits (nats)",
-        data=data.digits,
+    _chosen(
+        "digits-cnn-32",
+        "CNN of 16 and 32 channels on digits (nats)",
+        data.digits,
+        partial(small_cnn, 16, 32),
         steps=600,
         batch=32,
-        net=partial(small_cnn, 16, 32),
     ),
-    SEEN(
-        name="friedman",
-        title="perceptron 10-64-64-1 on Friedman's function (mean squared error, variances)",
-        data=data.friedman,
+    _seen(
+        "friedman",
+        "perceptron on Friedman's function (mean squared error, variances)",
+        data.friedman,
+        _mlp(10, 64, 64, 1),
         batch=16,
-        net=perceptron_of(10, 64, 64, 1),
-        measure=F.mse_loss,
+        **SQUARED,
     ),
-    SEEN(
-        name="moons",
-        title="perceptron 2-32-32-2, tanh, on two moons (nats)",
-        data=data.moons,
+    _seen(
+        "moons",
+        "perceptron on two moons (nats)",
+        data.moons,
+        _tanh(2, 32, 32, 2),
         steps=800,
         batch=32,
-        net=TANH(2, 32, 32, 2),
     ),
-    SEEN(
-        name="gru",
-        title=f"GRU, 12k parameters, {ON_SOURCES}",
-        data=data.sources,
-        steps=800,
-        batch=16,
-        net=CharacterGRU,
+    _seen(
+        "gru",
+        f"GRU, 12k parameters, {ON_SOURCES}",
+        data.sources,
+        CharacterGRU,
         measure=per_character,
-    ),
-    UNSEEN(
-        name="fashion-mlp",
-        title="perceptron 784-32-10 on Fashion-MNIST (nats)",
-        data=data.flat_fashion,
         steps=800,
-        batch=32,
-        net=perceptron_of(784, 32, 10),
-        absent=data.fashion_missing,
+        batch=16,
     ),
-    UNSEEN(
-        name="sin256",
-        title="two sines with batches of 256 (mean squared error)",
-        data=data.noisy_sines,
+    _unseen(
+        "fashion-mlp",
+        "perceptron on Fashion-MNIST (nats)",
+        data.flat_fashion,
+        _mlp(784, 32, 10),
+        steps=800,
+        **ON_FASHION,
+    ),
+    _unseen(
+        "sin256",
+        "two sines with batches of 256 (mean squared error)",
+        data.noisy_sines,
+        _tanh(1, 64, 64, 1),
         steps=2000,
         batch=256,
-        net=TANH(1, 64, 64, 1),
-        measure=F.mse_loss,
+        **SQUARED,
     ),
-    UNSEEN(
-        name="auto-tanh",
-        title="autoencoder 64-64-8-64-64, tanh, on digits (mean squared error)",
-        data=data.signed_digits_to_themselves,
+    _unseen(
+        "auto-tanh",
+        "autoencoder with tanh on digits (mean squared error)",
+        data.signed_digits_to_themselves,
+        _tanh(64, 64, 8, 64, 64),
         batch=32,
-        net=TANH(64, 64, 8, 64, 64),
-        measure=F.mse_loss,
+        **SQUARED,
     ),
-    UNSEEN(
-        name="digits16",
-        title="perceptron 64-128-128-10 on digits, batches of 16 (nats)",
-        data=data.digits,
-        batch=16,
-        net=perceptron_of(64, 128, 128, 10),
-    ),
-    UNSEEN(
-        name="digits-deep",
-        title="perceptron of seven layers on digits (nats)",
-        data=data.digits,
-        net=perceptron_of(*[64] * 7, 10),
-    ),
+    _unseen("digits16", "digits in 16s (nats)", data.digits, _mlp(64, 128, 128, 10), batch=16),
+    _unseen("digits-deep", "seven layers on digits (nats)", data.digits, _mlp(*[64] * 7, 10)),
 )
 LAW_TASKS = {task.name: task for task in _LAW}
 """What is trained side by side (`bench.alignment_variants`)."""
@@ -245,7 +213,6 @@ _DISTURBED: tuple[Task, ...] = (
     Passages(
         name="prose-to-code", steps=1200, learnt="prose", disturbed="code", between=(601, 1200)
     ),
-    WrongLabels(name="labels", steps=4000),
     WrongLabels(name="labels-wrong-30", steps=12_000, wrong=0.3),
     WrongLabels(name="labels-wrong-10", steps=8000, wrong=0.1),
     WrongLabels(name="labels-break", steps=1200, between=(501, 700)),

@@ -46,38 +46,50 @@ class Text:
     replaced: int
     sha256: str
 
+    def described(self) -> dict[str, str | int]:
+        """Everything but the characters themselves."""
+        return {
+            "source": self.source,
+            "sha256": self.sha256,
+            "train_characters": len(self.train),
+            "held_out_characters": len(self.held_out),
+            "vocabulary": self.vocabulary,
+            "replaced": self.replaced,
+        }
+
 
 def load_text(path: str | None, context: int) -> Text:
     """Load the user's text, or Python's standard library.
 
     Args:
-        path: a UTF-8 text file; ``None`` for the standard library's sources.
-        context: the model's context in characters; the text must hold forty of them.
+        path: A UTF-8 text file; ``None`` for the standard library's sources.
+        context: The model's context in characters; the text must hold forty of them.
 
     Raises:
-        RequestError: the file is missing, unreadable, empty, not text, or too short.
+        RequestError: The file is missing, unreadable, empty, not text, or too short.
     """
-    if path is None:
-        source, content = _standard_library()
-    else:
-        source, content = path, _read(path)
+    source, content = _standard_library() if path is None else (path, _read(path))
+    least = MIN_CONTEXTS * context
     if not content.strip():
-        raise RequestError(
-            f"TEXT={source} is empty; give a text of {MIN_CONTEXTS * context:,} characters or more"
-        )
-    if len(content) < MIN_CONTEXTS * context:
-        raise RequestError(
-            f"TEXT={source} is too short: {len(content):,} characters, and a context of {context} "
-            f"needs at least {MIN_CONTEXTS * context:,}"
+        raise _bad(source, f"is empty; give a text of {least:,} characters or more")
+    if len(content) < least:
+        raise _bad(
+            source,
+            f"is too short: {len(content):,} characters, and a context of {context} needs at "
+            f"least {least:,}",
         )
     return encode(source, content)
+
+
+def _bad(source: str, problem: str) -> RequestError:
+    return RequestError(f"TEXT={source} {problem}")
 
 
 def encode(source: str, content: str) -> Text:
     """Number the characters, the rarest beyond the vocabulary as one, and split off the tail."""
     counts = Counter(content)
     if len(counts) < 2:
-        raise RequestError(f"TEXT={source} repeats one character; there is nothing to learn in it")
+        raise _bad(source, "repeats one character; there is nothing to learn in it")
     common = sorted(counts, key=lambda c: (-counts[c], c))
     if len(common) > MAX_VOCABULARY:
         common = [c for c in common if c != REPLACEMENT][: MAX_VOCABULARY - 1]
@@ -107,46 +119,36 @@ def encode(source: str, content: str) -> Text:
 def _standard_library() -> tuple[str, str]:
     folder = Path(sysconfig.get_path("stdlib"))
     parts: list[str] = []
-    size = 0
     for module in sorted(folder.glob("*.py")):
-        if size >= MAX_BYTES:
+        if sum(map(len, parts)) >= MAX_BYTES:
             break
-        part = module.read_text(encoding="utf-8", errors="replace")
-        parts.append(part)
-        size += len(part)
+        parts.append(module.read_text(encoding="utf-8", errors="replace"))
     if not parts:
         raise RequestError(
             f"this Python keeps no sources in {folder}; give a text of your own: TEXT=path"
         )
-    return (
-        f"Python {platform.python_version()}'s standard library, {len(parts)} modules",
-        "".join(parts)[:MAX_BYTES],
-    )
+    name = f"Python {platform.python_version()}'s standard library, {len(parts)} modules"
+    return name, "".join(parts)[:MAX_BYTES]
 
 
 def _read(path: str) -> str:
     file = Path(path).expanduser()
     if not file.exists():
-        raise RequestError(f"TEXT={path} does not exist; give the path of a text file")
+        raise _bad(path, "does not exist; give the path of a text file")
     if not file.is_file():
-        raise RequestError(f"TEXT={path} is not a file; give the path of a text file")
+        raise _bad(path, "is not a file; give the path of a text file")
     try:
         with file.open("rb") as stream:
             raw = stream.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise RequestError(f"TEXT={path} cannot be read: {error.strerror}") from None
-    cut = len(raw) > MAX_BYTES
-    try:
         # Not final where the cap cut the file: the cut may fall inside a character.
-        content = codecs.getincrementaldecoder("utf-8")().decode(raw[:MAX_BYTES], final=not cut)
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        content = decoder.decode(raw[:MAX_BYTES], final=len(raw) <= MAX_BYTES)
+    except OSError as error:
+        raise _bad(path, f"cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        raise RequestError(
-            f"TEXT={path} is not text: byte 0x{raw[error.start]:02x} at offset {error.start} "
-            "is not UTF-8; convert it to UTF-8 first"
-        ) from None
+        where = f"byte 0x{raw[error.start]:02x} at offset {error.start}"
+        raise _bad(path, f"is not text: {where} is not UTF-8; convert it to UTF-8 first") from None
     if "\0" in content:
-        raise RequestError(
-            f"TEXT={path} is not text: it holds a zero byte at offset {raw.index(0)}; "
-            "give a UTF-8 text file"
-        )
+        where = f"it holds a zero byte at offset {raw.index(0)}"
+        raise _bad(path, f"is not text: {where}; give a UTF-8 text file")
     return content.removeprefix("\ufeff").replace("\r\n", "\n")
