@@ -18,9 +18,10 @@ import datetime
 import math
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -52,32 +53,18 @@ NEARLY = 0.5
 PLAIN = AdamW(name="adamw", warm_up=0.0, fused=None)
 
 
-@dataclass(frozen=True)
-class Curve:
-    """A recorded loss.
-
-    Attributes:
-        name: What was trained.
-        losses: Of every step.
-        plateau: The step from which nothing is left to learn; None where there always is.
-    """
+class Curve(NamedTuple):
+    """A recorded loss; plateau is the step from which nothing is left to learn, if there is one."""
 
     name: str
     losses: list[float]
     plateau: int | None = None
 
 
-@dataclass(frozen=True)
-class Stretch:
-    """A part of a curve as the sensors see it.
+class Stretch(NamedTuple):
+    """A part of a curve as the sensors see it: |Δ̃ℓ|, v/S_v and max(Δ̃r, 0) per step.
 
-    Attributes:
-        curve: Its name.
-        kind: "fall", "slow" (it still falls, slowly) or "plateau".
-        beta: β of all three averages.
-        trend: |Δ̃ℓ| per step.
-        variance: v/S_v per step.
-        improving: max(Δ̃r, 0) per step.
+    Its kind is "fall", "slow" (it still falls, slowly) or "plateau"; β is that of all averages.
     """
 
     curve: str
@@ -90,26 +77,23 @@ class Stretch:
 
 def record() -> list[Curve]:
     """Train with torch's AdamW at a constant rate; nothing of adaptiverl takes part."""
-    passages, labels = Passages(name="", steps=2000), WrongLabels(name="", steps=6000, wrong=0.3)
-    white = np.random.default_rng(0).standard_normal(20_000)
+    text, labels = Passages(name="", steps=2000), WrongLabels(name="", steps=6000, wrong=0.3)
+    white = list(3 + 0.1 * np.random.default_rng(0).standard_normal(20_000))
+    curves = []
+    for n in (4, 16, 32):
+        task = replace(text, batch=n)
+        curves.append(Curve(f"characters, batch {n}", losses(task, 3e-3, 0)))
+    curves.append(Curve("characters, rate 10 times lower", losses(text, 3e-4, 1)))
+    for n in (8, 32, 128):
+        noisy = losses(replace(labels, batch=n), 1e-3, 0)
+        curves.append(Curve(f"digits, 30 % wrong labels, batch {n}", noisy, plateau=3000))
+    right = replace(labels, steps=4000, wrong=0.0)
     return [
-        *(
-            Curve(f"characters, batch {n}", losses(replace(passages, batch=n), 3e-3, 0))
-            for n in (4, 16, 32)
-        ),
-        Curve("characters, rate 10 times lower", losses(passages, 3e-4, 1)),
-        *(
-            Curve(
-                f"digits, 30 % wrong labels, batch {n}",
-                losses(replace(labels, batch=n), 1e-3, 0),
-                plateau=3000,
-            )
-            for n in (8, 32, 128)
-        ),
-        Curve("digits, labels right", losses(replace(labels, steps=4000, wrong=0.0), 1e-3, 0)),
+        *curves,
+        Curve("digits, labels right", losses(right, 1e-3, 0)),
         # The loss of a model that stands still, on real batches.
-        Curve("characters, then rate 0", losses(passages, 3e-3, 2, still_from=500), 700),
-        Curve("white noise, Gaussian", list(3 + 0.1 * white), 500),
+        Curve("characters, then rate 0", losses(text, 3e-3, 2, still_from=500), 700),
+        Curve("white noise, Gaussian", white, 500),
     ]
 
 
@@ -158,8 +142,7 @@ def drift(stretch: Stretch, trend: Pair, variance: Pair) -> float:
     return 1000 * float(GAINS[0] * p - GAINS[1] * improving)
 
 
-@dataclass(frozen=True)
-class Choice:
+class Choice(NamedTuple):
     """One cell of the grid: drifts per update in thousandths, over all curves and β."""
 
     trend: Pair

@@ -19,26 +19,15 @@ from bench.run.rows import Row, newest, read
 from bench.tables import report
 
 RESULTS = Path(__file__).parents[1] / "bench/results"
-ROW = Row(
-    task="tiny",
-    method="cosine",
-    factor=1.0,
-    rate=1e-3,
-    seed=0,
-    initial=2.0,
-    final=1.0,
-    seconds=0.5,
-    fingerprint="one",
-    steps=5,
-    device="a processor",
-    torch="2",
-    commit="abc",
-)
 
 
 def rows_of(method: str, rate: float, *finals: float, task: str = "tiny") -> list[Row]:
-    row = replace(ROW, task=task, method=method, rate=rate)
-    return [replace(row, seed=seed, final=final) for seed, final in enumerate(finals)]
+    """One row per final loss; all began at 2.0."""
+    made = "one", 5, "a processor", "2", "abc"
+    return [
+        Row(task, method, 1.0, rate, seed, 2.0, final, 0.5, *made)
+        for seed, final in enumerate(finals)
+    ]
 
 
 HAND = [

@@ -31,14 +31,8 @@ Trace = dict[str, list[float]]
 class Settings:
     """Everything that the runs depend on besides the text and the method.
 
-    Attributes:
-        lr: Starting learning rate of every method.
-        steps: Optimizer steps per method.
-        seed: Of the initial weights, the order of the data and the gradient noise.
-        device: A torch device's name.
-        layers, heads, width, context, batch: As of `bench.tasks.characters.Characters`.
-        eval_every: Steps between two looks at the held-out text.
-        eval_batches: Batches in the fixed held-out set.
+    The held-out loss is taken every ``eval_every`` steps, on ``eval_batches`` fixed batches; the
+    sizes are those of `bench.tasks.characters.Characters`.
     """
 
     lr: float
@@ -56,15 +50,10 @@ class Settings:
 
 @dataclass
 class Run:
-    """What one method did.
+    """What one method did; losses are nats per character.
 
-    Attributes:
-        method: Its title.
-        eval_steps: Steps after which the held-out loss was taken, 0 first.
-        held_out: Held-out loss at each, nats per character.
-        train_loss: The loss of every step's batch, nats per character.
-        step_seconds: Mean seconds per step in each stretch between two evaluations.
-        trace: The knobs over the steps.
+    The held-out loss was taken after each of ``eval_steps``, 0 first; ``step_seconds`` are means
+    over the stretches between two of them; ``train_loss`` is that of every step's batch.
     """
 
     method: str
@@ -81,10 +70,9 @@ class Measures:
 
     Attributes:
         final: Held-out loss after the last step, nats per character.
-        area: Area under the held-out curve over the run's steps, divided by their number: the
-            mean held-out loss. NaN where the curve is not finite.
-        steps_to_target: The first evaluated step at which the held-out loss was at or below the
-            constant rate's best; ``None`` if it never was.
+        area: Mean height of the held-out curve over the run's steps; NaN where it is not finite.
+        steps_to_target: The first look at which the held-out loss was at or below the constant
+            rate's best; ``None`` if it never was.
         seconds_per_step: Median over the stretches, of forward, backward and optimizer together:
             the first one's warm-up and a busy moment do not count.
     """
@@ -97,16 +85,7 @@ class Measures:
 
 @dataclass(frozen=True)
 class Report:
-    """A finished demo.
-
-    Attributes:
-        settings: Of the runs.
-        text: What was learned from: `Text.described`.
-        parameters: Trainable numbers in the model.
-        runs: One per method, in order.
-        command: What to type to make this report again.
-        seconds: The whole demo's wall clock.
-    """
+    """A finished demo: `text` is what was learned from, `command` what to type for it again."""
 
     settings: Settings
     text: dict[str, str | int]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 
@@ -25,16 +26,8 @@ AT_FLOOR = 1.5
 """σ counts as being at its floor up to this multiple of it; σ_max is a thousand times as much."""
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One prediction against one run.
-
-    Attributes:
-        claim: What §7 predicts, in a few words.
-        before: The number it starts from.
-        after: The number that decides.
-        holds: Whether it did.
-    """
+class Finding(NamedTuple):
+    """One prediction of §7 against one run: the number it starts from and the one that decides."""
 
     claim: str
     before: float
@@ -47,10 +40,8 @@ class Scenario:
     """A situation.
 
     Attributes:
-        name: Of its picture.
-        title: Above its picture.
-        situation: What happens in it, a sentence.
-        prediction: §7's line.
+        name, title: Of its picture.
+        situation, prediction: What happens in it, and §7's line.
         task: What is trained, for how long, and when it is disturbed.
         lr: The starting rate.
         judge: What to look at, from the trace, the losses and the scenario.
@@ -74,15 +65,7 @@ class Scenario:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A scenario run once.
-
-    Attributes:
-        scenario: Which.
-        seed: Of the task and of the gradient noise.
-        trace: `optimizer.trace()` as lists, a row per update of the knobs.
-        losses: Of every step.
-        findings: One for each prediction.
-    """
+    """A scenario run once: `optimizer.trace()` as lists, the loss of every step, the findings."""
 
     scenario: Scenario
     seed: int
@@ -92,13 +75,7 @@ class Outcome:
 
 
 def run(scenario: Scenario, seed: int, control: Control | None = None) -> Outcome:
-    """Train once with `AdaptiveAdamW` as a user gets it, and judge.
-
-    Args:
-        scenario: What happens.
-        seed: Of everything random.
-        control: Another `Control` than the default.
-    """
+    """Train once with `AdaptiveAdamW` as a user gets it, or with another `Control`, and judge."""
     trace, losses = watched(scenario.task, scenario.lr, seed, control or Control())
     return Outcome(scenario, seed, trace, losses, scenario.judge(trace, losses, scenario))
 

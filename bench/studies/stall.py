@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -13,8 +13,7 @@ from adaptiverl import AdaptiveAdamW
 FALL, REST = 100, 3000
 
 
-@dataclass(frozen=True)
-class Stall:
+class Stall(NamedTuple):
     """The end of such a course.
 
     Attributes:

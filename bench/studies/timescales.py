@@ -9,7 +9,7 @@ that it has of the whole power, over the share that white noise exceeds once in 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,8 +25,7 @@ LOWEST = 1e-6
 """α's lower bound over its start: far away, for a knob at its bound does not move."""
 
 
-@dataclass(frozen=True)
-class Setting:
+class Setting(NamedTuple):
     """A task to watch: what it is called, its rate and its seeds."""
 
     name: str
@@ -43,17 +42,14 @@ SETTINGS = (
 )
 
 
-@dataclass(frozen=True)
-class Watched:
-    """How α moved, over one cadence and the seeds of a setting.
+class Watched(NamedTuple):
+    """How α moved, over one cadence and the seeds of a setting (medians).
 
     Attributes:
-        setting: Its name.
-        every: K.
+        setting, every: Its name, and K.
         changes: Sign changes per 100 updates in what the law adds to log α.
         changes_per_step: The same per 100 optimizer steps.
-        line: The spectrum's largest line over what chance explains; above 1 it hunts. The median
-            over the seeds.
+        line: The spectrum's largest line over what chance explains; above 1 it hunts.
         period: Of that line, in optimizer steps.
         wander: Standard deviation of log α within stretches of 500 steps; NaN where α spent most
             of its time at its lower bound, and could not.
