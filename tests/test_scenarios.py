@@ -80,7 +80,7 @@ def test_the_knobs_move_as_the_specification_predicts(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["improvement", "regression", "shift"])
 def test_knobs_that_do_not_move_are_found_out(name: str) -> None:
-    scenario = shortened(SHORT[name], steps=400, between=(201, 400))
+    scenario = shortened(SHORT[name], steps=500, between=(201, 300))
     outcome = run(scenario, SEED, STILL)
     moving = [holds for claim, holds in claims(outcome).items() if "stays" not in claim]
     assert not any(moving), outcome.findings

@@ -2,43 +2,38 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from bench.methods.base import AdamW, Method, Stepper
-from bench.methods.ours import Adaptive, find_lr, find_lr_open, loss_law
+from bench.methods.ours import Adaptive, Controls, find_lr, find_lr_open, loss_law
 from bench.methods.published import Prodigy, ScheduleFree
 from bench.methods.reacting import GreedyAdamW, PlateauAdamW
 
 __all__ = ["METHODS", "Method", "Stepper"]
 
+
+def _ours(name: str, law: str, control: Controls, **more: Any) -> Adaptive:
+    return Adaptive(name=name, title=f"ours: {law}", control=control, **more)
+
+
+TOLD: dict[str, Any] = {"has_horizon": True}
+OVER_COSINE: dict[str, Any] = {"over_cosine": True, "has_horizon": True}
+
 _METHODS: tuple[Method, ...] = (
     AdamW(name="constant", title="AdamW constant"),
-    AdamW(name="cosine", title="AdamW cosine to 0", decay="cosine", has_horizon=True),
-    AdamW(name="linear", title="AdamW linear to 0", decay="linear", has_horizon=True),
-    AdamW(
-        name="cooldown", title="AdamW constant, 40 % cooldown", decay="cooldown", has_horizon=True
-    ),
+    AdamW(name="cosine", title="AdamW cosine to 0", decay="cosine", **TOLD),
+    AdamW(name="linear", title="AdamW linear to 0", decay="linear", **TOLD),
+    AdamW(name="cooldown", title="AdamW constant, 40 % cooldown", decay="cooldown", **TOLD),
     PlateauAdamW(name="plateau", title="AdamW, ReduceLROnPlateau"),
     GreedyAdamW(name="greedy", title="AdamW, GreedyLR"),
     ScheduleFree(name="schedule-free", title="Schedule-Free AdamW"),
     Prodigy(name="prodigy", title="Prodigy, cosine"),
-    Adaptive(name="loss", title="ours: loss law", control=loss_law),
-    Adaptive(
-        name="loss-cosine",
-        title="ours: loss law × cosine",
-        control=loss_law,
-        over_cosine=True,
-        has_horizon=True,
-    ),
-    Adaptive(name="alignment", title="ours: alignment, horizon", control=find_lr, has_horizon=True),
-    Adaptive(name="alignment-open", title="ours: alignment, no horizon", control=find_lr_open),
+    _ours("loss", "loss law", loss_law),
+    _ours("loss-cosine", "loss law × cosine", loss_law, **OVER_COSINE),
+    _ours("alignment", "alignment, horizon", find_lr, **TOLD),
+    _ours("alignment-open", "alignment, no horizon", find_lr_open),
     # The search is a warm-up of its own, so that its cosine has none, as the README advises.
-    Adaptive(
-        name="alignment-cosine",
-        title="ours: alignment × cosine",
-        control=find_lr,
-        over_cosine=True,
-        has_horizon=True,
-        warm_up=0.0,
-    ),
+    _ours("alignment-cosine", "alignment × cosine", find_lr, warm_up=0.0, **OVER_COSINE),
 )
 
 METHODS: dict[str, Method] = {method.name: method for method in _METHODS}

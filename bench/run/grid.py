@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from bench.methods import Method
-from bench.run.cells import Cell, Outcome
+from bench.run.cells import Cell, Key, Outcome
 from bench.run.fingerprint import fingerprint
 from bench.run.processes import Result, in_processes
 from bench.run.rows import Row, Rows, newest
@@ -113,28 +113,13 @@ def stale(rows: Sequence[Row], cells: Sequence[Cell]) -> int:
 
 def make_row(cell: Cell, outcome: Outcome, revision: str, engine: Engine) -> Row:
     """A finished cell as it is kept; ``revision`` is the project's commit."""
-    name, method, factor, rate, seed = cell.key
-    return Row(
-        task=name,
-        method=method,
-        factor=factor,
-        rate=rate,
-        seed=seed,
-        initial=outcome.initial,
-        final=outcome.final,
-        seconds=round(outcome.seconds, 3),
-        fingerprint=_fingerprint(cell.task, cell.method),
-        steps=cell.task.steps,
-        device=_processor(cell.task.device),
-        torch=torch.__version__,
-        commit=revision,
-        threads=1,
-        python=platform.python_version(),
-        engine=engine,
-    )
+    measured = outcome.initial, outcome.final, round(outcome.seconds, 3)
+    made_by = _fingerprint(cell.task, cell.method), cell.task.steps
+    made_on = _processor(cell.task.device), torch.__version__, revision
+    return Row(*cell.key, *measured, *made_by, *made_on, 1, platform.python_version(), engine)
 
 
-def _identity(cell: Cell) -> tuple[tuple[str, str, float, float, int], str]:
+def _identity(cell: Cell) -> tuple[Key, str]:
     return cell.key, _fingerprint(cell.task, cell.method)
 
 

@@ -134,7 +134,8 @@ def run(request: Request) -> None:
             f"--batch must be a multiple of the {ranks.size()} ranks, got {settings.batch}"
         )
     task.text()
-    _make_folder(request.out)
+    if reason := _unwritable(request.out):
+        raise RequestError(f"cannot write to --out {request.out}: {reason}")
     parameters = sum(p.numel() for p in task.start(0).objective.parameters())
     if ranks.rank() == 0:
         print(_introduction(task, settings, parameters), flush=True)
@@ -216,13 +217,14 @@ def _bar(name: str, steps: int) -> tqdm:
     )
 
 
-def _make_folder(folder: Path) -> None:
-    """Find out now, not after minutes of training, whether the results can be written."""
+def _unwritable(folder: Path) -> str | None:
+    """Why results cannot be written, found out now and not after minutes of training."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
+        return None
     except OSError as error:
-        raise RequestError(f"cannot write to --out {folder}: {error.strerror}") from None
+        return error.strerror or str(error)
 
 
 def _introduction(task: Characters, settings: Settings, parameters: int) -> str:

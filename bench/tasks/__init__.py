@@ -27,6 +27,7 @@ from bench.tasks.supervised import (
 
 __all__ = ["LAW_TASKS", "QUICK", "ROBUSTNESS", "TASKS", "Batch", "Problem", "Task"]
 
+NATS = "(cross-entropy, nats)"
 ON_SOURCES = "on Python's sources (nats per character)"
 LOGISTIC: dict[str, Any] = {
     "net": perceptron_of(30, 1),
@@ -35,16 +36,25 @@ LOGISTIC: dict[str, Any] = {
 ON_FASHION: dict[str, Any] = {"absent": data.fashion_missing, "batch": 32}
 
 
+CLOTHES_CNN: dict[str, Any] = {"data": data.fashion, "net": fashion_cnn, "chunk": 500, **ON_FASHION}
+COMPRESS: dict[str, Any] = {
+    "data": data.standard_digits_to_themselves,
+    "net": autoencoder,
+    "measure": F.mse_loss,
+}
+BIOPSIES: dict[str, Any] = {"data": data.biopsies, **LOGISTIC}
+
+
 def _gpt(name: str, size: str, seconds: float, sizes: tuple[int, ...], **more: Any) -> Characters:
     named: Any = dict(zip(("layers", "heads", "width", "context"), sizes, strict=True))
     title = f"character GPT, {size} parameters, {ON_SOURCES}"
-    settings = {"steps": 1000, "batch": 16, **named, **more}
+    settings: Any = {"steps": 1000, "batch": 16, **named, **more}
     return Characters(name=name, title=title, seconds=seconds, **settings)
 
 
-def _digits(name: str, title: str, seconds: float = 0.5, **more: Any) -> Supervised:
-    settings = {"data": data.standard_digits, "net": perceptron_of(64, 64, 10), **more}
-    return Supervised(name=name, title=title, seconds=seconds, steps=1000, batch=32, **settings)
+def _small(name: str, title: str, seconds: float = 0.5, **more: Any) -> Supervised:
+    usual: Any = {"data": data.standard_digits, "net": perceptron_of(64, 64, 10), "batch": 32}
+    return Supervised(name=name, title=title, seconds=seconds, steps=1000, **usual | more)
 
 
 _ROBUSTNESS: tuple[Task, ...] = (
@@ -53,38 +63,12 @@ _ROBUSTNESS: tuple[Task, ...] = (
     _gpt("gpt-10m", "10M", 20.0, (6, 6, 384, 256), batch=32, device="cuda"),
     # GPT-2-small's depth and size; characters need no large embedding, so it is in the width.
     _gpt("gpt-124m", "124M", 60.0, (12, 29, 928, 256), device="cuda"),
-    _digits("digits-mlp", "perceptron on digits (cross-entropy, nats)"),
-    _digits(
-        "digits-noise",
-        "perceptron on digits, 10 % of the labels wrong (cross-entropy, nats)",
-        wrong=0.1,
-    ),
-    _digits("digits-cnn", "small CNN on digits (cross-entropy, nats)", 1.5, net=small_cnn),
-    Supervised(
-        name="fashion-cnn",
-        title="small CNN on Fashion-MNIST (cross-entropy, nats)",
-        seconds=4.0,
-        steps=1000,
-        data=data.fashion,
-        net=fashion_cnn,
-        chunk=500,
-        **ON_FASHION,
-    ),
-    _digits(
-        "autoencoder",
-        "autoencoder on digits (mean squared error, variances)",
-        0.7,
-        data=data.standard_digits_to_themselves,
-        net=autoencoder,
-        measure=F.mse_loss,
-    ),
-    _digits(
-        "logistic",
-        "logistic regression on breast_cancer (cross-entropy, nats)",
-        0.3,
-        data=data.biopsies,
-        **LOGISTIC,
-    ),
+    _small("digits-mlp", f"perceptron on digits {NATS}"),
+    _small("digits-noise", f"perceptron on digits, 10 % of the labels wrong {NATS}", wrong=0.1),
+    _small("digits-cnn", f"small CNN on digits {NATS}", 1.5, net=small_cnn),
+    _small("fashion-cnn", f"small CNN on Fashion-MNIST {NATS}", 4.0, **CLOTHES_CNN),
+    _small("autoencoder", "autoencoder on digits (mean squared error, variances)", 0.7, **COMPRESS),
+    _small("logistic", f"logistic regression on breast_cancer {NATS}", 0.3, **BIOPSIES),
     Sines(
         name="sines",
         title="regression of sin(12x) + ½ sin(31x + 1), noise 0.2 (mean squared error)",
@@ -101,9 +85,10 @@ QUICK = ("gpt-31k", "digits-mlp", "autoencoder")
 
 
 def _law(
-    role: Role, name: str, title: str, read: Callable[[], data.Data], net: Any, **more: Any
+    role: Role, name: str, title: str, read: Callable[[], data.Data], *learner: Any, **more: Any
 ) -> Redrawn:
-    settings: Any = {"steps": 1000, "batch": 64, "order": 1000, "net": net, **more}
+    learnt: Any = dict(zip(("net", "measure"), learner, strict=False))
+    settings: Any = {"steps": 1000, "batch": 64, "order": 1000, **learnt, **more}
     return Redrawn(name=name, title=title, role=role, data=read, **settings)
 
 
@@ -111,96 +96,30 @@ def _law(
 _chosen, _seen, _unseen = (partial(_law, r) for r in ("development", "looked at", "held out"))
 _mlp, _tanh = perceptron_of, partial(perceptron_of, activation=nn.Tanh)
 SQUARED: dict[str, Any] = {"measure": F.mse_loss}
+AE = data.digits_to_themselves, _mlp(64, 128, 16, 128, 64)
+SIGNED_AE = data.signed_digits_to_themselves, _tanh(64, 64, 8, 64, 64)
+SINES = data.noisy_sines, _tanh(1, 64, 64, 1)
+WRONG = data.mislabelled_digits, _mlp(64, 64, 10)
+FRIEDMAN = data.friedman, _mlp(10, 64, 64, 1)
+MOONS = data.moons, _tanh(2, 32, 32, 2)
+CNN = data.digits, partial(small_cnn, 16, 32)
+GRU = data.sources, CharacterGRU, per_character
+CLOTHES = data.flat_fashion, _mlp(784, 32, 10)
 
 _LAW: tuple[Task, ...] = (
     _chosen("digits", "perceptron on digits (nats)", data.digits, _mlp(64, 64, 10)),
-    _chosen(
-        "auto",
-        "autoencoder on digits (mean squared error)",
-        data.digits_to_themselves,
-        _mlp(64, 128, 16, 128, 64),
-        **SQUARED,
-    ),
-    _chosen(
-        "sin",
-        "regression of two sines (mean squared error)",
-        data.noisy_sines,
-        _tanh(1, 64, 64, 1),
-        steps=2000,
-        **SQUARED,
-    ),
-    _chosen(
-        "logreg",
-        "logistic regression on breast_cancer (nats)",
-        data.tumours,
-        batch=32,
-        **LOGISTIC,
-    ),
-    _chosen(
-        "digits-mislabelled",
-        "perceptron on digits, a tenth of the training labels wrong for good (nats)",
-        data.mislabelled_digits,
-        _mlp(64, 64, 10),
-    ),
-    _chosen(
-        "digits-cnn-32",
-        "CNN of 16 and 32 channels on digits (nats)",
-        data.digits,
-        partial(small_cnn, 16, 32),
-        steps=600,
-        batch=32,
-    ),
-    _seen(
-        "friedman",
-        "perceptron on Friedman's function (mean squared error, variances)",
-        data.friedman,
-        _mlp(10, 64, 64, 1),
-        batch=16,
-        **SQUARED,
-    ),
-    _seen(
-        "moons",
-        "perceptron on two moons (nats)",
-        data.moons,
-        _tanh(2, 32, 32, 2),
-        steps=800,
-        batch=32,
-    ),
-    _seen(
-        "gru",
-        f"GRU, 12k parameters, {ON_SOURCES}",
-        data.sources,
-        CharacterGRU,
-        measure=per_character,
-        steps=800,
-        batch=16,
-    ),
-    _unseen(
-        "fashion-mlp",
-        "perceptron on Fashion-MNIST (nats)",
-        data.flat_fashion,
-        _mlp(784, 32, 10),
-        steps=800,
-        **ON_FASHION,
-    ),
-    _unseen(
-        "sin256",
-        "two sines with batches of 256 (mean squared error)",
-        data.noisy_sines,
-        _tanh(1, 64, 64, 1),
-        steps=2000,
-        batch=256,
-        **SQUARED,
-    ),
-    _unseen(
-        "auto-tanh",
-        "autoencoder with tanh on digits (mean squared error)",
-        data.signed_digits_to_themselves,
-        _tanh(64, 64, 8, 64, 64),
-        batch=32,
-        **SQUARED,
-    ),
-    _unseen("digits16", "digits in 16s (nats)", data.digits, _mlp(64, 128, 128, 10), batch=16),
+    _chosen("auto", "autoencoder on digits (squared error)", *AE, **SQUARED),
+    _chosen("sin", "regression of two sines (squared error)", *SINES, steps=2000, **SQUARED),
+    _chosen("logreg", "logistic regression (nats)", data.tumours, batch=32, **LOGISTIC),
+    _chosen("digits-mislabelled", "digits, 10 % of the labels wrong for good (nats)", *WRONG),
+    _chosen("digits-cnn-32", "larger CNN on digits (nats)", *CNN, steps=600, batch=32),
+    _seen("friedman", "Friedman's function (squared error)", *FRIEDMAN, batch=16, **SQUARED),
+    _seen("moons", "perceptron on two moons (nats)", *MOONS, steps=800, batch=32),
+    _seen("gru", f"GRU, 12k parameters, {ON_SOURCES}", *GRU, steps=800, batch=16),
+    _unseen("fashion-mlp", "Fashion-MNIST (nats)", *CLOTHES, steps=800, **ON_FASHION),
+    _unseen("sin256", "sin, 256 a step (squared error)", *SINES, steps=2000, batch=256, **SQUARED),
+    _unseen("auto-tanh", "auto with tanh (squared error)", *SIGNED_AE, batch=32, **SQUARED),
+    _unseen("digits16", "digits, 16 a step (nats)", data.digits, _mlp(64, 128, 128, 10), batch=16),
     _unseen("digits-deep", "seven layers on digits (nats)", data.digits, _mlp(*[64] * 7, 10)),
 )
 LAW_TASKS = {task.name: task for task in _LAW}
