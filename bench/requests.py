@@ -6,22 +6,10 @@ import argparse
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import NoReturn, Protocol, TypeVar
-
-
-class Runnable(Protocol):
-    """A task or a method that may not run everywhere."""
-
-    @property
-    def name(self) -> str:
-        """On the command line and in the tables."""
-
-    def missing(self) -> str | None:
-        """Why it cannot run here; ``None`` where it can."""
+from typing import Any, NoReturn, TypeVar
 
 
 Named = TypeVar("Named")
-Possible = TypeVar("Possible", bound=Runnable)
 
 
 class RequestError(Exception):
@@ -48,8 +36,8 @@ def chosen(kind: str, registry: Mapping[str, Named], names: Sequence[str] | None
     return [item for name, item in registry.items() if not names or name in names]
 
 
-def runnable(kind: str, items: Sequence[Possible]) -> list[Possible]:
-    """Those that can run here; the others are named on standard error, with their reason.
+def runnable(kind: str, items: Sequence[Any]) -> list[Any]:
+    """The tasks or methods that can run here; the others are named on standard error, with their reason.
 
     Raises:
         RequestError: None can.

@@ -136,7 +136,5 @@ def test_prodigy_is_at_its_default_where_adamw_is(capsys: pytest.CaptureFixture[
 
 
 def test_a_package_that_is_not_there_is_named() -> None:
-    class Absent(AdamW):
-        package = "no_such_package"
-
-    assert "it needs no_such_package from PyPI" in str(Absent(name="").missing())
+    absent = replace(METHODS["constant"], package="no_such_package")
+    assert "it needs no_such_package from PyPI" in str(absent.missing())

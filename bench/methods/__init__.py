@@ -7,7 +7,7 @@ from typing import Any
 from bench.methods.base import AdamW, Method, Stepper
 from bench.methods.ours import Adaptive, Controls, find_lr, find_lr_open, loss_law
 from bench.methods.published import Prodigy, ScheduleFree
-from bench.methods.reacting import GreedyAdamW, PlateauAdamW
+from bench.methods.reacting import ReactingAdamW, greedy, reduce_on_plateau
 
 __all__ = ["METHODS", "Method", "Stepper"]
 
@@ -24,8 +24,22 @@ _METHODS: tuple[Method, ...] = (
     AdamW(name="cosine", title="AdamW cosine to 0", decay="cosine", **TOLD),
     AdamW(name="linear", title="AdamW linear to 0", decay="linear", **TOLD),
     AdamW(name="cooldown", title="AdamW constant, 40 % cooldown", decay="cooldown", **TOLD),
-    PlateauAdamW(name="plateau", title="AdamW, ReduceLROnPlateau"),
-    GreedyAdamW(name="greedy", title="AdamW, GreedyLR"),
+    # One time-constant of the average, and a factor for many cuts; then GreedyLR's defaults.
+    ReactingAdamW(
+        name="plateau",
+        title="AdamW, ReduceLROnPlateau",
+        scheduler=reduce_on_plateau,
+        factor=0.5,
+        patience=50,
+    ),
+    ReactingAdamW(
+        name="greedy",
+        title="AdamW, GreedyLR",
+        package="transformers",
+        scheduler=greedy,
+        factor=0.95,
+        patience=10,
+    ),
     ScheduleFree(name="schedule-free", title="Schedule-Free AdamW"),
     Prodigy(name="prodigy", title="Prodigy, cosine"),
     _ours("loss", "loss law", loss_law),

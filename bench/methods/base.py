@@ -65,7 +65,6 @@ class Method(ABC):
     """
 
     is_ours: ClassVar[bool] = False
-    package: ClassVar[str] = ""
 
     name: str
     title: str = field(default="", repr=False)
@@ -73,6 +72,7 @@ class Method(ABC):
     weight_decay: float = 1e-2
     warm_up: float = 0.05
     has_horizon: bool = False
+    package: str = field(default="", repr=False)
 
     def missing(self) -> str | None:
         """Why this method cannot run here, with what would help; ``None`` where it can."""

@@ -24,7 +24,7 @@ class Averaging(Stepper):
 class ScheduleFree(Method):
     """Schedule-Free AdamW with its own warm-up, as long as the others'."""
 
-    package = "schedulefree"
+    package: str = "schedulefree"
 
     def start(
         self, parameters: Sequence[nn.Parameter], rate: float, horizon: int, seed: int
@@ -50,8 +50,7 @@ class Prodigy(Method):
         d0_per_rate: d0 divided by the starting rate.
     """
 
-    package = "prodigyopt"
-
+    package: str = "prodigyopt"
     warm_up: float = 0.0
     has_horizon: bool = True
     d0_per_rate: float = 1e-3

@@ -6,8 +6,7 @@ as every schedule. Their settings were chosen once, for all tasks.
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,14 +48,16 @@ class ReactingAdamW(AdamW):
     """AdamW under one of them.
 
     Attributes:
-        beta: Of the loss's average.
-        patience: Steps that a scheduler waits before it moves.
-        factor: What the rate is then multiplied by.
+        scheduler: Makes what moves an optimizer's rate, from the optimizer and the next two.
+        factor: What the rate is multiplied by.
+        patience: Steps that it waits before it does so.
+        beta: Weight of the newest loss in the average.
     """
 
-    beta: float = 0.02
-    patience: int
+    scheduler: Callable[[torch.optim.Optimizer, float, int], Any]
     factor: float
+    patience: int
+    beta: float = 0.02
 
     def start(
         self, parameters: Sequence[nn.Parameter], rate: float, horizon: int, seed: int
@@ -64,55 +65,20 @@ class ReactingAdamW(AdamW):
         """Make the optimizer; it draws nothing."""
         optimizer, warm_up = self.optimizer(parameters, rate), self.warm_up_steps(horizon)
         rising = self.schedule(rate, horizon, "none")
-        return Reacting(optimizer, rising, self.scheduler(optimizer), warm_up, self.beta)
-
-    @abstractmethod
-    def scheduler(self, optimizer: torch.optim.Optimizer) -> Any:
-        """What moves the optimizer's rate."""
+        scheduler = self.scheduler(optimizer, self.factor, self.patience)
+        return Reacting(optimizer, rising, scheduler, warm_up, self.beta)
 
 
-@dataclass(frozen=True, kw_only=True)
-class PlateauAdamW(ReactingAdamW):
-    """torch's ReduceLROnPlateau.
-
-    It waits one time-constant of the average. Its default factor of 0.1 is for a few cuts in a
-    long run.
-
-    Attributes:
-        threshold: Relative; by how much a new best must be lower.
-    """
-
-    patience: int = 50
-    factor: float = 0.5
-    threshold: float = 1e-4
-
-    def scheduler(self, optimizer: torch.optim.Optimizer) -> ReduceLROnPlateau:
-        """With these settings."""
-        settings = {name: getattr(self, name) for name in ("factor", "patience", "threshold")}
-        return ReduceLROnPlateau(optimizer, **settings)
+def reduce_on_plateau(optimizer: torch.optim.Optimizer, factor: float, patience: int) -> Any:
+    """torch's; its default factor of 0.1 is for a few cuts in a long run."""
+    return ReduceLROnPlateau(optimizer, factor=factor, patience=patience, threshold=1e-4)
 
 
-@dataclass(frozen=True, kw_only=True)
-class GreedyAdamW(ReactingAdamW):
+def greedy(optimizer: torch.optim.Optimizer, factor: float, patience: int) -> Any:
     """transformers' GreedyLR: raises the rate while the loss improves, lowers it otherwise.
 
-    Its defaults, but for the lowest rate: 1e-3 would forbid most of AdamW's.
-
-    Attributes:
-        min_lr: The lowest rate.
-        max_lr: The highest.
+    Its lowest rate by default, 1e-3, would forbid most of AdamW's.
     """
+    from transformers.optimization import GreedyLR
 
-    package = "transformers"
-
-    patience: int = 10
-    factor: float = 0.95
-    min_lr: float = 1e-6
-    max_lr: float = 1.0
-
-    def scheduler(self, optimizer: torch.optim.Optimizer) -> Any:
-        """With these settings."""
-        from transformers.optimization import GreedyLR
-
-        names = ("factor", "patience", "min_lr", "max_lr")
-        return GreedyLR(optimizer, **{name: getattr(self, name) for name in names})
+    return GreedyLR(optimizer, factor=factor, patience=patience, min_lr=1e-6, max_lr=1.0)

@@ -16,37 +16,23 @@ from bench.pictures import picture
 from bench.run.rows import Row
 
 # Okabe and Ito's colours, told apart by every kind of colour vision; where one serves twice, the
-# dashes differ.
-COLOURS = {
-    "constant": "#7a7a7a",
-    "cosine": "#e69f00",
-    "linear": "#b8860b",
-    "cooldown": "#d55e00",
-    "plateau": "#7a7a7a",
-    "greedy": "#009e73",
-    "schedule-free": "#cc79a7",
-    "prodigy": "#8c564b",
-    "loss": "#56b4e9",
-    "loss-cosine": "#56b4e9",
-    "alignment": "#0072b2",
-    "alignment-open": "#0072b2",
-    "alignment-cosine": "#0072b2",
+# dashes differ. Ours stand out by the width of the line and the size of its dots.
+OTHERS, LOSS, ALIGNMENT, OVER = (1.3, 2.5), (1.8, 3.0), (3.0, 4.5), (2.2, 3.5)
+LOOKS: dict[str, tuple[str, str, tuple[float, float]]] = {
+    "constant": ("#7a7a7a", "-", OTHERS),
+    "cosine": ("#e69f00", "-", OTHERS),
+    "linear": ("#b8860b", "--", OTHERS),
+    "cooldown": ("#d55e00", "-", OTHERS),
+    "plateau": ("#7a7a7a", "--", OTHERS),
+    "greedy": ("#009e73", "-", OTHERS),
+    "schedule-free": ("#cc79a7", "-", OTHERS),
+    "prodigy": ("#8c564b", "-", OTHERS),
+    "loss": ("#56b4e9", "-", LOSS),
+    "loss-cosine": ("#56b4e9", "--", LOSS),
+    "alignment": ("#0072b2", "-", ALIGNMENT),
+    "alignment-open": ("#0072b2", ":", OVER),
+    "alignment-cosine": ("#0072b2", "--", OVER),
 }
-DASHES = {
-    "linear": "--",
-    "plateau": "--",
-    "loss-cosine": "--",
-    "alignment-open": ":",
-    "alignment-cosine": "--",
-}
-WIDTHS = {
-    "loss": (1.8, 3.0),
-    "loss-cosine": (1.8, 3.0),
-    "alignment": (3.0, 4.5),
-    "alignment-open": (2.2, 3.5),
-    "alignment-cosine": (2.2, 3.5),
-}
-"""Of the line and its dots, where they are to stand out."""
 COLUMNS = 3
 LINEAR_UP_TO = 5.0
 """Where the top of a panel is more than so many times its bottom, the loss is on a log scale."""
@@ -89,12 +75,12 @@ def _line(axes: Axes, table: Table, series: Series) -> list[float]:
     cells = table.line(series)
     means = [cell.mean for cell in cells.values()]
     method = METHODS.get(series.method)
-    width, dot = WIDTHS.get(series.method, (1.3, 2.5))
+    colour, dashes, (width, dot) = LOOKS.get(series.method, ("black", "-", OTHERS))
     axes.plot(
         list(cells),
         [mean if math.isfinite(mean) else math.nan for mean in means],
-        color=COLOURS.get(series.method, "black"),
-        linestyle=DASHES.get(series.method, "-"),
+        color=colour,
+        linestyle=dashes,
         linewidth=width,
         marker="o",
         markersize=dot,

@@ -12,15 +12,7 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """Sizes of the model.
-
-    Attributes:
-        vocabulary: number of distinct characters.
-        context: longest sequence, in characters.
-        layers: number of blocks.
-        heads: attention heads per block; divides ``width``.
-        width: size of the residual stream.
-    """
+    """Sizes of the model: heads divide the width, which is that of the residual stream."""
 
     vocabulary: int
     context: int
