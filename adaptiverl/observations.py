@@ -114,13 +114,12 @@ class Observations:
 
 
 def _observe(sums: Tensor, loss: Tensor | float, reward: Tensor | float | None) -> None:
-    loss_is_there, reward_is_there = isinstance(loss, Tensor), isinstance(reward, Tensor)
-    if not loss_is_there and not reward_is_there:
-        torch.ops.adaptiverl.observe_numbers_.default(sums, loss, reward)
-        return
-    if not loss_is_there:
+    if not isinstance(loss, Tensor):
+        if not isinstance(reward, Tensor):
+            torch.ops.adaptiverl.observe_numbers_.default(sums, loss, reward)
+            return
         loss = sums.new_full((), loss)
-    if not reward_is_there and reward is not None:
+    if reward is not None and not isinstance(reward, Tensor):
         reward = sums.new_full((), reward)
     torch.ops.adaptiverl.observe_.default(sums, loss, reward)
 
