@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from adaptiverl.algorithms import Algorithm
-from adaptiverl.controller import Controller, current_layout
+from adaptiverl.controller import Controller
 from adaptiverl.devices import numbers_device
+from adaptiverl.migrations import current_layout
 from adaptiverl.step.state import as_counter, moment_dtype
 
 Groups = Sequence[dict[str, Any]]

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from adaptiverl.kernels import reference
 
 if TYPE_CHECKING:
-    from adaptiverl.controller import Decision
+    from adaptiverl.decision import Decision
     from adaptiverl.step.bucket import Bucket
     from adaptiverl.step.entries import ParameterEntry
 
@@ -446,9 +446,10 @@ def _tell_autograd(bucket: Bucket) -> None:
 
 OPERATORS = (
     "observe_",
+    "observe_numbers_",
     "advance_",
     "count_steps_",
-    "gather_alignment_",
+    "reduce_alignment_",
     "update_",
     "read_groups_",
     "start_",

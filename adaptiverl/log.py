@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from adaptiverl.control import Control
-from adaptiverl.controller import SLOT
+from adaptiverl.law.numbers import annealed_over
+from adaptiverl.layout import SLOT
 from adaptiverl.ranks.group import Ranks
 
 logger = logging.getLogger("adaptiverl")
@@ -165,7 +166,7 @@ class Announcements:
                 step,
             )
         horizon = self._control.horizon
-        if horizon is not None and step > horizon and self._control.annealed_over:
+        if horizon is not None and step > horizon and annealed_over(self._control):
             self._silent = True
             self._say(
                 logging.WARNING,

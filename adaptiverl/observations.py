@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-INBOX_SIZE = 4
+from adaptiverl.layout import Inbox, names
+
+INBOX_SIZE = len(names(Inbox))
 
 
 class Observations:
-    """The inbox, and whose losses in it are a skipped step's (decisions.md 13).
+    """The inbox, and whose losses in it are a skipped step's (method.md#skipped-steps).
 
     A gradient scaler that skips a step says nothing of it: before every step it asks the optimizer
     whether it unscales by itself (`ask`), and then does not call `step`. But a debugger may ask as
@@ -28,7 +32,7 @@ class Observations:
     observed before the step; the first observation is dropped.
 
     Attributes:
-        sums: float64 [4] on the device: sum and count of losses, sum and count of rewards.
+        sums: float64 [4] on the device, a `layout.Inbox`: sums and counts of losses and rewards.
         count: Observations in it, as the host counted them.
     """
 
@@ -63,15 +67,16 @@ class Observations:
         if self._asked_at is not None:
             self._skipped, self._asked_at = self._asked_at, None
 
-    def add(self, loss: Tensor, reward: Tensor | None) -> None:
-        """One more: 0-d float32 or float64 tensors on the device."""
-        self._look()
-        self._drop_skipped()
-        if self._asked_at is not None and self._asked_at == self.count:
-            self._newer, self._older = torch.zeros_like(self.sums), self.count
-        for sums in (self.sums, self._newer):
-            if sums is not None:
-                torch.ops.adaptiverl.observe_(sums, loss, reward)
+    def add(self, loss: Tensor | float, reward: Tensor | float | None) -> None:
+        """One more, as `as_number` gives them."""
+        if self._asked_at is not None or self._skipped:
+            self._look()
+            self._drop_skipped()
+            if self._asked_at is not None and self._asked_at == self.count:
+                self._newer, self._older = torch.zeros_like(self.sums), self.count
+        _observe(self.sums, loss, reward)
+        if self._newer is not None:
+            _observe(self._newer, loss, reward)
         self.count += 1
 
     def close(self) -> None:
@@ -106,3 +111,62 @@ class Observations:
             self._newer, self._skipped = None, 0
         # An asking that came later was about what is left.
         self._asked_at = self.count if asked else None
+
+
+def _observe(sums: Tensor, loss: Tensor | float, reward: Tensor | float | None) -> None:
+    loss_is_there, reward_is_there = isinstance(loss, Tensor), isinstance(reward, Tensor)
+    if not loss_is_there and not reward_is_there:
+        torch.ops.adaptiverl.observe_numbers_.default(sums, loss, reward)
+        return
+    if not loss_is_there:
+        loss = sums.new_full((), loss)
+    if not reward_is_there and reward is not None:
+        reward = sums.new_full((), reward)
+    torch.ops.adaptiverl.observe_.default(sums, loss, reward)
+
+
+def as_number(value: Any, name: str, device: torch.device) -> Tensor | float:
+    """An observation as the operators read it: a float, or a tensor cut from the graph.
+
+    Args:
+        value: What was observed.
+        name: What the errors call it.
+        device: Of the inbox.
+
+    Returns:
+        A Python float, or a float32 or float64 tensor of one element on the device.
+
+    Raises:
+        TypeError: Something without a real value.
+        ValueError: More than one element.
+    """
+    if type(value) is float:
+        return value
+    if isinstance(value, Tensor):
+        return _element(value, name, device)
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(
+            f"{name} must be a real number or a tensor with one element, got {value!r} "
+            f"of type {type(value).__name__}"
+        )
+    return float(value)
+
+
+def _element(value: Tensor, name: str, device: torch.device) -> Tensor:
+    if value.numel() != 1:
+        raise ValueError(
+            f"{name} must have one element, got shape {tuple(value.shape)}: "
+            f"reduce it first, as in {name}.mean()"
+        )
+    if value.is_complex() or value.dtype == torch.bool:
+        raise TypeError(f"{name} must be a real number, got dtype {value.dtype}")
+    if value.is_meta:
+        raise TypeError(f"{name} has no value: it is a tensor on the meta device")
+    if value.requires_grad:
+        value = value.detach()
+    if value.device != device:
+        # On the host the operator reads it at once, so there it has to have arrived.
+        value = value.to(device, non_blocking=device.type != "cpu")
+    # Only here: where it came from there may be no float64.
+    exact = value.dtype in (torch.float32, torch.float64)
+    return value if exact else value.to(torch.float64)

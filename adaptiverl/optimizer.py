@@ -19,7 +19,7 @@ from adaptiverl.checkpoint import (
     share_memory,
 )
 from adaptiverl.control import Control
-from adaptiverl.controller import Controller, Trace
+from adaptiverl.controller import Controller
 from adaptiverl.devices import outside_autograd, outside_inference
 from adaptiverl.dispatch import controller_device
 from adaptiverl.log import Log
@@ -29,6 +29,7 @@ from adaptiverl.readings import readings
 from adaptiverl.step.round import Round
 from adaptiverl.step.scaling import Scaling, watch
 from adaptiverl.step.state import complete
+from adaptiverl.trace import Trace
 
 
 class AdaptiveOptimizer(torch.optim.Optimizer):

@@ -26,7 +26,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from adaptiverl import Control, laws
+from adaptiverl import Control
+from adaptiverl.law.arithmetic import ratio
+from adaptiverl.law.replay import replay
 from bench.scenarios.scenarios import PLATEAU, end_of_fall, run
 from bench.scenarios.tasks import Characters, Digits, Task, losses_of
 
@@ -116,9 +118,9 @@ def _stopped() -> Curve:
 def stretches(curve: Curve, beta: float) -> Iterator[Stretch]:
     """The fall of a curve (its first four fifths, found after the fact), and what follows."""
     control = Control(every=1, beta_loss=beta, beta_reward=beta, beta_variance=beta)
-    history = laws.replay(curve.losses, control, lr=1e-3)
+    history = replay(curve.losses, control, lr=1e-3)
     trend = np.abs([state.loss_direction for state in history])
-    variance = np.array([laws.ratio(s.variance, s.variance_scale) for s in history])
+    variance = np.array([ratio(s.variance, s.variance_scale) for s in history])
     improving = np.maximum([state.reward_direction for state in history], 0)
 
     def part(kind: str, begin: int, end: int) -> Stretch:

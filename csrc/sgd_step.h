@@ -5,7 +5,7 @@
 #include <cmath>
 #include <cstdint>
 
-#include "control_law.h"
+#include "layout.h"
 #include "noise.h"
 #include "philox.h"
 #include "tables.h"

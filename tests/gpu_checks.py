@@ -22,8 +22,10 @@ from adaptiverl.kernels import reference
 from tolerances import assert_close
 from torch import Tensor, nn
 
-from adaptiverl import AdaptiveAdamW, AdaptiveSGD, Control, dispatch, laws
-from adaptiverl.controller import FIELDS, Controller
+from adaptiverl import AdaptiveAdamW, AdaptiveSGD, Control, dispatch
+from adaptiverl.controller import Controller
+from adaptiverl.law.replay import replay
+from adaptiverl.layout import FIELDS
 
 BUSY = Control(
     every=2, noise_bounds=(0.0, 0.1), plateau_trend=(10.0, 1.0), plateau_variance=(10.0, 1.0)
@@ -164,7 +166,7 @@ def the_controller_is_the_law() -> None:
     curve = course.double().tolist()
     for place, loss in ((50, math.nan), (90, math.inf), (130, 30.0), (131, -1e300), (200, 1e-300)):
         curve[place] = loss
-    expected = laws.replay(curve, BUSY, lr=1e-3)
+    expected = replay(curve, BUSY, lr=1e-3)
     controller = Controller(BUSY, 1e-3, 0.9, device=Where.device)
     groups = torch.tensor([[1e-3, 0.9, 0.999, 1e-8, 0.01]], dtype=torch.float64).to(Where.device)
     effective = torch.zeros((1, 2), dtype=torch.float64, device=Where.device)

@@ -107,7 +107,7 @@ def test_they_cost_one_launch_more_and_no_wait(
             optimizer.step()
     assert operations.names == {
         "adaptiverl.advance_.default": 1,
-        "adaptiverl.gather_alignment_.default": 1,
+        "adaptiverl.reduce_alignment_.default": 1,
     }
     assert launches == {"adamw_step_kernel": 1}
     assert not waits.of("adaptiverl")

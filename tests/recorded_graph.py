@@ -164,7 +164,12 @@ def device_memory(optimizer: Any, *more: Tensor) -> list[Tensor]:
     params = [p for group in optimizer.param_groups for p in group["params"]]
     state = [value for p in params for value in optimizer.state[p].values()]
     controller = optimizer._controller
-    own = [controller.block, controller._parameters, controller.inbox, controller._ring]
+    own = [
+        controller.block,
+        controller.numbers,
+        controller.inbox,
+        controller.ring.on(controller.device),
+    ]
     held = [t for piece in optimizer._round.workspace._pieces.values() for t in piece.tensors]
     grads = [p.grad for p in params if p.grad is not None]
     return [*params, *grads, *state, *own, *held, *more]

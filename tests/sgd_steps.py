@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tolerances import assert_close
 from torch import Tensor
 
-from adaptiverl.laws import State
+from adaptiverl.layout import State
 from adaptiverl.step.entries import COLUMNS, SGDEntry
 
 BLOCK, PIECE = 1024, 262144

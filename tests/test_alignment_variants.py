@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import law_twin
 import numpy as np
 import pytest
 import torch
@@ -22,7 +23,10 @@ from training import assert_differ, assert_same
 # over the source tree.
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from adaptiverl import AdaptiveAdamW, Control, laws
+from adaptiverl import AdaptiveAdamW, Control
+from adaptiverl.law import alignment, knobs
+from adaptiverl.law.numbers import hold_by
+from adaptiverl.layout import State
 from bench.alignment_variants import cli, data, run
 from bench.alignment_variants.cells import Cells
 from bench.alignment_variants.laws import base
@@ -81,10 +85,9 @@ def read_by_sensor(sums: list[Sums]) -> list[Reading]:
 # --- The law ----------------------------------------------------------------------------------
 
 
-def twin(control: Control, rate: float, sums: list[Sums], cell: int) -> list[laws.State]:
-    """What `adaptiverl.laws` makes of one cell's sums."""
-    limits = control.limits(rate, 0.9)
-    state = laws.start(control, limits, rate, 0.9)
+def twin(control: Control, rate: float, sums: list[Sums], cell: int) -> list[State]:
+    """What `adaptiverl.law` makes of one cell's sums."""
+    read, state = law_twin.numbers(control, rate, 0.9), law_twin.start(control, rate, 0.9)
     states = []
     for each in sums:
         state.step += 1
@@ -92,8 +95,8 @@ def twin(control: Control, rate: float, sums: list[Sums], cell: int) -> list[law
             float(array[cell]) for array in each
         )
         state.aligned_pending = 1.0
-        laws.steer_by_alignment(state, control, limits)
-        laws.read_knobs(state, limits)
+        alignment.sense(state, read)
+        knobs.read_knobs(state, read)
         states.append(replace(state))
     return states
 
@@ -126,7 +129,7 @@ def test_the_final_law_is_the_project_s(
         assert_close(law.doubted[cell], states[-1].log_lr_doubted, "law")
         held = [state.step for state in states if state.held]
         assert law.held_at[cell] == held[0]
-        assert (held[0] >= control.hold_by) == by_clock
+        assert (held[0] >= hold_by(control)) == by_clock
 
 
 def test_without_evidence_nothing_is_held_before_the_cooldown() -> None:

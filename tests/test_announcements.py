@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from adaptiverl import AdaptiveAdamW, AdaptiveSGD, Control, devices
-from adaptiverl.controller import FIELDS, SLOT
+from adaptiverl.layout import FIELDS, SLOT
 from adaptiverl.log import LOOK_EVERY, Announcements
 
 

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 FLOORS: tuple[set[str], ...] = (
     {"version", "kernels", "operators"},
     {"control", "layout", "devices"},
-    {"law", "laws"},
+    {"law"},
     {"observations", "decision", "trace", "migrations", "controller"},
     {"algorithms", "backends", "dispatch", "distributed", "log", "ranks", "step"},
     {"checkpoint", "readings", "optimizer"},
@@ -31,7 +31,7 @@ FLOORS: tuple[set[str], ...] = (
 # The tools beside the house, and what they may use of it.
 TOOLS: dict[str, set[str]] = {
     "plots": set(),
-    "replay": {"control", "law", "laws", "layout", "plots"},
+    "replay": {"control", "law", "layout", "plots"},
     "__main__": {"replay"},
 }
 # What a room may import from outside, where that is not torch; the standard library may all use.
@@ -40,7 +40,6 @@ OUTSIDE: dict[str, set[str]] = {
     "control": set(),
     "layout": set(),
     "law": set(),
-    "laws": set(),
     "version": set(),
     "plots": {"matplotlib"},
     "replay": set(),
@@ -55,7 +54,7 @@ OUTSIDE: dict[str, set[str]] = {
 }
 BANNED_EVERYWHERE = {r"triton\.autotune": "an in-place kernel cannot be tuned by running it twice"}
 # Reading a device's number on the host waits for the device; these are where that is meant.
-MAY_WAIT = {"log": 2, "controller": 1, "dispatch": 1}
+MAY_WAIT = {"log": 2, "migrations": 1, "dispatch": 1}
 LONGEST_FILE, LONGEST_MEDIAN = 400, 150
 
 
@@ -169,6 +168,12 @@ def test_imports_go_down(module: str) -> None:
     assert room in TOOLS or any(room in floor for floor in FLOORS), f"no floor has {module}"
     assert rooms(names) <= may_import(room)
     assert outsiders(names) <= OUTSIDE.get(module, OUTSIDE.get(room, {"torch"}))
+
+
+@pytest.mark.parametrize("module", sorted(m for m in FILES if m.startswith("law.")))
+def test_the_law_reads_control_numbers_and_no_control(module: str) -> None:
+    reads_control = {"control"} if module in ("law.numbers", "law.replay") else set()
+    assert rooms(imported(TREES[module])) <= {"law", "layout"} | reads_control
 
 
 def test_no_imports_go_in_a_circle() -> None:

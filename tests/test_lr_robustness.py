@@ -286,7 +286,7 @@ def test_a_fingerprint_is_of_the_task_the_method_and_the_code(
     assert fingerprint.fingerprint(replace(TINY, seconds=9.0), METHODS["cosine"]) == prints[0]
     ours = fingerprint.fingerprint(TINY, METHODS["loss"])
     real = fingerprint._code
-    law = fingerprint.ROOT / "csrc/control_law.h"
+    law = fingerprint.ROOT / "csrc/law/loss.h"
     assert law.is_file()
     monkeypatch.setattr(fingerprint, "_code", lambda path: real(path) + "x" * (path == law))
     assert fingerprint.fingerprint(TINY, METHODS["loss"]) != ours

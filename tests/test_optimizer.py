@@ -698,7 +698,13 @@ def tensors_of_a_step(optimizer: Any) -> list[Tensor]:
     """What the controller, the sweep and the next step read, beside parameters and their state."""
     controller, table = optimizer._controller, optimizer._round._group_table
     tables = [] if table is None else [table.numbers, table.effective]
-    return [controller.block, controller.inbox, controller._ring, controller.memory, *tables]
+    return [
+        controller.block,
+        controller.inbox,
+        controller.ring.on(controller.device),
+        controller.memory,
+        *tables,
+    ]
 
 
 @pytest.mark.parametrize("steps", [0, 7])
@@ -768,7 +774,7 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[torch.device]]:
     """Controllers of meta parameters live beside them: the meta device stands for an accelerator.
 
     Yields:
-        Where the tensors were that an operator was told to observe.
+        Where an operator observed.
     """
     meta, observed = torch.device("meta"), []
 
@@ -781,6 +787,12 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[torch.device]]:
     monkeypatch.setattr(optimizers, "controller_device", device_of)
     library = torch.library.Library("adaptiverl", "IMPL")
     library.impl("observe_", note, "Meta", allow_override=True)
+    library.impl(
+        "observe_numbers_",
+        lambda inbox, *_: observed.append(inbox.device),
+        "Meta",
+        allow_override=True,
+    )
     yield observed
     library._destroy()
 

@@ -19,7 +19,8 @@ from matplotlib import image
 # over the source tree.
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from adaptiverl import Control, laws
+from adaptiverl import Control
+from adaptiverl.law.replay import replay as replayed
 from adaptiverl.replay import arguments, command, recordings
 from adaptiverl.replay.recordings import guess, read
 from adaptiverl.replay.table import RecordingError
@@ -245,7 +246,7 @@ def test_the_table_is_the_laws_own_replay(tmp_path: Path, call: Any) -> None:
     result = call(write_csv(tmp_path / "a.csv", curve()), "--lr", "0.002", "--every", "5")
     assert result.status == 0
     assert result.err == ""
-    history = laws.replay(curve(), Control(every=5), lr=0.002)
+    history = replayed(curve(), Control(every=5), lr=0.002)
     rows = [line.split() for line in result.out.splitlines() if re.match(r" *\d+  ", line)]
     assert [int(row[0]) for row in rows] == list(range(5, 61, 5))
     for row in rows:
@@ -314,10 +315,10 @@ def test_a_preset_is_the_controls_own(tmp_path: Path, call: Any) -> None:
     file = write_csv(tmp_path / "a.csv", curve())
     for preset in ("gpt2_small", "production", "epochwise"):
         control = getattr(Control, preset)()
-        end = laws.replay(curve(), control, lr=1e-4)[-1].lr
+        end = replayed(curve(), control, lr=1e-4)[-1].lr
         result = call(file, "--preset", preset, "--lr", "1e-4")
         assert f"α went from 0.0001 to {end:.3g}," in result.flat
-    slower = laws.replay(curve(), replace(Control.epochwise(), every=20), lr=1e-3)[-1].lr
+    slower = replayed(curve(), replace(Control.epochwise(), every=20), lr=1e-3)[-1].lr
     assert f"to {slower:.3g}," in call(file, "--preset", "epochwise", "--every", "20").flat
     outside = call(file, "--preset", "gpt2_small")
     assert (outside.status, outside.err.count("\n")) == (2, 1)
@@ -343,7 +344,7 @@ def test_losses_that_are_not_finite_and_bounds_are_reported(tmp_path: Path, call
     falling[44] = math.nan
     falling[46] = math.inf
     result = call(write_csv(tmp_path / "a.csv", falling), "--every", "1").flat
-    states = laws.replay(falling, Control(every=1), lr=1e-3)
+    states = replayed(falling, Control(every=1), lr=1e-3)
     top = sum(state.lr == Control().limits(1e-3, 0.9).lr_max for state in states)
     assert top > 20
     assert f"it was at its upper bound 0.01 after {top} updates" in result
@@ -357,7 +358,7 @@ def test_pushes_add_up_to_what_alpha_did() -> None:
     # Where the loss falls fast, so that the reflex and the sensors disagree.
     losses[10] = math.nan
     control = Control(every=3, lr_bounds=(1e-9, 1e9), lr_change=(0.01, 100))
-    history = laws.replay(losses, control, lr=1e-3)
+    history = replayed(losses, control, lr=1e-3)
     pushes = pushes_of(history, [], control)
     assert [push.index for push in pushes] == list(range(2, len(losses), 3))
     assert [push.reflex for push in pushes].count(True) == 1
@@ -371,7 +372,7 @@ def test_pushes_add_up_to_what_alpha_did() -> None:
 
 def test_the_change_cap_is_noticed(tmp_path: Path, call: Any) -> None:
     control = Control(every=1, gain_lr_reward=0.5)
-    pushes = pushes_of(laws.replay(curve(), control, lr=1e-3), [], control)
+    pushes = pushes_of(replayed(curve(), control, lr=1e-3), [], control)
     cut = [push for push in pushes if push.capped]
     assert cut
     assert all(
@@ -390,7 +391,7 @@ def test_a_reward_column_steers_and_rests_where_it_is_empty(tmp_path: Path, call
     assert "reward in column 'return'" in result.flat
     given = [r if isinstance(r, int) else None for r in rewards]
     control = Control(every=5, reward="given")
-    history = laws.replay(curve(), control, lr=1e-3, rewards=given)
+    history = replayed(curve(), control, lr=1e-3, rewards=given)
     assert f"α went from 0.001 to {history[-1].lr:.3g}," in result.flat
     pushes = pushes_of(history, given, control)
     # Nine updates had a reward before them, and the first reward of all is no trend yet.

@@ -17,7 +17,8 @@ import torch
 # over the source tree.
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from adaptiverl import Control, laws
+from adaptiverl import Control
+from adaptiverl.law.replay import replay
 from bench import plateau_defaults
 from bench.plateau_defaults import Choice, Curve, Stretch, choose, drift, stretches
 from bench.scenarios import cli, timescales
@@ -110,7 +111,7 @@ BATCHES: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {
 def noise_drift(losses: np.ndarray, beta: float, control: Control) -> float:
     """What the law adds to log σ per update, on average over all but the first 500 losses."""
     control = replace(control, every=1, beta_loss=beta, beta_reward=beta, beta_variance=beta)
-    states = laws.replay(losses.tolist(), control, lr=1e-3)[500:]
+    states = replay(losses.tolist(), control, lr=1e-3)[500:]
     rise = control.gain_noise_plateau * np.mean([s.plateau for s in states])
     fall = control.gain_noise_reward * np.mean([max(s.reward_direction, 0) for s in states])
     return float(rise - fall)

@@ -174,7 +174,7 @@ def test_all_that_an_operator_gets_is_owned() -> None:
         for leaf in leaves:
             if isinstance(leaf, recorded_graph.Reference):
                 assert leaf.follow("").untyped_storage().data_ptr() in storages, call
-    assert names >= {"observe_", "advance_", "sum_squares_", "adamw_step_", "gather_alignment_"}
+    assert names >= {"observe_", "advance_", "sum_squares_", "adamw_step_", "reduce_alignment_"}
     places = {place[0] for place in run.optimizer._round.workspace._pieces}  # type: ignore[index]
     assert places == {"rows", "squares", "sums", "numbers", "effective"}
 

@@ -12,7 +12,9 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from adaptiverl import laws
+from adaptiverl.law.knobs import start as started
+from adaptiverl.law.numbers import numbers_of
+from adaptiverl.law.replay import replay as replayed
 from adaptiverl.replay.arguments import MAX_LOSSES, Request, parse
 from adaptiverl.replay.picture import draw
 from adaptiverl.replay.recordings import Recording, read
@@ -37,7 +39,7 @@ def run(request: Request) -> None:
     recording = read(request.file, request.column, request.step_column, request.reward_column)
     _check_length(request, recording)
     make_folder(request.out)
-    history = laws.replay(
+    history = replayed(
         recording.losses,
         control,
         lr=request.lr,
@@ -45,7 +47,7 @@ def run(request: Request) -> None:
         rewards=recording.rewards or None,
     )
     updates = pushes(history, recording.rewards, control)
-    start = laws.start(control, limits, request.lr, request.momentum)
+    start = started(numbers_of(control, limits), control.start_lr(request.lr), request.momentum)
     for line in introduction(request.file, recording, request.control, request.reward_column):
         print(textwrap.fill(line, WIDTH, break_on_hyphens=False))
     print(f"\n{table(recording, history, updates, start)}\n")

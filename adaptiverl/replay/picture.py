@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from adaptiverl import laws, plots
+from adaptiverl import plots
+from adaptiverl.layout import State
 from adaptiverl.replay.recordings import Recording
 from adaptiverl.replay.updates import Push
 
@@ -19,7 +20,7 @@ def draw(
     file: Path,
     folder: Path,
     recording: Recording,
-    history: Sequence[laws.State],
+    history: Sequence[State],
     updates: Sequence[Push],
 ) -> str:
     """Draw every logged loss and the knobs; return the line that says where, or why not."""

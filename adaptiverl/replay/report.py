@@ -7,8 +7,8 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from adaptiverl import laws
 from adaptiverl.control import Control
+from adaptiverl.layout import State
 from adaptiverl.replay.recordings import Recording
 from adaptiverl.replay.updates import Push
 from adaptiverl.replay.words import counted, ordinal
@@ -95,9 +95,9 @@ def _cadence_line(control: Control, recording: Recording) -> str:
 
 def table(
     recording: Recording,
-    history: Sequence[laws.State],
+    history: Sequence[State],
     updates: Sequence[Push],
-    start: laws.State,
+    start: State,
 ) -> str:
     """A dozen updates, evenly spread over the curve, the first and the last among them."""
     last = len(updates) - 1

@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from adaptiverl import laws
 from adaptiverl.control import Control
+from adaptiverl.layout import State
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,12 @@ class Push:
 
 
 def pushes(
-    history: Sequence[laws.State], rewards: Sequence[float | None], control: Control
+    history: Sequence[State], rewards: Sequence[float | None], control: Control
 ) -> list[Push]:
     """Every update of log α taken apart into its two terms (§2).
 
     Args:
-        history: The states of `laws.replay`.
+        history: The states of `law.replay`.
         rewards: The rewards it was given; empty without any.
         control: The gains it ran with.
     """

@@ -6,8 +6,8 @@ import itertools
 import math
 from collections.abc import Iterable, Sequence
 
-from adaptiverl import laws
 from adaptiverl.control import Limits
+from adaptiverl.layout import State
 from adaptiverl.replay.recordings import Recording
 from adaptiverl.replay.updates import Push
 from adaptiverl.replay.words import counted
@@ -37,9 +37,7 @@ def _tail(found: Iterable[bool]) -> int:
     return sum(1 for _ in itertools.takewhile(bool, found))
 
 
-def verdict(
-    history: Sequence[laws.State], updates: Sequence[Push], start: laws.State, limits: Limits
-) -> str:
+def verdict(history: Sequence[State], updates: Sequence[Push], start: State, limits: Limits) -> str:
     """What dominated, and where it left the knobs; made of the numbers alone."""
     return " ".join(
         [
@@ -72,7 +70,7 @@ def _dominance(updates: Sequence[Push]) -> str:
 
 
 def _rate_fate(
-    history: Sequence[laws.State], updates: Sequence[Push], start: laws.State, limits: Limits
+    history: Sequence[State], updates: Sequence[Push], start: State, limits: Limits
 ) -> str:
     rates = [history[push.index].lr for push in updates]
     text = (
@@ -94,7 +92,7 @@ def _rate_fate(
 
 
 def _other_fates(
-    history: Sequence[laws.State], updates: Sequence[Push], start: laws.State, limits: Limits
+    history: Sequence[State], updates: Sequence[Push], start: State, limits: Limits
 ) -> str:
     momenta = [history[push.index].momentum for push in updates]
     pinned = sum(m in (limits.momentum_min, limits.momentum_max) for m in momenta)
@@ -109,7 +107,7 @@ def _other_fates(
     return f"{text}; {above}, {max(noises):.2g} at most."
 
 
-def _troubles(history: Sequence[laws.State], updates: Sequence[Push]) -> list[str]:
+def _troubles(history: Sequence[State], updates: Sequence[Push]) -> list[str]:
     sentences = []
     bad = int(history[-1].nonfinite)
     if bad:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from adaptiverl.algorithms import Algorithm
 from adaptiverl.control import Control
-from adaptiverl.controller import Controller, Decision
+from adaptiverl.controller import Controller
+from adaptiverl.decision import Decision
 from adaptiverl.devices import beside, numbers_device
 from adaptiverl.dispatch import backend_for, is_fake, noise_on
 from adaptiverl.log import Log

@@ -1,4 +1,4 @@
-"""h, its RMS, x and e of many runs at once: the twin of `adaptiverl.laws.sense_alignment`."""
+"""h, its RMS, x and e of many runs at once: the twin of `law.alignment.sense_alignment`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from adaptiverl.laws import ALIGNMENT_BETA, DIRECTION_BETA, OVERSHOOT_CLIP
+from adaptiverl.law.alignment import ALIGNMENT_BETA, DIRECTION_BETA, OVERSHOOT_CLIP
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from adaptiverl.control import UNANNEALED_SHARE
-from adaptiverl.laws import REACH
+from adaptiverl.law.alignment import REACH
+from adaptiverl.law.numbers import UNANNEALED_SHARE
 from bench.alignment_variants.laws import base
 from bench.alignment_variants.laws.base import Law, Schedule
 from bench.alignment_variants.laws.prototype import Prototype, PrototypeAgain, Tracking
@@ -240,7 +240,7 @@ _VARIANTS: tuple[Variant, ...] = (
         FINAL,
         Final,
         "twice; a mark may not fall while S ≥ 1; the second may lie 1.5 above the first; the "
-        "lower of the two is held: adaptiverl/laws.py",
+        "lower of the two is held: adaptiverl/law/alignment.py",
         "the lower mark keeps luck out, so that rising marks need not wait for S, which is slow "
         "on a plateau",
         is_main=True,
@@ -327,7 +327,7 @@ _VARIANTS: tuple[Variant, ...] = (
     Variant(
         "final-open-1/2",
         partial(Final, share=UNANNEALED_SHARE, **_OPEN),
-        "final without a horizon; half of it is held: adaptiverl/laws.py",
+        "final without a horizon; half of it is held: adaptiverl/law/alignment.py",
         "the lower mark ends the climb",
         is_main=True,
         is_open=True,

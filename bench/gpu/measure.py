@@ -172,7 +172,7 @@ def summary(
 
     times = [(name, time) for name, time in whole if not name.startswith(NOT_KERNELS)]
     total = sum(time for _, time in times)
-    controller = ("advance_kernel", "observe_kernel", "gather_alignment_kernel")
+    controller = ("advance_kernel", "observe_kernel", "reduce_alignment_kernel")
     own = sum(time for name, time in times if any(kernel in name for kernel in controller))
     return {
         "launches": sum(not name.startswith(NOT_KERNELS) for name, _ in runs),

@@ -42,9 +42,13 @@ def _files(kind: type) -> list[Path]:
 
 def _project() -> Iterable[Path]:
     """Everything that may decide a step of AdaptiveAdamW."""
-    python = [*ROOT.glob("adaptiverl/*.py"), *ROOT.glob("kernels/*.py")]
+    python = [
+        path
+        for folder in ("adaptiverl", "adaptiverl/law", "kernels")
+        for path in ROOT.glob(f"{folder}/*.py")
+    ]
     deciding = [path for path in python if path.stem not in NOT_IN_A_STEP]
-    return sorted([*deciding, *ROOT.glob("csrc/*")])
+    return sorted([*deciding, *ROOT.glob("csrc/**/*.*")])
 
 
 @cache

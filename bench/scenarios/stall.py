@@ -6,7 +6,9 @@ import math
 from dataclasses import dataclass
 from unittest import mock
 
-from adaptiverl import Control, laws
+from adaptiverl import Control
+from adaptiverl.law import sensors
+from adaptiverl.law.replay import replay
 
 FALL, REST = 100, 3000
 
@@ -40,9 +42,9 @@ def stall(level: float, control: Control | None = None) -> Stall:
     control = control or Control()
     falling = [level + 3 * math.exp(-step / 30) for step in range(FALL)]
     losses = falling + [level] * REST
-    history = laws.replay(losses, control, lr=1e-3)
-    with mock.patch.object(laws, "innovation", _guarded(laws.innovation)):
-        guarded = laws.replay(losses, control, lr=1e-3)[-1].loss_direction
+    history = replay(losses, control, lr=1e-3)
+    with mock.patch.object(sensors, "innovation", _guarded(sensors.innovation)):
+        guarded = replay(losses, control, lr=1e-3)[-1].loss_direction
     end = history[-1]
     residue = (end.loss_mean - level) / math.ulp(level)
     rise = end.log_lr - history[FALL + REST // 3].log_lr
@@ -50,7 +52,7 @@ def stall(level: float, control: Control | None = None) -> Stall:
 
 
 def _guarded(innovation):  # type: ignore[no-untyped-def]
-    """`laws.innovation`, and 0 where ℓ̄ + β·(ℓ − ℓ̄) rounds to ℓ̄."""
+    """`sensors.innovation`, and 0 where ℓ̄ + β·(ℓ − ℓ̄) rounds to ℓ̄."""
 
     def guarded(
         sample: float, mean: float, scale: float, count: float, beta: float, spike_clip: float

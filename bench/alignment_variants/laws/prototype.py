@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from adaptiverl.laws import DIRECTION_BETA
+from adaptiverl.law.alignment import DIRECTION_BETA
 from bench.alignment_variants.laws.base import COOLDOWN, Alignment, Setting
 from bench.alignment_variants.sensor import Flags, Reading, ema_of
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from adaptiverl.laws import (
+from adaptiverl.law.alignment import (
     CLEARLY_DOWNHILL,
     DIRECTION_BETA,
     GROWTH,
@@ -89,7 +89,7 @@ class Search(Alignment):
         return alarm
 
     def test(self, reading: Reading, cells: Flags) -> None:
-        """Page's sum of these cells; `adaptiverl.laws.next_overshoot`."""
+        """Page's sum of these cells; `adaptiverl.law.alignment.next_overshoot`."""
         evidence = -self.size * reading.score - self.size * self.size / 2
         self.overshoot = np.where(cells, np.maximum(self.overshoot + evidence, 0), self.overshoot)
 
@@ -103,7 +103,7 @@ class Search(Alignment):
 
 
 def beyond(mean: Floats, square: Floats | float) -> Floats:
-    """`adaptiverl.laws.beyond_noise`, for an x whose mean square is given."""
+    """`adaptiverl.law.alignment.beyond_noise`, for an x whose mean square is given."""
     own = mean * mean
     error = np.maximum(square - own, 0.0) * DIRECTION_BETA / (2 - DIRECTION_BETA)
     return np.where(own > error, mean * (1 - divided(error, own)), 0.0)
