@@ -41,6 +41,25 @@ def outside_inference(function: Callable[P, R]) -> Callable[P, R]:
     return run
 
 
+def outside_autograd(function: Callable[P, R]) -> Callable[P, R]:
+    """Run it `outside_inference`, and nothing of it recorded for a backward pass."""
+
+    @wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        if torch.is_inference_mode_enabled():
+            with torch.inference_mode(False), torch.no_grad():
+                return function(*args, **kwargs)
+        if not torch.is_grad_enabled():
+            return function(*args, **kwargs)
+        torch.set_grad_enabled(False)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            torch.set_grad_enabled(True)
+
+    return run
+
+
 def is_capturing(device: torch.device) -> bool:
     """Whether what is asked of the device now goes into a CUDA graph."""
     if device.type != "cuda":

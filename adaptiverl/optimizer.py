@@ -20,7 +20,7 @@ from adaptiverl.checkpoint import (
 )
 from adaptiverl.control import Control
 from adaptiverl.controller import Controller
-from adaptiverl.devices import outside_inference
+from adaptiverl.devices import outside_autograd, outside_inference
 from adaptiverl.dispatch import controller_device
 from adaptiverl.log import Log
 from adaptiverl.ranks.dtensors import to_whole
@@ -248,8 +248,7 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
                 return
 
     @torch._disable_dynamo
-    @outside_inference
-    @torch.no_grad()
+    @outside_autograd
     def _step_parameters(self) -> None:
         for group in self.param_groups:
             self._check_group(group)

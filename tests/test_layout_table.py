@@ -38,8 +38,6 @@ def test_the_files_are_what_the_table_says(path: str) -> None:
 
 
 def test_the_python_side_reads_the_same_rows() -> None:
-    assert layout.names(layout.TensorRow) == entries.COLUMNS
-    assert layout.names(layout.Group) == groups.GROUP_COLUMNS
     assert layout.names(State)[:-1] == layout.FIELDS[:MEMORY_SIZE]
     assert set(layout.TRACE_COLUMNS) <= set(layout.FIELDS)
 

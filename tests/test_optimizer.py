@@ -774,7 +774,7 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[torch.device]]:
     """Controllers of meta parameters live beside them: the meta device stands for an accelerator.
 
     Yields:
-        Where the tensors were that an operator was told to observe.
+        Where an operator observed.
     """
     meta, observed = torch.device("meta"), []
 

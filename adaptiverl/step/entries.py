@@ -13,27 +13,14 @@ from torch import Tensor
 
 from adaptiverl.algorithms import Algorithm
 from adaptiverl.distributed import NOISE_PLACE
+from adaptiverl.layout import TensorRow, names
 from adaptiverl.ranks.dtensors import gradient_of, is_dtensor, to_local
 from adaptiverl.ranks.group import Ranks
 from adaptiverl.ranks.shards import Shards
 from adaptiverl.step.state import check_gradient, check_state
 
-COLUMNS = (
-    "param",
-    "grad",
-    "state0",
-    "state1",
-    "state2",
-    "step",
-    "mu_product",
-    "numel",
-    "group",
-    "index",
-    "offset",
-    "logical_numel",
-    "maximize",
-)
-"""A row of the address table, in the order of `TensorRow` in csrc/tables.h."""
+COLUMNS = names(TensorRow)
+"""A row of the address table"""
 PARAM, GRAD, NUMEL = (COLUMNS.index(name) for name in ("param", "grad", "numel"))
 MOMENTS = slice(COLUMNS.index("state0"), COLUMNS.index("state2") + 1)
 SLOTS = 3

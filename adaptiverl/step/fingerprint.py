@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import chain, compress
@@ -83,13 +83,14 @@ class Fingerprint:
         """
         try:
             params, grads, present = _with_gradients(groups)
-            states, shaped = _columns_of(groups, present, _states_of(params, state))
+            states, shaped = _kept_of(groups, present, _states_of(params, state))
             alike = True
             dtensors: list[Tensor] = []
             if not set(map(type, params)) <= PLAIN_TYPES and any_dtensor(params):
                 dtensors = params
                 alike = placed_alike(params, grads)
-                params, grads, states = map(local_tensors, (params, grads, states))
+                params, grads = local_tensors(params), local_tensors(grads)
+                states, shaped = local_tensors(states), local_tensors(shaped)
             if not set(map(type, grads)) <= PLAIN_TYPES:
                 return None
             return cls(
@@ -98,7 +99,7 @@ class Fingerprint:
                 [
                     *map(BYTES, params),
                     *map(Tensor.numel, grads),
-                    *map(Tensor.numel, states[:shaped]),
+                    *map(Tensor.numel, shaped),
                 ],
                 list(map(DTYPE, grads)),
                 list(map(Tensor.data_ptr, params)),
@@ -150,7 +151,7 @@ class Watch:
 
     def __init__(self, groups: Sequence[GroupKey], state: Mapping[Tensor, Any]) -> None:
         params, _, present = _with_gradients(groups)
-        watched, _ = _columns_of(groups, present, _states_of(params, state))
+        watched, _ = _kept_of(groups, present, _states_of(params, state))
         self._gone: list[Any] = []
         self._references = [
             weakref.ref(tensor, self._gone.append) for tensor in local_tensors(watched)
@@ -187,25 +188,33 @@ def _in_one_list(groups: Sequence[GroupKey]) -> list[Tensor]:
     return list(chain.from_iterable(group.params for group in groups))
 
 
-def _columns_of(
+def _kept_of(
     groups: Sequence[GroupKey], present: list[bool], states: list[Any]
-) -> tuple[list[Any], int]:
-    """State of the parameters' shape, then counters, group by group and name by name.
+) -> tuple[list[Any], list[Any]]:
+    """What a step walks or counts of the parameters' state, and of it what has their shape.
 
-    Returns:
-        All of it, and how many have the parameters' shape.
+    Every state is visited once: with thousands of them, none is in the cache.
     """
-    moments: list[Any] = []
-    counters: list[Any] = []
+    kept: list[Any] = []
+    shaped: list[Any] = []
     first = begin = 0
     for group in groups:
         end = first + len(group.params)
         count = sum(present[first:end]) if present else end - first
         here = states if count == len(states) else states[begin : begin + count]
-        for name in group.kept:
-            (counters if name in COUNTERS else moments).extend(map(_getter(name), here))
+        names = group.kept
+        values = list(chain.from_iterable(map(_getter(names), here)))
+        kept += values
+        for place, name in enumerate(names):
+            if name not in COUNTERS:
+                shaped += values[place :: len(names)]
         first, begin = end, begin + count
-    return moments + counters, len(moments)
+    return kept, shaped
 
 
-_getter = cache(operator.itemgetter)
+@cache
+def _getter(names: tuple[str, ...]) -> Callable[[Any], tuple[Any, ...]]:
+    """What takes the entries of these names from a state."""
+    if len(names) > 1:
+        return operator.itemgetter(*names)
+    return lambda state: (state[names[0]],)

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from adaptiverl import devices
+from adaptiverl.layout import Group, names
 from adaptiverl.step.workspace import DeviceTable, Workspace
 
-GROUP_COLUMNS = ("lr", "momentum", "hyper0", "hyper1", "weight_decay")
+GROUP_COLUMNS = names(Group)
 """A row of the group table: `Algorithm.numbers_of`"""
 
 
