@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -23,8 +23,8 @@ from adaptiverl.kernels import reference
 
 if TYPE_CHECKING:
     from adaptiverl.decision import Decision
-    from adaptiverl.tables import Bucket, ParameterEntry
-    from adaptiverl.workspace import Workspace
+    from adaptiverl.step.bucket import Bucket
+    from adaptiverl.step.entries import ParameterEntry
 
 logger = logging.getLogger("adaptiverl")
 
@@ -259,7 +259,7 @@ class ReferenceBackend:
         of_parameters: bool = False,
     ) -> None:
         """See `Backend`."""
-        if always or self._noise_on(decision):
+        if always or noise_on(decision):
             reference.sum_squares(bucket.entries, out, of_parameters)
 
     def step(
@@ -272,20 +272,21 @@ class ReferenceBackend:
             decision,
             decision.groups,
             decision.effective,
-            squares if self._noise_on(decision) else None,
+            squares if noise_on(decision) else None,
             gradient_scale,
             decision.skippable,
             decision.noise_on_parameter,
             sums_of(bucket, decision),
         )
 
-    @staticmethod
-    def _noise_on(decision: Decision) -> bool:
-        # σ is a host's own memory on the CPU; elsewhere reading it would wait for the device.
-        block = decision.block
-        if not decision.noise_possible or block.device.type != "cpu" or is_fake(block):
-            return decision.noise_possible
-        return decision.noise.item() != 0
+
+def noise_on(decision: Decision) -> bool:
+    """Whether σ may be above 0 in this step, by what the host knows without waiting."""
+    # σ is a host's own memory on the CPU; elsewhere reading it would wait for the device.
+    block = decision.block
+    if not decision.noise_possible or block.device.type != "cpu" or is_fake(block):
+        return decision.noise_possible
+    return decision.noise.item() != 0
 
 
 @dataclass(frozen=True)
@@ -297,7 +298,6 @@ class Resolution:
 
 
 CPU, REFERENCE = CpuBackend(), ReferenceBackend()
-noise_on = ReferenceBackend._noise_on
 
 
 TRITON_DTYPES = frozenset(
@@ -442,55 +442,6 @@ def sums_of(bucket: Bucket, decision: Decision) -> Tensor | None:
 def _tell_autograd(bucket: Bucket) -> None:
     """Neither a C++ operator nor a Triton launch bumps version counters."""
     torch.autograd.graph.increment_version(bucket.params)
-
-
-class GradientScale:
-    """The one factor on every gradient: what clipping leaves (decisions.md 18) / the loss scale.
-
-    Args:
-        max_grad_norm: The global norm to clip to, or None.
-        workspace: Owns the factor and the limit.
-    """
-
-    def __init__(self, max_grad_norm: float | None, workspace: Workspace) -> None:
-        self._max_grad_norm = max_grad_norm
-        self._workspace = workspace
-
-    def __call__(
-        self,
-        buckets: Sequence[Bucket],
-        squares: Mapping[torch.device, Tensor],
-        grad_scale: Tensor | None,
-    ) -> Tensor | None:
-        """This step's factor; one launch where all tensors are on one device with Triton.
-
-        Args:
-            buckets: The step's; at least one.
-            squares: Σ g² of all tensors by device, float64; read where there is a norm to clip to.
-            grad_scale: What a gradient scaler multiplied the loss by; or None.
-
-        Returns:
-            0-d float64; None where there is nothing to do.
-        """
-        if self._max_grad_norm is None and grad_scale is None:
-            return None
-        launcher = next((b.backend for b in buckets if isinstance(b.backend, TritonBackend)), None)
-        if launcher is None or len(squares) > 1:
-            return reference.gradient_scale(list(squares.values()), self._max_grad_norm, grad_scale)
-        ((device, whole),) = squares.items()
-        if grad_scale is not None:
-            grad_scale = grad_scale.to(device, non_blocking=True)
-        limit, factor = self._memory(device)
-        launcher.gradient_scale(whole, limit, grad_scale, factor)
-        return factor
-
-    def _memory(self, device: torch.device) -> tuple[Tensor | None, Tensor]:
-        def make() -> tuple[Tensor, ...]:
-            numbers = (1.0,) if self._max_grad_norm is None else (1.0, self._max_grad_norm)
-            return tuple(torch.full((), n, dtype=torch.float64, device=device) for n in numbers)
-
-        factor, *limit = self._workspace.hold(("factor", device), None, device, make)
-        return (limit[0] if limit else None), factor
 
 
 OPERATORS = (

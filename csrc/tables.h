@@ -1,4 +1,4 @@
-// A row of the address table: where one parameter's tensors lie. The twin of adaptiverl/tables.py.
+// A row of the address table: where one parameter's tensors lie. The twin of step/entries.py.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +9,7 @@ namespace adaptiverl {
 
 // A row is addresses as integers, so that the table is one int64 tensor of shape [tensors,
 // kColumns]. Nobody can check an address, and no host a row that lies on a device:
-// adaptiverl/tables.py makes the rows from the tensors' own sizes and from the groups' own numbers.
+// step/entries.py makes the rows from the tensors' own sizes and from the groups' own numbers.
 // On the CPU the operators check what can be checked (checks.h).
 constexpr int64_t kColumns = sizeof(TensorRow) / sizeof(int64_t);
 

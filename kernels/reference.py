@@ -1,6 +1,6 @@
 """The parameter step in plain torch, for any device and dtype: the fused sweeps' readable twin.
 
-Every function works on `entries`, records like `adaptiverl.tables.ParameterEntry`, and
+Every function works on `entries`, records like `adaptiverl.step.entries.ParameterEntry`, and
 reads the knobs from 0-d tensors, so nothing here waits for a device. Statement order is that of
 `csrc/adamw_step.h` and `adamw_step.py`.
 
@@ -28,7 +28,7 @@ NESTEROV, DECOUPLED = 1, 2
 
 
 class ParameterEntry(Protocol):
-    """One parameter and what belongs to it (`adaptiverl.tables.ParameterEntry`)."""
+    """One parameter and what belongs to it (`adaptiverl.step.entries.ParameterEntry`)."""
 
     param: Tensor
     grad: Tensor

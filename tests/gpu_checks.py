@@ -1,4 +1,4 @@
-"""What only a GPU can show, as plain functions: `test_gpu.py` runs them, and so does bench/gpu.
+"""What only a GPU can show, as plain functions: `test_gpu.py` runs them, and so does bench/gpu.sh.
 
 Nothing here needs pytest. A check returns, raises AssertionError, or raises `Skip` with a reason.
 """
@@ -116,7 +116,7 @@ def train(optimizer: Any, params: list[nn.Parameter], steps: int, first: int = 0
 
 def backends(optimizer: Any) -> set[str]:
     """Who took the last step's tensors."""
-    return {bucket.backend.name for bucket in optimizer._buckets._sorted}
+    return {bucket.backend.name for bucket in optimizer._round.plan._sorted}
 
 
 def expect_triton(optimizer: Any) -> None:
@@ -748,7 +748,7 @@ def _replay_between_other_steps(control: Control, graphed: bool) -> list[Tensor]
     optimizer = AdaptiveAdamW(
         params, 0.01, control=control, max_grad_norm=1.0, capturable=graphed, seed=3
     )
-    optimizer._announcements._silent = True  # which on a CPU reads, and so would wait
+    optimizer._log.announcements._silent = True  # which on a CPU reads, and so would wait
     loss = losses(1)[0]
 
     def step() -> None:
@@ -840,7 +840,7 @@ def recapturing_does_not_leak() -> None:
                 torch.cuda.empty_cache()
                 allocated.append(torch.cuda.memory_allocated())
                 reserved.append(torch.cuda.memory_reserved())
-            kept.append(len(optimizer._workspace._captured))
+            kept.append(len(optimizer._round.workspace._captured))
     # CUDA may tell a little later that a graph has ended: two graphs' worth is no leak.
     assert kept[-1] <= 3 * kept[0], f"kept for graphs after each of them: {kept}"
     if cuda:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from adaptiverl import AdaptiveAdamW, Control
 from adaptiverl.layout import State
-from adaptiverl.tables import COLUMNS, Entry
+from adaptiverl.step.entries import COLUMNS, Entry
 
 CSRC = Path(__file__).resolve().parents[1] / "csrc"
 BLOCK, PIECE = 1024, 262144

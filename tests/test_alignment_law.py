@@ -415,9 +415,9 @@ def test_the_sums_of_all_tensors_are_added_in_order() -> None:
     controller = Controller(ALIGNED, LR, MOMENTUM)
     # In this order and no other: 1 is lost in 2^53, 2^53 + 2 is exact.
     rows = torch.tensor([[2.0**53] * 3, [1.0] * 3, [1.0] * 3, [2.0] * 3], dtype=torch.float64)
-    controller.gather([rows[:1], rows[1:1], rows[1:]])
+    controller.reduce_alignment([rows[:1], rows[1:1], rows[1:]])
     assert controller.alignment.tolist() == [2.0**53 + 2] * 3
-    controller.gather([])
+    controller.reduce_alignment([])
     assert controller.alignment.tolist() == [0.0] * 3
 
 
@@ -1037,7 +1037,7 @@ def test_groups_keep_their_ratios_in_training() -> None:
     for step in range(130):
         descend(optimizer, params, 1, first=step)
         knobs = optimizer.knobs()
-        table = optimizer._group_table
+        table = optimizer._round._group_table
         assert table is not None
         first, second, third = table.effective[:, 0].tolist()
         assert first == pytest.approx(knobs["alpha"], rel=1e-12)
@@ -1135,7 +1135,7 @@ def test_a_finished_run_can_go_on_under_a_control_that_does_not_anneal(control: 
 
 def test_rows_of_sums_are_counted_by_their_numbers() -> None:
     controller = Controller(Control.find_lr(), 1e-3, 0.9)
-    controller.gather([torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64)])
+    controller.reduce_alignment([torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64)])
     assert controller.alignment.tolist() == [1.0, 2.0, 4.0]
     with pytest.raises(RuntimeError, match="sums must hold"):
-        controller.gather([torch.zeros(4, dtype=torch.float64)])
+        controller.reduce_alignment([torch.zeros(4, dtype=torch.float64)])

@@ -26,7 +26,7 @@ from adaptiverl.controller import Controller
 from adaptiverl.law.replay import replay
 from adaptiverl.layout import FIELDS, MEMORY_SIZE, SLOT, TRACE_COLUMNS, State
 from adaptiverl.migrations import current_layout
-from adaptiverl.tables import COLUMNS
+from adaptiverl.step.entries import COLUMNS
 from adaptiverl.trace import TRACE_CAPACITY
 
 INF, NAN = math.inf, math.nan

@@ -19,12 +19,13 @@ from adaptiverl.kernels import layout as in_kernels
 from layout_files import FILES, ROOT, members
 from torch import Tensor
 
-from adaptiverl import Control, control, layout, tables
+from adaptiverl import Control, control, layout
 from adaptiverl.controller import Controller
 from adaptiverl.law import knobs, registry
 from adaptiverl.law.numbers import numbers_of
 from adaptiverl.layout import LAYOUT_VERSION, MEMORY_SIZE, ControlNumbers, State
 from adaptiverl.migrations import MIGRATIONS, current_layout, insert
+from adaptiverl.step import entries, groups
 
 LR, MOMENTUM = 1e-3, 0.9
 CSRC = ROOT / "csrc"
@@ -37,8 +38,6 @@ def test_the_files_are_what_the_table_says(path: str) -> None:
 
 
 def test_the_python_side_reads_the_same_rows() -> None:
-    assert layout.names(layout.TensorRow) == tables.COLUMNS
-    assert layout.names(layout.Group) == tables.GROUP_COLUMNS
     assert layout.names(State)[:-1] == layout.FIELDS[:MEMORY_SIZE]
     assert set(layout.TRACE_COLUMNS) <= set(layout.FIELDS)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from adaptiverl import Control, dispatch
 from adaptiverl.controller import Controller
-from adaptiverl.tables import COLUMNS
+from adaptiverl.step.entries import COLUMNS
 
 OPERATORS = torch.ops.adaptiverl
 KEYS = {"CPU": torch._C.DispatchKey.CPU, "CUDA": torch._C.DispatchKey.CUDA}

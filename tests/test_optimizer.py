@@ -696,7 +696,7 @@ def test_printing_hides_the_block() -> None:
 
 def tensors_of_a_step(optimizer: Any) -> list[Tensor]:
     """What the controller, the sweep and the next step read, beside parameters and their state."""
-    controller, table = optimizer._controller, optimizer._group_table
+    controller, table = optimizer._controller, optimizer._round._group_table
     tables = [] if table is None else [table.numbers, table.effective]
     return [
         controller.block,
@@ -774,7 +774,7 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[torch.device]]:
     """Controllers of meta parameters live beside them: the meta device stands for an accelerator.
 
     Yields:
-        Where the tensors were that an operator was told to observe.
+        Where an operator observed.
     """
     meta, observed = torch.device("meta"), []
 
