@@ -16,7 +16,7 @@ Group = Mapping[str, Any]
 """A parameter group, as torch.optim keeps it"""
 
 NESTEROV, DECOUPLED = 1, 2
-"""SGD's options in its row of the group table, a sum of these: csrc/sgd_step.h, reference.py"""
+"""SGD's options in its row of the group table, a sum of these: csrc/sgd.cpp, kernels/"""
 
 
 @dataclass(frozen=True)

@@ -331,7 +331,7 @@ def test_a_later_group_of_endless_momentum_is_refused() -> None:
 
 
 def test_options_are_where_the_twins_have_them() -> None:
-    header = (Path(__file__).parent.parent / "csrc/sgd_step.h").read_text()
+    header = (Path(__file__).parent.parent / "csrc/sgd.cpp").read_text()
     found = dict(re.findall(r"kOption(\w+) = (\d);", header))
     assert found == {"Nesterov": str(algorithms.NESTEROV), "Decoupled": str(algorithms.DECOUPLED)}
     assert (reference.NESTEROV, reference.DECOUPLED) == (algorithms.NESTEROV, algorithms.DECOUPLED)
