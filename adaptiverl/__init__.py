@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from adaptiverl.adamw import AdaptiveAdamW
+from adaptiverl.backends import describe
 from adaptiverl.control import Control
 from adaptiverl.sgd import AdaptiveSGD
 from adaptiverl.version import __version__
 
-__all__ = ["AdaptiveAdamW", "AdaptiveSGD", "Control", "__version__"]
+__all__ = ["AdaptiveAdamW", "AdaptiveSGD", "Control", "__version__", "describe"]

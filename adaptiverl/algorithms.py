@@ -82,3 +82,6 @@ SGD = Algorithm(
     start_of=lambda group: float(group["momentum"]),
     numbers_of=_sgd_numbers,
 )
+
+ALGORITHMS = {algorithm.name: algorithm for algorithm in (ADAMW, SGD)}
+"""Every update rule that the backends have, by name"""

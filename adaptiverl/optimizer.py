@@ -15,10 +15,14 @@ from torch.utils.weak import TensorWeakRef
 
 from adaptiverl.algorithms import Algorithm
 from adaptiverl.announcements import Announcements
+from adaptiverl.backends import backend_for
+from adaptiverl.backends.clipping import GradientScale
+from adaptiverl.backends.layouts import is_fake
+from adaptiverl.backends.placement import controller_device
+from adaptiverl.backends.reference import noise_on
 from adaptiverl.control import Control
 from adaptiverl.controller import Controller, Decision, Trace, current_layout
 from adaptiverl.devices import numbers_device
-from adaptiverl.dispatch import GradientScale, backend_for, controller_device, is_fake, noise_on
 from adaptiverl.distributed import (
     NOISE_PLACE,
     Ranks,

@@ -80,7 +80,7 @@ def fill_state(optimizer: Any) -> None:
         for param in group["params"]:
             state = optimizer.state[param]
             state["step"] = torch.tensor(3.0)
-            for name in optimizer._moments_of(group):
+            for name in optimizer._algorithm.slots_of(group):
                 values = 0.3 * torch.randn(param.shape, generator=generator) + 0.1
                 state[name] = (values.square() if "sq" in name else values).to(param.dtype)
 

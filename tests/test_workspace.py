@@ -25,7 +25,8 @@ from gpu_checks import (
 from recorded_graph import Freed, RecordedGraph, capture
 from torch import Tensor, nn
 
-from adaptiverl import AdaptiveAdamW, AdaptiveSGD, dispatch, tables, workspace
+from adaptiverl import AdaptiveAdamW, AdaptiveSGD, backends, tables, workspace
+from adaptiverl.backends import clipping
 from adaptiverl.tables import GRAD, NUMEL, AddressTable, GroupTable
 from adaptiverl.workspace import DeviceTable, Workspace
 
@@ -177,7 +178,7 @@ def test_all_that_an_operator_gets_is_owned() -> None:
 
 def test_the_scratch_and_the_factor_of_triton_are_owned() -> None:
     pytest.importorskip("triton", reason="the backend needs triton, which CPU wheels do not bring")
-    run, backend, launched = Run(), dispatch.triton_backend(), []
+    run, backend, launched = Run(), backends.triton_backend(), []
     run.step()
     owner = Workspace()
     bucket = tables.Bucket(backend, CPU, (), owner)
@@ -185,7 +186,7 @@ def test_the_scratch_and_the_factor_of_triton_are_owned() -> None:
     bucket.entries = list(run.optimizer._entries())
     decision = mock.Mock(aligned=True)
     scratch = backend._scratch(bucket, decision)
-    scale = dispatch.GradientScale(0.5, owner)
+    scale = clipping.GradientScale(0.5, owner)
     with mock.patch.object(backend, "gradient_scale", lambda *given: launched.append(given)):
         factor = scale([bucket], {CPU: torch.ones(3, dtype=torch.float64)}, None)
     limit = launched[0][1]

@@ -53,7 +53,7 @@ def parts_of(tensors: int, device: torch.device) -> Parts:
         "compare with the last look": lambda: last.is_followed_by(last),
         "gradients' addresses": lambda: bucket.move_gradients(last.gradients),
         "controller": lambda: optimizer._advance([bucket], None, False),
-        "sweep": lambda: bucket.backend.adamw_step(bucket, decision, bucket.squares, None),
+        "sweep": lambda: bucket.backend.step(bucket, decision, bucket.squares, None),
     }
 
 
