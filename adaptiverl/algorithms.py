@@ -83,5 +83,21 @@ SGD = Algorithm(
     numbers_of=_sgd_numbers,
 )
 
-ALGORITHMS = {algorithm.name: algorithm for algorithm in (ADAMW, SGD)}
+
+def _lion_numbers(group: Group) -> tuple[Any, Any, Any, Any, Any]:
+    beta1, beta2 = group["betas"]
+    return group["lr"], beta1, beta2, 0.0, group["weight_decay"]
+
+
+LION = Algorithm(
+    name="lion",
+    momentum=BETA1,
+    slots=("exp_avg",),
+    corrects_bias=False,
+    slots_of=lambda group: LION.slots,
+    start_of=lambda group: float(group["betas"][0]),
+    numbers_of=_lion_numbers,
+)
+
+ALGORITHMS = {algorithm.name: algorithm for algorithm in (ADAMW, SGD, LION)}
 """Every update rule that the backends have, by name"""

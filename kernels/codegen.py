@@ -162,7 +162,7 @@ class Report:
         return f"sm_{self.architecture} {self.variant}"
 
 
-SLOTS = {"adamw": (2, 3), "sgd": (0, 1)}
+SLOTS = {"adamw": (2, 3), "sgd": (0, 1), "lion": (1,)}
 """How many of its slots each algorithm may keep"""
 
 

@@ -146,5 +146,41 @@ class SGD:
         return p, (b,)
 
 
-ELEMENTS: dict[str, Any] = {"adamw": AdamW(), "sgd": SGD()}
+class Lion:
+    """Chen et al., "Symbolic Discovery of Optimization Algorithms" (2023); one slot, m."""
+
+    class Scalars(NamedTuple):
+        momentum: Tensor
+        one_minus_momentum: Tensor
+        beta2: Tensor
+        one_minus_beta2: Tensor
+        decay: Tensor
+        lr: Tensor
+
+    def scalars(self, row: Row) -> Scalars:
+        beta2 = row.hyper0
+        return self.Scalars(
+            momentum=row.momentum,
+            one_minus_momentum=1 - row.momentum,
+            beta2=beta2,
+            one_minus_beta2=1 - beta2,
+            decay=1 - row.lr * row.weight_decay,
+            lr=row.lr,
+        )
+
+    def gradient(self, s: Scalars, g: Tensor, p: Tensor) -> Tensor:
+        return g
+
+    def direction(self, s: Scalars, g: Tensor, exp_avg: Tensor) -> Tensor:
+        return exp_avg
+
+    def update(self, s: Scalars, g: Tensor, p: Tensor, exp_avg: Tensor) -> tuple[Tensor, Slots]:
+        c = s.momentum * exp_avg + s.one_minus_momentum * g
+        # A NaN is its own sign: the parameter shows it.
+        sign = torch.where(c.isnan(), c, c.sign())
+        p = p * s.decay - s.lr * sign
+        return p, (s.beta2 * exp_avg + s.one_minus_beta2 * g,)
+
+
+ELEMENTS: dict[str, Any] = {"adamw": AdamW(), "sgd": SGD(), "lion": Lion()}
 """By the algorithm's name"""

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from types import ModuleType
 
 import torch
-from adaptiverl.kernels import adamw, sgd
+from adaptiverl.kernels import adamw, lion, sgd
 from adaptiverl.kernels.chunks import CHUNK, on_device
 from adaptiverl.kernels.codecs import CODECS
 from adaptiverl.kernels.step_kernel import step_kernel
 from adaptiverl.kernels.walk import WARPS, block_size
 from torch import Tensor
 
-ELEMENTS: dict[str, ModuleType] = {"adamw": adamw, "sgd": sgd}
+ELEMENTS: dict[str, ModuleType] = {"adamw": adamw, "sgd": sgd, "lion": lion}
 """What each algorithm does with an element, by its name"""
 
 SLOTS = 3

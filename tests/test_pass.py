@@ -25,6 +25,7 @@ from pass_cases import (
     BLOCK,
     CASES,
     DECOUPLED,
+    LION,
     LONG,
     NESTEROV,
     PATHS,
@@ -42,6 +43,7 @@ from pass_cases import (
     assert_sums_close,
     compiled_pass,
     copy_of,
+    count,
     double,
     entry_of,
     expected_sums,
@@ -92,6 +94,8 @@ BY_HAND: dict[str, tuple[Case, list[float], list[float], tuple[float, ...], floa
     "sgd, nesterov": (SGD, [9, 9, 0, NESTEROV, 0], [0.1, 0.9], (0.905, 0.7695), 0.95),
     # p = 0.98·1 − 0.05; p = 0.98·0.93 − 0.095
     "sgd, decoupled": (SGD, [9, 9, 0, DECOUPLED, 0.2], [0.1, 0.9], (0.93, 0.8164), 0.95),
+    # c = 0.05 > 0, m = 0.1; c = 0.14 > 0, m = 0.18: two steps of 0.1 beside the decay of 0.02.
+    "lion": (LION, [9, 9, 0.8, 0, 0.2], [0.1, 0.9], (0.88, 0.7624), 0.18),
 }
 
 
@@ -232,6 +236,19 @@ MUTANTS: dict[str, tuple[str, ModuleType, str, str]] = {
     "no second correction": ("adamw", elements, "/ s.bias2_sqrt + s.eps", "+ s.eps"),
     "no eps": ("adamw", elements, "/ s.bias2_sqrt + s.eps", "/ s.bias2_sqrt"),
     "no first correction": ("adamw", elements, "row.lr / (1 - row.mu_product)", "row.lr / 1"),
+    "lion's decay without the rate": (
+        "lion",
+        elements,
+        "decay=1 - row.lr * row.weight_decay,\n            lr=row.lr",
+        "decay=1 - row.weight_decay,\n            lr=row.lr",
+    ),
+    "the new moment's sign": (
+        "lion",
+        elements,
+        "s.momentum * exp_avg + s.one",
+        "s.beta2 * exp_avg + s.one",
+    ),
+    "one moment's decay": ("lion", elements, "(s.beta2 * exp_avg +", "(s.momentum * exp_avg +"),
     "dampened at once": ("sgd", elements, "first = row.step <= 1", "first = row.step <= 0"),
     "nesterov forgotten": ("sgd", elements, "s.nesterov == NESTEROV", "s.nesterov == 7"),
     "coupled forgotten": ("sgd", elements, "g + s.weight_decay * p", "g + 0 * p"),
@@ -571,6 +588,7 @@ def run_bits(
     case: Case, entries: Sequence[ParameterEntry], noise: float = SIGMA, on_parameter: bool = False
 ) -> tuple[list[ParameterEntry], Tensor, Tensor]:
     copies = [copy_of(entry) for entry in entries]
+    count(case, copies)
     sums = torch.zeros(len(copies), 3, dtype=torch.float64)
     squares = squares_of(copies, state_of(noise), True, on_parameter)
     options: dict[str, Any] = {"squares": squares, "sums": sums, "on_parameter": on_parameter}
@@ -610,6 +628,7 @@ def test_same_bits_in_a_bucket_at_odd_addresses(case: Case, shift: int) -> None:
 
     views = [with_tensors(entry, put) for entry in entries]
     assert any(view.param.data_ptr() % 16 for view in views)
+    count(case, views)
     compiled_pass(case, views, state_of(SIGMA), squares=squares_of(views, state_of(SIGMA), True))
     for a, b in zip(views, expected, strict=True):
         assert_bits(a, b)
@@ -631,6 +650,7 @@ def test_same_bits_however_a_tensor_is_cut(case: Case, cuts: list[int], on_param
     entry = entry_of(case, (LONG,), index=6, kept=max(case.kept))
     [whole], squares, sums = run_bits(case, [entry], on_parameter=on_parameter)
     cut, edges = copy_of(entry), list(pairwise([0, *cuts, LONG]))
+    count(case, [cut])
     pieces = [part_of(cut, *edge) for edge in edges]
     partial = torch.zeros(len(pieces), 3, dtype=torch.float64)
     options = {"squares": squares.repeat(len(pieces)), "on_parameter": on_parameter}
@@ -639,9 +659,10 @@ def test_same_bits_however_a_tensor_is_cut(case: Case, cuts: list[int], on_param
     assert_close(partial.sum(0)[1:], sums[0, 1:], "statistics")
     # The comparison can fail: pieces that do not know their place draw other noise.
     lost = copy_of(entry)
+    count(case, [lost])
     strays = [replace(part_of(lost, *edge), offset=0) for edge in edges]
     compiled_pass(case, strays, state_of(SIGMA), **options)
-    assert not torch.equal(lost.param, whole.param)
+    assert not all(map(torch.equal, written(lost), written(whole)))
 
 
 BITS = """
@@ -657,6 +678,7 @@ for on_parameter in (False, True):
         entries = pass_cases.mixed_entries(case, [1, 15, 1000, 4099, 70001, 33, 5003, 17, 64, 129])
         state = pass_cases.state_of(noise)
         squares = pass_cases.squares_of(entries, state, True, on_parameter)
+        pass_cases.count(case, entries)
         sums = torch.zeros(len(entries), 3, dtype=torch.float64)
         pass_cases.compiled_pass(
             case, entries, state, squares=squares, sums=sums, on_parameter=on_parameter)
