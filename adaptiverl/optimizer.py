@@ -12,6 +12,7 @@ from torch.optim import optimizer as hooks
 from torch.optim.optimizer import _device_dtype_check_for_fused
 
 from adaptiverl.algorithms import Algorithm
+from adaptiverl.backends.placement import controller_device
 from adaptiverl.checkpoint import (
     STATE_KEY,
     load,
@@ -21,7 +22,6 @@ from adaptiverl.checkpoint import (
 from adaptiverl.control import Control
 from adaptiverl.controller import Controller
 from adaptiverl.devices import outside_autograd, outside_inference
-from adaptiverl.dispatch import controller_device
 from adaptiverl.log import Log
 from adaptiverl.ranks.dtensors import to_whole
 from adaptiverl.ranks.group import ProcessGroup, Ranks

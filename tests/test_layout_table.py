@@ -25,7 +25,6 @@ from adaptiverl.law import knobs, registry
 from adaptiverl.law.numbers import numbers_of
 from adaptiverl.layout import LAYOUT_VERSION, MEMORY_SIZE, ControlNumbers, State
 from adaptiverl.migrations import MIGRATIONS, current_layout, insert
-from adaptiverl.step import entries, groups
 
 LR, MOMENTUM = 1e-3, 0.9
 CSRC = ROOT / "csrc"
