@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 ROOT = Path(__file__).parent.parent
-PAGES = ["frameworks.md"]
+PAGES = ["frameworks.md", "differences.md"]
 NAMED = re.compile(r"`(test_\w+)::(test_\w+)`")
 EVERY_TEST = re.compile(r"test_\w+::\w*|…::")
 
