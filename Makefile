@@ -16,7 +16,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 BUILT := $(VENV)/.built
 INSTALLED := $(VENV)/.installed
-SOURCES := $(wildcard csrc/*) setup.py pyproject.toml
+SOURCES := $(wildcard csrc/*.* csrc/law/*) setup.py pyproject.toml
 
 .PHONY: venv demo ddp test check bench scenarios lr-robustness codegen gpu cuda-stack format clean
 .DEFAULT_GOAL := help
@@ -70,12 +70,12 @@ check: $(BUILT)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run -Werror csrc/*
+	$(BIN)/clang-format --dry-run -Werror csrc/*.* csrc/law/*
 
 format: $(BUILT)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
-	$(BIN)/clang-format -i csrc/*
+	$(BIN)/clang-format -i csrc/*.* csrc/law/*
 
 clean:
 	rm -rf $(VENV) .venv-cuda .venv-newest build dist runs *.egg-info adaptiverl/*.so

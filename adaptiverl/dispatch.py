@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import logging
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -22,9 +22,9 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from adaptiverl.kernels import reference
 
 if TYPE_CHECKING:
-    from adaptiverl.controller import Decision
-    from adaptiverl.tables import Bucket, ParameterEntry
-    from adaptiverl.workspace import Workspace
+    from adaptiverl.decision import Decision
+    from adaptiverl.step.bucket import Bucket
+    from adaptiverl.step.entries import ParameterEntry
 
 logger = logging.getLogger("adaptiverl")
 
@@ -59,27 +59,17 @@ class Backend(Protocol):
         """Σ g² (or Σ p²) per tensor into `out`, float64 [tensors]; unless `always`, if σ is on."""
         ...
 
-    def adamw_step(
+    def step(
         self,
         bucket: Bucket,
         decision: Decision,
         squares: Tensor,
         gradient_scale: Tensor | None,
     ) -> None:
-        """The step, in place; `squares` are those of what the noise goes to.
+        """The step of `bucket.algorithm`, in place; `squares` are those of what the noise goes to.
 
         Where the law reads them (`decision.aligned`), `bucket.sums` are written on the way.
         """
-        ...
-
-    def sgd_step(
-        self,
-        bucket: Bucket,
-        decision: Decision,
-        squares: Tensor,
-        gradient_scale: Tensor | None,
-    ) -> None:
-        """The same, of SGD."""
         ...
 
 
@@ -113,27 +103,11 @@ class CpuBackend:
         """See `Backend`."""
         torch.ops.adaptiverl.sum_squares_(bucket.rows(), decision.block, out, always, of_parameters)
 
-    def adamw_step(
+    def step(
         self, bucket: Bucket, decision: Decision, squares: Tensor, gradient_scale: Tensor | None
     ) -> None:
         """See `Backend`."""
-        self._step(torch.ops.adaptiverl.adamw_step_, bucket, decision, squares, gradient_scale)
-
-    def sgd_step(
-        self, bucket: Bucket, decision: Decision, squares: Tensor, gradient_scale: Tensor | None
-    ) -> None:
-        """See `Backend`."""
-        self._step(torch.ops.adaptiverl.sgd_step_, bucket, decision, squares, gradient_scale)
-
-    @staticmethod
-    def _step(
-        operator: Callable[..., None],
-        bucket: Bucket,
-        decision: Decision,
-        squares: Tensor,
-        gradient_scale: Tensor | None,
-    ) -> None:
-        operator(
+        CPU_STEPS[bucket.algorithm](
             bucket.rows(),
             decision.block,
             decision.groups,
@@ -179,12 +153,12 @@ class TritonBackend:
 
     def accepts(self, entry: ParameterEntry, noisy: bool) -> bool:
         """float32 moments, and everything in one order (`lie_alike`)."""
-        moments = [m for m in entry.moments() if m is not None]
+        moments = [m for m in entry.slots if m is not None]
         return all(m.dtype == torch.float32 for m in moments) and lie_alike(entry.shaped(), noisy)
 
     def variant(self, entry: ParameterEntry) -> tuple[Any, ...]:
         """A kernel is compiled for dtypes and for the moments that there are."""
-        kept = tuple(m is not None for m in entry.moments())
+        kept = tuple(m is not None for m in entry.slots)
         return entry.param.dtype, entry.grad.dtype, kept
 
     def count_steps(self, bucket: Bucket, decision: Decision) -> None:
@@ -214,31 +188,15 @@ class TritonBackend:
             of_parameters=of_parameters,
         )
 
-    def adamw_step(
+    def step(
         self, bucket: Bucket, decision: Decision, squares: Tensor, gradient_scale: Tensor | None
     ) -> None:
         """See `Backend`."""
-        _, _, (_, _, amsgrad) = bucket.variant
-        step = partial(self._adamw.adamw_step, amsgrad=amsgrad)
-        self._step(step, bucket, decision, squares, gradient_scale)
-
-    def sgd_step(
-        self, bucket: Bucket, decision: Decision, squares: Tensor, gradient_scale: Tensor | None
-    ) -> None:
-        """See `Backend`."""
-        _, _, (momentum, _, _) = bucket.variant
-        step = partial(self._sgd.sgd_step, momentum=momentum)
-        self._step(step, bucket, decision, squares, gradient_scale)
-
-    def _step(
-        self,
-        step: Callable[..., None],
-        bucket: Bucket,
-        decision: Decision,
-        squares: Tensor,
-        gradient_scale: Tensor | None,
-    ) -> None:
-        param_dtype, grad_dtype, _ = bucket.variant
+        param_dtype, grad_dtype, kept = bucket.variant
+        step = {
+            "adamw": partial(self._adamw.adamw_step, amsgrad=kept[-1]),
+            "sgd": partial(self._sgd.sgd_step, momentum=kept[0]),
+        }[bucket.algorithm]
         scratch = self._scratch(bucket, decision)
         step(
             bucket.rows(),
@@ -301,48 +259,34 @@ class ReferenceBackend:
         of_parameters: bool = False,
     ) -> None:
         """See `Backend`."""
-        if always or self._noise_on(decision):
+        if always or noise_on(decision):
             reference.sum_squares(bucket.entries, out, of_parameters)
 
-    def adamw_step(
+    def step(
         self, bucket: Bucket, decision: Decision, squares: Tensor, gradient_scale: Tensor | None
     ) -> None:
         """See `Backend`."""
-        self._step(reference.adamw_step, bucket, decision, squares, gradient_scale)
-
-    def sgd_step(
-        self, bucket: Bucket, decision: Decision, squares: Tensor, gradient_scale: Tensor | None
-    ) -> None:
-        """See `Backend`."""
-        self._step(reference.sgd_step, bucket, decision, squares, gradient_scale)
-
-    def _step(
-        self,
-        step: Callable[..., None],
-        bucket: Bucket,
-        decision: Decision,
-        squares: Tensor,
-        gradient_scale: Tensor | None,
-    ) -> None:
+        step = {"adamw": reference.adamw_step, "sgd": reference.sgd_step}[bucket.algorithm]
         step(
             bucket.entries,
             decision,
             decision.groups,
             decision.effective,
-            squares if self._noise_on(decision) else None,
+            squares if noise_on(decision) else None,
             gradient_scale,
             decision.skippable,
             decision.noise_on_parameter,
             sums_of(bucket, decision),
         )
 
-    @staticmethod
-    def _noise_on(decision: Decision) -> bool:
-        # σ is a host's own memory on the CPU; elsewhere reading it would wait for the device.
-        block = decision.block
-        if not decision.noise_possible or block.device.type != "cpu" or is_fake(block):
-            return decision.noise_possible
-        return decision.noise.item() != 0
+
+def noise_on(decision: Decision) -> bool:
+    """Whether σ may be above 0 in this step, by what the host knows without waiting."""
+    # σ is a host's own memory on the CPU; elsewhere reading it would wait for the device.
+    block = decision.block
+    if not decision.noise_possible or block.device.type != "cpu" or is_fake(block):
+        return decision.noise_possible
+    return decision.noise.item() != 0
 
 
 @dataclass(frozen=True)
@@ -354,7 +298,6 @@ class Resolution:
 
 
 CPU, REFERENCE = CpuBackend(), ReferenceBackend()
-noise_on = ReferenceBackend._noise_on
 
 
 TRITON_DTYPES = frozenset(
@@ -501,60 +444,12 @@ def _tell_autograd(bucket: Bucket) -> None:
     torch.autograd.graph.increment_version(bucket.params)
 
 
-class GradientScale:
-    """The one factor on every gradient: what clipping leaves (decisions.md 18) / the loss scale.
-
-    Args:
-        max_grad_norm: The global norm to clip to, or None.
-        workspace: Owns the factor and the limit.
-    """
-
-    def __init__(self, max_grad_norm: float | None, workspace: Workspace) -> None:
-        self._max_grad_norm = max_grad_norm
-        self._workspace = workspace
-
-    def __call__(
-        self,
-        buckets: Sequence[Bucket],
-        squares: Mapping[torch.device, Tensor],
-        grad_scale: Tensor | None,
-    ) -> Tensor | None:
-        """This step's factor; one launch where all tensors are on one device with Triton.
-
-        Args:
-            buckets: The step's; at least one.
-            squares: Σ g² of all tensors by device, float64; read where there is a norm to clip to.
-            grad_scale: What a gradient scaler multiplied the loss by; or None.
-
-        Returns:
-            0-d float64; None where there is nothing to do.
-        """
-        if self._max_grad_norm is None and grad_scale is None:
-            return None
-        launcher = next((b.backend for b in buckets if isinstance(b.backend, TritonBackend)), None)
-        if launcher is None or len(squares) > 1:
-            return reference.gradient_scale(list(squares.values()), self._max_grad_norm, grad_scale)
-        ((device, whole),) = squares.items()
-        if grad_scale is not None:
-            grad_scale = grad_scale.to(device, non_blocking=True)
-        limit, factor = self._memory(device)
-        launcher.gradient_scale(whole, limit, grad_scale, factor)
-        return factor
-
-    def _memory(self, device: torch.device) -> tuple[Tensor | None, Tensor]:
-        def make() -> tuple[Tensor, ...]:
-            numbers = (1.0,) if self._max_grad_norm is None else (1.0, self._max_grad_norm)
-            return tuple(torch.full((), n, dtype=torch.float64, device=device) for n in numbers)
-
-        factor, *limit = self._workspace.hold(("factor", device), None, device, make)
-        return (limit[0] if limit else None), factor
-
-
 OPERATORS = (
     "observe_",
+    "observe_numbers_",
     "advance_",
     "count_steps_",
-    "gather_alignment_",
+    "reduce_alignment_",
     "update_",
     "read_groups_",
     "start_",
@@ -687,5 +582,9 @@ def describe() -> str:
 
 
 load_operators()
+CPU_STEPS = {
+    "adamw": torch.ops.adaptiverl.adamw_step_.default,
+    "sgd": torch.ops.adaptiverl.sgd_step_.default,
+}
 for _operator in OPERATORS:
     torch.library.register_fake(f"adaptiverl::{_operator}", _changes_nothing_fake)

@@ -33,11 +33,11 @@ struct AdamWLoops {
 const AdamWLoops& loops() { return ADAPTIVERL_CHOSEN(kAdamWLoops); }
 
 AdamWRun run_of(const TensorRow& row, int64_t begin, int64_t count) {
-  float* max_exp_avg_sq = at<float>(row.max_exp_avg_sq);
+  float* max_exp_avg_sq = at<float>(row.state2);
   return AdamWRun{at<float>(row.param) + begin,
                   at<const float>(row.grad) + begin,
-                  at<float>(row.exp_avg) + begin,
-                  at<float>(row.exp_avg_sq) + begin,
+                  at<float>(row.state0) + begin,
+                  at<float>(row.state1) + begin,
                   max_exp_avg_sq == nullptr ? nullptr : max_exp_avg_sq + begin,
                   count};
 }

@@ -5,7 +5,7 @@
 #include <cmath>
 #include <cstdint>
 
-#include "control_law.h"
+#include "layout.h"
 #include "noise.h"
 #include "philox.h"
 #include "tables.h"
@@ -32,17 +32,17 @@ inline AdamWScalars adamw_scalars(const TensorRow& row, const Group& group,
                                   double gradient_scale, bool noise_on_parameter) {
   const double bias1 = 1 - *at<const double>(row.mu_product);
   const double bias2_sqrt =
-      std::sqrt(1 - std::pow(group.beta2, static_cast<double>(*at<const float>(row.step))));
+      std::sqrt(1 - std::pow(group.hyper0, static_cast<double>(*at<const float>(row.step))));
   AdamWScalars scalars;
   // -(grad * scale) and grad * -scale are the same bits.
   scalars.gradient_scale = static_cast<float>(row.maximize != 0 ? -gradient_scale : gradient_scale);
   scalars.noise_scale = static_cast<float>(
       noise_scale(row, effective, noise, square, gradient_scale, noise_on_parameter));
   scalars.one_minus_momentum = static_cast<float>(1 - effective.momentum);
-  scalars.beta2 = static_cast<float>(group.beta2);
-  scalars.one_minus_beta2 = static_cast<float>(1 - group.beta2);
+  scalars.beta2 = static_cast<float>(group.hyper0);
+  scalars.one_minus_beta2 = static_cast<float>(1 - group.hyper0);
   scalars.bias2_sqrt = static_cast<float>(bias2_sqrt);
-  scalars.eps = static_cast<float>(group.eps);
+  scalars.eps = static_cast<float>(group.hyper1);
   scalars.decay = static_cast<float>(1 - effective.lr * group.weight_decay);
   scalars.step_size = static_cast<float>(effective.lr / bias1);
   scalars.noise_on_parameter = noise_on_parameter;

@@ -31,7 +31,7 @@ struct SGDLoops {
 const SGDLoops& loops() { return ADAPTIVERL_CHOSEN(kSGDLoops); }
 
 SGDRun run_of(const TensorRow& row, int64_t begin, int64_t count) {
-  float* momentum_buffer = at<float>(row.exp_avg);
+  float* momentum_buffer = at<float>(row.state0);
   return SGDRun{at<float>(row.param) + begin, at<const float>(row.grad) + begin,
                 momentum_buffer == nullptr ? nullptr : momentum_buffer + begin, count};
 }
@@ -75,7 +75,7 @@ void sgd_step(Tensor rows_tensor, Tensor block, Tensor groups_tensor, Tensor eff
   const TensorRow* rows = rows_of(rows_tensor);
   const int64_t count = rows_tensor.size(0);
   const State* state = state_of(block);
-  const SGDGroup* groups = records<SGDGroup>(groups_tensor, "groups", 0);
+  const Group* groups = records<Group>(groups_tensor, "groups", 0);
   const int64_t group_count = count_of(groups_tensor);
   const EffectiveGroup* effective =
       records<EffectiveGroup>(effective_tensor, "effective", group_count);

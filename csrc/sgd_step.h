@@ -5,24 +5,14 @@
 #include <cmath>
 #include <cstdint>
 
-#include "control_law.h"
+#include "layout.h"
 #include "noise.h"
 #include "philox.h"
 #include "tables.h"
 
 namespace adaptiverl {
 
-// A row of the group table as AdaptiveSGD fills it; `Group` by other names. The momentum that a
-// step uses is the effective one: this is where it starts.
-struct SGDGroup {
-  double lr;
-  double momentum;
-  double dampening;
-  double options;  // a sum of the two below
-  double weight_decay;
-};
-static_assert(sizeof(SGDGroup) == sizeof(Group));
-
+// What `Group::hyper1` is a sum of; `hyper0` is the dampening.
 constexpr int kOptionNesterov = 1;
 constexpr int kOptionDecoupled = 2;
 
@@ -43,10 +33,10 @@ struct SGDScalars {
 };
 
 // `square` is only read where there is noise.
-inline SGDScalars sgd_scalars(const TensorRow& row, const SGDGroup& group,
+inline SGDScalars sgd_scalars(const TensorRow& row, const Group& group,
                               const EffectiveGroup& effective, double noise, double square,
                               double gradient_scale, bool noise_on_parameter) {
-  const int options = static_cast<int>(group.options);
+  const int options = static_cast<int>(group.hyper1);
   const bool decoupled = (options & kOptionDecoupled) != 0;
   // The first gradient goes undampened into a buffer of zeros: it is the buffer then, as in torch.
   const bool first = *at<const float>(row.step) <= 1;
@@ -57,7 +47,7 @@ inline SGDScalars sgd_scalars(const TensorRow& row, const SGDGroup& group,
       noise_scale(row, effective, noise, square, gradient_scale, noise_on_parameter));
   scalars.weight_decay = static_cast<float>(decoupled ? 0 : group.weight_decay);
   scalars.momentum = static_cast<float>(effective.momentum);
-  scalars.one_minus_dampening = static_cast<float>(first ? 1 : 1 - group.dampening);
+  scalars.one_minus_dampening = static_cast<float>(first ? 1 : 1 - group.hyper0);
   scalars.decay = static_cast<float>(decoupled ? 1 - effective.lr * group.weight_decay : 1);
   scalars.lr = static_cast<float>(effective.lr);
   scalars.nesterov = (options & kOptionNesterov) != 0;

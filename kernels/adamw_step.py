@@ -18,19 +18,19 @@ from adaptiverl.kernels.layout import (
     EFFECTIVE_COLUMNS,
     EFFECTIVE_LR,
     EFFECTIVE_MOMENTUM,
-    EXP_AVG,
-    EXP_AVG_SQ,
     GRAD,
     GROUP,
-    GROUP_BETA2,
     GROUP_COLUMNS,
-    GROUP_EPS,
+    GROUP_HYPER0,
+    GROUP_HYPER1,
     GROUP_WEIGHT_DECAY,
-    MAX_EXP_AVG_SQ,
     MAXIMIZE,
     MU_PRODUCT,
     OFFSET,
     PARAM,
+    STATE0,
+    STATE1,
+    STATE2,
     STEP,
     TRITON_DTYPES,
 )
@@ -75,9 +75,9 @@ def _full_blocks(rows, chunks, AMSGRAD: tl.constexpr, CHUNK: tl.constexpr, BLOCK
     # How many blocks of this chunk the wide path takes: all that are full, or none.
     table, start, length = chunk_of(rows, chunks, CHUNK)
     addresses = tl.load(table + PARAM) | tl.load(table + GRAD)
-    addresses |= tl.load(table + EXP_AVG) | tl.load(table + EXP_AVG_SQ)
+    addresses |= tl.load(table + STATE0) | tl.load(table + STATE1)
     if AMSGRAD:
-        addresses |= tl.load(table + MAX_EXP_AVG_SQ)
+        addresses |= tl.load(table + STATE2)
     element = tl.load(table + OFFSET) + start
     full = 0
     if ((addresses & 15) == 0) & ((element & 3) == 0):
@@ -112,10 +112,10 @@ def _sweep(
     element = tl.load(table + OFFSET) + start
     params = pointer_of(table, PARAM, PARAM_TYPE, start)
     grads = pointer_of(table, GRAD, GRAD_TYPE, start)
-    exp_avgs = pointer_of(table, EXP_AVG, tl.float32, start)
-    exp_avg_sqs = pointer_of(table, EXP_AVG_SQ, tl.float32, start)
+    exp_avgs = pointer_of(table, STATE0, tl.float32, start)
+    exp_avg_sqs = pointer_of(table, STATE1, tl.float32, start)
     if AMSGRAD:
-        max_exp_avg_sqs = pointer_of(table, MAX_EXP_AVG_SQ, tl.float32, start)
+        max_exp_avg_sqs = pointer_of(table, STATE2, tl.float32, start)
     STEP_BY: tl.constexpr = BLOCK if WIDE else NARROW
     if WIDE:
         first = 0
@@ -258,8 +258,8 @@ def adamw_step_kernel(
     group = tl.load(table + GROUP)
     lr = tl.load(effective + group * EFFECTIVE_COLUMNS + EFFECTIVE_LR)
     momentum = tl.load(effective + group * EFFECTIVE_COLUMNS + EFFECTIVE_MOMENTUM)
-    beta2 = tl.load(groups + group * GROUP_COLUMNS + GROUP_BETA2)
-    eps = tl.load(groups + group * GROUP_COLUMNS + GROUP_EPS).to(tl.float32)
+    beta2 = tl.load(groups + group * GROUP_COLUMNS + GROUP_HYPER0)
+    eps = tl.load(groups + group * GROUP_COLUMNS + GROUP_HYPER1).to(tl.float32)
     weight_decay = tl.load(groups + group * GROUP_COLUMNS + GROUP_WEIGHT_DECAY)
     step = tl.load(tl.load(table + STEP).to(tl.pointer_type(tl.float32))).to(tl.float64)
     mu_product = tl.load(tl.load(table + MU_PRODUCT).to(tl.pointer_type(tl.float64)))

@@ -1,6 +1,6 @@
 """The parameter step in plain torch, for any device and dtype: the fused sweeps' readable twin.
 
-Every function works on `entries`, records with the attributes of `adaptiverl.tables.Entry`, and
+Every function works on `entries`, records like `adaptiverl.step.entries.ParameterEntry`, and
 reads the knobs from 0-d tensors, so nothing here waits for a device. Statement order is that of
 `csrc/adamw_step.h` and `adamw_step.py`.
 
@@ -28,31 +28,18 @@ NESTEROV, DECOUPLED = 1, 2
 
 
 class ParameterEntry(Protocol):
-    """One parameter and what belongs to it (`adaptiverl.tables.ParameterEntry`)."""
+    """One parameter and what belongs to it (`adaptiverl.step.entries.ParameterEntry`)."""
 
     param: Tensor
     grad: Tensor
+    slots: tuple[Tensor | None, ...]
     step: Tensor
+    mu_product: Tensor | None
     group: int
     index: int
     offset: int
     logical_numel: int
     maximize: bool
-
-
-class Entry(ParameterEntry, Protocol):
-    """The same of an AdamW step."""
-
-    exp_avg: Tensor
-    exp_avg_sq: Tensor
-    max_exp_avg_sq: Tensor | None
-    mu_product: Tensor
-
-
-class SGDEntry(ParameterEntry, Protocol):
-    """The same of an SGD step."""
-
-    momentum_buffer: Tensor | None
 
 
 class Knobs(Protocol):
@@ -208,17 +195,18 @@ def count_step(entry: ParameterEntry, active: Tensor | None) -> None:
         entry.step += active
 
 
-def count_momentum(entry: Entry, momentum: Tensor, active: Tensor | None) -> None:
+def count_momentum(entry: ParameterEntry, momentum: Tensor, active: Tensor | None) -> None:
     """One more factor of the product of its momenta (decisions.md 16); before `count_step`.
 
     It starts anew with the count, which who resets a parameter sets to 0.
     """
+    assert entry.mu_product is not None
     product = torch.where(entry.step == 0, momentum, entry.mu_product * momentum)
     _write(entry.mu_product, product, active)
 
 
 def adamw_step(
-    entries: Sequence[Entry],
+    entries: Sequence[ParameterEntry],
     knobs: Knobs,
     groups: Tensor,
     effective: Tensor,
@@ -260,7 +248,7 @@ def adamw_step(
 
 
 def _adamw_tensor(
-    entry: Entry,
+    entry: ParameterEntry,
     knobs: Knobs,
     group: Tensor,
     effective: Tensor,
@@ -276,7 +264,11 @@ def _adamw_tensor(
     count_momentum(entry, momentum, active)
     count_step(entry, active)
 
-    param, exp_avg, exp_avg_sq = _real(entry.param), _real(entry.exp_avg), _real(entry.exp_avg_sq)
+    param = _real(entry.param)
+    exp_avg, exp_avg_sq, max_exp_avg_sq = (s if s is None else _real(s) for s in entry.slots)
+    assert exp_avg is not None
+    assert exp_avg_sq is not None
+    assert entry.mu_product is not None
     dtype = torch.promote_types(param.dtype, torch.float32)
     step_size, bias2_sqrt, decay, one_minus_momentum, one_minus_beta2, beta2, eps = _beside(
         param,
@@ -301,9 +293,9 @@ def _adamw_tensor(
     m = m + one_minus_momentum * (g - m)
     v = v * beta2 + one_minus_beta2 * (g * g)
     v_hat = v
-    if entry.max_exp_avg_sq is not None:
-        v_hat = torch.maximum(_real(entry.max_exp_avg_sq).to(dtype), v)
-        _write(_real(entry.max_exp_avg_sq), v_hat, active)
+    if max_exp_avg_sq is not None:
+        v_hat = torch.maximum(max_exp_avg_sq.to(dtype), v)
+        _write(max_exp_avg_sq, v_hat, active)
     denominator = v_hat.sqrt() / bias2_sqrt + eps
     p = param.to(dtype) * decay - step_size * (m / denominator)
     if square is not None and noise_on_parameter:
@@ -314,7 +306,7 @@ def _adamw_tensor(
 
 
 def sgd_step(
-    entries: Sequence[SGDEntry],
+    entries: Sequence[ParameterEntry],
     knobs: Knobs,
     groups: Tensor,
     effective: Tensor,
@@ -347,7 +339,7 @@ def sgd_step(
 
 
 def _sgd_tensor(
-    entry: SGDEntry,
+    entry: ParameterEntry,
     knobs: Knobs,
     group: Tensor,
     effective: Tensor,
@@ -383,7 +375,8 @@ def _sgd_tensor(
     if entry.maximize:
         g = -g
     g = torch.where(coupled, g + weight_decay * p, g)
-    buffer = None if entry.momentum_buffer is None else _real(entry.momentum_buffer)
+    (momentum_buffer,) = entry.slots
+    buffer = None if momentum_buffer is None else _real(momentum_buffer)
     if sums is not None:
         u = torch.zeros_like(g) if buffer is None else buffer.to(dtype)
         _sum_alignment(g, u, sums, active)

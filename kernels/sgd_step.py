@@ -16,16 +16,16 @@ from adaptiverl.kernels.layout import (
     EFFECTIVE_COLUMNS,
     EFFECTIVE_LR,
     EFFECTIVE_MOMENTUM,
-    EXP_AVG,
     GRAD,
     GROUP,
     GROUP_COLUMNS,
+    GROUP_HYPER0,
+    GROUP_HYPER1,
+    GROUP_WEIGHT_DECAY,
     MAXIMIZE,
     OFFSET,
     PARAM,
-    SGD_GROUP_DAMPENING,
-    SGD_GROUP_OPTIONS,
-    SGD_GROUP_WEIGHT_DECAY,
+    STATE0,
     STEP,
     TRITON_DTYPES,
 )
@@ -63,7 +63,7 @@ def _full_blocks(rows, chunks, MOMENTUM: tl.constexpr, CHUNK: tl.constexpr, BLOC
     table, start, length = chunk_of(rows, chunks, CHUNK)
     addresses = tl.load(table + PARAM) | tl.load(table + GRAD)
     if MOMENTUM:
-        addresses |= tl.load(table + EXP_AVG)
+        addresses |= tl.load(table + STATE0)
     element = tl.load(table + OFFSET) + start
     full = 0
     if ((addresses & 15) == 0) & ((element & 3) == 0):
@@ -97,7 +97,7 @@ def _sweep(
     params = pointer_of(table, PARAM, PARAM_TYPE, start)
     grads = pointer_of(table, GRAD, GRAD_TYPE, start)
     if MOMENTUM:
-        buffers = pointer_of(table, EXP_AVG, tl.float32, start)
+        buffers = pointer_of(table, STATE0, tl.float32, start)
     STEP_BY: tl.constexpr = BLOCK if WIDE else NARROW
     if WIDE:
         first = 0
@@ -228,9 +228,9 @@ def sgd_step_kernel(
     group = tl.load(table + GROUP)
     lr = tl.load(effective + group * EFFECTIVE_COLUMNS + EFFECTIVE_LR)
     momentum = tl.load(effective + group * EFFECTIVE_COLUMNS + EFFECTIVE_MOMENTUM).to(tl.float32)
-    dampening = tl.load(groups + group * GROUP_COLUMNS + SGD_GROUP_DAMPENING)
-    options = tl.load(groups + group * GROUP_COLUMNS + SGD_GROUP_OPTIONS).to(tl.int32)
-    weight_decay = tl.load(groups + group * GROUP_COLUMNS + SGD_GROUP_WEIGHT_DECAY)
+    dampening = tl.load(groups + group * GROUP_COLUMNS + GROUP_HYPER0)
+    options = tl.load(groups + group * GROUP_COLUMNS + GROUP_HYPER1).to(tl.int32)
+    weight_decay = tl.load(groups + group * GROUP_COLUMNS + GROUP_WEIGHT_DECAY)
     step = tl.load(tl.load(table + STEP).to(tl.pointer_type(tl.float32)))
     decoupled = (options & DECOUPLED) != 0
     nesterov = (options & NESTEROV) != 0

@@ -6,10 +6,8 @@ triton is imported, so these tests need a process of their own.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import oracle
@@ -25,6 +23,8 @@ from tolerances import assert_close
 from torch import Tensor
 from triton import knobs
 from triton.runtime import interpreter
+
+from adaptiverl.layout import FIELDS
 
 if not knobs.runtime.interpret:
     raise RuntimeError("set TRITON_INTERPRET=1 before Python starts: these tests run interpreted")
@@ -60,11 +60,7 @@ def _hardware_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def controller_block(noise: float, active: float = 1, step: float = 5) -> Tensor:
-    """The controller's block as csrc/control_law.h lays it out; what no kernel may read is NaN."""
-    header = (Path(__file__).parent.parent / "csrc" / "control_law.h").read_text()
-    body = re.search(r"struct State \{(.*?)\};", header, re.DOTALL)
-    assert body
-    fields = re.findall(r"double (\w+);", body[1])
+    """The controller's state; what no kernel may read is NaN."""
     values = {
         "noise": noise,
         "active": active,
@@ -72,8 +68,8 @@ def controller_block(noise: float, active: float = 1, step: float = 5) -> Tensor
         "seed_low": SEED & 0xFFFFFFFF,
         "seed_high": SEED >> 32,
     }
-    assert values.keys() <= set(fields)
-    return torch.tensor([values.get(name, float("nan")) for name in fields], dtype=torch.float64)
+    assert values.keys() <= set(FIELDS)
+    return torch.tensor([values.get(name, float("nan")) for name in FIELDS], dtype=torch.float64)
 
 
 def place(values: Tensor, misaligned: bool) -> Tensor:

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from tolerances import assert_close
 from torch import Tensor
 
-from adaptiverl.laws import State
-from adaptiverl.tables import COLUMNS, SGDEntry
+from adaptiverl.layout import State
+from adaptiverl.step.entries import COLUMNS, SGDEntry
 
 BLOCK, PIECE = 1024, 262144
 """Elements that the compiled sweep takes at once, and that one thread takes."""

@@ -23,8 +23,8 @@ from tolerances import assert_close
 from torch import Tensor
 
 from adaptiverl import AdaptiveAdamW, Control
-from adaptiverl.laws import State
-from adaptiverl.tables import COLUMNS, Entry
+from adaptiverl.layout import State
+from adaptiverl.step.entries import COLUMNS, Entry
 
 CSRC = Path(__file__).resolve().parents[1] / "csrc"
 BLOCK, PIECE = 1024, 262144

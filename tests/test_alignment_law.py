@@ -1,6 +1,6 @@
-"""The alignment law of α (decisions.md 22 to 25): by hand, against the oracle, and in training.
+"""The alignment law of α (method.md#alignment): by hand, against the oracle, and in training.
 
-Most tests are run on both twins: laws.py and the C++ controller.
+Most tests are run on both twins: the Python law and the C++ controller.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from law_twin import break_law, numbers, start
 from oracle import OracleAlignmentController
 from oracle import group_lr as oracle_group_lr
 from streams import (
@@ -46,9 +47,10 @@ from training import (
     values,
 )
 
-from adaptiverl import AdaptiveAdamW, Control, laws
-from adaptiverl.controller import SLOT, TRACE_COLUMNS, Controller
-from adaptiverl.laws import State
+from adaptiverl import AdaptiveAdamW, Control
+from adaptiverl.controller import Controller
+from adaptiverl.law import alignment, knobs, loop
+from adaptiverl.layout import SLOT, TRACE_COLUMNS, State
 
 INF, NAN = math.inf, math.nan
 LR, MOMENTUM = 1e-3, 0.9
@@ -59,11 +61,11 @@ ALIGNED = Control(law="alignment", every=1)
 
 
 class PythonTwin:
-    """laws.py, told what an optimizer would tell its controller."""
+    """The Python law, told what an optimizer would tell its controller."""
 
     def __init__(self, control: Control, lr: float = LR, momentum: float = MOMENTUM) -> None:
-        self.control, self.limits = control, control.limits(lr, momentum)
-        self.state = laws.start(control, self.limits, lr, momentum)
+        self.control, self.numbers = control, numbers(control, lr, momentum)
+        self.state = start(control, lr, momentum)
 
     def step(self, step: Step) -> State:
         state, by_epoch = self.state, self.control.every is None
@@ -71,11 +73,9 @@ class PythonTwin:
         if step.skipped:
             return replace(state)
         observed = (None, None) if by_epoch else (step.loss, step.reward)
-        laws.advance(state, self.control, self.limits, *observed)
+        loop.advance(state, self.numbers, *observed)
         if by_epoch and step.loss is not None:
-            laws.sense(state, self.control, step.loss, step.reward)
-            laws.act(state, self.control, self.limits)
-            laws.read_knobs(state, self.limits)
+            loop.update(state, self.numbers, step.loss, step.reward)
         if step.sums is not None:
             state.aligned_gu, state.aligned_gg, state.aligned_uu = step.sums
             state.aligned_pending = 1.0
@@ -98,7 +98,7 @@ class CompiledTwin:
 
     @property
     def state(self) -> State:
-        return State(*self.controller.read())
+        return self.controller.read()
 
     def step(self, step: Step) -> State:
         by_epoch = self.control.every is None
@@ -109,7 +109,7 @@ class CompiledTwin:
         if by_epoch and step.loss is not None and not step.skipped:
             self.controller.update(step.loss, step.reward)
         if step.sums is not None:
-            self.controller.gather([torch.tensor([step.sums], dtype=torch.float64)])
+            self.controller.reduce_alignment([torch.tensor([step.sums], dtype=torch.float64)])
         return self.state
 
     def put(self, **numbers: float) -> None:
@@ -188,13 +188,15 @@ def test_six_steps_by_hand(twin: str) -> None:
 def test_sense_alignment() -> None:
     state = fresh()
     tell(state, (3.0, 4.0, 25.0))  # h = 3/(2·5) = 0.3
-    assert_close(laws.sense_alignment(state), 1.0, "alignment_law")
+    assert_close(alignment.sense_alignment(state), 1.0, "alignment_law")
     assert_close(state.alignment, 0.3, "alignment_law")
     assert_close(state.alignment_square, 0.0045, "alignment_law")  # 0.05·0.09
     assert state.alignment_weight == 0.05
     tell(state, (-9.0, 4.0, 25.0))  # h = −0.9
     # S2 = 0.95·0.0045 + 0.05·0.81 = 0.044775, over 0.95·0.05 + 0.05 = 0.0975: RMS = 0.677662.
-    assert_close(laws.sense_alignment(state), -0.9 / math.sqrt(0.044775 / 0.0975), "alignment_law")
+    assert_close(
+        alignment.sense_alignment(state), -0.9 / math.sqrt(0.044775 / 0.0975), "alignment_law"
+    )
     assert state.alignment_direction == -1.0  # what e sees ends at ±1
     assert_close(state.alignment_mean, 0.8 * 0.2 - 0.2, "alignment_law", scale=0.2)
 
@@ -204,7 +206,7 @@ def test_one_step_says_no_more_than_two_units() -> None:
     for cosine, score in [(1e-3, 1.0)] * 20 + [(0.9, 2.0), (-0.9, -2.0), (0.0, 0.0)]:
         tell(state, with_cosine(cosine))
         # After 20 of 1/1000 their RMS is hardly more than that: 0.9 is 3.6 of them, −0.9 then 2.6.
-        assert laws.sense_alignment(state) == pytest.approx(score, abs=1e-12)
+        assert alignment.sense_alignment(state) == pytest.approx(score, abs=1e-12)
         assert state.alignment_direction == pytest.approx(np.sign(score), abs=1e-12)
 
 
@@ -221,7 +223,7 @@ def test_one_step_says_no_more_than_two_units() -> None:
     ],
 )
 def test_beyond_noise(mean: float, expected: float) -> None:
-    assert_close(laws.beyond_noise(mean), expected, "alignment_law", scale=1.0)
+    assert_close(alignment.beyond_noise(mean), expected, "alignment_law", scale=1.0)
 
 
 @pytest.mark.parametrize(
@@ -229,11 +231,11 @@ def test_beyond_noise(mean: float, expected: float) -> None:
     [(0.0, -2.0, 0.555), (1.0, 0.0, 0.955), (0.2, 1.0, 0.0), (0.5, 1.0, 0.155), (0.0, 2.0, 0.0)],
 )
 def test_next_overshoot(overshoot: float, score: float, expected: float) -> None:
-    assert_close(laws.next_overshoot(overshoot, score), expected, "alignment_law", scale=1.0)
+    assert_close(alignment.next_overshoot(overshoot, score), expected, "alignment_law", scale=1.0)
 
 
 def fresh(control: Control = ALIGNED) -> State:
-    return laws.start(control, control.limits(LR, MOMENTUM), LR, MOMENTUM)
+    return start(control, LR, MOMENTUM)
 
 
 def tell(state: State, sums: Sums) -> None:
@@ -406,7 +408,7 @@ def test_groups_keep_their_ratios_from_search_to_cooldown() -> None:
         groups = driven.groups[:, 0].tolist()
         expected = [oracle_group_lr(lr, state.lr, LR, "replace") for lr in groups]
         assert_close(driven.effective[:, 0], expected, "alignment_law")
-        assert_close([laws.group_lr(lr, state) for lr in groups], expected, "alignment_law")
+        assert_close([knobs.group_lr(lr, state) for lr in groups], expected, "alignment_law")
     assert phases == {(0.0, False), (1.0, False), (1.0, True)}
     assert driven.effective[:, 0].tolist() == [0.0, 0.0, 0.0]
 
@@ -492,9 +494,9 @@ def test_the_sums_of_all_tensors_are_added_in_order() -> None:
     controller = Controller(ALIGNED, LR, MOMENTUM)
     # In this order and no other: 1 is lost in 2^53, 2^53 + 2 is exact.
     rows = torch.tensor([[2.0**53] * 3, [1.0] * 3, [1.0] * 3, [2.0] * 3], dtype=torch.float64)
-    controller.gather([rows[:1], rows[1:1], rows[1:]])
+    controller.reduce_alignment([rows[:1], rows[1:1], rows[1:]])
     assert controller.alignment.tolist() == [2.0**53 + 2] * 3
-    controller.gather([])
+    controller.reduce_alignment([])
     assert controller.alignment.tolist() == [0.0] * 3
 
 
@@ -621,7 +623,7 @@ def python_against_oracle() -> None:
 @pytest.mark.parametrize("name", MUTANTS)
 def test_the_comparison_sees_a_mutant(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     python_against_oracle()
-    monkeypatch.setattr(laws, name, MUTANTS[name])
+    break_law(monkeypatch, name, MUTANTS[name])
     with pytest.raises(AssertionError):
         python_against_oracle()
 
@@ -635,7 +637,7 @@ OTHERS += [("SAME_RATE", -1.0), ("OVERSHOOT_NONE", 0.2), ("OVERSHOOT_NONE", 5.0)
 def test_the_comparison_sees_another_constant(
     name: str, factor: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(laws, name, factor * getattr(laws, name))
+    break_law(monkeypatch, name, factor * getattr(alignment, name))
     with pytest.raises(AssertionError):
         python_against_oracle()
 
@@ -647,7 +649,7 @@ def test_the_comparison_of_the_twins_sees_a_mutant(
     steps = alignment_stream(400, 200, seed=3)
     compiled = course("compiled", ALIGNED, steps)
     assert_equal(compiled, course("python", ALIGNED, steps))
-    monkeypatch.setattr(laws, name, MUTANTS[name])
+    break_law(monkeypatch, name, MUTANTS[name])
     with pytest.raises(AssertionError):
         assert_equal(compiled, course("python", ALIGNED, steps))
 
@@ -778,7 +780,7 @@ def test_a_broken_law_breaks_a_promise(
     control = Control(law="alignment", horizon=300)
     steps = sweeps(sums_of(cosines(400, 200, seed=3, mean=3.0)))
     check("python", control, steps, MOMENTUM)
-    monkeypatch.setattr(laws, name, mutant)
+    break_law(monkeypatch, name, mutant)
     with pytest.raises(AssertionError):
         check("python", control, steps, MOMENTUM)
 
@@ -1124,7 +1126,7 @@ def test_groups_keep_their_ratios_in_training() -> None:
     for step in range(130):
         descend(optimizer, params, 1, first=step)
         knobs = optimizer.knobs()
-        table = optimizer._group_table
+        table = optimizer._round._group_table
         assert table is not None
         first, second, third = table.effective[:, 0].tolist()
         assert first == pytest.approx(knobs["alpha"], rel=1e-12)
@@ -1222,7 +1224,7 @@ def test_a_finished_run_can_go_on_under_a_control_that_does_not_anneal(control: 
 
 def test_rows_of_sums_are_counted_by_their_numbers() -> None:
     controller = Controller(Control.find_lr(), 1e-3, 0.9)
-    controller.gather([torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64)])
+    controller.reduce_alignment([torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64)])
     assert controller.alignment.tolist() == [1.0, 2.0, 4.0]
     with pytest.raises(RuntimeError, match="sums must hold"):
-        controller.gather([torch.zeros(4, dtype=torch.float64)])
+        controller.reduce_alignment([torch.zeros(4, dtype=torch.float64)])

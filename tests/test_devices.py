@@ -13,9 +13,10 @@ from stand_in import DEVICE, OnStandIn, StandIn
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from adaptiverl import AdaptiveAdamW, AdaptiveSGD, Control, dispatch, optimizer
+from adaptiverl import AdaptiveAdamW, AdaptiveSGD, Control, dispatch
 from adaptiverl.devices import numbers_device
 from adaptiverl.optimizer import AdaptiveOptimizer
+from adaptiverl.step import round
 
 CARD = torch.device("cuda", 0)
 TYPES = (torch.float32, torch.float32)
@@ -226,7 +227,7 @@ def assert_same(case: Case, found: AdaptiveOptimizer, expected: AdaptiveOptimize
 
 @pytest.fixture
 def _plain_torch_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(optimizer, "backend_for", lambda *_, **__: dispatch.REFERENCE)
+    monkeypatch.setattr(round, "backend_for", lambda *_, **__: dispatch.REFERENCE)
 
 
 @pytest.mark.usefixtures("_plain_torch_everywhere")
@@ -243,7 +244,7 @@ def test_without_float64_the_numbers_live_on_the_cpu(case: Case) -> None:
             assert isinstance(param, OnStandIn)
             state = found.state[param]
             assert state["step"].device == state.get("mu_product", state["step"]).device == CPU
-            moments = found._moments_of(found.param_groups[0])
+            moments = found._algorithm.slots_of(found.param_groups[0])
             assert all(isinstance(state[name], OnStandIn) for name in moments)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +19,7 @@ pytest.importorskip(
     "triton", reason="the kernels need triton, which torch's CPU wheels do not bring along"
 )
 
-from adaptiverl.kernels import layout, philox
+from adaptiverl.kernels import philox
 from adaptiverl.kernels.chunks import CHUNK, chunk_table, partial_sums
 
 ROOT = Path(__file__).parent.parent
@@ -176,37 +175,6 @@ def test_every_sine_and_cosine_is_right_to_a_millionth() -> None:
 
 
 # Tables
-
-
-def struct_fields(header: str, struct: str) -> list[str]:
-    text = (ROOT / "csrc" / header).read_text()
-    body = re.search(rf"struct {struct} \{{(.*?)\}};", text, re.DOTALL)
-    assert body
-    return re.findall(r"(?:double|int64_t) (\w+);", body[1])
-
-
-@pytest.mark.parametrize(
-    ("header", "struct", "prefix", "count"),
-    [
-        ("tables.h", "TensorRow", "", 13),
-        ("control_law.h", "State", "BLOCK_", 5),
-        ("control_law.h", "Group", "GROUP_", 3),
-        ("control_law.h", "EffectiveGroup", "EFFECTIVE_", 2),
-        ("sgd_step.h", "SGDGroup", "SGD_GROUP_", 3),
-    ],
-)
-def test_columns_are_the_headers(header: str, struct: str, prefix: str, count: int) -> None:
-    fields = struct_fields(header, struct)
-    found = 0
-    for number, name in enumerate(fields):
-        slot = getattr(layout, prefix + name.upper(), None)
-        if slot is not None:
-            assert slot.value == number, name
-            found += 1
-    assert found == count
-    columns = getattr(layout, f"{prefix}COLUMNS", None)
-    if columns is not None:
-        assert columns.value == len(fields)
 
 
 def test_chunks_of_a_tensor_lie_side_by_side_and_an_empty_one_has_one() -> None:

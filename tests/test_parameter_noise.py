@@ -20,7 +20,7 @@ from tolerances import assert_close
 from torch import Tensor
 
 from adaptiverl import AdaptiveAdamW, AdaptiveSGD, Control
-from adaptiverl.tables import Entry
+from adaptiverl.step.entries import Entry
 
 GAINS = [name for name in Control.__dataclass_fields__ if name.startswith("gain_")]
 OPTIMIZERS: list[Any] = [AdaptiveAdamW, AdaptiveSGD]

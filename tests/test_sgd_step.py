@@ -43,7 +43,7 @@ from sgd_steps import (
 from tolerances import assert_close
 from torch import Tensor
 
-from adaptiverl.laws import State
+from adaptiverl.layout import State
 
 # --- By hand -----------------------------------------------------------------------------------
 
@@ -264,7 +264,7 @@ def test_same_bits_however_a_tensor_is_cut(cuts: list[int]) -> None:
 
 BITS = """
 import hashlib, torch, adaptiverl
-from adaptiverl.laws import State
+from adaptiverl.layout import State
 torch.manual_seed(0)
 block = torch.zeros(BLOCK, dtype=torch.float64)
 block[1], block[ACTIVE], block[NOISE] = 9, 1, 0.1
