@@ -3,7 +3,7 @@
 #   make ddp     the demo on two ranks of this machine              (RANKS=, and as above)
 #   make test    every test
 #   make check   format, lint, types
-#   make bench   one optimizer step, side by side
+#   make bench   one optimizer step, side by side                  (ARGS= for more)
 #   make scenarios  what the knobs do when training improves, stalls, breaks or shifts
 #   make lr-robustness  thirteen methods from seven starting rates, on three tasks (ARGS= for more)
 #   make codegen    the kernels' machine code for four GPUs, read without one
@@ -47,7 +47,7 @@ test: $(BUILT)
 	$(BIN)/pytest
 
 bench: $(BUILT)
-	$(BIN)/python -m bench.step
+	$(BIN)/python -m bench.step $(ARGS)
 
 scenarios: $(BUILT)
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.scenarios

@@ -165,7 +165,7 @@ class Controller:
             aligned=self._aligned,
         )
 
-    def gather(self, sums: Sequence[Tensor]) -> None:
+    def reduce_alignment(self, sums: Sequence[Tensor]) -> None:
         """What the passes of this step summed becomes the state's, for the next step's α.
 
         Args:

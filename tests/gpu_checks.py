@@ -1,4 +1,4 @@
-"""What only a GPU can show, as plain functions: `test_gpu.py` runs them, and so does bench/gpu.
+"""What only a GPU can show, as plain functions: `test_gpu.py` runs them, and so does bench/gpu.sh.
 
 Nothing here needs pytest. A check returns, raises AssertionError, or raises `Skip` with a reason.
 """

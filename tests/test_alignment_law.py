@@ -109,7 +109,7 @@ class CompiledTwin:
         if by_epoch and step.loss is not None and not step.skipped:
             self.controller.update(step.loss, step.reward)
         if step.sums is not None:
-            self.controller.gather([torch.tensor([step.sums], dtype=torch.float64)])
+            self.controller.reduce_alignment([torch.tensor([step.sums], dtype=torch.float64)])
         return self.state
 
     def put(self, **numbers: float) -> None:
@@ -494,9 +494,9 @@ def test_the_sums_of_all_tensors_are_added_in_order() -> None:
     controller = Controller(ALIGNED, LR, MOMENTUM)
     # In this order and no other: 1 is lost in 2^53, 2^53 + 2 is exact.
     rows = torch.tensor([[2.0**53] * 3, [1.0] * 3, [1.0] * 3, [2.0] * 3], dtype=torch.float64)
-    controller.gather([rows[:1], rows[1:1], rows[1:]])
+    controller.reduce_alignment([rows[:1], rows[1:1], rows[1:]])
     assert controller.alignment.tolist() == [2.0**53 + 2] * 3
-    controller.gather([])
+    controller.reduce_alignment([])
     assert controller.alignment.tolist() == [0.0] * 3
 
 
@@ -1224,7 +1224,7 @@ def test_a_finished_run_can_go_on_under_a_control_that_does_not_anneal(control: 
 
 def test_rows_of_sums_are_counted_by_their_numbers() -> None:
     controller = Controller(Control.find_lr(), 1e-3, 0.9)
-    controller.gather([torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64)])
+    controller.reduce_alignment([torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64)])
     assert controller.alignment.tolist() == [1.0, 2.0, 4.0]
     with pytest.raises(RuntimeError, match="sums must hold"):
-        controller.gather([torch.zeros(4, dtype=torch.float64)])
+        controller.reduce_alignment([torch.zeros(4, dtype=torch.float64)])

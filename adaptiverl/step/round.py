@@ -226,6 +226,6 @@ class Round:
         if self._shards:
             places = [bucket.indices for bucket in buckets]
             sums = [self._shards.as_whole(*pair) for pair in zip(sums, places, strict=True)]
-        controller.gather([beside(s, controller.device) for s in sums])
+        controller.reduce_alignment([beside(s, controller.device) for s in sums])
         active = decision.active if decision.skippable else None
         self._ranks.average_alignment(controller.alignment, active)

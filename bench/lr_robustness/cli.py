@@ -21,8 +21,8 @@ from bench.lr_robustness.resume import complete, current, key, stale
 from bench.lr_robustness.rows import Row, Rows, RowsError, newest, read, write
 from bench.lr_robustness.runner import Failure
 from bench.lr_robustness.tasks import QUICK, TASKS
+from bench.machine import ROOT
 from bench.requests import RequestError, chosen, positive, runnable, whole
-from bench.step.machine import ROOT
 
 OUT = Path("runs/lr-robustness")
 RESULTS = ROOT / "bench" / "results"

@@ -11,7 +11,7 @@ from bench.lr_robustness.cells import Cell, Outcome
 from bench.lr_robustness.fingerprint import fingerprint
 from bench.lr_robustness.rows import Key, Row, Rows, newest
 from bench.lr_robustness.runner import Failure, run_all
-from bench.step.machine import commit, processor
+from bench.machine import commit, processor
 
 
 def complete(store: Rows, cells: Sequence[Cell], workers: int) -> list[Failure]:
