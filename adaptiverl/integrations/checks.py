@@ -69,7 +69,8 @@ def check_horizon(control: Control, steps: float, named: str) -> None:
     if horizon is None or horizon == steps or not 0 < steps < math.inf:
         return
     if control.mode == "modulate":  # A scheduler anneals, and the horizon ends the search alone.
-        what = f"the search for the factor lasts until step {control.hold_by:.0f} at most"
+        ends = (1 - control.cooldown) * horizon
+        what = f"the search for the factor lasts until step {ends:.0f} at most"
     elif horizon < steps:
         what = f"the last {steps - horizon:.0f} steps train nothing"
     else:
