@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
-
 Named = TypeVar("Named")
 
 
@@ -37,7 +36,7 @@ def chosen(kind: str, registry: Mapping[str, Named], names: Sequence[str] | None
 
 
 def runnable(kind: str, items: Sequence[Any]) -> list[Any]:
-    """The tasks or methods that can run here; the others are named on standard error, with their reason.
+    """The tasks or methods that can run here; the others are named, with their reason.
 
     Raises:
         RequestError: None can.
