@@ -2,37 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from adaptiverl.algorithms import Algorithm
-from adaptiverl.controller import Controller
 from adaptiverl.devices import numbers_device
 from adaptiverl.migrations import current_layout
+from adaptiverl.step.memory import STATE_KEY
 from adaptiverl.step.state import as_counter, moment_dtype
-
-Groups = Sequence[dict[str, Any]]
-
-STATE_KEY = "adaptive_state"
-"""Where every group keeps the controller's memory: the one home that every checkpoint keeps."""
-
-
-# The controller's memory
-
-
-def loaded_memory(groups: Groups, controller: Controller) -> Tensor | None:
-    """A memory that is not the controller's own: a load put it there."""
-    memory = groups[0].get(STATE_KEY) if groups else None
-    return None if memory is controller.memory else memory
-
-
-def share_memory(groups: Groups, controller: Controller) -> None:
-    """Every group has the controller's own memory."""
-    for group in groups:
-        group[STATE_KEY] = controller.memory
 
 
 def load(

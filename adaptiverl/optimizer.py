@@ -12,20 +12,15 @@ from torch.optim import optimizer as hooks
 from torch.optim.optimizer import _device_dtype_check_for_fused
 
 from adaptiverl.algorithms import Algorithm
-from adaptiverl.checkpoint import (
-    STATE_KEY,
-    load,
-    loaded_memory,
-    share_memory,
-)
+from adaptiverl.checkpoint import load
 from adaptiverl.control import Control
 from adaptiverl.controller import Controller
 from adaptiverl.devices import outside_autograd, outside_inference
-from adaptiverl.dispatch import controller_device
 from adaptiverl.log import Log
 from adaptiverl.ranks.dtensors import to_whole
 from adaptiverl.ranks.group import ProcessGroup, Ranks
 from adaptiverl.readings import readings
+from adaptiverl.step.memory import STATE_KEY, device_beside, loaded_memory, settle
 from adaptiverl.step.round import Round
 from adaptiverl.step.scaling import Scaling, watch
 from adaptiverl.step.state import complete
@@ -41,6 +36,7 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
     _control: Control
     _controller: Controller
     _algorithm: Algorithm
+    _in_hooks = False
 
     def _check_group(self, group: dict[str, Any]) -> None:
         """A group asks for nothing that this algorithm does not do.
@@ -85,7 +81,7 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
             momentum,
             kind=self._algorithm.momentum,
             seed=self._seed,
-            device=self._device_of_controller() or "cpu",
+            device=device_beside(self.param_groups) or "cpu",
         )
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -136,7 +132,9 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
                 "observe() has no effect with Control(every=None): call update(loss) once per "
                 "epoch or evaluation, or give Control an `every`"
             )
-        self._settle()  # or the inbox would be emptied later, or wait for a loss on a device
+        settle(
+            self.param_groups, self._controller, self._log
+        )  # or the inbox would be emptied later, or wait for a loss on a device
         self._controller.observe(to_whole(loss), to_whole(reward))
 
     @outside_inference
@@ -158,7 +156,7 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
                 f"update() is for Control(every=None), got every={self._control.every}: "
                 "call observe(loss) before each step instead"
             )
-        self._settle()
+        settle(self.param_groups, self._controller, self._log)
         share = partial(self._round.share_observations, self._controller)
         self._controller.update(to_whole(loss), to_whole(reward), share)
 
@@ -205,75 +203,61 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
                 parameter, state or count has changed then. A loss that was told stays told.
         """
         if self._is_watched():
-            return self._watched_step(closure, loss=loss)
-        return self._whole_step(closure, loss=loss)
-
-    # torch.optim would wrap `step` so that hooks run and profilers see it, at the price of ten
-    # operators, hooks or not. Here the wrapper is asked where there is something for it to do.
-    step.hooked = True  # type: ignore[attr-defined]
-
-    def _is_watched(self) -> bool:
-        """Whether hooks or a profiler wait for this step; a subclass's own `step` is torch's."""
-        return type(self).step is AdaptiveOptimizer.step and bool(
-            self._optimizer_step_pre_hooks
-            or self._optimizer_step_post_hooks
-            or hooks._global_optimizer_pre_hooks
-            or hooks._global_optimizer_post_hooks
-            or torch.autograd._profiler_enabled()
-        )
-
-    def _whole_step(
-        self, closure: Callable[[], Any] | None = None, *, loss: Tensor | float | None = None
-    ) -> Any:
+            return self._step_with_hooks(closure, loss=loss)
         self._check_capture()
         result = None
         if closure is not None:
             with torch.enable_grad():
                 result = closure()
+        controller = self._controller
         if loss is not None:
             self.observe(loss)
-        elif self._control.every is not None and not self._controller.observed and _is_loss(result):
+        elif self._control.every is not None and not controller.observed and _is_loss(result):
             self.observe(result)
-        if not self._controller.ever_observed:
+        if not controller.ever_observed:
             self._log.warn_if_blind()
         self._step_parameters()
         return result
 
-    _watched_step = torch.optim.Optimizer.profile_hook_step(_whole_step)
+    # torch.optim would wrap `step` so that hooks run and profilers see it, at the price of ten
+    # operators, hooks or not. Here its wrapper is used where there is something for it to do.
+    step.hooked = True  # type: ignore[attr-defined]
+    _hooked_step = torch.optim.Optimizer.profile_hook_step(step)
 
-    def _check_capture(self) -> None:
-        for name in ("_accelerator_graph_capture_health_check", "_cuda_graph_capture_health_check"):
-            if hasattr(self, name):
-                getattr(self, name)()
-                return
+    def _is_watched(self) -> bool:
+        """Whether hooks or a profiler wait for this step; a subclass's own `step` is torch's."""
+        return (
+            not self._in_hooks
+            and bool(
+                self._optimizer_step_pre_hooks
+                or self._optimizer_step_post_hooks
+                or hooks._global_optimizer_pre_hooks
+                or hooks._global_optimizer_post_hooks
+                or torch.autograd._profiler_enabled()
+            )
+            and type(self).step is AdaptiveOptimizer.step
+        )
+
+    def _step_with_hooks(self, *args: Any, **kwargs: Any) -> Any:
+        self._in_hooks = True
+        try:
+            return self._hooked_step(*args, **kwargs)
+        finally:
+            self._in_hooks = False
 
     @torch._disable_dynamo
     @outside_autograd
     def _step_parameters(self) -> None:
         for group in self.param_groups:
             self._check_group(group)
-        self._settle()
         scaling = Scaling(getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
         self._round.take(self.param_groups, self.state, self._controller, scaling)
 
-    def _settle(self) -> None:
-        """The controller has the memory that its groups have, and is beside the parameters."""
-        controller, groups = self._controller, self.param_groups
-        memory = loaded_memory(groups, controller)
-        if memory is not None:
-            controller.adopt(memory)
-            self._log.announcements.resume(controller.memory)
-        device = self._device_of_controller()
-        if device is not None and device != controller.device:
-            controller.to(device)
-        share_memory(groups, controller)
-
-    def _device_of_controller(self) -> torch.device | None:
-        """Where it belongs; None without parameters."""
-        for group in self.param_groups:
-            for param in group["params"]:
-                return controller_device(param.device)
-        return None
+    def _check_capture(self) -> None:
+        for name in ("_accelerator_graph_capture_health_check", "_cuda_graph_capture_health_check"):
+            if hasattr(self, name):
+                getattr(self, name)()
+                return
 
     # Loss scaling
 
@@ -331,7 +315,7 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
             self._start_controller(*start)
         elif STATE_KEY not in self.param_groups[0]:
             self._controller.reset()
-        self._settle()
+        settle(self.param_groups, self._controller, self._log)
 
     def __repr__(self) -> str:
         lines = [f"{type(self).__name__} ("]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from adaptiverl import AdaptiveAdamW, AdaptiveSGD, Control
-from adaptiverl import optimizer as optimizers
+from adaptiverl.step import memory
 
 BUSY = Control(
     every=2, noise_bounds=(0.0, 0.1), plateau_trend=(10.0, 1.0), plateau_variance=(10.0, 1.0)
@@ -785,7 +785,7 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[torch.device]]:
         assert inbox.device == meta
         observed.append(loss.device if isinstance(loss, Tensor) else inbox.device)
 
-    monkeypatch.setattr(optimizers, "controller_device", device_of)
+    monkeypatch.setattr(memory, "controller_device", device_of)
     library = torch.library.Library("adaptiverl", "IMPL")
     for name in ("observe_", "observe_numbers_"):
         library.impl(name, note, "Meta", allow_override=True)

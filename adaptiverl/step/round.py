@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from adaptiverl.algorithms import Algorithm
+from adaptiverl.backends import backend_for
+from adaptiverl.backends.layouts import is_fake
+from adaptiverl.backends.reference import noise_on
 from adaptiverl.control import Control
 from adaptiverl.controller import Controller
 from adaptiverl.decision import Decision
 from adaptiverl.devices import beside, numbers_device
-from adaptiverl.dispatch import backend_for, is_fake, noise_on
 from adaptiverl.log import Log
 from adaptiverl.ranks.dtensors import to_local
 from adaptiverl.ranks.group import Ranks
@@ -23,11 +25,11 @@ from adaptiverl.step.bucket import Bucket
 from adaptiverl.step.clipping import GradientScale
 from adaptiverl.step.entries import CompleteState, Entries
 from adaptiverl.step.groups import GroupTable, any_rate
+from adaptiverl.step.memory import Groups, settle
 from adaptiverl.step.plan import Plan
 from adaptiverl.step.scaling import Scaling
 from adaptiverl.step.workspace import Workspace
 
-Groups = Sequence[dict[str, Any]]
 Decisions = Mapping[torch.device, Decision]
 """What the controller decided, on every device that has tensors, and on its own"""
 
@@ -75,12 +77,13 @@ class Round:
         Args:
             groups: The optimizer's, as torch.optim keeps them.
             state: The optimizer's.
-            controller: On the device where the parameters' controller belongs.
+            controller: Theirs.
             scaling: A gradient scaler's.
 
         Raises:
             RuntimeError: A gradient or a state that a step cannot take; nothing has changed then.
         """
+        settle(groups, controller, self._log)
         self.workspace.begin_step()
         idle = self._is_idle(groups, state, controller)
         try:
@@ -88,7 +91,9 @@ class Round:
             self._log.warn_of_shards(self._shards.take_unknown())
             decisions = self._decide(buckets, groups, controller, scaling.found_inf, idle)
             factor = self._measure(buckets, decisions, controller, scaling.grad_scale)
-            self._apply(buckets, decisions, factor)
+            for bucket in buckets:
+                here = None if factor is None else factor.to(numbers_device(bucket.device))
+                bucket.backend.step(bucket, decisions[bucket.device], bucket.squares, here)
             self._report(buckets, decisions, controller, idle)
         finally:
             self.plan.release()
@@ -196,14 +201,6 @@ class Round:
         if always or (noisy and (not self._ranks.agree or noise_on(decision))):
             numbers = [(bucket.squares, bucket.indices) for bucket in buckets]
             self._shards.add_up(numbers, self._ranks)
-
-    # Apply
-
-    def _apply(self, buckets: list[Bucket], decisions: Decisions, factor: Tensor | None) -> None:
-        """The pass over the parameters, one for each bucket."""
-        for bucket in buckets:
-            here = None if factor is None else factor.to(numbers_device(bucket.device))
-            bucket.backend.step(bucket, decisions[bucket.device], bucket.squares, here)
 
     # Report
 
