@@ -37,7 +37,7 @@ class Controller:
         device: Where the state lives.
 
     Attributes:
-        block: float64 [47]: the state, `layout.State`.
+        state: float64 [47]: the state, `layout.State`.
         memory: What checkpoints keep: a view of the state, but for its last number.
         alignment: float64 [3], a view of the state: Σ g·u, Σ g², Σ u² of the last pass.
         numbers: float64 [36]: what the law reads of `control`, `layout.ControlNumbers`.
@@ -78,10 +78,10 @@ class Controller:
         # Looked up once: a search by name at every step is felt by small networks.
         self._advance = torch.ops.adaptiverl.advance_.default
 
-    def _place(self, block: Tensor, packed: Tensor, device: torch.device) -> None:
-        self.block, self.numbers = _moved(block, device), _moved(packed, device)
-        self.device = self.block.device
-        self.memory, self.alignment = self.block[:MEMORY_SIZE], self.block[ALIGNMENT]
+    def _place(self, state: Tensor, packed: Tensor, device: torch.device) -> None:
+        self.state, self.numbers = _moved(state, device), _moved(packed, device)
+        self.device = self.state.device
+        self.memory, self.alignment = self.state[:MEMORY_SIZE], self.state[ALIGNMENT]
 
     @property
     def inbox(self) -> Tensor:
@@ -97,7 +97,7 @@ class Controller:
         """Move everything to another device, without waiting for it; addresses change."""
         if device == self.device:
             return
-        self._place(self.block, self.numbers, device)
+        self._place(self.state, self.numbers, device)
         self.observations.to(partial(_moved, device=device))
         self.ring.to(partial(_moved, device=device))
 
@@ -145,7 +145,7 @@ class Controller:
         """
         self.observations.close()
         self._advance(
-            self.block,
+            self.state,
             self.numbers,
             self.inbox,
             self.ring.on(self.device),
@@ -162,13 +162,13 @@ class Controller:
         last = self._last
         if (
             last is None
-            or last.block is not self.block
+            or last.state is not self.state
             or last.groups is not groups
             or last.effective is not effective
             or last.skippable != skippable
         ):
             last = self._last = Decision(
-                block=self.block,
+                state=self.state,
                 groups=groups,
                 effective=effective,
                 noise_possible=self.limits.noise_max > 0,
@@ -185,11 +185,11 @@ class Controller:
             sums: float64 [tensors, 3] of Σ g·u, Σ g², Σ u², on this device. They are added up in
                 this order; where the step was skipped, nothing changes.
         """
-        torch.ops.adaptiverl.reduce_alignment_.default(self.block, list(sums))
+        torch.ops.adaptiverl.reduce_alignment_.default(self.state, list(sums))
 
     def read_groups(self, groups: Tensor, effective: Tensor) -> None:
         """Every group's lr and momentum as a step would use them now, into `effective`."""
-        torch.ops.adaptiverl.read_groups_(self.block, groups, effective)
+        torch.ops.adaptiverl.read_groups_(self.state, groups, effective)
 
     def update(
         self,
@@ -209,7 +209,7 @@ class Controller:
         if share is not None:
             share()
         torch.ops.adaptiverl.update_(
-            self.block, self.numbers, self.inbox, self.ring.on(self.device)
+            self.state, self.numbers, self.inbox, self.ring.on(self.device)
         )
         self.observations.taken()
 
@@ -238,7 +238,7 @@ class Controller:
 
     def read(self) -> State:
         """The whole state on the host. Waits for the device."""
-        return State(*self.block.tolist())
+        return State(*self.state.tolist())
 
     def in_effect(
         self, row: Sequence[float], memory: Tensor | None = None
@@ -257,14 +257,14 @@ class Controller:
         Raises:
             ValueError: As `current_layout`.
         """
-        block = self.block.to("cpu", copy=True)
+        state = self.state.to("cpu", copy=True)
         if memory is not None:
-            block[:MEMORY_SIZE] = self._from_own_start(memory).cpu()
+            state[:MEMORY_SIZE] = self._from_own_start(memory).cpu()
         groups = torch.tensor([row], dtype=torch.float64, device="cpu")
         effective = torch.empty((1, 2), dtype=torch.float64, device="cpu")
-        torch.ops.adaptiverl.read_groups_(block, groups, effective)
+        torch.ops.adaptiverl.read_groups_(state, groups, effective)
         lr, momentum = effective[0].tolist()
-        return State(*block.tolist()), lr, momentum
+        return State(*state.tolist()), lr, momentum
 
     def trace(self) -> Trace:
         """The last updates of the knobs. Waits for the device."""

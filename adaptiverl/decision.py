@@ -15,7 +15,7 @@ class Decision:
     """What a pass reads besides its tensors, all on one device.
 
     Attributes:
-        block: The controller's state; a name of `layout.State` is an attribute too, a 0-d view.
+        state: The controller's state; a name of `layout.State` is an attribute too, a 0-d view.
         groups: float64 [groups, 5]: a `layout.Group` each, as the user set them.
         effective: float64 [groups, 2]: lr and momentum of this step.
         noise_possible: σ may be above 0 in this run.
@@ -24,7 +24,7 @@ class Decision:
         aligned: The law reads the pass's sums Σg·u, Σg², Σu² (method.md#alignment).
     """
 
-    block: Tensor
+    state: Tensor
     groups: Tensor
     effective: Tensor
     noise_possible: bool
@@ -34,17 +34,17 @@ class Decision:
 
     def to(self, device: torch.device) -> Decision:
         """The same on another device, without waiting for it unless that is the host itself."""
-        if device == self.block.device:
+        if device == self.state.device:
             return self
         on_host = device.type == "cpu"  # which would read what has not arrived yet
         return replace(
             self,
-            block=self.block.to(device, non_blocking=not on_host),
+            state=self.state.to(device, non_blocking=not on_host),
             groups=self.groups.to(device, non_blocking=not on_host),
             effective=self.effective.to(device, non_blocking=not on_host),
         )
 
     def __getattr__(self, name: str) -> Tensor:
         if name in SLOT:
-            return self.block[SLOT[name]]
+            return self.state[SLOT[name]]
         raise AttributeError(f"a Decision has no {name!r}")

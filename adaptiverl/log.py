@@ -87,19 +87,19 @@ OURS = ("adaptiverl", "torch")
 
 
 class Copy(NamedTuple):
-    """Of a block on a GPU."""
+    """Of a state on a GPU."""
 
-    block: Tensor
+    state: Tensor
     """In pinned memory"""
     arrived: torch.cuda.Event
     device: torch.device
-    """Of the block, and so of the event: one can be recorded on one device only"""
+    """Of the state, and so of the event: one can be recorded on one device only"""
 
 
 class Announcements:
-    """Watches one controller's block: INFO when the rate is held, WARNING beyond the horizon.
+    """Watches one controller's state: INFO when the rate is held, WARNING beyond the horizon.
 
-    On the host the block is read at once. From a GPU it is copied on the stream, and read by a
+    On the host the state is read at once. From a GPU it is copied on the stream, and read by a
     later step that finds the copy done, so that a line may come a few steps late.
 
     Args:
@@ -123,37 +123,37 @@ class Announcements:
         self._told_held = bool(memory[SLOT["held"]].item())
         self._copy = None  # of the memory before, which is no longer true
 
-    def look(self, block: Tensor) -> None:
-        """Read the controller's block as a step left it, or as much of it as has arrived."""
+    def look(self, state: Tensor) -> None:
+        """Read the controller's state as a step left it, or as much of it as has arrived."""
         if self._silent:
             return
         self._looks += 1
         if self._told_held and self._looks % LOOK_EVERY:
             return
-        if block.device.type == "cpu":
-            self._tell(block)
+        if state.device.type == "cpu":
+            self._tell(state)
             return
         # An event, and what is asked of "the current stream", are the current device's: without
         # this another device's event would say that the copy has arrived.
-        with torch.cuda.device(block.device):
+        with torch.cuda.device(state.device):
             if not torch.cuda.is_current_stream_capturing():
-                self._look_from_afar(block)
+                self._look_from_afar(state)
 
-    def _look_from_afar(self, block: Tensor) -> None:
+    def _look_from_afar(self, state: Tensor) -> None:
         """Tell what the last copy says once it has arrived, and send for the next one."""
         copy = self._copy
-        if copy is None or copy.device != block.device:
-            there = torch.empty_like(block, device="cpu", pin_memory=True)
-            copy = self._copy = Copy(there, torch.cuda.Event(), block.device)
+        if copy is None or copy.device != state.device:
+            there = torch.empty_like(state, device="cpu", pin_memory=True)
+            copy = self._copy = Copy(there, torch.cuda.Event(), state.device)
         elif copy.arrived.query():
-            self._tell(copy.block)
+            self._tell(copy.state)
         else:
             return
-        copy.block.copy_(block, non_blocking=True)
+        copy.state.copy_(state, non_blocking=True)
         copy.arrived.record()
 
-    def _tell(self, block: Tensor) -> None:
-        step, held, log_lr = (block[SLOT[name]].item() for name in ("step", "held", "log_lr"))
+    def _tell(self, state: Tensor) -> None:
+        step, held, log_lr = (state[SLOT[name]].item() for name in ("step", "held", "log_lr"))
         if held and not self._told_held:
             self._told_held = True
             self._say(

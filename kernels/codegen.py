@@ -47,7 +47,7 @@ DTYPE_PAIRS = (
 _POINTERS = {
     "rows": "*i64",
     "chunks": "*i32",
-    "block": "*fp64",
+    "state": "*fp64",
     "groups": "*fp64",
     "effective": "*fp64",
     "squares": "*fp64",

@@ -10,25 +10,25 @@ import triton
 import triton.language as tl
 from adaptiverl.kernels.chunks import on_device
 from adaptiverl.kernels.layout import (
-    BLOCK_ACTIVE,
     COLUMNS,
     EFFECTIVE_COLUMNS,
     EFFECTIVE_MOMENTUM,
     GROUP,
     MU_PRODUCT,
+    STATE_ACTIVE,
     STEP,
 )
 from torch import Tensor
 
 BLOCK = 128
 WARPS = 4
-POINTERS = ("rows", "block", "effective")
+POINTERS = ("rows", "state", "effective")
 
 
 @triton.jit(do_not_specialize=["count"], do_not_specialize_on_alignment=POINTERS)
-def count_steps_kernel(rows, count, block, effective, BLOCK: tl.constexpr):
+def count_steps_kernel(rows, count, state, effective, BLOCK: tl.constexpr):
     """A row of the address table per lane; `count_steps` gives the arguments."""
-    if tl.load(block + BLOCK_ACTIVE) == 0:
+    if tl.load(state + STATE_ACTIVE) == 0:
         return
     lanes = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = lanes < count
@@ -46,12 +46,12 @@ def count_steps_kernel(rows, count, block, effective, BLOCK: tl.constexpr):
     tl.store(product, before * momentum, kept)
 
 
-def count_steps(rows: Tensor, block: Tensor, effective: Tensor) -> None:
+def count_steps(rows: Tensor, state: Tensor, effective: Tensor) -> None:
     """Advance every row's `step` and, where it has one, `mu_product`; nothing if it is skipped.
 
     Args:
         rows: The address table, int64 [tensors, 13].
-        block: The controller's block, float64.
+        state: The controller's state, float64.
         effective: float64 [groups, 2]: lr and momentum of this step.
     """
     count = len(rows)
@@ -59,5 +59,5 @@ def count_steps(rows: Tensor, block: Tensor, effective: Tensor) -> None:
         return
     with on_device(rows.device):
         count_steps_kernel[(triton.cdiv(count, BLOCK),)](
-            rows, count, block, effective, BLOCK=BLOCK, num_warps=WARPS
+            rows, count, state, effective, BLOCK=BLOCK, num_warps=WARPS
         )

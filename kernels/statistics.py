@@ -8,18 +8,18 @@ import triton.language as tl
 from adaptiverl.kernels.chunks import CHUNK, on_device
 from adaptiverl.kernels.codecs import CODECS
 from adaptiverl.kernels.layout import (
-    BLOCK_ACTIVE,
-    BLOCK_NOISE,
     COLUMNS,
     GRAD,
     NUMEL,
     PARAM,
+    STATE_ACTIVE,
+    STATE_NOISE,
 )
 from torch import Tensor
 
 BLOCK = 2048
 WARPS = 4
-POINTERS = ("rows", "chunks", "block", "squares", "partials", "finished")
+POINTERS = ("rows", "chunks", "state", "squares", "partials", "finished")
 FINISH = tl.constexpr(512)
 """Partial sums the last program of a tensor adds at a time"""
 
@@ -72,7 +72,7 @@ def _sum_blocks(begin, end, length, grad, WIDE: tl.constexpr, BLOCK: tl.constexp
 def sum_squares_kernel(
     rows,
     chunks,
-    block,
+    state,
     squares,
     partials,
     finished,
@@ -83,10 +83,10 @@ def sum_squares_kernel(
     BLOCK: tl.constexpr,
 ):
     """One chunk of one tensor; `sum_squares` gives the arguments."""
-    if tl.load(block + BLOCK_ACTIVE) == 0:
+    if tl.load(state + STATE_ACTIVE) == 0:
         return
     if not ALWAYS:
-        if tl.load(block + BLOCK_NOISE) == 0:
+        if tl.load(state + STATE_NOISE) == 0:
             return
 
     program = tl.program_id(0).to(tl.int64)
@@ -114,7 +114,7 @@ def sum_squares_kernel(
 def sum_squares(
     rows: Tensor,
     chunks: Tensor,
-    block: Tensor,
+    state: Tensor,
     squares: Tensor,
     partials: Tensor,
     finished: Tensor,
@@ -131,7 +131,7 @@ def sum_squares(
     Args:
         rows: The address table, int64 [tensors, 13].
         chunks: `chunk_table` of its sizes, int32 [chunks, 2].
-        block: The controller's block, float64.
+        state: The controller's state, float64.
         squares: float64 [tensors]; overwritten.
         partials: float32, at least one per chunk, from `partial_sums`.
         finished: int32 [tensors], likewise.
@@ -145,7 +145,7 @@ def sum_squares(
         sum_squares_kernel[(len(chunks),)](
             rows,
             chunks,
-            block,
+            state,
             squares,
             partials,
             finished,

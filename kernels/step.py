@@ -62,7 +62,7 @@ def constants(
 def step(
     rows: Tensor,
     chunks: Tensor,
-    block: Tensor,
+    state: Tensor,
     groups: Tensor,
     effective: Tensor,
     squares: Tensor | None,
@@ -85,7 +85,7 @@ def step(
     Args:
         rows: The address table, int64 [tensors, 13]; `maximize` is a column of it.
         chunks: `chunk_table` of its sizes, int32 [chunks, 2].
-        block: The controller's state, float64.
+        state: The controller's state, float64.
         groups: float64 [groups, 5].
         effective: float64 [groups, 2]: lr and momentum of this step.
         squares: Σ g² (or Σ p²) of each whole logical tensor, float64 [tensors], read where the
@@ -109,7 +109,7 @@ def step(
         step_kernel[(len(chunks),)](
             rows,
             chunks,
-            block,
+            state,
             groups,
             effective,
             squares,

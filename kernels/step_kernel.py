@@ -13,8 +13,6 @@ import triton
 import triton.language as tl
 from adaptiverl.kernels.codecs import load, pointer_of, store
 from adaptiverl.kernels.layout import (
-    BLOCK_ACTIVE,
-    BLOCK_NOISE,
     EFFECTIVE_COLUMNS,
     EFFECTIVE_LR,
     GRAD,
@@ -26,6 +24,8 @@ from adaptiverl.kernels.layout import (
     STATE0,
     STATE1,
     STATE2,
+    STATE_ACTIVE,
+    STATE_NOISE,
 )
 from adaptiverl.kernels.walk import (
     NARROW,
@@ -227,7 +227,7 @@ def _step_chunk(
 def step_kernel(
     rows,
     chunks,
-    block,
+    state,
     groups,
     effective,
     squares,
@@ -249,7 +249,7 @@ def step_kernel(
     BLOCK: tl.constexpr,
 ):
     """One chunk of one tensor; `step` gives the arguments."""
-    if tl.load(block + BLOCK_ACTIVE) == 0:
+    if tl.load(state + STATE_ACTIVE) == 0:
         return
     full = _full_blocks(rows, chunks, SLOT0, SLOT1, SLOT2, CHUNK, BLOCK)
     table, _, _ = chunk_of(rows, chunks, CHUNK)
@@ -264,14 +264,14 @@ def step_kernel(
     noise = tl.zeros([], tl.float64)
     noise_scale = 0.0
     if squares is not None:
-        noise = tl.load(block + BLOCK_NOISE)
+        noise = tl.load(state + STATE_NOISE)
         unit = None
         if NOISE_ON_PARAMETER:
             unit = tl.load(knobs + EFFECTIVE_LR)
         elif gradient_scale is not None:
             unit = tl.load(gradient_scale)
-        noise_scale = noise_scale_of(table, chunks, block, squares, unit)
-    counter = noise_counter(table, block)
+        noise_scale = noise_scale_of(table, chunks, state, squares, unit)
+    counter = noise_counter(table, state)
 
     SUMS: tl.constexpr = sums is not None
     if noise != 0:

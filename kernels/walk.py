@@ -11,14 +11,14 @@ import torch
 import triton
 import triton.language as tl
 from adaptiverl.kernels.layout import (
-    BLOCK_NOISE,
-    BLOCK_SEED_HIGH,
-    BLOCK_SEED_LOW,
-    BLOCK_STEP,
     COLUMNS,
     INDEX,
     LOGICAL_NUMEL,
     NUMEL,
+    STATE_NOISE,
+    STATE_SEED_HIGH,
+    STATE_SEED_LOW,
+    STATE_STEP,
 )
 from adaptiverl.kernels.philox import element_normals, quad_normals
 from adaptiverl.kernels.statistics import add_partials, is_last_of_tensor
@@ -35,7 +35,7 @@ THREADS = tl.constexpr(32 * WARPS)
 POINTERS = (
     "rows",
     "chunks",
-    "block",
+    "state",
     "groups",
     "effective",
     "squares",
@@ -86,12 +86,12 @@ def at(base, offset, WIDE: tl.constexpr):
 
 
 @triton.jit
-def noise_scale_of(table, chunks, block, squares, unit):
+def noise_scale_of(table, chunks, state, squares, unit):
     """σ·RMS·unit in float32, of the logical tensor whose sum of squares `squares` holds.
 
     `unit` is the gradients' factor, or the learning rate; None is 1.
     """
-    noise = tl.load(block + BLOCK_NOISE)
+    noise = tl.load(state + STATE_NOISE)
     square = tl.load(squares + tl.load(chunks + 2 * tl.program_id(0).to(tl.int64)))
     logical_numel = tl.maximum(tl.load(table + LOGICAL_NUMEL), 1).to(tl.float64)
     noise_scale = noise * tl.sqrt(square / logical_numel)
@@ -101,12 +101,12 @@ def noise_scale_of(table, chunks, block, squares, unit):
 
 
 @triton.jit
-def noise_counter(table, block):
+def noise_counter(table, state):
     """What all elements of a parameter share at one step: index, step, and the key."""
     index = tl.load(table + INDEX).to(tl.uint32)
-    step = tl.load(block + BLOCK_STEP).to(tl.int64).to(tl.uint32)
-    seed_low = tl.load(block + BLOCK_SEED_LOW).to(tl.int64).to(tl.uint32)
-    seed_high = tl.load(block + BLOCK_SEED_HIGH).to(tl.int64).to(tl.uint32)
+    step = tl.load(state + STATE_STEP).to(tl.int64).to(tl.uint32)
+    seed_low = tl.load(state + STATE_SEED_LOW).to(tl.int64).to(tl.uint32)
+    seed_high = tl.load(state + STATE_SEED_HIGH).to(tl.int64).to(tl.uint32)
     return index, step, seed_low, seed_high
 
 

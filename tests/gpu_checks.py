@@ -175,7 +175,7 @@ def the_controller_is_the_law() -> None:
     for observed in torch.tensor(curve, dtype=torch.float64, device=Where.device).unbind():
         controller.observe(observed)
         controller.advance(groups, effective)
-        blocks.append(controller.block.clone())
+        blocks.append(controller.state.clone())
         in_effect.append(effective.clone())
     got = torch.stack(blocks).cpu()
     for name in ("step", "updates", "nonfinite", "loss_count"):

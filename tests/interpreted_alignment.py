@@ -96,7 +96,7 @@ def test_they_cost_one_launch_more_and_no_wait(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     use_triton(monkeypatch)
-    # What is logged is read from the block, which here lies on the host.
+    # What is logged is read from the state, which here lies on the host.
     monkeypatch.setattr(Announcements, "look", lambda *_: None)
     params = parameters(*[3] * 30)
     optimizer = make_optimizer(AdaptiveAdamW, "plain", params)

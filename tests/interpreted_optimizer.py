@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from adaptiverl.kernels import clip, count, reference
-from adaptiverl.kernels.layout import BLOCK_ACTIVE
+from adaptiverl.kernels.layout import STATE_ACTIVE
 from host_waits import HostWaits
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
@@ -411,14 +411,14 @@ def test_steps_are_counted(tensors: int, active: int) -> None:
     addresses = torch.tensor([p.data_ptr() for p in products.unbind()])
     rows[:, 6] = torch.where(kept, addresses, 0)
     rows[:, 8] = torch.arange(tensors) % 2
-    block = torch.full((BLOCK_ACTIVE.value + 1,), float("nan"), dtype=torch.float64)
-    block[BLOCK_ACTIVE.value] = active
+    state = torch.full((STATE_ACTIVE.value + 1,), float("nan"), dtype=torch.float64)
+    state[STATE_ACTIVE.value] = active
     effective = torch.tensor([[9.0, 0.5], [9.0, 0.25]], dtype=torch.float64)
     expected_steps = steps + active
     factors = effective[rows[:, 8], 1].where(kept & bool(active), torch.ones(()).double())
     # A parameter that somebody reset starts anew, if it is counted and has a product.
     begun = products.where((steps > 0) | ~kept | (active == 0), torch.ones(()).double())
     expected_products = begun * factors
-    count.count_steps(rows, block, effective)
+    count.count_steps(rows, state, effective)
     assert torch.equal(steps, expected_steps)
     assert torch.equal(products, expected_products)

@@ -131,7 +131,7 @@ class CompiledTwin:
     def put(self, **values: float) -> None:
         """Put numbers into the state, as no step would."""
         for name, value in values.items():
-            self.controller.block[SLOT[name]] = value
+            self.controller.state[SLOT[name]] = value
 
 
 TWINS = {"python": PythonTwin, "compiled": CompiledTwin}

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Records of float64 that other records or kernels read by a prefix of their own.
 PREFIXES: dict[type, str] = {
     layout.TensorRow: "",
-    layout.State: "BLOCK_",
+    layout.State: "STATE_",
     layout.Group: "GROUP_",
     layout.EffectiveGroup: "EFFECTIVE_",
 }

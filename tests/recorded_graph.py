@@ -165,7 +165,7 @@ def device_memory(optimizer: Any, *more: Tensor) -> list[Tensor]:
     state = [value for p in params for value in optimizer.state[p].values()]
     controller = optimizer._controller
     own = [
-        controller.block,
+        controller.state,
         controller.numbers,
         controller.inbox,
         controller.ring.on(controller.device),

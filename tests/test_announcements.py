@@ -19,8 +19,8 @@ from adaptiverl.layout import FIELDS, SLOT
 from adaptiverl.log import LOOK_EVERY, Announcements
 
 
-def block(**values: float) -> Tensor:
-    """A controller's block, zero but for these."""
+def state(**values: float) -> Tensor:
+    """A controller's state, zero but for these."""
     made = torch.zeros(len(FIELDS), dtype=torch.float64)
     for name, value in values.items():
         made[SLOT[name]] = value
@@ -107,7 +107,7 @@ def test_a_run_resumed_before_it_settled_still_says_it(caplog: pytest.LogCapture
 def test_other_laws_have_nothing_to_say(control: Control, caplog: pytest.LogCaptureFixture) -> None:
     announcements = Announcements(control, "It", lambda: True)
     with caplog.at_level(logging.DEBUG, logger="adaptiverl"):
-        announcements.look(block(held=1, step=9, log_lr=-3))
+        announcements.look(state(held=1, step=9, log_lr=-3))
     assert not caplog.records
 
 
@@ -115,8 +115,8 @@ def test_of_many_ranks_one_speaks(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="adaptiverl"):
         for speaks in (False, True):
             announcements = Announcements(Control.find_lr(9), "It", partial(bool, speaks))
-            announcements.look(block(held=1, step=9, log_lr=math.log(3e-3)))
-            announcements.look(block(held=1, step=9, log_lr=math.log(3e-3)))
+            announcements.look(state(held=1, step=9, log_lr=math.log(3e-3)))
+            announcements.look(state(held=1, step=9, log_lr=math.log(3e-3)))
     (record,) = caplog.records
     assert record.getMessage() == "It holds the learning rate it found: 0.003, by step 9"
 
@@ -126,12 +126,12 @@ def test_over_a_scheduler_it_is_a_factor_and_nothing_ends(caplog: pytest.LogCapt
     announcements = Announcements(control, "It", lambda: True)
     with caplog.at_level(logging.INFO, logger="adaptiverl"):
         for _ in range(2 * LOOK_EVERY):
-            announcements.look(block(held=1, step=99, log_lr=0))
+            announcements.look(state(held=1, step=99, log_lr=0))
     (record,) = caplog.records
     assert record.getMessage() == "It holds the factor of the learning rate it found: 1, by step 99"
 
 
-# From a GPU: what is asked of "the current device", with the block on another one
+# From a GPU: what is asked of "the current device", with the state on another one
 
 
 class OnCuda(Tensor):
@@ -201,7 +201,7 @@ machine = Machine()
 @pytest.fixture
 def two_gpus(monkeypatch: pytest.MonkeyPatch) -> Machine:
     machine.__init__()  # type: ignore[misc]
-    garbage = block(held=1, step=math.nan, log_lr=1e6)
+    garbage = state(held=1, step=math.nan, log_lr=1e6)
     monkeypatch.setattr(torch, "empty_like", lambda *_, **__: garbage.clone())
     for name, value in (
         ("device", machine.device),
@@ -218,7 +218,7 @@ def test_a_block_on_another_device_than_the_current_one_is_read_once_it_arrived(
     announcements = Announcements(Control.find_lr(99), "It", lambda: True)
     with caplog.at_level(logging.INFO, logger="adaptiverl"):
         for step in range(1, 5):
-            announcements.look(block(held=1, step=step, log_lr=0).as_subclass(OnCuda))
+            announcements.look(state(held=1, step=step, log_lr=0).as_subclass(OnCuda))
             if step < 4:
                 assert not caplog.records, "told of memory that the copy has not reached"
             if step == 3:
@@ -245,10 +245,10 @@ def test_a_block_that_moves_to_another_device_has_an_event_there(
 ) -> None:
     announcements = Announcements(Control.find_lr(99), "It", lambda: True)
     with caplog.at_level(logging.INFO, logger="adaptiverl"):
-        announcements.look(block(held=1, step=1, log_lr=1).as_subclass(OnCuda))
+        announcements.look(state(held=1, step=1, log_lr=1).as_subclass(OnCuda))
         two_gpus.arrive()
         for step in (2, 3):
-            announcements.look(block(held=1, step=step, log_lr=0).as_subclass(OnAnotherCuda))
+            announcements.look(state(held=1, step=step, log_lr=0).as_subclass(OnAnotherCuda))
             two_gpus.arrive()
     (record,) = caplog.records
     assert record.getMessage() == "It holds the learning rate it found: 1, by step 2"
@@ -259,14 +259,14 @@ def test_what_was_on_its_way_when_a_memory_was_loaded_is_not_told(
 ) -> None:
     announcements = Announcements(Control.find_lr(99), "It", lambda: True)
     with caplog.at_level(logging.INFO, logger="adaptiverl"):
-        announcements.look(block(held=1, step=50, log_lr=1).as_subclass(OnCuda))
+        announcements.look(state(held=1, step=50, log_lr=1).as_subclass(OnCuda))
         two_gpus.arrive()
-        announcements.resume(block(held=0))
+        announcements.resume(state(held=0))
         for step in (7, 8):
-            announcements.look(block(held=step == 8, step=step).as_subclass(OnCuda))
+            announcements.look(state(held=step == 8, step=step).as_subclass(OnCuda))
             two_gpus.arrive()
         assert not caplog.records
-        announcements.look(block(held=1, step=9).as_subclass(OnCuda))
+        announcements.look(state(held=1, step=9).as_subclass(OnCuda))
     (record,) = caplog.records
     assert record.getMessage() == "It holds the learning rate it found: 1, by step 8"
 
@@ -282,5 +282,5 @@ def test_whether_a_device_captures_is_asked_of_its_own_stream(two_gpus: Machine)
 def test_no_number_ends_a_step(number: float, caplog: pytest.LogCaptureFixture) -> None:
     announcements = Announcements(Control.find_lr(9), "It", lambda: True)
     with caplog.at_level(logging.INFO, logger="adaptiverl"):
-        announcements.look(block(held=1, step=number, log_lr=number))
+        announcements.look(state(held=1, step=number, log_lr=number))
     assert "It holds" in caplog.records[0].getMessage()

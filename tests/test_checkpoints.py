@@ -407,13 +407,13 @@ def test_a_checkpoint_that_was_numbers_and_float32_goes_on(
     else:
         with pytest.warns(UserWarning, match="seed of the noise and the step count are others"):
             again.load_state_dict(state)
-    block = again._controller.block
-    assert block.dtype == torch.float64
+    state = again._controller.state
+    assert state.dtype == torch.float64
     torch.testing.assert_close(
-        block, optimizer._controller.block, equal_nan=True, rtol=1e-6, atol=0
+        state, optimizer._controller.state, equal_nan=True, rtol=1e-6, atol=0
     )
     places = [layout.SLOT[name] for name in ("seed_low", "seed_high", "step")]
-    assert_same(block[places], optimizer._controller.block[places])
+    assert_same(state[places], optimizer._controller.state[places])
     descend(optimizer, params, 3, first=6)
     descend(again, mine, 3, first=6)
     for left, right in zip(params, mine, strict=True):

@@ -61,7 +61,7 @@ class Driver:
         # Beyond the rows that were written the ring is whatever memory held.
         ring = c.ring.on(c.device)
         written = ring[: 1 + min(int(ring[0, 0]), TRACE_CAPACITY)]
-        return [x.clone() for x in (c.block, c.numbers, c.inbox, written, self.effective)]
+        return [x.clone() for x in (c.state, c.numbers, c.inbox, written, self.effective)]
 
 
 def assert_bits(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
@@ -394,7 +394,7 @@ def test_trace_is_a_copy_and_names_its_columns() -> None:
         trace["alpha"]
 
 
-# --- Adopting a block ------------------------------------------------------------------------
+# --- Adopting a state ------------------------------------------------------------------------
 
 
 def test_adopt_goes_on_where_the_other_was() -> None:
@@ -404,10 +404,10 @@ def test_adopt_goes_on_where_the_other_was() -> None:
         first.step(loss)
         second.step(3.0)
     second.controller.observe(100.0)
-    memory, address = second.controller.memory, second.controller.block.data_ptr()
+    memory, address = second.controller.memory, second.controller.state.data_ptr()
     second.controller.adopt(first.controller.memory.clone())
     # At its own address, and seen by whoever holds the old view.
-    assert second.controller.block.data_ptr() == address
+    assert second.controller.state.data_ptr() == address
     assert second.controller.memory is memory
     assert memory.data_ptr() == address
     assert second.controller.observed == 0
@@ -468,7 +468,7 @@ def test_block_starts_as_the_law_does(
     control = Control(law=law, mode=mode, noise_bounds=noise_bounds)
     seed = 2**64 - 2
     controller = Controller(control, 0.3, momentum, seed=seed)
-    assert controller.block.shape == (len(SLOT),)
+    assert controller.state.shape == (len(SLOT),)
     # All but the flag of the step in progress is what checkpoints keep.
     assert controller.memory.shape == (MEMORY_SIZE,)
     assert FIELDS[MEMORY_SIZE:] == ("active",)
@@ -480,7 +480,7 @@ def test_block_starts_as_the_law_does(
 
 
 @pytest.mark.parametrize(
-    ("block", "sums", "message"),
+    ("state", "sums", "message"),
     [
         (torch.zeros(46, dtype=torch.float64), None, "state must hold 47 numbers, got 46"),
         (None, torch.zeros(2, 3), "sums must be float64"),
@@ -489,14 +489,14 @@ def test_block_starts_as_the_law_does(
     ],
 )
 def test_gather_checks_what_it_is_given(
-    block: Tensor | None, sums: Tensor | None, message: str
+    state: Tensor | None, sums: Tensor | None, message: str
 ) -> None:
     driver = Driver(Control(law="alignment"))
     before = driver.everything()
     good = torch.ones(1, 3, dtype=torch.float64)
     with pytest.raises(RuntimeError, match=message):
         torch.ops.adaptiverl.reduce_alignment_(
-            driver.controller.block if block is None else block, [good if sums is None else sums]
+            driver.controller.state if state is None else state, [good if sums is None else sums]
         )
     assert_bits(driver.everything(), before)
 
@@ -505,9 +505,9 @@ def test_read_groups_is_what_the_step_used() -> None:
     d = Driver(Control(every=1))
     for loss in (3.0, 2.0, 1.0):
         d.step(loss)
-    block, effective = d.controller.block.clone(), torch.zeros_like(d.effective)
+    state, effective = d.controller.state.clone(), torch.zeros_like(d.effective)
     d.controller.read_groups(d.groups, effective)
-    assert_bits([effective, d.controller.block], [d.effective, block])
+    assert_bits([effective, d.controller.state], [d.effective, state])
 
 
 def opcheck_arguments() -> list[tuple[str, Callable[[Driver], tuple[Any, ...]]]]:
@@ -520,11 +520,11 @@ def opcheck_arguments() -> list[tuple[str, Callable[[Driver], tuple[Any, ...]]]]
         return lambda d: (*memory(d), d.groups, d.effective, [rows], found_inf)
 
     def reduce(tables: list[Tensor]) -> Callable[[Driver], tuple[Any, ...]]:
-        return lambda d: (d.controller.block, tables)
+        return lambda d: (d.controller.state, tables)
 
     def memory(d: Driver) -> tuple[Any, ...]:
         c = d.controller
-        return c.block, c.numbers, c.inbox, c.ring.on(c.device)
+        return c.state, c.numbers, c.inbox, c.ring.on(c.device)
 
     return [
         ("observe_", lambda d: (d.controller.inbox, one, None)),
@@ -533,8 +533,8 @@ def opcheck_arguments() -> list[tuple[str, Callable[[Driver], tuple[Any, ...]]]]
         ("observe_numbers_", lambda d: (d.controller.inbox, 1.0, 2.0)),
         ("update_", memory),
         *[("reduce_alignment_", reduce(t)) for t in ([], [sums], [sums[:1], sums])],
-        ("start_", lambda d: (d.controller.block, d.controller.numbers, LR, MOMENTUM, 1.0, 2.0)),
-        ("read_groups_", lambda d: (d.controller.block, d.groups, d.effective)),
+        ("start_", lambda d: (d.controller.state, d.controller.numbers, LR, MOMENTUM, 1.0, 2.0)),
+        ("read_groups_", lambda d: (d.controller.state, d.groups, d.effective)),
         *[("advance_", advance(flag)) for flag in (None, torch.tensor(0.0), one)],
     ]
 
@@ -565,7 +565,7 @@ def test_operator_checks_what_it_is_given(place: int, wrong: Any, message: str) 
     d = Driver(Control(every=1))
     d.controller.observe(2.0)
     c = d.controller
-    arguments = [c.block, c.numbers, c.inbox, c.ring.on(c.device), d.groups, d.effective, [], None]
+    arguments = [c.state, c.numbers, c.inbox, c.ring.on(c.device), d.groups, d.effective, [], None]
     arguments[place] = wrong
     before = d.everything()
     with pytest.raises(RuntimeError, match=message):

@@ -209,13 +209,12 @@ def test_a_line_more_is_all_that_cpp_needs(tmp_path: Path) -> None:
     if compiler is None:
         pytest.skip("no C++ compiler to compile the law with")
     record = extended()
-    shutil.copytree(CSRC / "law", tmp_path / "law")
-    shutil.copy(CSRC / "both.h", tmp_path)
-    (tmp_path / "layout.h").write_text(layout_files.header(record))
-    (tmp_path / "program.cpp").write_text(PROGRAM)
-    program = tmp_path / "program"
+    copy, program = tmp_path / "csrc", tmp_path / "program"
+    shutil.copytree(CSRC, copy)
+    (copy / "layout.h").write_text(layout_files.header(record))
+    (copy / "program.cpp").write_text(PROGRAM)
     flags = ["-std=c++17", "-ffp-contract=off", "-Wno-unused-result"]
-    command = [compiler, *flags, str(tmp_path / "program.cpp"), "-o", str(program)]
+    command = [compiler, *flags, str(copy / "program.cpp"), "-o", str(program)]
     subprocess.run(command, check=True, capture_output=True)
     given = Control(every=1)
     packed = astuple(law_twin.numbers(given, LR, MOMENTUM))
@@ -260,9 +259,9 @@ def test_a_line_more_and_a_migration_are_all_that_a_checkpoint_needs() -> None:
 
 
 def test_a_line_more_moves_what_kernels_read() -> None:
-    assert in_kernels.BLOCK_ACTIVE.value == MEMORY_SIZE
+    assert in_kernels.STATE_ACTIVE.value == MEMORY_SIZE
     constants = layout_files.kernel_constants()
-    assert f"BLOCK_ACTIVE = tl.constexpr({MEMORY_SIZE})" in constants
+    assert f"STATE_ACTIVE = tl.constexpr({MEMORY_SIZE})" in constants
     header = layout_files.header(extended())
     assert members(header, "State") == list(layout.names(extended()))
     assert members(header, "TraceRow") == list(layout.TRACE_COLUMNS)

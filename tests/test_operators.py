@@ -43,11 +43,11 @@ class Arguments:
     def of(self, operator: str) -> dict[str, Any]:
         """Fresh ones but for what `everything` looks at."""
         c = self.controller
-        state, numbers, inbox, trace = c.block, c.numbers, c.inbox, c.ring.on(c.device)
+        state, numbers, inbox, trace = c.state, c.numbers, c.inbox, c.ring.on(c.device)
         read = {"groups": self.groups, "effective": self.effective}
         step = {
             "rows": self.rows,
-            "block": state,
+            "state": state,
             **read,
             "squares": double(2),
             "gradient_scale": double(),
@@ -71,7 +71,7 @@ class Arguments:
             "read_groups_": {"state": state, **read},
             "sum_squares_": {
                 "rows": self.rows,
-                "block": state,
+                "state": state,
                 "squares": double(2),
                 "always": True,
             },
@@ -82,7 +82,7 @@ class Arguments:
 
     def everything(self) -> list[bytes]:
         c = self.controller
-        tensors = [c.block, c.inbox, c.ring.on(c.device), self.effective]
+        tensors = [c.state, c.inbox, c.ring.on(c.device), self.effective]
         tensors += [t for arrays in (*self.arrays, *self.counts) for t in arrays]
         return [t.numpy().tobytes() for t in tensors]
 

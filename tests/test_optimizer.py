@@ -627,10 +627,10 @@ def test_checkpoints_pass_both_ways_to_torch_adamw() -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda block: block[:-1].clone(), "got torch.float64 of shape"),
-        (lambda block: block.half(), "got torch.float16 of shape"),
-        (lambda block: block.clone().fill_(9.0), "got version 9.0"),
-        (lambda block: [1.0, 2.0], r"got \[1.0, 2.0\]"),
+        (lambda memory: memory[:-1].clone(), "got torch.float64 of shape"),
+        (lambda memory: memory.half(), "got torch.float16 of shape"),
+        (lambda memory: memory.clone().fill_(9.0), "got version 9.0"),
+        (lambda memory: [1.0, 2.0], r"got \[1.0, 2.0\]"),
     ],
 )
 def test_a_damaged_block_is_refused_and_nothing_changes(
@@ -664,12 +664,12 @@ def test_a_checkpoint_librarys_empty_step_moves_nothing() -> None:
     params = parameters((5,))
     optimizer = AdaptiveAdamW(params, control=Control(every=1, noise_bounds=(0.1, 0.1)))
     before = [p.detach().clone() for p in params]
-    block = optimizer.param_groups[0]["adaptive_state"].clone()
+    memory = optimizer.param_groups[0]["adaptive_state"].clone()
     params[0].grad = torch.zeros(5)
     optimizer.param_groups[0]["lr"] = 0.0
     optimizer.step(closure=None)
     assert_same([p.detach() for p in params], before)
-    assert_same(optimizer.param_groups[0]["adaptive_state"], block)
+    assert_same(optimizer.param_groups[0]["adaptive_state"], memory)
 
 
 def test_hooks_run_once_each_and_in_order() -> None:
@@ -699,7 +699,7 @@ def tensors_of_a_step(optimizer: Any) -> list[Tensor]:
     controller, table = optimizer._controller, optimizer._round._group_table
     tables = [] if table is None else [table.numbers, table.effective]
     return [
-        controller.block,
+        controller.state,
         controller.inbox,
         controller.ring.on(controller.device),
         controller.memory,
@@ -732,10 +732,10 @@ def test_knobs_show_a_loaded_memory_that_no_step_has_adopted_yet() -> None:
     # As ZeroRedundancyOptimizer loads: another memory in the group, and nobody is told.
     memory = loaded.param_groups[0]["adaptive_state"].clone()
     optimizer.param_groups[0]["adaptive_state"] = memory
-    own = optimizer._controller.block.clone()
+    own = optimizer._controller.state.clone()
     assert optimizer.knobs() == loaded.knobs()
     assert optimizer.param_groups[0]["adaptive_state"] is memory
-    assert_same(optimizer._controller.block, own)
+    assert_same(optimizer._controller.state, own)
 
 
 def test_knobs_read_from_another_thread_while_steps_run() -> None:

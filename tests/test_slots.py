@@ -191,12 +191,12 @@ def test_memory_that_was_taken_away_is_not_read(make: str) -> None:
     run = Run(make)
     _gradient_freed(run)
     state = [t.clone() for s in run.optimizer.state.values() for t in s.values()]
-    block = run.optimizer._controller.block.clone()
+    controlled = run.optimizer._controller.state.clone()
     for _ in range(2):
         with pytest.raises(RuntimeError, match="has no memory: its storage was resized to 0"):
             run.optimizer.step()
         assert_same([t for s in run.optimizer.state.values() for t in s.values()], state)
-        assert_same(run.optimizer._controller.block, block)
+        assert_same(run.optimizer._controller.state, controlled)
 
 
 def test_a_missing_or_empty_tensor_is_no_fault() -> None:

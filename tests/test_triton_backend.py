@@ -58,7 +58,7 @@ def test_small_kernels_compile_and_keep_everything_in_registers(
             clip,
             {"squares": "*fp64", "limit": "*fp64", "grad_scale": "*fp32", "factor": "*fp64"},
         ),
-        "count_steps_kernel": (count, {"rows": "*i64", "block": "*fp64", "effective": "*fp64"}),
+        "count_steps_kernel": (count, {"rows": "*i64", "state": "*fp64", "effective": "*fp64"}),
     }[name]
     kernel = getattr(module, name)
     signature = {"count": "i32", "BLOCK": "constexpr"} | types

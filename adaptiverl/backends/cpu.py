@@ -37,7 +37,7 @@ class CpuBackend:
 
     def count_steps(self, bucket: Bucket, decision: Decision) -> None:
         """See `Backend`."""
-        torch.ops.adaptiverl.count_steps_(bucket.rows(), decision.block, decision.effective)
+        torch.ops.adaptiverl.count_steps_(bucket.rows(), decision.state, decision.effective)
 
     def sum_squares(
         self,
@@ -48,7 +48,7 @@ class CpuBackend:
         of_parameters: bool = False,
     ) -> None:
         """See `Backend`."""
-        torch.ops.adaptiverl.sum_squares_(bucket.rows(), decision.block, out, always, of_parameters)
+        torch.ops.adaptiverl.sum_squares_(bucket.rows(), decision.state, out, always, of_parameters)
 
     def step(
         self, bucket: Bucket, decision: Decision, squares: Tensor, gradient_scale: Tensor | None
@@ -56,7 +56,7 @@ class CpuBackend:
         """See `Backend`."""
         STEPS[bucket.algorithm](
             bucket.rows(),
-            decision.block,
+            decision.state,
             decision.groups,
             decision.effective,
             squares,

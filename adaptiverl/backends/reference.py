@@ -68,7 +68,7 @@ def noise_on(decision: Decision) -> bool:
 
     σ is a host's own memory on the CPU; elsewhere reading it would wait for the device.
     """
-    block = decision.block
-    if not decision.noise_possible or block.device.type != "cpu" or is_fake(block):
+    state = decision.state
+    if not decision.noise_possible or state.device.type != "cpu" or is_fake(state):
         return decision.noise_possible
     return decision.noise.item() != 0

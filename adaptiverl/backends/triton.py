@@ -74,7 +74,7 @@ class TritonBackend:
 
     def count_steps(self, bucket: Bucket, decision: Decision) -> None:
         """See `Backend`."""
-        self._count.count_steps(bucket.rows(), decision.block, decision.effective)
+        self._count.count_steps(bucket.rows(), decision.state, decision.effective)
 
     def sum_squares(
         self,
@@ -90,7 +90,7 @@ class TritonBackend:
         self._statistics.sum_squares(
             bucket.rows(),
             scratch.chunks,
-            decision.block,
+            decision.state,
             out,
             scratch.partials,
             scratch.finished,
@@ -108,7 +108,7 @@ class TritonBackend:
         self._step.step(
             bucket.rows(),
             scratch.chunks,
-            decision.block,
+            decision.state,
             decision.groups,
             decision.effective,
             squares if decision.noise_possible else None,

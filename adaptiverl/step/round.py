@@ -212,8 +212,8 @@ class Round:
         if decision.aligned and not idle:
             self._reduce_alignment(buckets, decision, controller)
         self._shards.end_step(self.plan.dtensors)
-        if not is_fake(controller.block):
-            self._log.announcements.look(controller.block)
+        if not is_fake(controller.state):
+            self._log.announcements.look(controller.state)
 
     def _reduce_alignment(
         self, buckets: list[Bucket], decision: Decision, controller: Controller
