@@ -1,7 +1,4 @@
-"""`Control`: what the controller may do and how strongly; every range check lives here.
-
-Symbols are those of the specification; the defaults and the names are the project's contract.
-"""
+"""`Control`: what the controller may do and how strongly, by the method's symbols; every check."""
 
 from __future__ import annotations
 
@@ -95,11 +92,9 @@ class Control:
         gain_noise_plateau: k_σP, log-units of σ per update on a full plateau.
         gain_noise_reward: k_σr, log-units of σ.
         law: What steers α. ``"loss"``: the losses and rewards that are observed (§2).
-            ``"alignment"``: whether the newest gradient still points along the last update, which
-            the parameter sweep measures by itself; α starts low, grows, and is held at the largest
-            rate whose updates still pointed downhill (§9, method.md#alignment). Nothing need be
-            observed for it, and `every`, the gains of α and `lr_change` do not touch it. μ and σ
-            keep their laws either way.
+            ``"alignment"``: whether the newest gradient still points along the last update (§9,
+            method.md#alignment); nothing need be observed for it, and `every`, the gains of α and
+            `lr_change` do not touch it. μ and σ keep their laws either way.
         horizon: T, how many steps the run will take, for the alignment law: the rate that was found
             is held, and annealed to zero at step T; after that nothing moves. ``None``, where
             nobody can say: half of it is held, and never annealed.
@@ -124,8 +119,7 @@ class Control:
         spike_clip: c, how many scales of its own movement one loss may move the averages by
             (method.md#spikes). ``math.inf``: no clipping, the specification to the letter.
         plateau_trend: (ε_Δ, s_Δ), centre and slope of the plateau score's first factor
-            (method.md#plateau-score; docs/plateau-defaults.md has what the defaults were chosen
-            by).
+            (method.md#plateau-score; docs/plateau-defaults.md has why these).
         plateau_variance: (ε_v, s_v), centre and slope of its second.
 
     Raises:
@@ -283,14 +277,11 @@ class Control:
             )
         lr_name = "lr" if self.mode == "replace" else "the factor 1.0 of Control(mode='modulate')"
         _check_start(lr_name, alpha, "lr_bounds", (low * scale, high * scale))
-        momentum_low, momentum_high = self.momentum_bounds or (
-            min(kind.bounds[0], momentum),
-            max(kind.bounds[1], momentum),
-        )
+        widened = (min(kind.bounds[0], momentum), max(kind.bounds[1], momentum))
+        momentum_low, momentum_high = self.momentum_bounds or widened
         if self.momentum_bounds is not None:
             _check_start(kind.name, momentum, "momentum_bounds", self.momentum_bounds)
         noise_low, noise_high = self.noise_bounds
-        acquire_from = self._acquire_from(alpha, (low * scale, high * scale))
         return Limits(
             lr_min=low * scale,
             lr_max=high * scale,
@@ -299,7 +290,7 @@ class Control:
             noise_min=noise_low,
             noise_max=noise_high,
             noise_floor=noise_low or self.noise_floor or NOISE_FLOOR_SHARE * noise_high,
-            lr_acquire=acquire_from,
+            lr_acquire=self._acquire_from(alpha, (low * scale, high * scale)),
         )
 
     @property
@@ -381,9 +372,9 @@ class Control:
 
 
 def _real(name: str, value: Any) -> float:
-    if isinstance(value, (bool, str)):
-        raise TypeError(f"Control.{name} must be a number, got {value!r}")
     try:
+        if isinstance(value, (bool, str)):
+            raise TypeError
         return float(value)
     except (TypeError, ValueError):
         raise TypeError(f"Control.{name} must be a number, got {value!r}") from None

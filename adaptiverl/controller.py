@@ -74,9 +74,9 @@ class Controller:
         self.observations = Observations(self.device)
         self.ring = Ring()
         self.ever_observed = False
-        self._noise_possible = self.limits.noise_max > 0
-        self._noise_on_parameter = control.noise_target == "parameter"
-        self._aligned = law_of(control.law).needs_sums
+        self._last: Decision | None = None
+        # Looked up once: a search by name at every step is felt by small networks.
+        self._advance = torch.ops.adaptiverl.advance_.default
 
     def _place(self, block: Tensor, packed: Tensor, device: torch.device) -> None:
         self.block, self.numbers = _moved(block, device), _moved(packed, device)
@@ -144,7 +144,7 @@ class Controller:
             What the passes of this step read.
         """
         self.observations.close()
-        torch.ops.adaptiverl.advance_.default(
+        self._advance(
             self.block,
             self.numbers,
             self.inbox,
@@ -155,15 +155,28 @@ class Controller:
             found_inf,
         )
         self.observations.taken()
-        return Decision(
-            block=self.block,
-            groups=groups,
-            effective=effective,
-            noise_possible=self._noise_possible,
-            noise_on_parameter=self._noise_on_parameter,
-            skippable=found_inf is not None,
-            aligned=self._aligned,
-        )
+        return self._decide(groups, effective, found_inf is not None)
+
+    def _decide(self, groups: Tensor, effective: Tensor, skippable: bool) -> Decision:
+        """The last step's decision where it is the same tensors."""
+        last = self._last
+        if (
+            last is None
+            or last.block is not self.block
+            or last.groups is not groups
+            or last.effective is not effective
+            or last.skippable != skippable
+        ):
+            last = self._last = Decision(
+                block=self.block,
+                groups=groups,
+                effective=effective,
+                noise_possible=self.limits.noise_max > 0,
+                noise_on_parameter=self.control.noise_target == "parameter",
+                skippable=skippable,
+                aligned=law_of(self.control.law).needs_sums,
+            )
+        return last
 
     def reduce_alignment(self, sums: Sequence[Tensor]) -> None:
         """What the passes of this step summed becomes the state's, for the next step's α.

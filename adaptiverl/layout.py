@@ -265,7 +265,8 @@ class Column(NamedTuple):
 
 def columns(record: type) -> tuple[Column, ...]:
     """A record's numbers, in order."""
-    return tuple(Column(f.name, f.default, **f.metadata) for f in dataclasses.fields(record))
+    found: Any = dataclasses.fields(record)
+    return tuple(Column(f.name, f.default, **f.metadata) for f in found)
 
 
 def names(record: type) -> tuple[str, ...]:

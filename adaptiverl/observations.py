@@ -12,6 +12,8 @@ from torch import Tensor
 from adaptiverl.layout import Inbox, names
 
 INBOX_SIZE = len(names(Inbox))
+EXACT = (torch.float32, torch.float64)
+"""What the operators read as it is"""
 
 
 class Observations:
@@ -39,6 +41,9 @@ class Observations:
     def __init__(self, device: torch.device) -> None:
         self.sums = torch.zeros(INBOX_SIZE, dtype=torch.float64, device=device)
         self.count = 0
+        # Looked up once: a search by name at every observation is felt by small networks.
+        self._observe = torch.ops.adaptiverl.observe_.default
+        self._observe_numbers = torch.ops.adaptiverl.observe_numbers_.default
         self._newer: Tensor | None = None
         """Sums of what was observed after the first `_older`; None where that is not kept apart"""
         self._older = 0
@@ -74,9 +79,14 @@ class Observations:
             self._drop_skipped()
             if self._asked_at is not None and self._asked_at == self.count:
                 self._newer, self._older = torch.zeros_like(self.sums), self.count
-        _observe(self.sums, loss, reward)
+        if isinstance(loss, Tensor) or isinstance(reward, Tensor):
+            observe = self._observe
+            loss, reward = self._tensor(loss), None if reward is None else self._tensor(reward)
+        else:
+            observe = self._observe_numbers
+        observe(self.sums, loss, reward)
         if self._newer is not None:
-            _observe(self._newer, loss, reward)
+            observe(self._newer, loss, reward)
         self.count += 1
 
     def close(self) -> None:
@@ -95,6 +105,9 @@ class Observations:
         """A step took them, and emptied the sums."""
         self.count, self._newer, self._asked_at, self._skipped = 0, None, None, 0
 
+    def _tensor(self, value: Tensor | float) -> Tensor:
+        return value if isinstance(value, Tensor) else self.sums.new_full((), value)
+
     def _look(self) -> None:
         if self._asked_at is not None and self._thrown_away():
             self.throw_away()
@@ -111,18 +124,6 @@ class Observations:
             self._newer, self._skipped = None, 0
         # An asking that came later was about what is left.
         self._asked_at = self.count if asked else None
-
-
-def _observe(sums: Tensor, loss: Tensor | float, reward: Tensor | float | None) -> None:
-    loss_is_there, reward_is_there = isinstance(loss, Tensor), isinstance(reward, Tensor)
-    if not loss_is_there and not reward_is_there:
-        torch.ops.adaptiverl.observe_numbers_.default(sums, loss, reward)
-        return
-    if not loss_is_there:
-        loss = sums.new_full((), loss)
-    if not reward_is_there and reward is not None:
-        reward = sums.new_full((), reward)
-    torch.ops.adaptiverl.observe_.default(sums, loss, reward)
 
 
 def as_number(value: Any, name: str, device: torch.device) -> Tensor | float:
@@ -153,7 +154,10 @@ def as_number(value: Any, name: str, device: torch.device) -> Tensor | float:
 
 
 def _element(value: Tensor, name: str, device: torch.device) -> Tensor:
-    if value.numel() != 1:
+    if value.dtype in EXACT and value.device == device and value.numel() == 1:
+        if not value.is_meta:
+            return value.detach() if value.requires_grad else value
+    elif value.numel() != 1:
         raise ValueError(
             f"{name} must have one element, got shape {tuple(value.shape)}: "
             f"reduce it first, as in {name}.mean()"
@@ -168,5 +172,4 @@ def _element(value: Tensor, name: str, device: torch.device) -> Tensor:
         # On the host the operator reads it at once, so there it has to have arrived.
         value = value.to(device, non_blocking=device.type != "cpu")
     # Only here: where it came from there may be no float64.
-    exact = value.dtype in (torch.float32, torch.float64)
-    return value if exact else value.to(torch.float64)
+    return value if value.dtype in EXACT else value.to(torch.float64)

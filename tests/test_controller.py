@@ -232,6 +232,25 @@ def test_every_kind_of_number_is_observed(loss: Any) -> None:
     assert Driver(Control()).step(loss).loss == 2.5
 
 
+@pytest.mark.parametrize("loss", [2.5, torch.tensor(2.5)], ids=["number", "tensor"])
+@pytest.mark.parametrize("reward", [0.5, torch.tensor(0.5, dtype=torch.bfloat16)], ids=repr)
+def test_a_loss_and_a_reward_of_two_kinds(loss: Any, reward: Any) -> None:
+    state = Driver(Control(reward="given")).step(loss, reward)
+    assert (state.loss, state.reward) == (2.5, 0.5)
+
+
+def test_a_decision_is_made_anew_only_where_it_is_another() -> None:
+    driver = Driver(Control())
+    controller, flag = driver.controller, torch.zeros(())
+    first = controller.advance(driver.groups, driver.effective)
+    assert controller.advance(driver.groups, driver.effective) is first
+    assert controller.advance(driver.groups, driver.effective, (), flag).skippable
+    others = driver.groups.clone(), driver.effective.clone()
+    assert controller.advance(others[0], driver.effective).groups is others[0]
+    assert controller.advance(*others).effective is others[1]
+    assert controller.advance(driver.groups, driver.effective) == first
+
+
 def test_whole_numbers_are_observed() -> None:
     assert Driver(Control()).step(3).loss == 3.0
     # 2^53 − 1 needs all of float64.
@@ -567,6 +586,12 @@ def test_opcheck_observe() -> None:
         torch.library.opcheck(
             torch.ops.adaptiverl.observe_.default, (inbox, torch.tensor(1.0), reward)
         )
+
+
+@pytest.mark.parametrize("reward", [None, 2.0])
+def test_opcheck_observe_numbers(reward: float | None) -> None:
+    inbox = torch.zeros(4, dtype=torch.float64)
+    torch.library.opcheck(torch.ops.adaptiverl.observe_numbers_.default, (inbox, 1.0, reward))
 
 
 def test_opcheck_update() -> None:

@@ -781,18 +781,14 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[torch.device]]:
     def device_of(device: torch.device) -> torch.device:
         return meta if device == meta else torch.device("cpu")
 
-    def note(inbox: Tensor, loss: Tensor, reward: Tensor | None) -> None:
-        observed.append(loss.device)
+    def note(inbox: Tensor, loss: Tensor | float, reward: Tensor | float | None) -> None:
+        assert inbox.device == meta
+        observed.append(loss.device if isinstance(loss, Tensor) else inbox.device)
 
     monkeypatch.setattr(memory, "controller_device", device_of)
     library = torch.library.Library("adaptiverl", "IMPL")
-    library.impl("observe_", note, "Meta", allow_override=True)
-    library.impl(
-        "observe_numbers_",
-        lambda inbox, *_: observed.append(inbox.device),
-        "Meta",
-        allow_override=True,
-    )
+    for name in ("observe_", "observe_numbers_"):
+        library.impl(name, note, "Meta", allow_override=True)
     yield observed
     library._destroy()
 

@@ -225,14 +225,14 @@ def test_steps_with_a_gap_are_counted_instead(tmp_path: Path) -> None:
 
 
 def test_the_recorded_curve_is_what_its_script_writes(tmp_path: Path, call: Any) -> None:
-    tiny = replace(record_curve.SETTINGS, steps=4, layers=1, width=8, context=8, batch=2)
+    tiny = replace(record_curve.TASK, steps=4, layers=1, width=8, context=8, batch=2)
     losses = record_curve.record(tiny)
-    record_curve.write(losses, tiny.lr, tmp_path / "new" / "curve.csv")
+    record_curve.write(losses, record_curve.LR, tmp_path / "new" / "curve.csv")
     again = read(tmp_path / "new" / "curve.csv")
     assert again.losses == pytest.approx(losses, rel=1e-5)
     kept = read(record_curve.FILE)
     assert again.columns == kept.columns
-    assert kept.steps == [float(step) for step in range(1, record_curve.SETTINGS.steps + 1)]
+    assert kept.steps == [float(step) for step in range(1, record_curve.TASK.steps + 1)]
     # An untrained model guesses among at most 256 characters; this one has learnt since.
     assert kept.losses[0] == pytest.approx(math.log(256), rel=0.3)
     assert kept.losses[-1] < 2

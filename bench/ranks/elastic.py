@@ -20,7 +20,7 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 from adaptiverl import AdaptiveAdamW, Control
-from bench.ranks.model import DemoError, GPTConfig, Text, load_text, started, wrapped
+from bench.ranks.model import GPTConfig, RequestError, Text, load_text, started, wrapped
 
 COMMAND = "--max-restarts=3 -m bench.ranks.elastic"
 # σ is on from the start: a restart must also draw the noise that would have been drawn.
@@ -64,8 +64,10 @@ def main() -> int:
         text = load_text(given.text, given.context)
         ranks = int(os.environ["WORLD_SIZE"])
         if given.batch % ranks:
-            raise DemoError(f"--batch must be a multiple of the {ranks} ranks, got {given.batch}")
-    except DemoError as error:
+            raise RequestError(
+                f"--batch must be a multiple of the {ranks} ranks, got {given.batch}"
+            )
+    except RequestError as error:
         print(f"elastic: {error}", file=sys.stderr)
         return 2
     device = join()

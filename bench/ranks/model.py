@@ -10,10 +10,11 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from bench.demo.model import GPT, GPTConfig
-from bench.demo.text import DemoError, Text, load_text
+from bench.requests import RequestError
+from bench.tasks.gpt import GPT, GPTConfig
+from bench.tasks.text import Text, load_text
 
-__all__ = ["DemoError", "GPTConfig", "Text", "load_text", "started", "wrapped"]
+__all__ = ["GPTConfig", "RequestError", "Text", "load_text", "started", "wrapped"]
 
 
 def started(command: str) -> bool:
