@@ -115,7 +115,7 @@ class CompiledTwin:
         if by_epoch and step.loss is not None and not step.skipped:
             self.controller.update(step.loss, step.reward)
         if step.sums is not None:
-            self.controller.gather([torch.tensor([step.sums], dtype=torch.float64)])
+            self.controller.reduce_alignment([torch.tensor([step.sums], dtype=torch.float64)])
         return self.state
 
     def update(self, loss: float, reward: float | None) -> State:
