@@ -32,7 +32,7 @@ $(INSTALLED): requirements.txt
 
 $(BUILT): $(INSTALLED) $(SOURCES)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
-	@$(BIN)/python -c 'from adaptiverl import dispatch; print(dispatch.describe())'
+	@$(BIN)/python -c 'from adaptiverl import describe; print(describe())'
 	@touch $@
 
 venv: $(BUILT)

@@ -16,7 +16,7 @@ Group = Mapping[str, Any]
 """A parameter group, as torch.optim keeps it"""
 
 NESTEROV, DECOUPLED = 1, 2
-"""SGD's options in its row of the group table, a sum of these: csrc/sgd_step.h, reference.py"""
+"""SGD's options in its row of the group table, a sum of these: csrc/sgd.cpp, kernels/"""
 
 
 @dataclass(frozen=True)
@@ -82,3 +82,22 @@ SGD = Algorithm(
     start_of=lambda group: float(group["momentum"]),
     numbers_of=_sgd_numbers,
 )
+
+
+def _lion_numbers(group: Group) -> tuple[Any, Any, Any, Any, Any]:
+    beta1, beta2 = group["betas"]
+    return group["lr"], beta1, beta2, 0.0, group["weight_decay"]
+
+
+LION = Algorithm(
+    name="lion",
+    momentum=BETA1,
+    slots=("exp_avg",),
+    corrects_bias=False,
+    slots_of=lambda group: ("exp_avg",),
+    start_of=lambda group: float(group["betas"][0]),
+    numbers_of=_lion_numbers,
+)
+
+ALGORITHMS = {algorithm.name: algorithm for algorithm in (ADAMW, SGD, LION)}
+"""Every update rule that the backends have, by name"""

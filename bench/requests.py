@@ -36,7 +36,7 @@ def chosen(kind: str, registry: Mapping[str, Named], names: Sequence[str] | None
 
 
 def runnable(kind: str, items: Sequence[Any]) -> list[Any]:
-    """The tasks or methods that can run here; the others are named, with why, on standard error.
+    """The tasks or methods that can run here; the others are named, with their reason.
 
     Raises:
         RequestError: None can.

@@ -72,11 +72,14 @@ def run(
     for workload in [Workload(name) for name in shapes]:
         names = ON_SMALL_NETS if workload.shapes in SMALL_NETS else IN_A_STEP
         with contextlib.ExitStack() as stack:
-            sides = [Here(workload, names, device, in_a_row).side()]
-            if against is not None:
+            if against is None:
+                sides = [Here(workload, names, device, in_a_row).side()]
+            else:
                 theirs = [name for name in names if is_ours(name) or name == FUSED]
-                other = there(against.resolve(), workload, theirs, device, in_a_row)
-                sides.append(stack.enter_context(other))
+                sides = [
+                    stack.enter_context(there(checkout, workload, chosen, device, in_a_row))
+                    for checkout, chosen in ((None, names), (against.resolve(), theirs))
+                ]
             usual = 15 if workload.elements > LARGE else 501
             measured = measure(workload, sides, usual if rounds is None else rounds)
         rows += [row | about for row in measured]

@@ -35,7 +35,8 @@ def report(rows: Sequence[Row], about: str = "") -> str:
     for table in every:
         parts += [f"## {_task_title(table)}", task_table(table)]
     for rival, name in ((COSINE, "cosine"), ("constant", "constant rate")):
-        parts += [f"## Worst cell ÷ best-tuned {name}", overview(every, rival)]
+        if rival == COSINE or any(table.best_tuned([rival]) for table in every):
+            parts += [f"## Worst cell ÷ best-tuned {name}", overview(every, rival)]
     parts.append(" ".join([provenance(rows), about]).strip())
     return "\n\n".join(parts) + "\n"
 

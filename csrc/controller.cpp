@@ -156,14 +156,8 @@ STABLE_TORCH_LIBRARY(adaptiverl, m) {
       "start_(Tensor(a!) state, Tensor numbers, float lr, float momentum, float seed_low, "
       "float seed_high) -> ()");
   m.def(
-      "sum_squares_(Tensor rows, Tensor block, Tensor(a!) squares, bool always, "
+      "sum_squares_(Tensor rows, Tensor state, Tensor(a!) squares, bool always, "
       "bool of_parameters=False) -> ()");
-  m.def(
-      "adamw_step_(Tensor rows, Tensor block, Tensor groups, Tensor effective, Tensor squares, "
-      "Tensor? gradient_scale, Tensor(a!)? sums, bool noise_on_parameter=False) -> ()");
-  m.def(
-      "sgd_step_(Tensor rows, Tensor block, Tensor groups, Tensor effective, Tensor squares, "
-      "Tensor? gradient_scale, Tensor(a!)? sums, bool noise_on_parameter=False) -> ()");
   m.def(
       "normals_(int seed_low, int seed_high, int index, int step, int offset, Tensor(a!) out) "
       "-> ()");

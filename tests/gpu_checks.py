@@ -22,7 +22,8 @@ from adaptiverl.kernels import reference
 from tolerances import assert_close
 from torch import Tensor, nn
 
-from adaptiverl import AdaptiveAdamW, AdaptiveSGD, Control, dispatch
+from adaptiverl import AdaptiveAdamW, AdaptiveSGD, Control, backends
+from adaptiverl.backends import placement
 from adaptiverl.controller import Controller
 from adaptiverl.law.replay import replay
 from adaptiverl.layout import FIELDS
@@ -114,7 +115,7 @@ def train(optimizer: Any, params: list[nn.Parameter], steps: int, first: int = 0
             optimizer.step()
 
 
-def backends(optimizer: Any) -> set[str]:
+def backends_of(optimizer: Any) -> set[str]:
     """Who took the last step's tensors."""
     return {bucket.backend.name for bucket in optimizer._round.plan._sorted}
 
@@ -122,7 +123,7 @@ def backends(optimizer: Any) -> set[str]:
 def expect_triton(optimizer: Any) -> None:
     """On a GPU nothing else is being checked."""
     if Where.device.type == "cuda":
-        assert backends(optimizer) == {"triton"}, backends(optimizer)
+        assert backends_of(optimizer) == {"triton"}, backends_of(optimizer)
 
 
 def everything(optimizer: Any, params: list[nn.Parameter]) -> list[Tensor]:
@@ -289,7 +290,7 @@ def half_precision_steps_as_the_reference() -> None:
         train(here, ours, 1)
         train(there, theirs, 1)
         expect_triton(here)
-        assert backends(there) == {"reference"}
+        assert backends_of(there) == {"reference"}
         assert_trained_alike(here, there, ours, theirs, name)
         differ = sum(int((p.cpu() != q).sum()) for p, q in zip(ours, theirs, strict=True))
         assert differ <= 0.02 * sum(p.numel() for p in ours), f"{differ} elements round otherwise"
@@ -591,7 +592,7 @@ def tensors_may_be_on_several_devices() -> None:
     )
     train(here, ours, 4)
     train(there, theirs, 4)
-    assert backends(here) == {"triton", "cpu"}
+    assert backends_of(here) == {"triton", "cpu"}
     assert_trained_alike(here, there, ours, theirs, "step_float32")
 
 
@@ -959,7 +960,7 @@ def extra_memory(sizes: Iterable[int], dtype: torch.dtype = torch.float32) -> tu
 @check()
 def cuda_tensors_go_to_triton() -> None:
     """And the controller is there, too: else the other checks check something else."""
-    assert dispatch.has_cuda_controller(), dispatch.describe()
-    for param, grad in dispatch.TRITON_DTYPES:
-        resolution = dispatch.resolve("cuda", param, grad)
+    assert placement.has_cuda_controller(), backends.describe()
+    for param, grad in backends.DTYPES:
+        resolution = backends.resolve("cuda", param, grad)
         assert resolution.backend.name == "triton", resolution.reason

@@ -25,8 +25,8 @@ from alignment import (
     sums_of,
 )
 from host_waits import HostWaits
-from interpreted_kernels import _hardware_rounding, pytestmark  # noqa: F401 (for every test here)
 from interpreted_optimizer import Operations, launches, use_triton  # noqa: F401 (a fixture too)
+from interpreted_pass import _hardware_rounding, pytestmark  # noqa: F401 (for every test here)
 from torch import nn
 
 import adaptiverl
@@ -109,5 +109,5 @@ def test_they_cost_one_launch_more_and_no_wait(
         "adaptiverl.advance_.default": 1,
         "adaptiverl.reduce_alignment_.default": 1,
     }
-    assert launches == {"adamw_step_kernel": 1}
+    assert launches == {"step_kernel": 1}
     assert not waits.of("adaptiverl")

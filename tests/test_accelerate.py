@@ -176,9 +176,6 @@ def test_epochwise_control_is_told_by_hand() -> None:
     assert optimizer.optimizer.knobs()["updates"] == 1
 
 
-ONE_CYCLE = torch.optim.lr_scheduler.OneCycleLR
-
-
 @pytest.mark.parametrize("early", [True, False], ids=["prepared before", "prepared after"])
 @pytest.mark.parametrize("named", ["one cycle", "linear", "endless"])
 @pytest.mark.parametrize("horizon", [3, 8])
@@ -189,15 +186,20 @@ def test_a_horizon_that_is_not_a_prepared_schedulers(early: bool, named: str, ho
     model = torch.nn.Linear(2, 1)
     optimizer = accelerator.prepare(AdaptiveAdamW(model.parameters(), lr=1e-2, control=control))
     scheduler = {
-        "one cycle": lambda: ONE_CYCLE(optimizer, 1e-2, total_steps=8, cycle_momentum=False),
+        "one cycle": lambda: torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=8),
         "linear": lambda: transformers.get_linear_schedule_with_warmup(optimizer, 0, 8),
         "endless": lambda: transformers.get_constant_schedule_with_warmup(optimizer, 0),
     }[named]()
     prepared = accelerator.prepare(scheduler) if early else None
+    other = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))])
+    accelerator.prepare(torch.optim.lr_scheduler.OneCycleLR(other, 1e-2, total_steps=5))
     observe_backward(accelerator, optimizer)
     prepared = prepared or accelerator.prepare(scheduler)
     wrong = horizon == 3 and named != "endless"
-    message = r"horizon=3\) and a run of 8 steps \(its prepared scheduler's\).*Give horizon=8"
+    message = (
+        r"horizon=3\) and a run of 8 steps \(its prepared scheduler's\): the search.*step 2 at most"
+        r"\. Give horizon=8"
+    )
     warns = pytest.warns(UserWarning, match=message) if wrong else contextlib.nullcontext()
     with warns:
         accelerator.backward(model(torch.ones(1, 2)).sum())

@@ -13,7 +13,7 @@ import math
 import pickle
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from law_twin import break_law, numbers, start
+from law_twin import assert_equal, both, break_law, course, make, start
 from oracle import OracleAlignmentController
 from oracle import group_lr as oracle_group_lr
 from streams import (
@@ -49,89 +49,12 @@ from training import (
 
 from adaptiverl import AdaptiveAdamW, Control
 from adaptiverl.controller import Controller
-from adaptiverl.law import alignment, knobs, loop
+from adaptiverl.law import alignment
 from adaptiverl.layout import SLOT, TRACE_COLUMNS, State
 
 INF, NAN = math.inf, math.nan
 LR, MOMENTUM = 1e-3, 0.9
 ALIGNED = Control(law="alignment", every=1)
-
-
-# --- The twins --------------------------------------------------------------------------------
-
-
-class PythonTwin:
-    """The Python law, told what an optimizer would tell its controller."""
-
-    def __init__(self, control: Control, lr: float = LR, momentum: float = MOMENTUM) -> None:
-        self.control, self.numbers = control, numbers(control, lr, momentum)
-        self.state = start(control, lr, momentum)
-
-    def step(self, step: Step) -> State:
-        state, by_epoch = self.state, self.control.every is None
-        state.active = 0.0 if step.skipped else 1.0
-        if step.skipped:
-            return replace(state)
-        observed = (None, None) if by_epoch else (step.loss, step.reward)
-        loop.advance(state, self.numbers, *observed)
-        if by_epoch and step.loss is not None:
-            loop.update(state, self.numbers, step.loss, step.reward)
-        if step.sums is not None:
-            state.aligned_gu, state.aligned_gg, state.aligned_uu = step.sums
-            state.aligned_pending = 1.0
-        return replace(state)
-
-    def put(self, **numbers: float) -> None:
-        """Put numbers into the state, as no step would."""
-        for name, number in numbers.items():
-            setattr(self.state, name, number)
-
-
-class CompiledTwin:
-    """The C++ controller, likewise."""
-
-    def __init__(self, control: Control, lr: float = LR, momentum: float = MOMENTUM) -> None:
-        self.control = control
-        self.controller = Controller(control, lr, momentum)
-        self.groups = torch.tensor([[lr, momentum, 0.999, 1e-8, 0.0]], dtype=torch.float64)
-        self.effective = torch.zeros(1, 2, dtype=torch.float64)
-
-    @property
-    def state(self) -> State:
-        return self.controller.read()
-
-    def step(self, step: Step) -> State:
-        by_epoch = self.control.every is None
-        if step.loss is not None and not by_epoch:
-            self.controller.observe(step.loss, step.reward)
-        found_inf = torch.tensor(1.0 if step.skipped else 0.0)
-        self.controller.advance(self.groups, self.effective, (), found_inf)
-        if by_epoch and step.loss is not None and not step.skipped:
-            self.controller.update(step.loss, step.reward)
-        if step.sums is not None:
-            self.controller.reduce_alignment([torch.tensor([step.sums], dtype=torch.float64)])
-        return self.state
-
-    def put(self, **numbers: float) -> None:
-        """Put numbers into the block, as no step would."""
-        for name, number in numbers.items():
-            self.controller.block[SLOT[name]] = number
-
-
-TWINS = {"python": PythonTwin, "compiled": CompiledTwin}
-both = pytest.mark.parametrize("twin", TWINS)
-
-
-def make(twin: str, control: Control, lr: float = LR, momentum: float = MOMENTUM) -> Any:
-    return TWINS[twin](control, lr, momentum)
-
-
-def course(
-    twin: str, control: Control, steps: Iterable[Step], lr: float = LR, momentum: float = MOMENTUM
-) -> list[State]:
-    """The state after each step."""
-    driven = make(twin, control, lr, momentum)
-    return [driven.step(step) for step in steps]
 
 
 def sweeps(sums: Iterable[Sums]) -> list[Step]:
@@ -165,7 +88,7 @@ def test_six_steps_by_hand(twin: str) -> None:
         (NAN, -0.30368, 0.765, 0.1, 0.4),  # x = −1, and z with it; h and RMS rest
         (0.5, -0.042944, 0.42, 0.1, 0.4),
     ]
-    driven = make(twin, ALIGNED, lr=1.0, momentum=0.5)
+    driven = make(twin, ALIGNED, 1.0, 0.5)
     state = driven.step(Step(with_cosine(expected[0][0])))
     assert_close(state.log_lr, math.log(0.01), "alignment_law")
     assert (state.alignment_mean, state.alignment, state.aligned_pending) == (0.0, 0.0, 1.0)
@@ -396,21 +319,19 @@ def test_the_cooldown_holds_the_last_rate_that_clearly_pointed_downhill(twin: st
     assert after.anneal == 1.0
 
 
-def test_groups_keep_their_ratios_from_search_to_cooldown() -> None:
-    driven = CompiledTwin(Control(law="alignment", horizon=100))
-    driven.groups = driven.groups.repeat(3, 1)
-    driven.groups[1:, 0] = torch.tensor([7 * LR, 0.0])
-    driven.effective = torch.zeros(3, 2, dtype=torch.float64)
+@both
+def test_groups_keep_their_ratios_from_search_to_cooldown(twin: str) -> None:
+    rates = (LR, 7 * LR, 0.0)
+    control = Control(law="alignment", horizon=100)
+    driven = make(twin, control, LR, MOMENTUM, 0, [(lr, MOMENTUM) for lr in rates])
     phases = set()
     for step in sweeps(sums_of(cosines(100, 20, seed=1))):
         state = driven.step(step)
         phases.add((state.held, state.anneal < 1))
-        groups = driven.groups[:, 0].tolist()
-        expected = [oracle_group_lr(lr, state.lr, LR, "replace") for lr in groups]
-        assert_close(driven.effective[:, 0], expected, "alignment_law")
-        assert_close([knobs.group_lr(lr, state) for lr in groups], expected, "alignment_law")
+        expected = [oracle_group_lr(lr, state.lr, LR, "replace") for lr in rates]
+        assert_close([lr for lr, _ in driven.effective()], expected, "alignment_law")
     assert phases == {(0.0, False), (1.0, False), (1.0, True)}
-    assert driven.effective[:, 0].tolist() == [0.0, 0.0, 0.0]
+    assert [lr for lr, _ in driven.effective()] == [0.0, 0.0, 0.0]
 
 
 # --- Where there is nothing to read -----------------------------------------------------------
@@ -501,16 +422,6 @@ def test_the_sums_of_all_tensors_are_added_in_order() -> None:
 
 
 # --- The oracle, and both twins ---------------------------------------------------------------
-
-
-def assert_equal(actual: Sequence[State], expected: Sequence[State]) -> None:
-    """Raise unless every number of every state is the same, with NaN where NaN is.
-
-    Nothing is rounded otherwise in one than in the other: both call the same libm.
-    """
-    for field in fields(State):
-        a, e = ([getattr(s, field.name) for s in states] for states in (actual, expected))
-        np.testing.assert_array_equal(a, e, err_msg=field.name)
 
 
 def compare(
@@ -615,7 +526,7 @@ def python_against_oracle() -> None:
     streams = [alignment_stream(400, 200, seed) for seed in (3, 4, 5)] + [sweeps(sums_of(noise))]
     streams += [sweeps(sums_of(cosines(400, 150, seed, mean=0.3))) for seed in range(20)]
     for steps in streams:
-        actual = alignment_course_of(course("python", ALIGNED, steps, momentum=0.5))
+        actual = alignment_course_of(course("python", ALIGNED, steps, LR, 0.5))
         expected = oracle_alignment_course(steps, lr=LR, momentum=0.5, every=1)
         assert_same_alignment(actual, expected)
 
@@ -744,7 +655,7 @@ def test_promises_of_every_course(
     limits = control.limits(LR, momentum)
     low, high = math.log(limits.lr_min), math.log(limits.lr_max)
     before = fresh(control)
-    for state in course(twin, control, steps, momentum=momentum):
+    for state in course(twin, control, steps, LR, momentum):
         assert low <= state.log_lr <= high
         assert limits.lr_min * state.anneal <= state.lr <= limits.lr_max * state.anneal
         for name in SEARCH:
@@ -890,7 +801,7 @@ def test_a_start_far_too_high_goes_down_and_is_not_held_there(twin: str) -> None
 
 
 def prototypes_hold(stream: Iterable[float]) -> int | None:
-    """When the rule of decisions.md 23 holds: at the first e ≤ −0.1, e from 1."""
+    """When the rule of method.md#search holds: at the first e ≤ −0.1, e from 1."""
     square, weight, mean = 0.0, 0.0, 1.0
     for step, h in enumerate(stream):
         square, weight = 0.95 * square + 0.05 * h * h, 0.95 * weight + 0.05

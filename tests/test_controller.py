@@ -6,7 +6,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,9 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from law_twin import break_law, start
-from law_twin import course as python_course
+from law_twin import assert_equal, start
 from streams import (
-    assert_alive,
-    assert_same_course,
-    course_of,
     loss_stream,
-    oracle_course,
-    reward_stream,
 )
 from tolerances import assert_close
 from torch import Tensor
@@ -76,102 +70,7 @@ def assert_bits(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
         torch.testing.assert_close(a.view(torch.int64), e.view(torch.int64), rtol=0, atol=0)
 
 
-def assert_same_states(actual: Sequence[State], expected: Sequence[State]) -> None:
-    """Raise unless every field's course agrees to "law", with NaN where NaN is."""
-    for field in fields(State):
-        a = np.array([getattr(s, field.name) for s in actual])
-        e = np.array([getattr(s, field.name) for s in expected])
-        np.testing.assert_array_equal(np.isnan(a), np.isnan(e), err_msg=field.name)
-        known = ~np.isnan(e)
-        try:
-            assert_close(a[known], e[known], "law")
-        except AssertionError as error:
-            raise AssertionError(f"{field.name}: {error}") from error
-
-
-# --- The C++ law -----------------------------------------------------------------------------
-
-SWEEP: list[dict[str, Any]] = [
-    {},
-    {"every": 1, "mode": "modulate", "reward": "given"},
-    {"every": 3, "reward": "none", "gain_lr_loss": 2e-3, "gain_momentum_loss": 3e-4},
-    {
-        "every": 10,
-        "mode": "modulate",
-        "reward": "given",
-        "noise_bounds": (0.01, 0.2),
-        "lr_change": (0.99, 1.01),
-        "beta_loss": 0.05,
-        "beta_reward": 0.01,
-        "plateau_trend": (0.3, 0.1),
-    },
-    {"every": 1, "noise_bounds": (0.0, 0.0), "spike_clip": 2.0, "momentum_bounds": (0.8, 0.95)},
-    {"every": None, "reward": "given", "beta_variance": 0.3, "lr_bounds": (9e-4, 1.2e-3)},
-    {"every": None, "mode": "modulate", "noise_floor": 0.02},
-]
-
-
-def compiled_states(
-    control: Control, losses: Sequence[float], rewards: Any, seed: int
-) -> list[State]:
-    driver = Driver(control, seed)
-    states = []
-    for loss, reward in zip(losses, rewards, strict=True):
-        if control.every is None:
-            driver.controller.update(loss, reward)
-            states.append(driver.read())
-        else:
-            states.append(driver.step(loss, reward))
-    return states
-
-
-@pytest.mark.parametrize("arguments", SWEEP, ids=str)
-def test_three_laws_agree(arguments: dict[str, Any]) -> None:
-    n, seed = 10_000, (3 << 32) + len(str(arguments))
-    losses = loss_stream(n, seed=len(str(arguments)))
-    rewards = reward_stream(n, 2) if arguments.get("reward") == "given" else [None] * n
-    control = Control(**arguments)
-    compiled = compiled_states(control, losses, rewards, seed)
-    assert_same_states(compiled, python_course(control, losses, rewards, LR, MOMENTUM, seed))
-    course = course_of(compiled)
-    assert_same_course(
-        course, oracle_course(losses, rewards, lr=LR, momentum=MOMENTUM, **arguments)
-    )
-    assert_alive(course)
-
-
-@pytest.mark.parametrize("factor", [1e-300, 1e150, 3e299])
-def test_three_laws_agree_at_the_ends_of_float64(factor: float) -> None:
-    losses = [loss * factor for loss in loss_stream(2000, seed=7) if not abs(loss) > 1e9]
-    rewards = [None] * len(losses)
-    control = Control(every=1)
-    compiled = compiled_states(control, losses, rewards, 0)
-    assert_same_states(compiled, python_course(control, losses, rewards, LR, MOMENTUM))
-    assert_same_course(
-        course_of(compiled), oracle_course(losses, None, lr=LR, momentum=MOMENTUM, every=1)
-    )
-
-
-def test_the_comparison_sees_another_law(monkeypatch: pytest.MonkeyPatch) -> None:
-    losses, control = loss_stream(500, seed=1), Control(every=1)
-    rewards = [None] * 500
-    compiled = compiled_states(control, losses, rewards, 0)
-    assert_same_states(compiled, python_course(control, losses, rewards, LR, MOMENTUM))
-    break_law(monkeypatch, "scale_of", lambda s, t, n, b: (1 - b) * s + b * abs(t))
-    with pytest.raises(AssertionError, match=r"^log_lr: law: "):
-        assert_same_states(compiled, python_course(control, losses, rewards, LR, MOMENTUM))
-
-
-@pytest.mark.parametrize("power", [20, -20])
-def test_powers_of_two_change_no_bit(power: int) -> None:
-    losses = [x for x in loss_stream(3000, seed=12) if x == 0 or abs(x) > 1e-100]
-    rewards = [None] * len(losses)
-    control = Control(every=1)
-    plain = compiled_states(control, losses, rewards, 0)
-    scaled = compiled_states(control, [math.ldexp(x, power) for x in losses], rewards, 0)
-    for name in ("log_lr", "logit_momentum", "log_noise", "lr", "momentum", "noise", "plateau"):
-        assert [getattr(s, name) for s in scaled] == [getattr(s, name) for s in plain], name
-    assert scaled[-1].loss_mean != plain[-1].loss_mean
+# --- Groups ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", ["replace", "modulate"])
@@ -397,7 +296,7 @@ def test_update_is_one_observation_and_one_update() -> None:
     for loss in (3.0, 2.0, NAN, 1.5):
         driver.controller.update(loss)
         states.append(driver.read())
-    assert_same_states(states, expected)
+    assert_equal(states, expected)
     assert driver.controller.trace()["lr"].tolist() == [s.lr for s in states]
 
 
@@ -574,39 +473,10 @@ def test_block_starts_as_the_law_does(
     assert controller.memory.shape == (MEMORY_SIZE,)
     assert FIELDS[MEMORY_SIZE:] == ("active",)
     expected = start(control, 0.3, momentum, seed)
-    assert_same_states([controller.read()], [expected])
+    assert_equal([controller.read()], [expected])
 
 
 # --- The operators ---------------------------------------------------------------------------
-
-
-def test_opcheck_observe() -> None:
-    for reward in (None, torch.tensor(2.0)):
-        inbox = torch.zeros(4, dtype=torch.float64)
-        torch.library.opcheck(
-            torch.ops.adaptiverl.observe_.default, (inbox, torch.tensor(1.0), reward)
-        )
-
-
-@pytest.mark.parametrize("reward", [None, 2.0])
-def test_opcheck_observe_numbers(reward: float | None) -> None:
-    inbox = torch.zeros(4, dtype=torch.float64)
-    torch.library.opcheck(torch.ops.adaptiverl.observe_numbers_.default, (inbox, 1.0, reward))
-
-
-def test_opcheck_update() -> None:
-    c = Controller(Control(every=None), LR, MOMENTUM)
-    c.observe(2.0)
-    arguments = (c.block, c.numbers, c.inbox, c.ring.on(c.device))
-    torch.library.opcheck(torch.ops.adaptiverl.update_.default, arguments)
-
-
-def test_opcheck_reduce_alignment() -> None:
-    c = Controller(Control(law="alignment"), LR, MOMENTUM)
-    sums = torch.tensor([[1.0, 2.0, 3.0], [0.5, 0.25, 0.125]], dtype=torch.float64)
-    for tables in ([], [sums], [sums[:1], sums]):
-        arguments = (c.block, tables)
-        torch.library.opcheck(torch.ops.adaptiverl.reduce_alignment_.default, arguments)
 
 
 @pytest.mark.parametrize(
@@ -631,18 +501,6 @@ def test_gather_checks_what_it_is_given(
     assert_bits(driver.everything(), before)
 
 
-def test_opcheck_start() -> None:
-    c = Controller(Control(), LR, MOMENTUM)
-    arguments = (c.block, c.numbers, LR, MOMENTUM, 1.0, 2.0)
-    torch.library.opcheck(torch.ops.adaptiverl.start_.default, arguments)
-
-
-def test_opcheck_read_groups() -> None:
-    d = Driver(Control(every=1))
-    arguments = (d.controller.block, d.groups, d.effective)
-    torch.library.opcheck(torch.ops.adaptiverl.read_groups_.default, arguments)
-
-
 def test_read_groups_is_what_the_step_used() -> None:
     d = Driver(Control(every=1))
     for loss in (3.0, 2.0, 1.0):
@@ -652,16 +510,40 @@ def test_read_groups_is_what_the_step_used() -> None:
     assert_bits([effective, d.controller.block], [d.effective, block])
 
 
-@pytest.mark.parametrize("found_inf", [None, torch.tensor(0.0), torch.tensor(1.0)])
-def test_opcheck_advance(found_inf: Tensor | None) -> None:
-    d = Driver(Control(every=1))
-    d.controller.observe(2.0)
-    c, tables = d.controller, [torch.empty(0, len(COLUMNS), dtype=torch.int64)]
-    tail = (d.groups, d.effective, tables, found_inf)
-    torch.library.opcheck(
-        torch.ops.adaptiverl.advance_.default,
-        (c.block, c.numbers, c.inbox, c.ring.on(c.device), *tail),
-    )
+def opcheck_arguments() -> list[tuple[str, Callable[[Driver], tuple[Any, ...]]]]:
+    """An operator's name, and what makes arguments for it."""
+    sums = torch.tensor([[1.0, 2.0, 3.0], [0.5, 0.25, 0.125]], dtype=torch.float64)
+    rows = torch.empty(0, len(COLUMNS), dtype=torch.int64)
+    one = torch.tensor(1.0)
+
+    def advance(found_inf: Tensor | None) -> Callable[[Driver], tuple[Any, ...]]:
+        return lambda d: (*memory(d), d.groups, d.effective, [rows], found_inf)
+
+    def reduce(tables: list[Tensor]) -> Callable[[Driver], tuple[Any, ...]]:
+        return lambda d: (d.controller.block, tables)
+
+    def memory(d: Driver) -> tuple[Any, ...]:
+        c = d.controller
+        return c.block, c.numbers, c.inbox, c.ring.on(c.device)
+
+    return [
+        ("observe_", lambda d: (d.controller.inbox, one, None)),
+        ("observe_", lambda d: (d.controller.inbox, one, one)),
+        ("observe_numbers_", lambda d: (d.controller.inbox, 1.0, None)),
+        ("observe_numbers_", lambda d: (d.controller.inbox, 1.0, 2.0)),
+        ("update_", memory),
+        *[("reduce_alignment_", reduce(t)) for t in ([], [sums], [sums[:1], sums])],
+        ("start_", lambda d: (d.controller.block, d.controller.numbers, LR, MOMENTUM, 1.0, 2.0)),
+        ("read_groups_", lambda d: (d.controller.block, d.groups, d.effective)),
+        *[("advance_", advance(flag)) for flag in (None, torch.tensor(0.0), one)],
+    ]
+
+
+@pytest.mark.parametrize(("operator", "arguments"), opcheck_arguments())
+def test_opcheck(operator: str, arguments: Callable[[Driver], tuple[Any, ...]]) -> None:
+    driver = Driver(Control(every=1))
+    driver.controller.observe(2.0)
+    torch.library.opcheck(getattr(torch.ops.adaptiverl, operator).default, arguments(driver))
 
 
 @pytest.mark.parametrize(

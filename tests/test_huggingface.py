@@ -193,7 +193,7 @@ def test_a_nan_is_heard_though_the_trainer_filters_it_from_its_log(tmp_path: Pat
     trainer.train()
     assert not any(loss != loss for loss in logged(trainer, "loss"))
     assert [knobs["nonfinite"] for knobs in heard.knobs] == [0, 0, 1, 2]
-    # At the next update the rate goes down by the full reflex (decisions.md 12).
+    # At the next update the rate goes down by the full reflex (method.md#non-finite).
     assert heard.knobs[3]["alpha"] < heard.knobs[1]["alpha"]
 
 

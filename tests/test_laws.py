@@ -1,4 +1,4 @@
-"""The Python law: each equation by hand, whole courses against the oracle, properties of §3."""
+"""The law of losses: each equation by hand; whole courses of both twins against the oracle."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from law_twin import break_law, course, numbers, start
+from law_twin import assert_equal, break_law, losses_course, numbers, start
 from streams import (
     assert_alive,
     assert_same_course,
@@ -399,9 +399,13 @@ def test_replay_refuses() -> None:
 def compare(
     arguments: dict[str, Any], losses: list[float], lr: float = 1e-3, mu: float = 0.9
 ) -> Any:
+    """Hold both twins to the oracle, and each other; return the course."""
     rewards = reward_stream(len(losses), 1) if arguments.get("reward") == "given" else None
-    actual = course_of(course(Control(**arguments), losses, rewards, lr, mu))
+    control, seed = Control(**arguments), (3 << 32) + 5
+    python = losses_course("python", control, losses, rewards, lr, mu, seed)
+    actual = course_of(python)
     assert_same_course(actual, oracle_course(losses, rewards, lr=lr, momentum=mu, **arguments))
+    assert_equal(losses_course("compiled", control, losses, rewards, lr, mu, seed), python)
     return actual
 
 
@@ -417,7 +421,16 @@ SWEEP: list[dict[str, Any]] = [
         "gain_lr_loss": 2e-3,
         "gain_momentum_loss": 3e-4,
     },
-    {"every": 10, "mode": "modulate", "reward": "given", "lr_change": (0.99, 1.01)},
+    {
+        "every": 10,
+        "mode": "modulate",
+        "reward": "given",
+        "noise_bounds": (0.01, 0.2),
+        "lr_change": (0.99, 1.01),
+        "beta_loss": 0.05,
+        "beta_reward": 0.01,
+        "plateau_trend": (0.3, 0.1),
+    },
     {
         "every": None,
         "reward": "given",
@@ -435,7 +448,7 @@ SWEEP: list[dict[str, Any]] = [
         "gain_lr_loss": 5e-4,
         "gain_momentum_loss": 1e-4,
     },
-    {"every": 1, "noise_bounds": (0.0, 0.0), "spike_clip": 2.0},
+    {"every": 1, "noise_bounds": (0.0, 0.0), "spike_clip": 2.0, "momentum_bounds": (0.8, 0.95)},
     {"every": 3, "noise_floor": 0.02, "plateau_variance": (0.5, 0.4), "beta_variance": 0.01},
 ]
 
@@ -496,16 +509,20 @@ MUTANTS: dict[str, Callable[..., Any]] = {
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_the_sweep_sees_a_mutant(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An error in any one equation makes the comparison above raise."""
+    """An error in any one equation makes both comparisons above raise."""
     losses = [x for x in loss_stream(400, seed=11) if not abs(x) > 1e9]
+    control = Control(every=1)
     compare({"every": 1}, losses)
+    compiled = losses_course("compiled", control, losses)
     break_law(monkeypatch, name, MUTANTS[name])
     with pytest.raises(AssertionError, match="law: "):
         compare({"every": 1}, losses)
+    with pytest.raises(AssertionError, match="Arrays are not equal"):
+        assert_equal(compiled, losses_course("python", control, losses))
 
 
 def test_the_sweep_sees_a_mean_updated_too_late(monkeypatch: pytest.MonkeyPatch) -> None:
-    """v from the old ℓ̄ instead of the new (decisions.md 3)."""
+    """v from the old ℓ̄ instead of the new (method.md#loss-sensor)."""
     original = sensors.sense_loss
 
     def late(state: State, control: ControlNumbers, loss: float) -> None:
@@ -525,34 +542,6 @@ def test_the_sweep_sees_a_mean_updated_too_late(monkeypatch: pytest.MonkeyPatch)
 
 
 # --- Properties (§3); those of whole courses, of both twins, are in test_promises.py -----------
-
-UNITLESS = (
-    "log_lr",
-    "logit_momentum",
-    "log_noise",
-    "lr",
-    "momentum",
-    "noise",
-    "loss_direction",
-    "reward_direction",
-    "plateau",
-)
-
-
-def unitless(losses: list[float], control: Control) -> list[tuple[float, ...]]:
-    history = replay(losses, control, lr=1e-3)
-    return [tuple(getattr(state, name) for name in UNITLESS) for state in history]
-
-
-@pytest.mark.parametrize("power", [20, -20])
-def test_powers_of_two_change_no_bit_of_a_long_course(power: int) -> None:
-    losses = [x for x in loss_stream(5000, seed=12) if x == 0 or 1e-100 < abs(x)]
-    plain = unitless(losses, Control())
-    assert unitless([math.ldexp(x, power) for x in losses], Control()) == plain
-    assert len(set(plain)) > 100
-    # The comparison can fail: a shift of the losses is no change of scale.
-    assert unitless([x * x for x in losses], Control()) != plain
-
 
 UNIT = st.floats(-1.0, 1.0)
 

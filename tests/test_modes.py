@@ -14,7 +14,8 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from training import BUSY, assert_same, clones, parameters, snapshot
 
-from adaptiverl import AdaptiveAdamW, AdaptiveSGD, Control, dispatch
+from adaptiverl import AdaptiveAdamW, AdaptiveSGD, Control
+from adaptiverl.backends import operators
 
 MAKES: dict[str, Callable[..., Any]] = {
     "adamw": AdaptiveAdamW,
@@ -122,4 +123,4 @@ def test_every_operator_can_be_called_with_fake_tensors() -> None:
         for name in torch._C._dispatch_get_all_op_names()
         if name.startswith("adaptiverl::")
     }
-    assert ours - NO_TENSORS == set(dispatch.OPERATORS)
+    assert ours - NO_TENSORS == set(operators.OPERATORS)

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from adaptiverl import Control, dispatch
+from adaptiverl import Control
+from adaptiverl.backends import placement
 from adaptiverl.controller import Controller
 from adaptiverl.step.entries import COLUMNS
 
@@ -134,7 +135,7 @@ MISPLACED = [
 @pytest.mark.parametrize(("key", "operator", "name"), MISPLACED)
 def test_a_tensor_on_another_device_is_refused(key: str, operator: str, name: str) -> None:
     """CUDA's operators look at devices before anything else: no GPU is needed to see that."""
-    if key == "CUDA" and not dispatch.has_cuda_controller():
+    if key == "CUDA" and not placement.has_cuda_controller():
         pytest.skip("built without nvcc: there is no CUDA operator to ask")
     arguments = Arguments().of(operator)
     first = next(iter(arguments))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import textwrap
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 ROOT = Path(__file__).parent.parent
-PAGES = ["frameworks.md"]
+PAGES = ["frameworks.md", "differences.md"]
 NAMED = re.compile(r"`(test_\w+)::(test_\w+)`")
 EVERY_TEST = re.compile(r"test_\w+::\w*|…::")
 
@@ -25,6 +26,7 @@ def read(page: str) -> str:
     return (ROOT / "docs" / page).read_text(encoding="utf-8")
 
 
+@functools.cache
 def named_in(name: str) -> set[str]:
     path = ROOT / "tests" / f"{name}.py"
     if not path.exists():

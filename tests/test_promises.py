@@ -12,27 +12,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-import law_twin
 import numpy as np
 import pytest
-import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from law_twin import break_law, make, told
 
 from adaptiverl import Control
-from adaptiverl.controller import Controller
-from adaptiverl.law.knobs import group_lr, group_momentum
 from adaptiverl.layout import FIELDS, ControlNumbers
 
 INF, NAN = math.inf, math.nan
 EPSILON = 2.0**-53
 LR, MOMENTUM = 1e-3, 0.9
 # The group that the bounds are those of, one with another rate, one with another momentum.
-GROUPS = [
-    [LR, MOMENTUM, 0.999, 1e-8, 0.0],
-    [7e-3, 0.9, 0.999, 1e-8, 0.1],
-    [LR, 0.6, 0.999, 1e-8, 0.0],
-]
+GROUPS = [[LR, MOMENTUM], [7e-3, 0.9], [LR, 0.6]]
 KEPT = [name for name in FIELDS if name not in ("loss", "reward")]
 """What may never be NaN; a loss and a reward are kept as they came."""
 
@@ -50,32 +43,19 @@ class Row(NamedTuple):
 Course = Callable[..., list[Row]]
 
 
-def python_course(
-    control: Control, losses: Sequence[float], rewards: Sequence[float | None] | None = None
+def course_of(
+    twin: str,
+    control: Control,
+    losses: Sequence[float],
+    rewards: Sequence[float | None] | None = None,
 ) -> list[Row]:
-    states = law_twin.course(control, losses, rewards, LR, MOMENTUM)
-    return [
-        Row(s, [(group_lr(group[0], s), group_momentum(group[1], s)) for group in GROUPS])
-        for s in states
-    ]
+    driven = make(twin, control, LR, MOMENTUM, 0, GROUPS)
+    pairs = zip(losses, rewards or [None] * len(losses), strict=True)
+    return [Row(told(driven, loss, reward), driven.effective()) for loss, reward in pairs]
 
 
-def compiled_course(
-    control: Control, losses: Sequence[float], rewards: Sequence[float | None] | None = None
-) -> list[Row]:
-    controller = Controller(control, LR, MOMENTUM)
-    groups = torch.tensor(GROUPS, dtype=torch.float64)
-    effective = torch.zeros(len(GROUPS), 2, dtype=torch.float64)
-    rows = []
-    for loss, reward in zip(losses, rewards or [None] * len(losses), strict=True):
-        if control.every is None:
-            controller.update(loss, reward)
-            controller.read_groups(groups, effective)
-        else:
-            controller.observe(loss, reward)
-            controller.advance(groups, effective)
-        rows.append(Row(controller.read(), effective.tolist()))
-    return rows
+compiled_course = functools.partial(course_of, "compiled")
+python_course = functools.partial(course_of, "python")
 
 
 # --- The search -------------------------------------------------------------------------------
@@ -131,7 +111,7 @@ def promise(
                 course = compiled_course if twin == "compiled" else python_course
                 assert search(functools.partial(check, course), strategies, examples) >= examples
                 return
-            law_twin.break_law(monkeypatch, name, broken[name])
+            break_law(monkeypatch, name, broken[name])
             with pytest.raises(AssertionError):
                 search(functools.partial(check, python_course), strategies, examples, shrink=False)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import gc
 import json
 import os
@@ -12,59 +11,29 @@ import weakref
 from array import array
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import pytest
 import torch
 from host_work import calls_in
+from interpreted import check, names_in
 from torch import Tensor, nn
 
-from adaptiverl import AdaptiveAdamW, AdaptiveSGD, Control, devices, dispatch
+from adaptiverl import AdaptiveAdamW, AdaptiveSGD, Control, backends, devices
+from adaptiverl.backends import layouts
 from adaptiverl.step.bucket import AddressTable, Bucket
 from adaptiverl.step.entries import GRAD, NUMEL, ParameterEntry
 from adaptiverl.step.fingerprint import Fingerprint, GroupKey
 from adaptiverl.step.workspace import Workspace
 
 ROOT = Path(__file__).parent.parent
-CASES = ROOT / "tests" / "interpreted_optimizer.py"
-NAMES = [
-    node.name
-    for node in ast.parse(CASES.read_text()).body
-    if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
-]
+CASES = "interpreted_optimizer.py"
 CPU = torch.device("cpu")
 QUIET = Control(noise_bounds=(0.0, 0.0))
 
 
-@pytest.fixture(scope="module")
-def interpreted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
-    """Failures of each interpreted test; a test that did not run is not there."""
-    pytest.importorskip(
-        "triton", reason="the kernels need triton, which torch's CPU wheels do not bring along"
-    )
-    report = tmp_path_factory.mktemp("interpreted") / "report.xml"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(CASES)]
-    done = subprocess.run(
-        [*command, f"--rootdir={ROOT}", f"--junitxml={report}"],
-        cwd=report.parent,
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert report.exists(), done.stdout + done.stderr
-    outcomes: dict[str, list[str]] = {}
-    for case in ElementTree.parse(report).iter("testcase"):
-        failures = outcomes.setdefault(case.attrib["name"].split("[")[0], [])
-        for kind in ("failure", "error", "skipped"):
-            failures += [f"{case.attrib['name']}: {f.text}" for f in case.findall(kind)]
-    return outcomes
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_interpreted(interpreted: dict[str, list[str]], name: str) -> None:
-    assert name in interpreted, "it did not run"
-    assert not interpreted[name], "\n".join(interpreted[name])
+@pytest.mark.parametrize("name", names_in(CASES))
+def test_interpreted(name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    check(CASES, name, tmp_path_factory)
 
 
 # The two smallest kernels, compiled
@@ -123,8 +92,8 @@ def test_cuda_tensors_of_a_known_dtype_go_to_triton() -> None:
     pytest.importorskip(
         "triton", reason="the kernels need triton, which torch's CPU wheels do not bring along"
     )
-    for param, grad in dispatch.TRITON_DTYPES:
-        assert dispatch.resolve("cuda", param, grad).backend.name == "triton"
+    for param, grad in backends.DTYPES:
+        assert backends.resolve("cuda", param, grad).backend.name == "triton"
 
 
 @pytest.mark.parametrize(
@@ -132,15 +101,15 @@ def test_cuda_tensors_of_a_known_dtype_go_to_triton() -> None:
     [
         ("cuda", torch.float64, torch.float64, "does not take torch.float64 parameters"),
         ("cuda", torch.bfloat16, torch.float32, "with torch.float32 gradients"),
-        ("mps", torch.float32, torch.float32, "no fused sweep for device type 'mps'"),
+        ("mps", torch.float32, torch.float32, "no fused pass for device type 'mps'"),
         ("cpu", torch.bfloat16, torch.bfloat16, "float32 only, not torch.bfloat16"),
     ],
 )
 def test_the_reference_takes_the_rest_and_the_reason_is_given(
     device: str, param: torch.dtype, grad: torch.dtype, reason: str
 ) -> None:
-    resolution = dispatch.resolve(device, param, grad)
-    assert resolution.backend is dispatch.REFERENCE
+    resolution = backends.resolve(device, param, grad)
+    assert resolution.backend is backends.REFERENCE
     assert reason in resolution.reason
 
 
@@ -148,12 +117,12 @@ def test_a_missing_triton_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing() -> None:
         raise ImportError("No module named 'triton'")
 
-    monkeypatch.setattr(dispatch, "triton_backend", missing)
-    resolution = dispatch._cuda_sweep.__wrapped__(torch.device("cuda"))
-    assert resolution.backend is dispatch.REFERENCE
+    monkeypatch.setattr(backends, "triton_backend", missing)
+    resolution = backends._on_cuda.__wrapped__(torch.device("cuda"))
+    assert resolution.backend is backends.REFERENCE
     assert "No module named 'triton'" in resolution.reason
     assert "pip install triton" in resolution.reason
-    assert "CUDA sweep plain torch (Triton is missing" in dispatch.describe()
+    assert "CUDA pass plain torch (Triton is missing" in backends.describe()
 
 
 def test_importing_adaptiverl_does_not_import_triton() -> None:
@@ -169,7 +138,7 @@ def test_importing_adaptiverl_does_not_import_triton() -> None:
 
 
 def lies_alike(*tensors: Tensor, noisy: bool = False) -> bool:
-    return dispatch.lie_alike(tensors, noisy)
+    return layouts.lie_alike(tensors, noisy)
 
 
 def test_what_a_sweep_can_walk() -> None:
@@ -449,7 +418,7 @@ def test_a_size_that_changes_builds_the_scratch_anew_and_an_address_does_not() -
         built.append(sizes)
         return (torch.tensor(sizes),)
 
-    bucket = Bucket(dispatch.CPU, CPU)
+    bucket = Bucket(backends.CPU, CPU)
     bucket._table = AddressTable(CPU, bucket.workspace, "rows")
     wanted = torch.arange(26).view(2, 13)
     for change in (0, 0, 1, 2):
@@ -513,27 +482,27 @@ def test_every_step_launches_three_kernels_over_all_chunks(launched: Any) -> Non
     """The controller's own launch is the fourth."""
     chunks = [1] * 3 + [6] * 3 + [16] * 3
     assert launched["all"]["steps"] == [
-        [["sum_squares_kernel", n], ["gradient_scale_kernel", 1], ["adamw_step_kernel", n]]
+        [["sum_squares_kernel", n], ["gradient_scale_kernel", 1], ["step_kernel", n]]
         for n in chunks
     ]
 
 
 def test_a_kernel_is_compiled_once_whatever_changes(launched: Any) -> None:
     """Steps, rates, seeds, limits, addresses, their alignment, how many tensors there are."""
-    kernels = ["sum_squares_kernel", "gradient_scale_kernel", "adamw_step_kernel"]
+    kernels = ["sum_squares_kernel", "gradient_scale_kernel", "step_kernel"]
     assert launched["all"]["compiled"] == kernels
     assert launched["again"]["compiled"] == []
     assert len(launched["again"]["steps"]) == 6
 
 
 def test_another_dtype_is_another_launch_and_the_clip_is_one(launched: Any) -> None:
-    sums, sweeps = "sum_squares_kernel", "adamw_step_kernel"
+    sums, sweeps = "sum_squares_kernel", "step_kernel"
     step = [[sums, 1], [sums, 2], ["gradient_scale_kernel", 1], [sweeps, 1], [sweeps, 2]]
     assert launched["mixed"]["steps"] == [step] * 3
     assert launched["mixed"]["compiled"] == [sums, sweeps]
 
 
 def test_what_nobody_needs_is_not_launched(launched: Any) -> None:
-    assert launched["plain"]["steps"] == [[["adamw_step_kernel", 2]]] * 3
-    steps = [[["sum_squares_kernel", 2], ["sgd_step_kernel", 2]]] * 3
+    assert launched["plain"]["steps"] == [[["step_kernel", 2]]] * 3
+    steps = [[["sum_squares_kernel", 2], ["step_kernel", 2]]] * 3
     assert launched["sgd"]["steps"] == steps

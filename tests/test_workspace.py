@@ -25,7 +25,7 @@ from gpu_checks import (
 from recorded_graph import Freed, RecordedGraph, capture
 from torch import Tensor, nn
 
-from adaptiverl import AdaptiveAdamW, AdaptiveSGD, devices, dispatch
+from adaptiverl import AdaptiveAdamW, AdaptiveSGD, backends, devices
 from adaptiverl.step import groups, workspace
 from adaptiverl.step.bucket import AddressTable, Bucket
 from adaptiverl.step.clipping import GradientScale
@@ -181,7 +181,7 @@ def test_all_that_an_operator_gets_is_owned() -> None:
 
 def test_the_scratch_and_the_factor_of_triton_are_owned() -> None:
     pytest.importorskip("triton", reason="the backend needs triton, which CPU wheels do not bring")
-    run, backend, launched = Run(), dispatch.triton_backend(), []
+    run, backend, launched = Run(), backends.triton_backend(), []
     run.step()
     owner = Workspace()
     bucket = Bucket(backend, CPU, (), workspace=owner)

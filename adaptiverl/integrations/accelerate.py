@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from adaptiverl.integrations.checks import ScheduleWatch, check_horizon
-from adaptiverl.integrations.steering import knob_logs, steered
+from adaptiverl.integrations.steering import Steered, knob_logs, steered
 
 try:
     from accelerate import Accelerator
@@ -65,20 +65,22 @@ def observe_backward(accelerator: Accelerator, optimizer: Any) -> None:
             watch.look()
         if steps_unchecked:  # not before: a scheduler may be prepared after the optimizer
             steps_unchecked = False
-            check_horizon(inner.control, _steps(accelerator), "its prepared scheduler's")
+            check_horizon(inner.control, _steps(accelerator, inner), "its prepared scheduler's")
         inner.observe(loss)
         backward(loss, **kwargs)
 
     accelerator.backward = observed_backward
 
 
-def _steps(accelerator: Accelerator) -> float:
-    """Optimizer steps that the prepared schedulers were made for; infinite where they don't say.
+def _steps(accelerator: Accelerator, optimizer: Steered) -> float:
+    """Optimizer steps that its prepared scheduler was made for; infinite where none says.
 
     torch's OneCycleLR says, and so do those of transformers.get_scheduler that end.
     """
     for prepared in getattr(accelerator, "_schedulers", []):
         scheduler = getattr(prepared, "scheduler", prepared)
+        if not _is_around(getattr(scheduler, "optimizer", None), optimizer):
+            continue
         steps = getattr(scheduler, "total_steps", None)
         for schedule in getattr(scheduler, "lr_lambdas", []):
             steps = getattr(schedule, "keywords", {}).get("num_training_steps", steps)
@@ -88,3 +90,10 @@ def _steps(accelerator: Accelerator) -> float:
             split = getattr(prepared, "split_batches", True)
             return steps / (accelerator.num_processes if together and not split else 1)
     return math.inf
+
+
+def _is_around(wrapper: Any, optimizer: Steered) -> bool:
+    """Whether it is the optimizer, or wraps it."""
+    while wrapper is not None and wrapper is not optimizer:
+        wrapper = getattr(wrapper, "optimizer", None)
+    return wrapper is optimizer

@@ -68,11 +68,16 @@ def check_horizon(control: Control, steps: float, named: str) -> None:
     horizon = control.horizon
     if horizon is None or horizon == steps or not 0 < steps < math.inf:
         return
-    short = f"the last {steps - horizon:.0f} steps train nothing"
-    long = f"it ends {horizon - steps:.0f} steps before the cooldown does"
+    if control.mode == "modulate":  # A scheduler anneals, and the horizon ends the search alone.
+        ends = (1 - control.cooldown) * horizon
+        what = f"the search for the factor lasts until step {ends:.0f} at most"
+    elif horizon < steps:
+        what = f"the last {steps - horizon:.0f} steps train nothing"
+    else:
+        what = f"it ends {horizon - steps:.0f} steps before the cooldown does"
     warn(
-        f"Control(horizon={horizon}) and a run of {steps:.0f} steps ({named}): "
-        f"{short if horizon < steps else long}. Give horizon={steps:.0f}"
+        f"Control(horizon={horizon}) and a run of {steps:.0f} steps ({named}): {what}. "
+        f"Give horizon={steps:.0f}"
     )
 
 

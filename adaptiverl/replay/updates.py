@@ -18,7 +18,7 @@ class Push:
         index: the loss, counted from 0, after which it came.
         reward: k_r·Δ̃r.
         loss: −k_ℓ·max(Δ̃ℓ, 0).
-        reflex: a value that was not finite decided both (decisions.md 12).
+        reflex: a value that was not finite decided both (method.md#non-finite).
         capped: the change cap cut their sum.
     """
 

@@ -101,7 +101,7 @@ class Bucket:
     """The tensors that one backend takes in one launch.
 
     Attributes:
-        backend: A `dispatch.Backend`.
+        backend: A `backends.Backend`.
         device: Of the tensors.
         variant: What else one launch of that backend must agree in.
         algorithm: The name of the update rule.

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adaptiverl.backends.placement import controller_device
 from adaptiverl.controller import Controller
-from adaptiverl.dispatch import controller_device
 from adaptiverl.log import Log
 
 Groups = Sequence[dict[str, Any]]

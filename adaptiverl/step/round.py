@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from adaptiverl.algorithms import Algorithm
+from adaptiverl.backends import backend_for
+from adaptiverl.backends.layouts import is_fake
+from adaptiverl.backends.reference import noise_on
 from adaptiverl.control import Control
 from adaptiverl.controller import Controller
 from adaptiverl.decision import Decision
 from adaptiverl.devices import beside, numbers_device, outside_autograd
-from adaptiverl.dispatch import backend_for, is_fake, noise_on
 from adaptiverl.log import Log
 from adaptiverl.ranks.dtensors import to_local
 from adaptiverl.ranks.group import Ranks

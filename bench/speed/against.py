@@ -1,7 +1,8 @@
-"""Another checkout's package, in a process of its own, timed in the same rounds as this one's.
+"""Two checkouts' packages, each in a process of its own, timed in the same rounds.
 
-``python -m bench.speed.against`` is that process: it imports the other ``adaptiverl`` under this
+``python -m bench.speed.against`` is such a process: it imports its ``adaptiverl`` under this
 checkout's contenders, which use public names only, and times a step whenever it is asked to.
+Both sides are one, for a process that has done other things before has other memory.
 """
 
 from __future__ import annotations
@@ -29,22 +30,27 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @contextlib.contextmanager
 def there(
-    checkout: Path, workload: Workload, names: Sequence[str], device: torch.device, in_a_row: int
+    checkout: Path | None,
+    workload: Workload,
+    names: Sequence[str],
+    device: torch.device,
+    in_a_row: int,
 ) -> Iterator[Any]:
-    """A `measure.Side` whose package is that of another checkout, built.
+    """A `measure.Side` whose package is that of a checkout, built; None for the installed one.
 
     Raises:
         ValueError: The checkout is not built, or its package does not run.
     """
     from bench.speed.measure import Side
 
-    if not list(checkout.glob("adaptiverl/_C*")):
+    if checkout is not None and not list(checkout.glob("adaptiverl/_C*")):
         raise ValueError(
             f"--against must be a checkout with a built package, and {checkout / 'adaptiverl'} "
             "has no compiled operators: `pip install --no-build-isolation -e .` there"
         )
     threads = torch.get_num_threads()
-    task = [str(checkout), workload.shapes, list(names), str(device), in_a_row, threads]
+    place = None if checkout is None else str(checkout)
+    task = [place, workload.shapes, list(names), str(device), in_a_row, threads]
     command = [sys.executable, "-m", "bench.speed.against", json.dumps(task)]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True) as process:
@@ -82,13 +88,19 @@ class Checkout(MetaPathFinder):
 
 
 def serve(
-    checkout: str, shapes: str, names: Sequence[str], device: str, in_a_row: int, threads: int
+    checkout: str | None,
+    shapes: str,
+    names: Sequence[str],
+    device: str,
+    in_a_row: int,
+    threads: int,
 ) -> None:
     """Answer one line for each line asked, until there are no more."""
     # Whatever a package prints is no answer.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    sys.meta_path.insert(0, Checkout(Path(checkout)))
+    if checkout is not None:
+        sys.meta_path.insert(0, Checkout(Path(checkout)))
     # Only now: they import the package.
     from bench.machine import commit
     from bench.speed.measure import Here
@@ -98,7 +110,7 @@ def serve(
     side = Here(Workload(shapes), names, torch.device(device), in_a_row)
     gc.collect()
     gc.disable()
-    answer: object = commit(Path(checkout))
+    answer: object = "" if checkout is None else commit(Path(checkout))
     with contextlib.suppress(EOFError):
         while True:
             print(json.dumps(answer), file=answers, flush=True)

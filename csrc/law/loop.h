@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "../layout.h"
+#include "../sums.h"
 #include "knobs.h"
 #include "registry.h"
 #include "sensors.h"
@@ -98,12 +99,6 @@ ADAPTIVERL_BOTH void advance(State& state, const ControlNumbers& control, Inbox&
   } else if (due && !needs_loss) {
     write_trace(state, ring, capacity);
   }
-}
-
-ADAPTIVERL_BOTH void add(AlignmentSums& total, const AlignmentSums& sums) {
-  total.gu += sums.gu;
-  total.gg += sums.gg;
-  total.uu += sums.uu;
 }
 
 // The sums of a step's passes over all tensors wait in the state for the next step, unless this one

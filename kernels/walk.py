@@ -1,4 +1,4 @@
-"""What the sweeps of the optimizers share: how a program finds its chunk and walks its two paths.
+"""How a program of the pass finds its chunk, walks its two paths, draws noise and leaves its sums.
 
 A program takes one chunk of one tensor. Its full blocks go through the wide path, unmasked 128-bit
 loads and stores, if all is aligned to 16 bytes and the chunk opens with a quad of the noise;
@@ -7,6 +7,7 @@ everything else goes through the masked path.
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from adaptiverl.kernels.layout import (
@@ -21,7 +22,9 @@ from adaptiverl.kernels.layout import (
 )
 from adaptiverl.kernels.philox import element_normals, quad_normals
 from adaptiverl.kernels.statistics import add_partials, is_last_of_tensor
+from adaptiverl.kernels.sums import ALIGNMENT
 
+WIDTH = tl.constexpr(ALIGNMENT.width)
 NARROW = tl.constexpr(256)
 """Elements per round of the masked path. Not BLOCK: equal ranges would be merged, and tie the
 masked path's layout to the wide one's"""
@@ -41,31 +44,12 @@ POINTERS = (
     "partials",
     "finished",
 )
-"""Every sweep's arguments in memory, in their order"""
+"""The pass's arguments in memory, in their order"""
 
-# What a sweep is compiled to do with the noise: one loop for each, without branches.
+# What a loop is compiled to do with the noise: one loop for each, without branches.
 NO_NOISE = tl.constexpr(0)
 ON_GRADIENT = tl.constexpr(1)
 ON_PARAMETER = tl.constexpr(2)
-
-
-@triton.jit
-def load(pointers, inside, WIDE: tl.constexpr):
-    """Elements as float32; on the masked path 0 outside."""
-    if WIDE:
-        values = tl.load(pointers)
-    else:
-        values = tl.load(pointers, inside, 0.0)
-    return values.to(tl.float32)
-
-
-@triton.jit
-def store(pointers, value, inside, WIDE: tl.constexpr):
-    """Elements rounded once, to what they are kept in."""
-    if WIDE:
-        tl.store(pointers, value.to(pointers.dtype.element_ty))
-    else:
-        tl.store(pointers, value.to(pointers.dtype.element_ty), inside)
 
 
 @triton.jit
@@ -88,12 +72,6 @@ def chunk_of(rows, chunks, CHUNK: tl.constexpr):
     table = rows + row * COLUMNS
     start = number * CHUNK
     return table, start, tl.minimum(tl.load(table + NUMEL) - start, CHUNK).to(tl.int32)
-
-
-@triton.jit
-def pointer_of(table, COLUMN: tl.constexpr, TYPE: tl.constexpr, start):
-    """Where this chunk of one of the row's tensors begins."""
-    return tl.load(table + COLUMN).to(tl.pointer_type(TYPE)) + start
 
 
 @triton.jit
@@ -147,25 +125,24 @@ def draw(element, lanes, counter, WIDE: tl.constexpr, COUNT: tl.constexpr):
 def store_sums(rows, chunks, sums, partials, finished, gu, gg, uu, CHUNK: tl.constexpr):
     """A chunk's sums; the tensor's, if every other chunk of it has left its own."""
     program = tl.program_id(0).to(tl.int64)
-    tl.store(partials + program * 3, gu)
-    tl.store(partials + program * 3 + 1, gg)
-    tl.store(partials + program * 3 + 2, uu)
+    tl.store(partials + program * WIDTH, gu)
+    tl.store(partials + program * WIDTH + 1, gg)
+    tl.store(partials + program * WIDTH + 2, uu)
     # Read again rather than kept in registers through the loops.
     row = tl.load(chunks + 2 * program).to(tl.int64)
     number = tl.load(chunks + 2 * program + 1).to(tl.int64)
     count = tl.maximum(tl.cdiv(tl.load(rows + row * COLUMNS + NUMEL), CHUNK), 1)
     if is_last_of_tensor(finished, row, count):
-        first = program - number
-        tl.store(sums + row * 3, add_partials(partials, first, count, 0, 3))
-        tl.store(sums + row * 3 + 1, add_partials(partials, first, count, 1, 3))
-        tl.store(sums + row * 3 + 2, add_partials(partials, first, count, 2, 3))
+        for COLUMN in tl.static_range(WIDTH):
+            total = add_partials(partials, program - number, count, COLUMN, WIDTH)
+            tl.store(sums + row * WIDTH + COLUMN, total)
         tl.store(finished + row, 0)
 
 
-def block_size(param_dtype: str, grad_dtype: str) -> int:
-    """Elements per round of the wide path, for dtypes by torch's name.
+def block_size(param_dtype: torch.dtype, grad_dtype: torch.dtype) -> int:
+    """Elements per round of the wide path.
 
     Two runs of four neighbours per thread. One where a dtype has 16 bits: eight such neighbours
     would have to meet float32's fours through shared memory.
     """
-    return 1024 if param_dtype == grad_dtype == "float32" else 512
+    return 1024 if param_dtype == grad_dtype == torch.float32 else 512
