@@ -153,7 +153,8 @@ class Announcements:
         copy.arrived.record()
 
     def _tell(self, block: Tensor) -> None:
-        step, held, log_lr = (block[SLOT[name]].item() for name in ("step", "held", "log_lr"))
+        numbers = block.tolist()  # all at once: a third of the time that three of them take
+        step, held, log_lr = (numbers[SLOT[name]] for name in ("step", "held", "log_lr"))
         if held and not self._told_held:
             self._told_held = True
             self._say(
