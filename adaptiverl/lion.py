@@ -88,14 +88,14 @@ class AdaptiveLion(AdaptiveOptimizer):
             ValueError: A rate, a beta or a weight decay out of range.
         """
         if isinstance(param_group, dict):  # anything else torch refuses itself
-            self._check_group(param_group)
+            _check_numbers(self.defaults | param_group)
         super().add_param_group(param_group)
 
-    def _check_group(self, group: dict[str, Any]) -> None:
-        numbers = self.defaults | group
-        for name in ("lr", "weight_decay"):
-            if not numbers[name] >= 0:
-                raise ValueError(f"{name} must be at least 0, got {numbers[name]!r}")
-        for i, beta in enumerate(numbers["betas"]):
-            if not 0 <= beta < 1:
-                raise ValueError(f"betas[{i}] must be in [0, 1), got {beta!r}")
+
+def _check_numbers(group: dict[str, Any]) -> None:
+    for name in ("lr", "weight_decay"):
+        if not group[name] >= 0:
+            raise ValueError(f"{name} must be at least 0, got {group[name]!r}")
+    for i, beta in enumerate(group["betas"]):
+        if not 0 <= beta < 1:
+            raise ValueError(f"betas[{i}] must be in [0, 1), got {beta!r}")

@@ -20,6 +20,7 @@ from adaptiverl.backends.clipping import GradientScale
 from adaptiverl.backends.layouts import is_fake
 from adaptiverl.backends.placement import controller_device
 from adaptiverl.backends.reference import noise_on
+from adaptiverl.codecs import codec_of_slot
 from adaptiverl.control import Control
 from adaptiverl.controller import Controller, Decision, Trace, current_layout
 from adaptiverl.devices import numbers_device
@@ -33,7 +34,7 @@ from adaptiverl.distributed import (
     to_whole,
 )
 from adaptiverl.fingerprint import GroupKey
-from adaptiverl.slots import as_counter, as_moment, check_gradient, check_state, moment_dtype
+from adaptiverl.slots import as_counter, check_gradient, check_state
 from adaptiverl.tables import Bucket, Buckets, GroupTable, ParameterEntry, any_rate
 from adaptiverl.workspace import Workspace, outside_inference
 
@@ -484,7 +485,10 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
             _device_dtype_check_for_fused(param)
         for name in self._algorithm.slots_of(group):
             value = state.get(name)
-            state[name] = zeros_like(param) if value is None else as_moment(param, value)
+            codec = codec_of_slot(param)
+            state[name] = (
+                codec.zeros_beside(param) if value is None else codec.adopt(value, param.device)
+            )
         home = numbers_device(param.device)
         state["step"] = as_counter(state.get("step", 0.0), torch.float32, home)
 
@@ -598,7 +602,7 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         """The dtype that a state entry is kept in, or None for an entry that isn't ours."""
         if name == "mu_product":
             return torch.float64
-        return moment_dtype(param) if name in self._algorithm.slots else None
+        return codec_of_slot(param).dtype if name in self._algorithm.slots else None
 
     def __getstate__(self) -> dict[str, Any]:
         adaptive = (self._control, self._max_grad_norm, self._seed, self._start, self._ranks)
@@ -642,11 +646,6 @@ def _watch(param: Tensor) -> Callable[[], bool]:
 def _beside(controller: Controller, tensor: Tensor) -> Tensor:
     """On the controller's device, without waiting unless that is the host, which reads at once."""
     return tensor.to(controller.device, non_blocking=controller.device.type != "cpu")
-
-
-def zeros_like(param: Tensor) -> Tensor:
-    """A moment of the parameter's shape and layout."""
-    return torch.zeros_like(param, dtype=moment_dtype(param), memory_format=torch.preserve_format)
 
 
 def _is_loss(result: Any) -> TypeGuard[Tensor | float]:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from adaptiverl.devices import numbers_device
 from adaptiverl.fingerprint import Fingerprint, GroupKey, Watch
+from adaptiverl.kernels.sums import ALIGNMENT
 from adaptiverl.overlaps import Spans, overlapping_rows
 from adaptiverl.workspace import NEEDS_A_STEP, DeviceTable, Workspace, is_capturing, upload
 
@@ -192,7 +193,7 @@ class Bucket:
         skipped step leaves them as they are.
         """
         if self._sums is None or len(self._sums) != len(self.squares):
-            shape = (len(self.squares), 3)
+            shape = (len(self.squares), ALIGNMENT.width)
             (self._sums,) = self.workspace.hold(
                 self._place("sums"), shape, self.device, lambda: (_zeros(shape, self.device),)
             )

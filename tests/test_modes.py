@@ -110,7 +110,9 @@ def test_a_step_of_fake_tensors_touches_no_address(
             loss.backward()
             optimizer.step(loss=loss)
         for p, state in optimizer.state.items():
-            assert {v.shape for k, v in state.items() if k in optimizer._algorithm.slots} == {p.shape}
+            assert {v.shape for k, v in state.items() if k in optimizer._algorithm.slots} == {
+                p.shape
+            }
             assert {type(v) for v in state.values()} == {FakeTensor}
         assert {b.backend.name for b in optimizer._buckets._sorted} == {"reference"}
 

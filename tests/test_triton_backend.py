@@ -17,7 +17,7 @@ from host_work import calls_in
 from interpreted import check, names_in
 from torch import Tensor, nn
 
-from adaptiverl import AdaptiveAdamW, AdaptiveSGD, Control, backends, tables
+from adaptiverl import AdaptiveAdamW, AdaptiveLion, AdaptiveSGD, Control, backends, tables
 from adaptiverl.backends import layouts
 from adaptiverl.fingerprint import Fingerprint, GroupKey
 from adaptiverl.tables import AddressTable, ParameterEntry
@@ -356,7 +356,7 @@ def test_a_glance_ends_where_there_is_no_state() -> None:
     assert Fingerprint.of(standing, {params[0]: {"step": 3.0}}) is None
 
 
-@pytest.mark.parametrize("kind", [AdaptiveAdamW, AdaptiveSGD])
+@pytest.mark.parametrize("kind", [AdaptiveAdamW, AdaptiveSGD, AdaptiveLion])
 def test_gradients_are_not_kept_between_steps(kind: Any) -> None:
     params = [*params_with_gradients(2), nn.Parameter(torch.ones(4, dtype=torch.float64))]
     params[2].grad = torch.ones(4, dtype=torch.float64)
