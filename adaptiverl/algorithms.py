@@ -84,10 +84,6 @@ SGD = Algorithm(
 )
 
 
-def _lion_slots(group: Group) -> tuple[str, ...]:
-    return LION.slots
-
-
 def _lion_numbers(group: Group) -> tuple[Any, Any, Any, Any, Any]:
     beta1, beta2 = group["betas"]
     return group["lr"], beta1, beta2, 0.0, group["weight_decay"]
@@ -98,7 +94,7 @@ LION = Algorithm(
     momentum=BETA1,
     slots=("exp_avg",),
     corrects_bias=False,
-    slots_of=_lion_slots,
+    slots_of=lambda group: ("exp_avg",),
     start_of=lambda group: float(group["betas"][0]),
     numbers_of=_lion_numbers,
 )

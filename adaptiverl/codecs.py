@@ -30,16 +30,14 @@ class Codec:
         """A slot of a parameter's shape and layout, before the first step."""
         return torch.zeros_like(param, dtype=self.dtype, memory_format=torch.preserve_format)
 
-    def adopt(self, value: Any, device: torch.device) -> Tensor:
+    def adopt(self, param: Tensor, value: Any) -> Tensor:
         """A loaded entry as it is stored; the tensor itself where it is already.
 
         Args:
+            param: Whose slot it is; on its device.
             value: A tensor, or the number that a checkpoint made of a 0-d one.
-            device: Where it belongs.
         """
-        if isinstance(value, Tensor):
-            return value.to(device=device, dtype=self.dtype)
-        return torch.tensor(float(value), dtype=self.dtype, device=device)
+        return as_dtype(value, self.dtype, param.device)
 
 
 EVERYWHERE, IN_PLAIN_TORCH = frozenset({"cpu", "triton", "reference"}), frozenset({"reference"})
@@ -64,3 +62,10 @@ def codec_of_slot(param: Tensor) -> Codec:
 def walks(backend: str, slots: Any) -> bool:
     """Whether a backend, by its name, walks all of these slots; None stands for one not kept."""
     return all(slot is None or backend in CODECS[slot.dtype].walkers for slot in slots)
+
+
+def as_dtype(value: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A tensor or a number as a tensor; the tensor itself where it is one of this dtype there."""
+    if isinstance(value, Tensor):
+        return value.to(device=device, dtype=dtype)
+    return torch.tensor(float(value), dtype=dtype, device=device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
@@ -10,9 +10,7 @@ from torch.optim.optimizer import ParamsT
 from adaptiverl.algorithms import LION
 from adaptiverl.control import Control
 from adaptiverl.optimizer import AdaptiveOptimizer
-
-if TYPE_CHECKING:
-    from adaptiverl.distributed import Group
+from adaptiverl.ranks.group import ProcessGroup
 
 DEFAULT_CONTROL = Control()
 
@@ -38,7 +36,7 @@ class AdaptiveLion(AdaptiveOptimizer):
             (method.md#clipping).
         seed: Of the noise, 0 to 2^64 − 1.
         process_group: The ranks whose observations are averaged, so that all have the same knobs
-            (`adaptiverl.distributed.Ranks`): ``None``, all of torch.distributed's world where it is
+            (`adaptiverl.ranks.group.Ranks`): ``None``, all of torch.distributed's world where it is
             initialised; ``False``, this rank alone.
 
     Raises:
@@ -67,7 +65,7 @@ class AdaptiveLion(AdaptiveOptimizer):
         control: Control = DEFAULT_CONTROL,
         max_grad_norm: float | None = None,
         seed: int = 0,
-        process_group: Group = None,
+        process_group: ProcessGroup = None,
     ) -> None:
         self._prepare(control, max_grad_norm, seed, process_group)
         defaults = {

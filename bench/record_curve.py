@@ -13,42 +13,23 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
-from bench.demo.text import load_text
-from bench.demo.train import Batches, Settings, build_model, draw_starts
+from bench.methods.base import AdamW
+from bench.run.cells import Cell, losses_of, train
+from bench.tasks.characters import Characters
 
 FILE = Path(__file__).parent / "results" / "recorded_loss.csv"
-SETTINGS = Settings(
-    lr=1e-3,
-    steps=2000,
-    seed=0,
-    device="cpu",
-    layers=2,
-    heads=4,
-    width=96,
-    context=64,
-    batch=16,
-    eval_every=2000,
-    eval_batches=1,
-)
+TASK = Characters(name="record", steps=2000, batch=16, layers=2, heads=4, width=96, context=64)
+PLAIN = AdamW(name="adamw", warm_up=0.0, fused=None)
+LR = 1e-3
 
 
-def record(settings: Settings) -> list[float]:
+def record(task: Characters) -> list[float]:
     """Train, and return the loss of every step in nats per character."""
-    text = load_text(None, settings.context)
-    model = build_model(text, settings)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr)
-    batches = Batches(text.train, draw_starts(len(text.train), settings), settings)
-    losses = []
-    for step in tqdm(range(settings.steps), unit="step", mininterval=5):
-        loss = model(*batches[step])
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.detach())
-    return torch.stack(losses).tolist()
+    problem = task.start(0)
+    stepper = Cell(task, PLAIN, LR, 0).stepper(problem.objective.parameters())
+    return losses_of(train(problem, stepper, tqdm(range(task.steps), unit="step", mininterval=5)))
 
 
 def write(losses: Sequence[float], lr: float, path: Path) -> None:
@@ -62,7 +43,7 @@ def write(losses: Sequence[float], lr: float, path: Path) -> None:
 
 def main(arguments: Sequence[str]) -> None:
     """Record the curve into the file that the arguments name."""
-    write(record(SETTINGS), SETTINGS.lr, Path(arguments[0]) if arguments else FILE)
+    write(record(TASK), LR, Path(arguments[0]) if arguments else FILE)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the benches' command lines share: numbers that are checked, names that are looked up."""
+"""What the command lines share: numbers that are checked, names that are looked up."""
 
 from __future__ import annotations
 
@@ -6,26 +6,21 @@ import argparse
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol, TypeVar
-
-
-class Runnable(Protocol):
-    """A task or a method that may not run everywhere."""
-
-    @property
-    def name(self) -> str:
-        """On the command line and in the tables."""
-
-    def missing(self) -> str | None:
-        """Why it cannot run here; ``None`` where it can."""
-
+from typing import Any, NoReturn, TypeVar
 
 Named = TypeVar("Named")
-Possible = TypeVar("Possible", bound=Runnable)
 
 
 class RequestError(Exception):
-    """What was asked for cannot be run; the message says why and what can."""
+    """What was asked for cannot be run; the message is one line, why and what can."""
+
+
+class Parser(argparse.ArgumentParser):
+    """One that raises `RequestError` instead of leaving."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise it."""
+        raise RequestError(message)
 
 
 def chosen(kind: str, registry: Mapping[str, Named], names: Sequence[str] | None) -> list[Named]:
@@ -40,47 +35,46 @@ def chosen(kind: str, registry: Mapping[str, Named], names: Sequence[str] | None
     return [item for name, item in registry.items() if not names or name in names]
 
 
-def runnable(kind: str, items: Sequence[Possible]) -> list[Possible]:
-    """Those that can run here; the others are named on standard error, with their reason.
+def runnable(kind: str, items: Sequence[Any]) -> list[Any]:
+    """The tasks or methods that can run here; the others are named, with their reason.
 
     Raises:
         RequestError: None can.
     """
-    found = []
-    for item in items:
-        reason = item.missing()
-        if reason is None:
-            found.append(item)
-        else:
+    reasons = [item.missing() for item in items]
+    for item, reason in zip(items, reasons, strict=True):
+        if reason is not None:
             print(f"The {kind} {item.name} is left out: {reason}.", file=sys.stderr)
-    if not found:
+    if None not in reasons:
         raise RequestError(f"no {kind} is left to run; ask for another with --{kind}s")
-    return found
+    return [item for item, reason in zip(items, reasons, strict=True) if reason is None]
 
 
-def positive(text: str) -> float:
-    """A finite number above 0, for argparse."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"must be a finite number above 0, got {text!r}")
-    return value
+def number(low: float, high: float) -> Callable[[str], float]:
+    """A number in a range, for argparse."""
 
-
-def whole(least: int) -> Callable[[str], int]:
-    """A whole number from ``least`` to 2^62, for argparse: seeds have others added to them."""
-
-    def parsed(text: str) -> int:
+    def parsed(text: str) -> float:
         try:
-            value = int(text)
+            value = float(text)
         except ValueError:
-            value = least - 1
-        if not least <= value <= 2**62:
+            value = math.nan
+        if not low <= value <= high:
             raise argparse.ArgumentTypeError(
-                f"must be a whole number from {least} to 2^62, got {text!r}"
+                f"must be a number from {low:g} to {high:g}, got {text!r}"
             )
         return value
+
+    return parsed
+
+
+def whole(low: int, high: int = 2**62) -> Callable[[str], int]:
+    """A whole number in a range, for argparse; 2^62 leaves room: seeds have others added."""
+
+    def parsed(text: str) -> int:
+        if not text.removeprefix("-").isdecimal() or not low <= int(text) <= high:
+            raise argparse.ArgumentTypeError(
+                f"must be a whole number from {low} to {high}, got {text!r}"
+            )
+        return int(text)
 
     return parsed

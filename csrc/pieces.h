@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "checks.h"
+#include "sums.h"
 #include "tables.h"
 
 namespace adaptiverl {
@@ -99,8 +100,6 @@ class Pieces {
   std::vector<int64_t> first_;
   std::vector<int64_t> task_;
 };
-
-inline void add(double& total, double sum) { total += sum; }
 
 // What the pieces of each tensor were summed to, into the tensors' sums, in the pieces' order.
 template <typename Sums>

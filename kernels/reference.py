@@ -1,6 +1,6 @@
 """The pass in plain torch, for any device and dtype: the compiled passes' readable twin.
 
-Every function works on `entries`, records like `adaptiverl.tables.ParameterEntry`, and
+Every function works on `entries`, records like `adaptiverl.step.entries.ParameterEntry`, and
 reads the knobs from 0-d tensors, so nothing here waits for a device. The statement order is that of
 csrc/pass_loops.inc and kernels/step.py; what an algorithm does with an element is in `elements`.
 
@@ -21,7 +21,7 @@ from torch import Tensor
 
 
 class ParameterEntry(Protocol):
-    """One parameter and what belongs to it (`adaptiverl.tables.ParameterEntry`)."""
+    """One parameter and what belongs to it (`adaptiverl.step.entries.ParameterEntry`)."""
 
     param: Tensor
     grad: Tensor

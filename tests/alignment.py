@@ -110,11 +110,11 @@ def alignment_of(optimizer: Any) -> list[float]:
 
 def sums_of(optimizer: Any) -> list[Tensor]:
     """A copy of what the last step left in every bucket, float64 [tensors, 3]."""
-    return [bucket.sums.clone() for bucket in optimizer._buckets._sorted]
+    return [bucket.sums.clone() for bucket in optimizer._round.plan._sorted]
 
 
 def backends_of(optimizer: Any) -> list[str]:
-    return [bucket.backend.name for bucket in optimizer._buckets._sorted]
+    return [bucket.backend.name for bucket in optimizer._round.plan._sorted]
 
 
 def expected_alignment(optimizer: Any, gradient_scale: float = 1.0) -> list[float]:

@@ -74,7 +74,7 @@ def run(make: Make, params: list[nn.Parameter], steps: int = 3, **scaler: Tensor
 
 
 def backends_of(optimizer: Any) -> set[str]:
-    return {bucket.backend.name for bucket in optimizer._buckets._sorted}
+    return {bucket.backend.name for bucket in optimizer._round.plan._sorted}
 
 
 def assert_same_training(
@@ -222,7 +222,7 @@ def test_dtypes_and_amsgrad_share_an_optimizer_but_no_launch(triton: None) -> No
     groups: list[dict[str, Any]] = [{"params": params[:3]}, {"params": params[3:], "amsgrad": True}]
     optimizer = run(lambda _: AdaptiveAdamW(groups, 0.1, control=NOISY, max_grad_norm=1.0), params)
     assert backends_of(optimizer) == {"triton"}
-    assert [len(bucket.indices) for bucket in optimizer._buckets._sorted] == [2, 1, 1]
+    assert [len(bucket.indices) for bucket in optimizer._round.plan._sorted] == [2, 1, 1]
 
 
 # What the hard cases need

@@ -44,7 +44,7 @@ from torch import Tensor
 from triton import knobs
 from triton.runtime import interpreter
 
-from adaptiverl.tables import ParameterEntry
+from adaptiverl.step.entries import ParameterEntry
 
 if not knobs.runtime.interpret:
     raise RuntimeError("set TRITON_INTERPRET=1 before Python starts: these tests run interpreted")

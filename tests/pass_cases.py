@@ -20,8 +20,8 @@ from tolerances import assert_close
 from torch import Tensor
 
 from adaptiverl import AdaptiveAdamW, AdaptiveLion, AdaptiveSGD, algorithms
-from adaptiverl.laws import State
-from adaptiverl.tables import COLUMNS, ParameterEntry
+from adaptiverl.layout import State
+from adaptiverl.step.entries import COLUMNS, ParameterEntry
 
 BLOCK, PIECE = 1024, 262144
 """Elements that the compiled pass takes at once where there is noise, and that a thread takes"""

@@ -31,7 +31,7 @@ from tolerances import assert_close
 from torch import Tensor, nn
 
 from adaptiverl import AdaptiveAdamW, AdaptiveLion, AdaptiveSGD, Control, backends, distributed
-from adaptiverl.distributed import Ranks
+from adaptiverl.ranks.group import Ranks
 
 CASES = "interpreted_alignment.py"
 
@@ -240,7 +240,7 @@ def test_a_skipped_step_leaves_them(algorithm: Any, dtype: torch.dtype) -> None:
 def test_a_law_that_does_not_read_them_does_not_make_them() -> None:
     params = [*parameters(700), *parameters(3, dtype=torch.float64)]
     optimizer = run(lambda p: AdaptiveAdamW(p, control=Control()), params)
-    assert [bucket._sums for bucket in optimizer._buckets._sorted] == [None, None]
+    assert [bucket._sums for bucket in optimizer._round.plan._sorted] == [None, None]
     assert alignment_of(optimizer) == [0.0, 0.0, 0.0]
 
 
@@ -248,10 +248,10 @@ def test_their_place_stays_where_it_is() -> None:
     """A CUDA graph goes on writing there."""
     params = [*parameters(700, 40), *parameters(3, dtype=torch.float64)]
     optimizer = run(lambda p: AdaptiveAdamW(p, control=ALIGNED), params, steps=2)
-    places = [bucket.sums.data_ptr() for bucket in optimizer._buckets._sorted]
+    places = [bucket.sums.data_ptr() for bucket in optimizer._round.plan._sorted]
     put_gradients(params, 5)
     optimizer.step(loss=1.0)
-    assert [bucket.sums.data_ptr() for bucket in optimizer._buckets._sorted] == places
+    assert [bucket.sums.data_ptr() for bucket in optimizer._round.plan._sorted] == places
 
 
 def test_a_checkpoint_librarys_step_tells_the_controller_nothing(

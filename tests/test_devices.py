@@ -13,10 +13,11 @@ from stand_in import DEVICE, OnStandIn, StandIn
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from adaptiverl import AdaptiveAdamW, AdaptiveLion, AdaptiveSGD, Control, backends, optimizer
+from adaptiverl import AdaptiveAdamW, AdaptiveLion, AdaptiveSGD, Control, backends
 from adaptiverl.backends import placement
 from adaptiverl.devices import numbers_device
 from adaptiverl.optimizer import AdaptiveOptimizer
+from adaptiverl.step import round
 
 CARD = torch.device("cuda", 0)
 TYPES = (torch.float32, torch.float32)
@@ -228,7 +229,7 @@ def assert_same(case: Case, found: AdaptiveOptimizer, expected: AdaptiveOptimize
 
 @pytest.fixture
 def _plain_torch_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(optimizer, "backend_for", lambda *_, **__: backends.REFERENCE)
+    monkeypatch.setattr(round, "backend_for", lambda *_, **__: backends.REFERENCE)
 
 
 @pytest.mark.usefixtures("_plain_torch_everywhere")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -18,9 +17,8 @@ pytest.importorskip(
     "triton", reason="the kernels need triton, which torch's CPU wheels do not bring along"
 )
 
-from adaptiverl.kernels import layout, philox
+from adaptiverl.kernels import philox
 from adaptiverl.kernels.chunks import CHUNK, chunk_table, partial_sums
-from adaptiverl.kernels.sums import ALIGNMENT
 
 ROOT = Path(__file__).parent.parent
 FILES = ("interpreted_pass.py", "interpreted_order.py")
@@ -143,40 +141,6 @@ def test_every_sine_and_cosine_is_right_to_a_millionth() -> None:
 
 
 # Tables
-
-
-def struct_fields(header: str, struct: str) -> list[str]:
-    text = (ROOT / "csrc" / header).read_text()
-    body = re.search(rf"struct {struct} \{{(.*?)\}};", text, re.DOTALL)
-    assert body
-    return re.findall(r"(?:double|int64_t) (\w+);", body[1])
-
-
-@pytest.mark.parametrize(
-    ("header", "struct", "prefix", "count"),
-    [
-        ("tables.h", "TensorRow", "", 13),
-        ("control_law.h", "State", "BLOCK_", 5),
-        ("control_law.h", "Group", "GROUP_", 3),
-        ("control_law.h", "EffectiveGroup", "EFFECTIVE_", 2),
-    ],
-)
-def test_columns_are_the_headers(header: str, struct: str, prefix: str, count: int) -> None:
-    fields = struct_fields(header, struct)
-    found = 0
-    for number, name in enumerate(fields):
-        slot = getattr(layout, prefix + name.upper(), None)
-        if slot is not None:
-            assert slot.value == number, name
-            found += 1
-    assert found == count
-    columns = getattr(layout, f"{prefix}COLUMNS", None)
-    if columns is not None:
-        assert columns.value == len(fields)
-
-
-def test_the_sums_are_the_headers() -> None:
-    assert tuple(struct_fields("control_law.h", "AlignmentSums")) == ALIGNMENT.names
 
 
 def test_chunks_of_a_tensor_lie_side_by_side_and_an_empty_one_has_one() -> None:

@@ -114,7 +114,7 @@ def test_a_step_of_fake_tensors_touches_no_address(
                 p.shape
             }
             assert {type(v) for v in state.values()} == {FakeTensor}
-        assert {b.backend.name for b in optimizer._buckets._sorted} == {"reference"}
+        assert {b.backend.name for b in optimizer._round.plan._sorted} == {"reference"}
 
 
 def test_every_operator_can_be_called_with_fake_tensors() -> None:

@@ -61,7 +61,7 @@ from tolerances import assert_close
 from torch import Tensor
 
 from adaptiverl import Control
-from adaptiverl.tables import ParameterEntry
+from adaptiverl.step.entries import ParameterEntry
 
 CSRC = Path(__file__).resolve().parents[1] / "csrc"
 LARGE = [PIECE - 1, PIECE, PIECE + 1, 2 * PIECE + 3]

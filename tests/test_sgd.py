@@ -337,14 +337,19 @@ def test_options_are_where_the_twins_have_them() -> None:
     assert (elements.NESTEROV, elements.DECOUPLED) == (algorithms.NESTEROV, algorithms.DECOUPLED)
 
 
+def backends_of(optimizer: Any) -> set[Any]:
+    plan = optimizer._round.plan
+    return {b.backend for b in plan.sort(plan._entries.of(optimizer.param_groups, optimizer.state))}
+
+
 def test_it_is_torchs_class_and_goes_through_the_compiled_sweep() -> None:
     optimizer = AdaptiveSGD(parameters(), lr=0.1, momentum=0.9)
     assert isinstance(optimizer, torch.optim.SGD)
     set_gradients(optimizer, 0)
-    backends = {b.backend for b in optimizer._buckets.sort(optimizer._entries())}
+    backends = backends_of(optimizer)
     assert backends == {CPU}
     params_of(optimizer)[0].grad = params_of(optimizer)[0].grad.t().contiguous().t()  # type: ignore[union-attr]
-    backends = {b.backend for b in optimizer._buckets.sort(optimizer._entries())}
+    backends = backends_of(optimizer)
     assert backends == {CPU, REFERENCE}
 
 

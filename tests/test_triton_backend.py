@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import weakref
+from array import array
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ from host_work import calls_in
 from interpreted import check, names_in
 from torch import Tensor, nn
 
-from adaptiverl import AdaptiveAdamW, AdaptiveLion, AdaptiveSGD, Control, backends, tables
+from adaptiverl import AdaptiveAdamW, AdaptiveLion, AdaptiveSGD, Control, backends, devices
 from adaptiverl.backends import layouts
-from adaptiverl.fingerprint import Fingerprint, GroupKey
-from adaptiverl.tables import AddressTable, ParameterEntry
+from adaptiverl.step.bucket import AddressTable, Bucket
+from adaptiverl.step.entries import GRAD, NUMEL, ParameterEntry
+from adaptiverl.step.fingerprint import Fingerprint, GroupKey
+from adaptiverl.step.workspace import Workspace
 
 ROOT = Path(__file__).parent.parent
 CASES = "interpreted_optimizer.py"
@@ -169,7 +172,7 @@ def test_channels_last_is_swept_where_no_noise_is_drawn_and_steps_alike() -> Non
             grad = torch.randn(weight.shape, generator=generator)
             param.grad = torch.empty_like(param).copy_(grad)
             optimizer.step(loss=torch.tensor(1.0))
-        assert [b.backend.name for b in optimizer._buckets._sorted] == [backend]
+        assert [b.backend.name for b in optimizer._round.plan._sorted] == [backend]
         outcomes.append(param.detach())
     torch.testing.assert_close(outcomes[0], outcomes[1], rtol=2e-6, atol=2e-6)
 
@@ -183,13 +186,14 @@ class Sorted:
     def __init__(self, params: list[nn.Parameter], monkeypatch: pytest.MonkeyPatch) -> None:
         self.optimizer = AdaptiveAdamW(params, 0.02, control=QUIET)
         self.made = 0
-        entry = self.optimizer._entry
+        entries = self.optimizer._round.plan._entries
+        entry = entries._entry
 
         def counting(*args: Any) -> ParameterEntry:
             self.made += 1
             return entry(*args)
 
-        monkeypatch.setattr(self.optimizer, "_entry", counting)
+        monkeypatch.setattr(entries, "_entry", counting)
 
     def step(self) -> int:
         """How many entries this step made."""
@@ -199,7 +203,7 @@ class Sorted:
 
     @property
     def rows(self) -> Tensor:
-        return self.optimizer._buckets._sorted[0].rows()
+        return self.optimizer._round.plan._sorted[0].rows()
 
 
 def params_with_gradients(count: int, size: int = 8) -> list[nn.Parameter]:
@@ -217,17 +221,35 @@ def test_a_step_like_the_last_makes_no_entry_and_no_table(monkeypatch: pytest.Mo
     assert seen.rows is table
 
 
-def test_moved_gradients_make_a_table_and_no_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_moved_gradients_make_no_entry(monkeypatch: pytest.MonkeyPatch) -> None:
     params = params_with_gradients(5)
     seen = Sorted(params, monkeypatch)
     seen.step()
-    table, kept = seen.rows, params[3].grad
+    before, kept = seen.rows.clone(), params[3].grad
     params[3].grad = 2 * torch.ones(8)
     assert seen.step() == 0
-    assert seen.rows is not table
     assert kept is not None
-    assert seen.rows[3, 1] == params[3].grad.data_ptr() != kept.data_ptr()
-    assert torch.equal(seen.rows[:3], table[:3])
+    assert seen.rows[3, GRAD] == params[3].grad.data_ptr() != kept.data_ptr()
+    before[3, GRAD] = params[3].grad.data_ptr()
+    assert torch.equal(seen.rows, before)
+
+
+@pytest.mark.parametrize("has_streams", [False, True], ids=["host", "streams"])
+def test_a_table_on_the_host_is_written_in_place(
+    has_streams: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a stream may still read it, other addresses are another table."""
+    monkeypatch.setattr(devices, "has_streams", lambda device: has_streams)
+    monkeypatch.setattr(devices, "outlive_stream", lambda tensor: None)
+    monkeypatch.setattr(devices, "pinned", lambda host, device: host.clone())
+    table = AddressTable(CPU, Workspace(), "rows")
+    first = table.refresh(torch.arange(26).view(2, 13))
+    before, moved = first.clone(), table.with_gradients(array("q", [-7, 2**62]))
+    assert moved[:, GRAD].tolist() == [-7, 2**62]
+    assert torch.equal(moved * (torch.arange(13) != GRAD), before * (torch.arange(13) != GRAD))
+    assert (moved is first) == (not has_streams)
+    assert has_streams == torch.equal(first, before)
+    assert table.with_gradients(array("q", [-7, 2**62])) is moved
 
 
 def _replace_moment(optimizer: Any, params: list[nn.Parameter]) -> None:
@@ -379,7 +401,7 @@ def calls_in_a_step(tensors: int) -> int:
     for _ in range(2):
         optimizer.step(loss=loss)
     calls = calls_in(lambda: optimizer.step(loss=loss))
-    assert optimizer._buckets._sorted[0].rows().shape == (tensors, 13)
+    assert optimizer._round.plan._sorted[0].rows().shape == (tensors, 13)
     return calls
 
 
@@ -396,12 +418,12 @@ def test_a_size_that_changes_builds_the_scratch_anew_and_an_address_does_not() -
         built.append(sizes)
         return (torch.tensor(sizes),)
 
-    bucket = tables.Bucket(backends.CPU, CPU)
+    bucket = Bucket(backends.CPU, CPU)
     bucket._table = AddressTable(CPU, bucket.workspace, "rows")
     wanted = torch.arange(26).view(2, 13)
     for change in (0, 0, 1, 2):
         wanted = wanted.clone()
-        wanted[0, tables.GRAD if change < 2 else tables.NUMEL] += 16 * change
+        wanted[0, GRAD if change < 2 else NUMEL] += 16 * change
         bucket._rows = bucket._table.refresh(wanted)
         bucket.scratch(build)
     assert built == [[7, 20], [39, 20]]
@@ -416,21 +438,17 @@ def test_tensors_beside_another_controller_are_counted(monkeypatch: pytest.Monke
     optimizer = AdaptiveAdamW(params, 0.02, control=QUIET)
     twin_params = params_with_gradients(3)
     twin = AdaptiveAdamW(twin_params, 0.02, control=QUIET)
-    monkeypatch.setattr(
-        optimizer,
-        "_advance",
-        lambda buckets, found_inf, idle: AdaptiveAdamW._advance(optimizer, [], found_inf, idle),
-    )
-    original, places = optimizer._sweep, optimizer._buckets._squares
+    plan, there = optimizer._round.plan, torch.device("cpu", 0)
+    of_step = plan.of_step
 
-    def elsewhere(buckets: Any, idle: bool) -> None:
-        there = torch.device("cpu", 0)
-        places[there] = places[CPU]
+    def elsewhere(*given: Any) -> Any:
+        buckets = of_step(*given)
+        plan._squares[there] = plan._squares[CPU]
         for bucket in buckets:
             monkeypatch.setattr(bucket, "device", there)
-        original(buckets, idle)
+        return buckets
 
-    monkeypatch.setattr(optimizer, "_sweep", elsewhere)
+    monkeypatch.setattr(plan, "of_step", elsewhere)
     for _ in range(3):
         optimizer.step(loss=torch.tensor(1.0))
         twin.step(loss=torch.tensor(1.0))

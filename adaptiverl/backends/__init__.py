@@ -20,7 +20,7 @@ from adaptiverl.backends.reference import ReferenceBackend
 from adaptiverl.backends.triton import CAPABILITY, DTYPES, triton_backend
 
 if TYPE_CHECKING:
-    from adaptiverl.tables import ParameterEntry
+    from adaptiverl.step.entries import ParameterEntry
 
 logger = logging.getLogger("adaptiverl")
 

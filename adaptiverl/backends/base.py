@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from adaptiverl.controller import Decision
-    from adaptiverl.tables import Bucket, ParameterEntry
+    from adaptiverl.decision import Decision
+    from adaptiverl.step.bucket import Bucket
+    from adaptiverl.step.entries import ParameterEntry
 
 
 class Backend(Protocol):

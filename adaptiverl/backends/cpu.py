@@ -14,8 +14,9 @@ from adaptiverl.backends.layouts import lie_alike
 from adaptiverl.codecs import walks
 
 if TYPE_CHECKING:
-    from adaptiverl.controller import Decision
-    from adaptiverl.tables import Bucket, ParameterEntry
+    from adaptiverl.decision import Decision
+    from adaptiverl.step.bucket import Bucket
+    from adaptiverl.step.entries import ParameterEntry
 
 STEPS = {name: getattr(torch.ops.adaptiverl, f"{name}_step_").default for name in ALGORITHMS}
 

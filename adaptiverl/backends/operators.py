@@ -11,9 +11,10 @@ from adaptiverl.algorithms import ALGORITHMS
 
 OPERATORS = (
     "observe_",
+    "observe_numbers_",
     "advance_",
     "count_steps_",
-    "gather_alignment_",
+    "reduce_alignment_",
     "update_",
     "read_groups_",
     "start_",

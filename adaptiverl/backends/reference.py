@@ -11,8 +11,9 @@ from adaptiverl.backends.layouts import is_fake
 from adaptiverl.kernels import reference
 
 if TYPE_CHECKING:
-    from adaptiverl.controller import Decision
-    from adaptiverl.tables import Bucket, ParameterEntry
+    from adaptiverl.decision import Decision
+    from adaptiverl.step.bucket import Bucket
+    from adaptiverl.step.entries import ParameterEntry
 
 
 class ReferenceBackend:

@@ -14,8 +14,9 @@ from adaptiverl.codecs import walks
 from adaptiverl.kernels.sums import ALIGNMENT
 
 if TYPE_CHECKING:
-    from adaptiverl.controller import Decision
-    from adaptiverl.tables import Bucket, ParameterEntry
+    from adaptiverl.decision import Decision
+    from adaptiverl.step.bucket import Bucket
+    from adaptiverl.step.entries import ParameterEntry
 
 DTYPES = frozenset(
     {

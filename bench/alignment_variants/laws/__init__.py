@@ -1,1 +1,0 @@
-"""The laws, a class for each idea; their numbers are options."""

@@ -1,0 +1,53 @@
+"""Every method, by name, in the order in which tables show them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bench.methods.base import AdamW, Method, Stepper
+from bench.methods.ours import Adaptive, Controls, find_lr, find_lr_open, loss_law
+from bench.methods.published import Prodigy, ScheduleFree
+from bench.methods.reacting import ReactingAdamW, greedy, reduce_on_plateau
+
+__all__ = ["METHODS", "Method", "Stepper"]
+
+
+def _ours(name: str, law: str, control: Controls, **more: Any) -> Adaptive:
+    return Adaptive(name=name, title=f"ours: {law}", control=control, **more)
+
+
+TOLD: dict[str, Any] = {"has_horizon": True}
+OVER_COSINE: dict[str, Any] = {"over_cosine": True, "has_horizon": True}
+
+_METHODS: tuple[Method, ...] = (
+    AdamW(name="constant", title="AdamW constant"),
+    AdamW(name="cosine", title="AdamW cosine to 0", decay="cosine", **TOLD),
+    AdamW(name="linear", title="AdamW linear to 0", decay="linear", **TOLD),
+    AdamW(name="cooldown", title="AdamW constant, 40 % cooldown", decay="cooldown", **TOLD),
+    # One time-constant of the average, and a factor for many cuts; then GreedyLR's defaults.
+    ReactingAdamW(
+        name="plateau",
+        title="AdamW, ReduceLROnPlateau",
+        scheduler=reduce_on_plateau,
+        factor=0.5,
+        patience=50,
+    ),
+    ReactingAdamW(
+        name="greedy",
+        title="AdamW, GreedyLR",
+        package="transformers",
+        scheduler=greedy,
+        factor=0.95,
+        patience=10,
+    ),
+    ScheduleFree(name="schedule-free", title="Schedule-Free AdamW"),
+    Prodigy(name="prodigy", title="Prodigy, cosine"),
+    _ours("loss", "loss law", loss_law),
+    _ours("loss-cosine", "loss law × cosine", loss_law, **OVER_COSINE),
+    _ours("alignment", "alignment, horizon", find_lr, **TOLD),
+    _ours("alignment-open", "alignment, no horizon", find_lr_open),
+    # The search is a warm-up of its own, so that its cosine has none, as the README advises.
+    _ours("alignment-cosine", "alignment × cosine", find_lr, warm_up=0.0, **OVER_COSINE),
+)
+
+METHODS: dict[str, Method] = {method.name: method for method in _METHODS}

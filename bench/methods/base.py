@@ -1,0 +1,155 @@
+"""What a method is: a way to train from a given starting rate, told how long the run will be."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+COOLDOWN = 0.4
+
+Decay = Literal["none", "cosine", "linear", "cooldown"]
+Schedule = Callable[[int], float]
+
+
+@dataclass
+class Stepper:
+    """A method at work on one model: an optimizer, and a rate for every step.
+
+    Attributes:
+        optimizer: Any of torch's kind.
+        schedule: Maps the number of steps taken to the rate of the next; ``None``: it is left
+            alone.
+    """
+
+    optimizer: Any
+    schedule: Schedule | None = None
+    taken: int = field(init=False, default=0)
+
+    def step(self, loss: Tensor) -> None:
+        """Use and clear the gradients that ``loss`` left."""
+        if self.schedule is not None:
+            set_rate(self.optimizer, self.schedule(self.taken))
+        self.show(loss)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.taken += 1
+
+    def show(self, loss: Tensor) -> None:
+        """Tell the optimizer the loss before its step; most are not told."""
+
+    def finish(self) -> None:
+        """Leave the parameters as they are to be judged."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method(ABC):
+    """A way to train. The fields in its ``repr`` are its definition.
+
+    Attributes:
+        name: On the command line and in the rows.
+        title: For people.
+        betas: Of the moments.
+        weight_decay: Decoupled, as in AdamW.
+        warm_up: Share of the run over which the rate rises linearly; one step at least.
+        has_horizon: Whether what it does depends on the number of steps it is told, beyond a
+            warm-up.
+        is_ours: Whether it depends on this project's code.
+        package: What has to be installed for it; empty where nothing has.
+    """
+
+    is_ours: ClassVar[bool] = False
+
+    name: str
+    title: str = field(default="", repr=False)
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 1e-2
+    warm_up: float = 0.05
+    has_horizon: bool = False
+    package: str = field(default="", repr=False)
+
+    def missing(self) -> str | None:
+        """Why this method cannot run here, with what would help; ``None`` where it can."""
+        if self.package and importlib.util.find_spec(self.package) is None:
+            return f"it needs {self.package} from PyPI, which requirements.txt installs"
+        return None
+
+    @abstractmethod
+    def start(
+        self, parameters: Sequence[nn.Parameter], rate: float, horizon: int, seed: int
+    ) -> Stepper:
+        """Make the optimizer of one run.
+
+        Args:
+            parameters: Of the model.
+            rate: The starting learning rate, > 0.
+            horizon: The number of steps that the method is told the run will have.
+            seed: Of what the method itself draws.
+        """
+
+    def shared(self) -> dict[str, Any]:
+        """The settings that every optimizer here is given alike."""
+        return {"betas": self.betas, "weight_decay": self.weight_decay}
+
+    def warm_up_steps(self, horizon: int) -> int:
+        """How long the rate rises at the start: 0 without a warm-up, else 1 at least."""
+        return max(1, round(self.warm_up * horizon)) if self.warm_up else 0
+
+    def schedule(self, rate: float, horizon: int, decay: Decay) -> Schedule:
+        """The rate of every step: the warm-up to ``rate``, then the decay to zero at ``horizon``.
+
+        Args:
+            rate: The highest rate.
+            horizon: The step at which the decay reaches zero, where it then stays.
+            decay: ``"none"``; ``"cosine"`` and ``"linear"`` from the end of the warm-up on;
+                ``"cooldown"``, linear over the last 40 %.
+        """
+        rise = self.warm_up_steps(horizon)
+        rest = max(1, horizon - rise)
+
+        def factor(taken: int) -> float:
+            if taken < rise:
+                return (taken + 1) / rise
+            left = min(1.0, max(0.0, (horizon - taken) / rest))
+            if decay == "cosine":
+                return 0.5 * (1 - math.cos(math.pi * left))
+            if decay == "cooldown":
+                return min(1.0, max(0.0, (horizon - taken) / (COOLDOWN * horizon)))
+            return left if decay == "linear" else 1.0
+
+        return lambda taken: rate * factor(taken)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamW(Method):
+    """torch's, at a rate that is a function of the step: what most people use.
+
+    Attributes:
+        decay: How the rate comes down after the warm-up.
+        fused: torch's fastest form; ``None``: whatever torch takes.
+    """
+
+    decay: Decay = "none"
+    fused: bool | None = True
+
+    def start(
+        self, parameters: Sequence[nn.Parameter], rate: float, horizon: int, seed: int
+    ) -> Stepper:
+        """Make the optimizer; it draws nothing."""
+        return Stepper(self.optimizer(parameters, rate), self.schedule(rate, horizon, self.decay))
+
+    def optimizer(self, parameters: Sequence[nn.Parameter], rate: float) -> torch.optim.AdamW:
+        """The optimizer without its schedule."""
+        return torch.optim.AdamW(parameters, lr=rate, fused=self.fused, **self.shared())
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give every group this learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate

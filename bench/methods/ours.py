@@ -1,0 +1,70 @@
+"""AdaptiveAdamW under any `Control`, alone or over a cosine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor, nn
+
+from adaptiverl import AdaptiveAdamW, Control
+from bench.methods.base import Method, Stepper
+
+Controls = Callable[[int], Control]
+"""What steers, by the number of steps that the method is told."""
+
+
+class Steered(Stepper):
+    """AdaptiveAdamW at work."""
+
+    def show(self, loss: Tensor) -> None:
+        """The controller is shown every loss."""
+        self.optimizer.observe(loss)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adaptive(Method):
+    """AdaptiveAdamW.
+
+    Attributes:
+        control: Makes the ``Control``.
+        over_cosine: Multiplies a cosine to 0 (``mode="modulate"``) instead of owning the rate.
+        meets: Whether ranks decide together, where there are several.
+    """
+
+    is_ours = True
+
+    control: Controls
+    over_cosine: bool = False
+    meets: bool = False
+
+    def start(
+        self, parameters: Sequence[nn.Parameter], rate: float, horizon: int, seed: int
+    ) -> Steered:
+        """Make the optimizer and, where it has one, the schedule that it multiplies."""
+        control = self.control(horizon)
+        optimizer = AdaptiveAdamW(
+            parameters,
+            lr=rate,
+            control=replace(control, mode="modulate") if self.over_cosine else control,
+            seed=seed,
+            process_group=None if self.meets else False,
+            **self.shared(),
+        )
+        scheduled = self.schedule(rate, horizon, "cosine") if self.over_cosine else None
+        return Steered(optimizer, scheduled)
+
+
+def loss_law(horizon: int) -> Control:
+    """The default."""
+    return Control()
+
+
+def find_lr(horizon: int) -> Control:
+    """The alignment law, told when the run ends: it cools down by itself."""
+    return Control.find_lr(horizon=horizon)
+
+
+def find_lr_open(horizon: int) -> Control:
+    """The alignment law, not told."""
+    return Control.find_lr(horizon=None)

@@ -1,0 +1,70 @@
+"""Optimizers by others that promise less tuning, from PyPI, used as their authors recommend."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from bench.methods.base import Method, Stepper
+
+
+class Averaging(Stepper):
+    """Schedule-Free at work: it trains one point and is judged at another."""
+
+    def finish(self) -> None:
+        """Move the parameters to the average."""
+        self.optimizer.eval()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleFree(Method):
+    """Schedule-Free AdamW with its own warm-up, as long as the others'."""
+
+    package: str = "schedulefree"
+
+    def start(
+        self, parameters: Sequence[nn.Parameter], rate: float, horizon: int, seed: int
+    ) -> Averaging:
+        """Make the optimizer; it draws nothing."""
+        from schedulefree import AdamWScheduleFree  # type: ignore[import-untyped]
+
+        steps = self.warm_up_steps(horizon)
+        optimizer = AdamWScheduleFree(parameters, lr=rate, warmup_steps=steps, **self.shared())
+        optimizer.train()
+        return Averaging(optimizer)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prodigy(Method):
+    """Prodigy, which finds its own rate: ``lr`` stays 1 and is annealed by a cosine.
+
+    What is left to choose is d0, where its estimate starts. Its authors' 1e-6 is a thousandth of
+    AdamW's default rate of 1e-3, so the starting rate here stands for a d0 of a thousandth of it:
+    who leaves both at their defaults gets both authors' choice, and d0 too varies by a thousand.
+
+    Attributes:
+        d0_per_rate: d0 divided by the starting rate.
+    """
+
+    package: str = "prodigyopt"
+    warm_up: float = 0.0
+    has_horizon: bool = True
+    d0_per_rate: float = 1e-3
+
+    def start(
+        self, parameters: Sequence[nn.Parameter], rate: float, horizon: int, seed: int
+    ) -> Stepper:
+        """Make the optimizer; it draws nothing."""
+        import prodigyopt  # type: ignore[import-untyped]
+
+        advice = {"use_bias_correction": True, "safeguard_warmup": True}
+        # Its constructor prints a line for every run.
+        with contextlib.redirect_stdout(io.StringIO()):
+            optimizer = prodigyopt.Prodigy(
+                parameters, lr=1.0, d0=self.d0_per_rate * rate, **advice, **self.shared()
+            )
+        return Stepper(optimizer, self.schedule(1.0, horizon, "cosine"))

@@ -1,0 +1,103 @@
+"""The picture: final loss against starting rate, one line a method, one panel a task."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+
+from bench.figures import Series, Table, tables
+from bench.methods import METHODS
+from bench.pictures import picture
+from bench.run.rows import Row
+
+# Okabe and Ito's colours, told apart by every kind of colour vision; where one serves twice, the
+# dashes differ. Ours stand out by the width of the line and the size of its dots.
+OTHERS, LOSS, ALIGNMENT, OVER = (1.3, 2.5), (1.8, 3.0), (3.0, 4.5), (2.2, 3.5)
+LOOKS: dict[str, tuple[str, str, tuple[float, float]]] = {
+    "constant": ("#7a7a7a", "-", OTHERS),
+    "cosine": ("#e69f00", "-", OTHERS),
+    "linear": ("#b8860b", "--", OTHERS),
+    "cooldown": ("#d55e00", "-", OTHERS),
+    "plateau": ("#7a7a7a", "--", OTHERS),
+    "greedy": ("#009e73", "-", OTHERS),
+    "schedule-free": ("#cc79a7", "-", OTHERS),
+    "prodigy": ("#8c564b", "-", OTHERS),
+    "loss": ("#56b4e9", "-", LOSS),
+    "loss-cosine": ("#56b4e9", "--", LOSS),
+    "alignment": ("#0072b2", "-", ALIGNMENT),
+    "alignment-open": ("#0072b2", ":", OVER),
+    "alignment-cosine": ("#0072b2", "--", OVER),
+}
+COLUMNS = 3
+LINEAR_UP_TO = 5.0
+"""Where the top of a panel is more than so many times its bottom, the loss is on a log scale."""
+
+
+def draw(rows: Sequence[Row], path: Path) -> None:
+    """Draw the rows and write a PNG; methods that were told a wrong horizon are left out."""
+    every = tables(rows)
+    columns = min(COLUMNS, len(every))
+    lines = math.ceil(len(every) / columns)
+    size = (4.6 * columns + 0.4, 3.9 * lines + 1.3)
+    with picture(path, *size, dpi=120, **{"font.size": 10}) as figure:
+        grid = list(figure.subplots(lines, columns, squeeze=False).flat)
+        for axes, table in zip(grid, every, strict=False):
+            _panel(axes, table)
+        for axes in grid[len(every) :]:
+            axes.remove()
+        handles = {h.get_label(): h for a in figure.axes for h in a.get_lines() if _is_named(h)}
+        figure.legend(handles=list(handles.values()), loc="outside lower center", ncols=columns + 1)
+
+
+def _is_named(line: Any) -> bool:
+    return not str(line.get_label()).startswith("_")
+
+
+def _panel(axes: Axes, table: Table) -> None:
+    finite: list[float] = []
+    for series in table.series:
+        if series.factor == 1:
+            finite += _line(axes, table, series)
+    axes.set_title(table.task)
+    axes.set_xscale("log")
+    axes.set_xlabel("starting learning rate")
+    axes.set_ylabel("final held-out loss")
+    if finite:
+        _limit(axes, min(finite), min(max(finite), table.initial))
+
+
+def _line(axes: Axes, table: Table, series: Series) -> list[float]:
+    cells = table.line(series)
+    means = [cell.mean for cell in cells.values()]
+    method = METHODS.get(series.method)
+    colour, dashes, (width, dot) = LOOKS.get(series.method, ("black", "-", OTHERS))
+    axes.plot(
+        list(cells),
+        [mean if math.isfinite(mean) else math.nan for mean in means],
+        color=colour,
+        linestyle=dashes,
+        linewidth=width,
+        marker="o",
+        markersize=dot,
+        zorder=2 + width / 10,
+        label=method.title if method is not None else series.method,
+    )
+    return [mean for mean in means if math.isfinite(mean) and mean > 0]
+
+
+def _limit(axes: Axes, low: float, high: float) -> None:
+    """From the lowest loss to that of an untrained model, or to the highest where that is lower."""
+    if high > LINEAR_UP_TO * low:
+        axes.set_yscale("log")
+        axes.set_ylim(low / 1.1, high * 1.1)
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(ScalarFormatter())
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    else:
+        margin = 0.05 * (high - low) or 0.05 * low
+        axes.set_ylim(low - margin, high + margin)

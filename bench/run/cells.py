@@ -1,0 +1,87 @@
+"""One run: a task, a method, a starting rate and a seed; and the loop that all studies share."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bench.methods import Method, Stepper
+from bench.tasks import Problem, Task
+
+Key = tuple[str, str, float, float, int]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is run.
+
+    Attributes:
+        task: What is learnt.
+        method: How.
+        rate: The starting learning rate.
+        seed: Of the weights and batches, the same for every method and rate.
+        factor: The horizon that the method is told, over the steps that the run has.
+    """
+
+    task: Task
+    method: Method
+    rate: float
+    seed: int
+    factor: float = 1.0
+
+    @property
+    def key(self) -> Key:
+        """As of `Row.key`."""
+        return self.task.name, self.method.name, self.factor, self.rate, self.seed
+
+    def stepper(self, parameters: Iterable[Tensor]) -> Stepper:
+        """The method at work on these parameters."""
+        horizon = max(1, round(self.factor * self.task.steps))
+        return self.method.start(list(parameters), self.rate, horizon, self.seed)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of it.
+
+    Attributes:
+        initial: Held-out loss before the first step.
+        final: Held-out loss after the last; may be infinite or NaN.
+        seconds: Wall clock of the training.
+    """
+
+    initial: float
+    final: float
+    seconds: float
+
+
+def train(problem: Problem, stepper: Stepper, steps: Iterable[int]) -> list[Tensor]:
+    """Take these steps, counted from 0; return their losses, scalars without a graph."""
+    losses = []
+    for step in steps:
+        loss = problem.loss(step)
+        loss.backward()
+        stepper.step(loss)
+        losses.append(loss.detach())
+    return losses
+
+
+def losses_of(losses: Sequence[Tensor]) -> list[float]:
+    """As numbers; waits for the device once."""
+    return torch.stack(list(losses)).tolist()  # type: ignore[no-any-return]
+
+
+def run(cell: Cell) -> Outcome:
+    """Train from the start to the end, whatever the loss does: all have the same budget."""
+    problem = cell.task.start(cell.seed)
+    initial = problem.held_out_loss()
+    stepper = cell.stepper(problem.objective.parameters())
+    begin = time.perf_counter()
+    train(problem, stepper, range(cell.task.steps))
+    stepper.finish()
+    final = problem.held_out_loss()
+    return Outcome(initial, final, time.perf_counter() - begin)

@@ -1,0 +1,69 @@
+"""Training on several ranks: torchrun starts it, each rank takes its share of every batch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from bench.tasks import Problem
+
+
+@contextmanager
+def joined(device: str) -> Iterator[None]:
+    """Be one of torchrun's ranks meanwhile, on gloo or NCCL; alone where torchrun isn't."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        yield
+        return
+    if device == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if device == "cuda" else "gloo")
+    try:
+        yield
+        # Whoever left now would take the connection from one that still reads.
+        dist.barrier()
+    finally:
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """This rank's number; 0 alone."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def size() -> int:
+    """How many ranks there are; 1 alone."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def shared(problem: Problem) -> Problem:
+    """The same with this rank's part of every batch and, by DDP, the mean of all gradients."""
+    if size() == 1:
+        return problem
+    return replace(
+        problem,
+        objective=DistributedDataParallel(problem.objective),
+        batch=lambda step: tuple(part[rank() :: size()] for part in problem.batch(step)),
+    )
+
+
+def mean(losses: list[Tensor]) -> list[Tensor]:
+    """The mean over the ranks of each of the losses that they measured."""
+    if size() == 1:
+        return losses
+    together = torch.stack(losses) / size()
+    dist.all_reduce(together)
+    return list(together)
+
+
+def launcher() -> list[str]:
+    """The words that start a program on as many ranks as now."""
+    if size() == 1:
+        return ["python"]
+    return ["torchrun", "--standalone", f"--nproc-per-node={size()}"]

@@ -1,0 +1,179 @@
+"""The file of finished runs: a CSV that only grows, one row a run, whole after any interruption."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterable
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from bench.run.cells import Key
+
+
+class RowsError(Exception):
+    """A file of rows cannot be used; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A finished run; the columns of the file.
+
+    Attributes:
+        task, method: Their names.
+        factor: The horizon that the method was told, over the run's steps.
+        rate: The starting learning rate.
+        seed: Of the weights and batches.
+        initial, final: Held-out loss before the first step and after the last.
+        seconds: Wall clock of the training.
+        fingerprint: Of the task's and the method's definition.
+        steps: Of the run.
+        device, torch: What it ran on, and torch's version.
+        commit: Of the project, with ``+`` where files differed from it.
+        threads: That torch computed with.
+        python: Its version; empty in rows from before there was this column.
+        engine: "processes" or "vmap".
+    """
+
+    task: str
+    method: str
+    factor: float
+    rate: float
+    seed: int
+    initial: float
+    final: float
+    seconds: float
+    fingerprint: str
+    steps: int
+    device: str
+    torch: str
+    commit: str
+    threads: int = 1
+    python: str = ""
+    engine: str = "processes"
+
+    @property
+    def key(self) -> Key:
+        """Which run this is, whatever its fingerprint."""
+        return self.task, self.method, self.factor, self.rate, self.seed
+
+    @property
+    def diverged(self) -> bool:
+        """The final loss is not finite, or above the one before training."""
+        return not math.isfinite(self.final) or self.final > self.initial
+
+
+COLUMNS = tuple(field.name for field in fields(Row))
+EARLIER = COLUMNS[: COLUMNS.index("threads")]
+"""Those of the files in bench/results that are older than the last three."""
+KINDS = {f.name: {"str": str, "int": int, "float": float}[str(f.type)] for f in fields(Row)}
+
+
+def read(path: Path) -> list[Row]:
+    """Every whole row, in the order in which they were written.
+
+    A last line without its end is left out: whoever wrote it was killed while at it.
+
+    Raises:
+        RowsError: The file cannot be read, is not one of rows, or has a line that is none.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RowsError(f"{path} cannot be read: {error}") from None
+    headings, *lines = list(csv.reader(io.StringIO(text[: text.rfind("\n") + 1]))) or [
+        list(COLUMNS)
+    ]
+    if tuple(headings) not in (COLUMNS, EARLIER):
+        raise RowsError(
+            f"{path} has the columns {', '.join(headings)}; expected {', '.join(COLUMNS)}. "
+            "Another version wrote it: move it away, or write to another folder"
+        )
+    rows = []
+    for number, line in enumerate(lines, 2):
+        try:
+            named: Any = dict(zip(headings, line, strict=True))
+            rows.append(Row(**{name: KINDS[name](cell) for name, cell in named.items()}))
+        except ValueError as error:
+            raise RowsError(
+                f"{path}, line {number}: {','.join(line)!r} is not a row ({error}); take the line "
+                "out"
+            ) from None
+    return rows
+
+
+class Rows:
+    """A file of rows that is being added to, by one process.
+
+    Args:
+        path: The file; made, with its folder, where there is none. A torn last line is cut off.
+
+    Raises:
+        RowsError: As of `read`, or the file cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.rows = read(path) if path.exists() else []
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("a+b")
+        except OSError as error:
+            raise RowsError(f"{path} cannot be written: {error.strerror}") from None
+        self._file.seek(0)
+        content = self._file.read()
+        if b"\n" in content and not content.startswith(_lines([COLUMNS]).encode()):
+            self.close()
+            raise RowsError(
+                f"{path} is of an earlier version, with fewer columns: it can be reported, but no "
+                "rows can be added. Write to another folder"
+            )
+        self._file.truncate(content.rfind(b"\n") + 1)
+        if b"\n" not in content:
+            self._write(COLUMNS)
+
+    def append(self, row: Row) -> None:
+        """Add a row; it is the operating system's when this returns."""
+        self.rows.append(row)
+        self._write(astuple(row))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def __enter__(self) -> Rows:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _write(self, values: Iterable[Any]) -> None:
+        self._file.write(_lines([values]).encode())
+        self._file.flush()
+
+
+def write(rows: Iterable[Row], path: Path) -> None:
+    """Write these rows as a file of their own."""
+    path.write_text(_lines([COLUMNS, *map(astuple, rows)]), encoding="utf-8")
+
+
+def _lines(records: Iterable[Iterable[Any]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(records)
+    return text.getvalue()
+
+
+def newest(rows: Iterable[Row]) -> list[Row]:
+    """The rows that belong together: for each task and method, those of its last fingerprint.
+
+    Args:
+        rows: In the order in which they were written.
+
+    Returns:
+        One row a run, the last where it was made twice.
+    """
+    rows = list(rows)
+    wanted = {(row.task, row.method): row.fingerprint for row in rows}
+    kept = [row for row in rows if row.fingerprint == wanted[row.task, row.method]]
+    return list({row.key: row for row in kept}.values())

@@ -1,0 +1,1 @@
+"""What is measured: short programs on top of tasks, methods and the runner."""

@@ -1,0 +1,217 @@
+"""How far off the learning rate may be: every method from seven rates, on a set of tasks.
+
+The command line of `bench.lr_robustness` and `bench.alignment_variants`: every check before
+anything is run, then the runs, then the report.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import BrokenExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.methods import METHODS, Method
+from bench.pictures.rates import draw
+from bench.requests import Parser, RequestError, chosen, number, runnable, whole
+from bench.run.cells import Cell
+from bench.run.grid import Engine, Failure, complete, current, plan, stale
+from bench.run.rows import Row, Rows, RowsError, newest, read, write
+from bench.tables import report
+from bench.tasks import LAW_TASKS, QUICK, ROBUSTNESS, Task
+
+RESULTS = Path(__file__).parents[1] / "results"
+RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+SEEDS = (0, 1, 2)
+KEPT = "Finished runs are kept, and the same command goes on from there"
+
+
+@dataclass(frozen=True)
+class Study:
+    """A grid that has a command of its own: what it is about where the arguments don't say.
+
+    Attributes:
+        name: Of its files.
+        module: After ``python -m``.
+        about: For its ``--help``.
+        tasks, methods: Those there are.
+        quick: Tasks of the quick form.
+        engine: How its cells are run.
+    """
+
+    name: str
+    module: str
+    about: str
+    tasks: Mapping[str, Task]
+    methods: Mapping[str, Method]
+    quick: Sequence[str]
+    engine: Engine
+
+
+LR_ROBUSTNESS = Study(
+    "lr-robustness",
+    "bench.lr_robustness",
+    "Train every task with every method from seven starting rates, and say how much a wrong rate "
+    "costs each. Goes on where an earlier run stopped.",
+    ROBUSTNESS,
+    METHODS,
+    QUICK,
+    "processes",
+)
+ALIGNMENT = Study(
+    "alignment",
+    "bench.alignment_variants",
+    "The same on the small tasks that the alignment law was made with and on those held out from "
+    "it; the cells of each are trained side by side.",
+    LAW_TASKS,
+    {
+        name: METHODS[name]
+        for name in (
+            *("constant", "cosine", "cooldown", "schedule-free"),
+            *("alignment", "alignment-open", "alignment-cosine"),
+        )
+    },
+    ("digits",),
+    "vmap",
+)
+
+
+def main(study: Study, arguments: Sequence[str]) -> int:
+    """Run what is missing, then report.
+
+    Args:
+        study: What is asked for where the arguments don't say.
+        arguments: Of the command line.
+
+    Returns:
+        The exit status. 0: all is there. 1: some runs failed. 2: bad input. 130: interrupted.
+        After 1 and 130 the same command goes on where it was.
+    """
+    try:
+        given = _parser(study).parse_args(arguments)
+        if given.report is not None:
+            _report_only(given.report, given.picture)
+            return 0
+        return _run(study, given, shlex.join(["python", "-m", study.module, *arguments]))
+    except (RequestError, RowsError) as error:
+        return _say(f"{error}", 2)
+    except BrokenExecutor as error:
+        return _say(f"{error} Perhaps memory ran out: try --workers 1. {KEPT}", 1)
+    except KeyboardInterrupt:
+        return _say(f"interrupted. {KEPT}", 130)
+
+
+def _say(sentence: str, status: int) -> int:
+    print(sentence, file=sys.stderr)
+    return status
+
+
+def _report_only(path: Path, picture: Path | None) -> None:
+    rows = newest(read(path))
+    if not rows:
+        raise RequestError(f"{path} holds no rows; give a file that a run of this command wrote")
+    print(report(rows), end="")
+    if picture is not None:
+        draw(rows, picture)
+
+
+def _run(study: Study, given: argparse.Namespace, command: str) -> int:
+    cells = requested(study, given)
+    with Rows(given.out / "rows.csv") as store:
+        _tell_what_is_there(store.rows, cells)
+        failures = complete(store, cells, given.workers, given.engine)
+        rows = current(store.rows, cells)
+    if rows:
+        _publish(study, rows, given, command)
+    return _tell(failures)
+
+
+def _tell_what_is_there(rows: Sequence[Row], cells: Sequence[Cell]) -> None:
+    old, done = stale(rows, cells), len(current(rows, cells))
+    if old:
+        print(
+            f"{old} rows are of an earlier definition of their task or method; they stay in the "
+            "file and do not count.",
+            file=sys.stderr,
+        )
+    if done:
+        print(f"{done} of {len(cells)} runs are done already.", file=sys.stderr)
+
+
+def requested(study: Study, given: argparse.Namespace) -> list[Cell]:
+    """The cells that the arguments ask for; what cannot run here is named on standard error.
+
+    Raises:
+        RequestError: Arguments that contradict each other or name what is not there; nothing left.
+    """
+    if given.quick and given.tasks:
+        raise RequestError("--quick chooses the tasks; give it or --tasks, not both")
+    if 1 in given.horizon_factor:
+        raise RequestError("--horizon-factor: 1 is the right horizon, which is always run")
+    names = list(study.quick) if given.quick else given.tasks
+    tasks = runnable("task", chosen("task", study.tasks, names))
+    methods = runnable("method", chosen("method", study.methods, given.methods))
+    asked = (given.rates, given.seeds, given.horizon_factor)
+    return plan(tasks, methods, *(list(dict.fromkeys(values)) for values in asked))
+
+
+def _publish(study: Study, rows: list[Row], given: argparse.Namespace, command: str) -> None:
+    day = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
+    text = report(rows, f"{day}. `{command}`")
+    print(f"\n{text}")
+    pages = [given.out / "report.md"]
+    pictures = [given.out / "picture.png", *filter(None, [given.picture])]
+    if given.save:
+        given.results.mkdir(parents=True, exist_ok=True)
+        stem = given.results / f"{study.name}-{'quick-' if given.quick else ''}{day}"
+        write(rows, Path(f"{stem}.csv"))
+        pages.append(Path(f"{stem}.md"))
+    for page in pages:
+        page.write_text(text, encoding="utf-8")
+    for picture in pictures:
+        draw(rows, picture)
+    print("Wrote " + ", ".join(map(str, [given.out / "rows.csv", *pages, *pictures])))
+
+
+def _tell(failures: Sequence[Failure]) -> int:
+    if not failures:
+        return 0
+    first = failures[0]
+    print(first.message, file=sys.stderr)
+    name = " ".join(map(str, first.cell.key))
+    return _say(f"{len(failures)} runs failed, the first of them {name}, as above. {KEPT}", 1)
+
+
+def _parser(study: Study) -> Parser:
+    parser = Parser(prog=f"python -m {study.module}", description=study.about, allow_abbrev=False)
+    add: Callable[..., Any] = parser.add_argument
+    positive = number(1e-12, 1e12)
+    out = Path("runs") / study.name
+    add("--quick", action="store_true", help=f"only {', '.join(study.quick)}")
+    add("--tasks", nargs="+", metavar="NAME", help=f"of {', '.join(study.tasks)} (all)")
+    add("--methods", nargs="+", metavar="NAME", help=f"of {', '.join(study.methods)} (all)")
+    add("--rates", nargs="+", type=positive, default=RATES, metavar="RATE")
+    add("--seeds", nargs="+", type=whole(0), default=SEEDS, metavar="SEED")
+    add(
+        "--horizon-factor",
+        nargs="+",
+        type=positive,
+        default=(),
+        metavar="FACTOR",
+        help="also tell every method that has a horizon this many times the steps of the run",
+    )
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    add("--workers", type=whole(1), default=cores, help="processes (one a core)")
+    add("--engine", choices=("processes", "vmap"), default=study.engine, help="how cells are run")
+    add("--out", type=Path, default=out, help=f"folder of the rows and the report ({out})")
+    add("--save", action="store_true", help="also keep rows and report in bench/results")
+    add("--results", type=Path, default=RESULTS, help=argparse.SUPPRESS)
+    add("--picture", type=Path, metavar="FILE", help="also draw the picture there")
+    add("--report", type=Path, metavar="FILE", help="run nothing: print the report of these rows")
+    return parser

@@ -1,0 +1,107 @@
+"""What a task is: a model, batches and a held-out set, all functions of a seed alone."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+Batch = tuple[Tensor, ...]
+Role = Literal["development", "looked at", "held out"]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A task as one seed has it.
+
+    Attributes:
+        objective: Maps a batch to its mean loss, a scalar; freshly initialised, in training mode.
+        batch: The tensors of a step, by its number from 0; always the same ones.
+        held_out: Batches that are never trained on, the same for every seed.
+    """
+
+    objective: nn.Module
+    batch: Callable[[int], Batch]
+    held_out: Sequence[Batch] = ()
+
+    def loss(self, step: int) -> Tensor:
+        """The loss of a step's batch, a scalar with a graph."""
+        loss: Tensor = self.objective(*self.batch(step))
+        return loss
+
+    @torch.no_grad()
+    def held_out_loss(self) -> float:
+        """The mean loss over the held-out set, with the model in evaluation mode."""
+        self.objective.eval()
+        losses = [self.objective(*batch) for batch in self.held_out]
+        self.objective.train()
+        return float(torch.stack(losses).double().mean())
+
+
+class Objective(nn.Module):
+    """A model and the loss that compares its outputs with the targets."""
+
+    def __init__(self, model: nn.Module, measure: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.model, self.measure = model, measure
+
+    def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """The mean loss of a batch, a scalar."""
+        return self.measure(self.model(inputs), targets)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task(ABC):
+    """What is learnt, from what, for how long. The fields in its ``repr`` are its definition.
+
+    Attributes:
+        name: On the command line and in the rows.
+        title: For people, with the loss's unit.
+        seconds: What a run takes on one core, roughly; decides only the order of the runs.
+        role: Set on the alignment law's own tasks. ``"development"``: its numbers were chosen on
+            it. ``"looked at"``: its results were seen meanwhile. ``"held out"``: neither.
+        steps: Optimizer steps of a run, T.
+        batch: Examples per step.
+        device: A torch device type; "cuda" tasks are left out where there is none.
+        uses: Modules beside its own that its numbers depend on.
+    """
+
+    uses: ClassVar[tuple[ModuleType, ...]] = ()
+
+    name: str
+    title: str = field(default="", repr=False)
+    seconds: float = field(default=1.0, repr=False)
+    role: Role | None = field(default=None, repr=False)
+    steps: int
+    batch: int
+    device: str = "cpu"
+
+    def missing(self) -> str | None:
+        """Why this task cannot run here, with what would help; ``None`` where it can."""
+        if self.device == "cuda" and not torch.cuda.is_available():
+            return "it needs a CUDA device and torch sees none"
+        return None
+
+    def data_version(self) -> str:
+        """What tells two versions of its data apart; empty where there is only one."""
+        return ""
+
+    @abstractmethod
+    def start(self, seed: int) -> Problem:
+        """Make the model and the batches of a seed; also seeds torch, for dropout."""
+
+
+def shuffled(count: int, steps: int, batch: int, seed: int) -> Tensor:
+    """The examples of every step, int64 (steps, batch): epochs of ``count``, each in a new order.
+
+    A batch may lie across the end of an epoch, so that all have the same size.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    epochs = -(-steps * batch // count)
+    orders = [torch.randperm(count, generator=generator) for _ in range(epochs)]
+    return torch.cat(orders)[: steps * batch].view(steps, batch)

@@ -1,0 +1,152 @@
+"""A GPT that predicts the next character: the demo's task, and from 30 thousand parameters up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bench.tasks import gpt, text
+from bench.tasks.base import Batch, Problem, Task
+from bench.tasks.gpt import GPT, GPTConfig
+from bench.tasks.text import Text, load_text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Characters(Task):
+    """Windows of a text; each step's begin where the seed says.
+
+    Attributes:
+        layers: Blocks of the GPT.
+        heads: Attention heads per block.
+        width: Of the residual stream.
+        context: Characters per window.
+        held_out_batches: Of ``batch`` windows each, spread evenly over the held-out text.
+        path: A text file; ``None`` for Python's own sources.
+    """
+
+    uses = (gpt, text)
+
+    layers: int
+    heads: int
+    width: int
+    context: int
+    held_out_batches: int = 16
+    path: str | None = field(default=None, repr=False)
+
+    def text(self) -> Text:
+        """The characters, numbered."""
+        return _text(self.path, self.context)
+
+    def data_version(self) -> str:
+        """The text's SHA-256: another Python has other sources."""
+        return self.text().sha256
+
+    def start(self, seed: int) -> Problem:
+        """Draw the weights and where each window begins."""
+        text = self.text()
+        if self.device == "cuda":
+            torch.set_float32_matmul_precision("high")
+        torch.manual_seed(seed)
+        sizes = (self.context, self.layers, self.heads, self.width)
+        # Made on the CPU, so that every device starts from the same weights.
+        model = GPT(GPTConfig(len(text.vocabulary), *sizes)).to(self.device)
+        generator = torch.Generator().manual_seed(seed)
+        last = len(text.train) - self.context
+        starts = torch.randint(last, (self.steps, self.batch), generator=generator)
+        # One copy for the whole run: a copy per step would make the host wait for the device.
+        train, starts = text.train.to(self.device), starts.to(self.device)
+        window = torch.arange(self.context + 1, device=self.device)
+        return Problem(
+            model,
+            lambda step: pair(train[starts[step, :, None] + window]),
+            [pair(windows) for windows in self._held_out(text)],
+        )
+
+    def _held_out(self, text: Text) -> list[Tensor]:
+        """Windows, int64 (batch, context + 1) each; the same for every seed."""
+        count = self.held_out_batches * self.batch
+        last = len(text.held_out) - self.context - 1
+        starts = torch.linspace(0, last, count, dtype=torch.float64).long()
+        windows = text.held_out[starts[:, None] + torch.arange(self.context + 1)]
+        return list(windows.to(self.device).split(self.batch))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Disturbed(Task):
+    """A task whose batches are of another kind between two steps.
+
+    Attributes:
+        between: First and last disturbed step, counted from 1.
+    """
+
+    between: tuple[int, int] = (0, -1)
+
+    def is_disturbed(self, step: int) -> bool:
+        """Whether this step, counted from 0, is."""
+        return self.between[0] <= step + 1 <= self.between[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Passages(Disturbed):
+    """A GPT of one block on one of three texts, of characters that the first one has.
+
+    ``"code"`` is Python's standard library; ``"prose"`` the English of Python's reference;
+    ``"cipher"`` that prose with every character replaced by another, which is as foreign as a text
+    can be that is no harder to learn.
+
+    Attributes:
+        learnt: Which.
+        disturbed: What it changes to while the task is disturbed.
+    """
+
+    uses = (gpt, text)
+
+    batch: int = 16
+    learnt: str = "code"
+    disturbed: str = "cipher"
+    context: int = 32
+    width: int = 32
+
+    def start(self, seed: int) -> Problem:
+        """Draw the weights; a window's place is drawn when its step comes, in the steps' order."""
+        torch.manual_seed(seed)
+        vocabulary, texts = _texts()
+        model = GPT(GPTConfig(vocabulary, self.context, layers=1, heads=4, width=self.width))
+        generator, window = torch.Generator().manual_seed(seed), torch.arange(self.context + 1)
+        kinds = [
+            texts[(self.learnt, self.disturbed)[self.is_disturbed(s)]] for s in range(self.steps)
+        ]
+        starts = [
+            torch.randint(len(kind) - len(window), (self.batch, 1), generator=generator)
+            for kind in kinds
+        ]
+        return Problem(model, lambda step: pair(kinds[step][starts[step] + window]))
+
+
+def pair(windows: Tensor) -> Batch:
+    """Inputs and targets, int64 (batch, context) each, one character apart."""
+    return windows[:, :-1], windows[:, 1:]
+
+
+@cache
+def _text(path: str | None, context: int) -> Text:
+    return load_text(path, context)
+
+
+@cache
+def _texts() -> tuple[int, dict[str, Tensor]]:
+    """The vocabulary's size, and each text as int64 character indices."""
+    from pydoc_data.topics import topics
+
+    code = load_text(None, context=32)
+    index: dict[str, Any] = {character: i for i, character in enumerate(code.vocabulary)}
+    english = "\n\n".join(topics[name] for name in sorted(topics))
+    known = np.array([index[character] for character in english if character in index])
+    prose = torch.from_numpy(known.astype(np.int64))
+    key = torch.randperm(len(index), generator=torch.Generator().manual_seed(0))
+    return len(index), {"code": code.train, "prose": prose, "cipher": key[prose]}

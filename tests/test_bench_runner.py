@@ -1,0 +1,419 @@
+"""bench/run: paired runs, two engines, a file that survives interruptions, the grid's command."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import nn
+from training import assert_same
+
+# bench/ is not part of the wheel. At the end of the path, so that an installed adaptiverl wins
+# over the source tree.
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+from bench.methods import METHODS, Method, Stepper
+from bench.run import cells, fingerprint, grid, processes
+from bench.run.cells import Cell, Outcome
+from bench.run.fingerprint import c_code, python_code, said
+from bench.run.grid import plan
+from bench.run.processes import in_processes
+from bench.run.rows import COLUMNS, EARLIER, Row, Rows, RowsError, newest, read, write
+from bench.run.side_by_side import run_together
+from bench.studies.grid import ALIGNMENT, LR_ROBUSTNESS, main
+from bench.tasks import LAW_TASKS, TASKS, Problem, Task
+
+TINY = replace(TASKS["digits-mlp"], name="tiny", steps=5)
+STUDY = replace(
+    LR_ROBUSTNESS,
+    tasks={"tiny": TINY, "small": replace(TASKS["sines"], name="small", steps=5)},
+)
+RATES = ["--rates", "1e-3", "1e-2"]
+
+
+# --- One run ----------------------------------------------------------------------------------
+
+
+def test_every_method_and_rate_starts_and_goes_on_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[Any]] = []
+    loss = Problem.loss
+
+    def watched(problem: Problem, step: int) -> Any:
+        if step == 0:
+            seen.append([p.detach().clone() for p in problem.objective.parameters()])
+        seen[-1].extend(problem.batch(step))
+        return loss(problem, step)
+
+    monkeypatch.setattr(Problem, "loss", watched)
+    task = replace(TINY, wrong=0.5)  # type: ignore[call-arg]
+    for method, rate in (("cosine", 1e-3), ("loss", 1e-1)):
+        cells.run(Cell(task, METHODS[method], rate, seed=3))
+    assert len(seen[0]) == 4 + 2 * 5
+    assert_same(*seen)
+
+
+def test_a_method_is_told_its_horizon() -> None:
+    outcomes = {f: cells.run(Cell(TINY, METHODS["cosine"], 1e-2, 0, f)).final for f in (1, 2, 0.1)}
+    assert len(set(outcomes.values())) == 3
+
+
+@pytest.mark.parametrize("method", ["constant", "cosine", "schedule-free", "loss", "alignment"])
+@pytest.mark.parametrize("name", ["digits", "gru"])
+def test_cells_side_by_side_are_cells_alone(name: str, method: str) -> None:
+    task = replace(LAW_TASKS[name], steps=8)
+    group = [Cell(task, METHODS[method], rate, seed) for rate in (1e-3, 0.1) for seed in (1, 2)]
+    together, alone = run_together(group), [cells.run(cell) for cell in group]
+    assert len({outcome.final for outcome in together}) == 4
+    for one, other in zip(together, alone, strict=True):
+        assert one.initial == other.initial
+        # Products of matrices in batches round otherwise.
+        assert one.final == pytest.approx(other.final, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "classes"), [("digits", 10), ("digits-cnn-32", 10), ("logreg", 2)]
+)
+def test_training_starts_where_nothing_is_known(name: str, classes: int) -> None:
+    assert TASKS[name].start(0).held_out_loss() == pytest.approx(math.log(classes), rel=0.1)
+
+
+def test_workers_give_the_same_losses() -> None:
+    two = plan([replace(TINY, steps=2)], [METHODS["constant"], METHODS["loss"]], [1e-2], [0])
+    finals = []
+    for workers in (1, 2):
+        results = {cell.key: outcome for cell, outcome in in_processes(two, workers)}
+        assert all(isinstance(outcome, Outcome) for outcome in results.values())
+        finals.append({key: outcome.final for key, outcome in results.items()})  # type: ignore[union-attr]
+    assert finals[0] == finals[1]
+    assert len(finals[0]) == 2
+
+
+def test_seeds_come_one_by_one_and_long_tasks_first() -> None:
+    quick, slow = replace(TINY, name="quick", seconds=1), replace(TINY, name="slow", seconds=2)
+    methods = [METHODS["constant"], METHODS["cosine"]]
+    order = plan([quick, slow], methods, [1e-3], [0, 1], factors=[2.0])
+    assert [(c.seed, c.task.name, c.method.name, c.factor) for c in order] == [
+        (seed, task, method, factor)
+        for seed in (0, 1)
+        for task in ("slow", "quick")
+        for method, factor in (("constant", 1), ("cosine", 1), ("cosine", 2))
+    ]
+
+
+# --- Fingerprints -----------------------------------------------------------------------------
+
+
+def test_comments_and_layout_do_not_matter() -> None:
+    plain = 'def f(x):\n    if x:\n        y = f"{x + 1} b"\n    return y\n'
+    told = (
+        '"""Doc."""\n\ndef f(\n    x\n):\n    """More."""\n    if x:  # why\n\n'
+        '        y = f"{x + 1} b"\n    return y\n'
+    )
+    assert python_code(plain) == python_code(told)
+    assert python_code(plain) != python_code(plain.replace("    return", "        return"))
+    assert python_code(plain) != python_code(plain.replace("1", "2"))
+    assert c_code("a = 1; // b\n/* c\n*/ d") == c_code("a=1;d")
+    assert c_code("a = 1") != c_code("a = 2")
+
+
+def test_a_fingerprint_is_of_the_task_the_method_and_the_code(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pairs = [
+        (TINY, METHODS["cosine"]),
+        (TINY, METHODS["linear"]),
+        (replace(TINY, steps=6), METHODS["cosine"]),
+        (replace(TINY, wrong=0.1), METHODS["cosine"]),  # type: ignore[call-arg]
+        (replace(TINY, net=TASKS["digits-cnn"].net), METHODS["cosine"]),  # type: ignore[attr-defined, call-arg]
+        (STUDY.tasks["small"], METHODS["cosine"]),
+    ]
+    prints = [fingerprint.fingerprint(*pair) for pair in pairs]
+    assert len(set(prints)) == len(pairs)
+    assert prints == [fingerprint.fingerprint(*pair) for pair in pairs]
+    assert fingerprint.fingerprint(replace(TINY, seconds=9.0), METHODS["cosine"]) == prints[0]
+    assert not [
+        item for item in map(said, [*TASKS.values(), *METHODS.values()]) if " at 0x" in item
+    ]
+    ours = fingerprint.fingerprint(TINY, METHODS["loss"])
+    real = fingerprint._code
+    law = next(path for path in fingerprint._project() if path.suffix == ".h")
+    monkeypatch.setattr(fingerprint, "_code", lambda path: real(path) + "x" * (path == law))
+    assert fingerprint.fingerprint(TINY, METHODS["loss"]) != ours
+    assert fingerprint.fingerprint(TINY, METHODS["cosine"]) == prints[0]
+
+
+# --- The file ---------------------------------------------------------------------------------
+
+ROW = Row(
+    task="tiny",
+    method="cosine",
+    factor=1.0,
+    rate=1e-3,
+    seed=0,
+    initial=2.0,
+    final=1.0,
+    seconds=0.5,
+    fingerprint="one",
+    steps=5,
+    device="a processor, with a comma",
+    torch="2",
+    commit="abc",
+)
+
+
+def test_rows_come_back_as_they_were(tmp_path: Path) -> None:
+    rows = [ROW, replace(ROW, seed=1, final=math.inf), replace(ROW, seed=2, final=0.1 + 0.2)]
+    with Rows(tmp_path / "deep/rows.csv") as store:
+        for row in rows:
+            store.append(row)
+    assert read(tmp_path / "deep/rows.csv") == rows
+    write(rows, tmp_path / "copy.csv")
+    assert (tmp_path / "copy.csv").read_bytes() == (tmp_path / "deep/rows.csv").read_bytes()
+
+
+@pytest.mark.parametrize("cut", [1, 20, 60])
+def test_a_torn_last_line_is_dropped_and_written_over(tmp_path: Path, cut: int) -> None:
+    path = tmp_path / "rows.csv"
+    write([ROW, replace(ROW, seed=1)], path)
+    path.write_bytes(path.read_bytes()[:-cut])
+    assert read(path) == [ROW]
+    with Rows(path) as store:
+        assert store.rows == [ROW]
+        store.append(replace(ROW, seed=2))
+    assert read(path) == [ROW, replace(ROW, seed=2)]
+
+
+def test_a_torn_heading_is_an_empty_file(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("task,meth")
+    with Rows(path) as store:
+        store.append(ROW)
+    assert read(path) == [ROW]
+
+
+def test_rows_of_before_are_read_and_not_added_to(tmp_path: Path) -> None:
+    kept = Path(__file__).parents[1] / "bench/results/lr-robustness-2026-11-24.csv"
+    rows = read(kept)
+    assert len(rows) == 2184
+    assert {(row.threads, row.python, row.engine) for row in rows} == {(1, "", "processes")}
+    path = tmp_path / "rows.csv"
+    path.write_text(f"{','.join(EARLIER)}\n")
+    with pytest.raises(RowsError, match="of an earlier version, with fewer columns"):
+        Rows(path)
+
+
+LINE = ",".join(map(str, astuple(replace(ROW, device="d"))))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a,b\n", r"has the columns a, b; expected task, .* move it away"),
+        (f"{','.join(COLUMNS)}\ntiny,cosine\n", r"line 2: 'tiny,cosine' is not a row"),
+        (
+            f"{','.join(COLUMNS)}\n{LINE}\n{LINE.replace('0.001', 'x')}\n",
+            r"line 3: .* is not a row .*take the line out",
+        ),
+    ],
+)
+def test_a_file_of_something_else_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text(text)
+    for use in (read, Rows):
+        with pytest.raises(RowsError, match=message):
+            use(path)
+    assert path.read_text() == text
+
+
+def test_of_one_fingerprint_the_last_row_counts() -> None:
+    old, new = replace(ROW, fingerprint="old"), replace(ROW, fingerprint="new")
+    other = replace(ROW, method="linear", fingerprint="old")
+    better = replace(new, final=0.5)
+    assert newest([replace(old, seed=1), old, other, new, better]) == [other, better]
+
+
+@pytest.mark.parametrize(
+    ("final", "diverged"),
+    [(1.99, False), (2.0, False), (2.01, True), (math.nan, True), (math.inf, True)],
+)
+def test_what_diverged_means(final: float, diverged: bool) -> None:
+    assert replace(ROW, initial=2.0, final=final).diverged is diverged
+
+
+# --- The command ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[Cell]:
+    """The cells that are run."""
+    cells_run: list[Cell] = []
+
+    def run(cell: Cell) -> Outcome:
+        cells_run.append(cell)
+        return cells.run(cell)
+
+    monkeypatch.setattr(processes, "run", run)
+    return cells_run
+
+
+def command(out: Path, *more: str) -> list[str]:
+    return ["--out", str(out), "--workers", "1", "--methods", "constant", "cosine", *RATES, *more]
+
+
+def test_everything_from_the_command_to_the_files(
+    ran: list[Cell], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture, results = tmp_path / "docs/picture.png", tmp_path / "results"
+    more = ["--save", "--results", str(results), "--picture", str(picture)]
+    assert main(STUDY, command(tmp_path / "out", "--horizon-factor", "2", *more)) == 0
+    assert len(ran) == 2 * (1 + 2) * 2 * 3
+    rows = read(tmp_path / "out/rows.csv")
+    assert len(rows) == len(ran)
+    assert {row.steps for row in rows} == {5}
+    assert len({(row.task, row.seed, row.initial) for row in rows}) == 2 * 3
+    (csv,), (page,) = results.glob("lr-robustness-2*.csv"), results.glob("lr-robustness-2*.md")
+    assert read(csv) == rows
+    said = capsys.readouterr().out
+    assert page.read_text(encoding="utf-8") in said
+    assert "AdamW cosine to 0, told 2·T" in said
+    assert picture.read_bytes()[:4] == (tmp_path / "out/picture.png").read_bytes()[:4] == b"\x89PNG"
+    assert main(STUDY, ["--report", str(csv)]) == 0
+    again = capsys.readouterr().out
+    assert [line for line in said.splitlines() if line.startswith("| AdamW")] == [
+        line for line in again.splitlines() if line.startswith("| AdamW")
+    ]
+
+
+def test_rows_carry_what_made_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grid, "commit", lambda: "0123456789ab+")
+    small = {"digits": replace(LAW_TASKS["digits"], steps=3)}
+    study = replace(ALIGNMENT, tasks=small)
+    arguments = ["--quick", "--methods", "cosine", "alignment", *RATES, "--seeds", "0"]
+    assert main(study, [*arguments, "--out", str(tmp_path)]) == 0
+    rows = read(tmp_path / "rows.csv")
+    assert {(row.method, row.rate) for row in rows} == {
+        (method, rate) for method in ("cosine", "alignment") for rate in (1e-3, 1e-2)
+    }
+    assert {(row.commit, row.threads, row.engine) for row in rows} == {("0123456789ab+", 1, "vmap")}
+    assert all(row.python and row.torch and row.device for row in rows)
+
+
+def test_a_finished_run_is_not_run_again(ran: list[Cell], tmp_path: Path) -> None:
+    assert main(STUDY, command(tmp_path, "--seeds", "0")) == 0
+    first = list(ran)
+    ran.clear()
+    assert main(STUDY, command(tmp_path, "--seeds", "0")) == 0
+    assert ran == []
+    assert main(STUDY, command(tmp_path, "--seeds", "0", "1")) == 0
+    assert [replace(cell, seed=0) for cell in ran] == first
+    assert {cell.seed for cell in ran} == {1}
+
+
+def test_an_interrupted_run_goes_on_where_it_was(
+    ran: list[Cell],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    going = processes.run
+
+    def interrupted(cell: Cell) -> Outcome:
+        if len(ran) == 3:
+            raise KeyboardInterrupt
+        return going(cell)
+
+    monkeypatch.setattr(processes, "run", interrupted)
+    assert main(STUDY, command(tmp_path)) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+    assert len(read(tmp_path / "rows.csv")) == 3
+    with (tmp_path / "rows.csv").open("a") as file:
+        file.write("tiny,cosine,1.0,0.0")
+    monkeypatch.setattr(processes, "run", going)
+    assert main(STUDY, command(tmp_path)) == 0
+    keys = [row.key for row in read(tmp_path / "rows.csv")]
+    assert len(ran) == len(keys) == len(set(keys)) == 24
+
+
+def test_rows_of_another_definition_stay_and_do_not_count(
+    ran: list[Cell], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(STUDY, command(tmp_path)) == 0
+    old = read(tmp_path / "rows.csv")
+    ran.clear()
+    capsys.readouterr()
+    changed = replace(STUDY, tasks={**STUDY.tasks, "tiny": replace(TINY, steps=6)})
+    assert main(changed, command(tmp_path)) == 0
+    assert {cell.task.name for cell in ran} == {"tiny"}
+    rows = read(tmp_path / "rows.csv")
+    assert rows[:24] == old
+    assert len(rows) == 24 + len(ran) == 36
+    said = capsys.readouterr()
+    assert "12 rows are of an earlier definition" in said.err
+    assert "6 steps" in said.out
+    assert "24 runs, seeds" in said.out
+
+
+@dataclass(frozen=True, kw_only=True)
+class Broken(Method):
+    """Works from one of the rates only."""
+
+    def start(
+        self, parameters: Sequence[nn.Parameter], rate: float, horizon: int, seed: int
+    ) -> Stepper:
+        if rate > 5e-3:
+            raise ZeroDivisionError("far too high")
+        return METHODS["constant"].start(parameters, rate, horizon, seed)
+
+
+def test_a_failing_run_is_told_and_tried_again(
+    ran: list[Cell], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = replace(STUDY, methods={"broken": Broken(name="broken")})
+    arguments = ["--out", str(tmp_path), "--workers", "1", "--tasks", "tiny", *RATES]
+    for attempts in (6, 9):
+        assert main(broken, arguments) == 1
+        said = capsys.readouterr().err
+        assert "ZeroDivisionError: far too high" in said
+        assert "3 runs failed, the first of them tiny broken 1.0 0.01 0" in said
+        assert len(read(tmp_path / "rows.csv")) == 3
+        assert len(ran) == attempts
+
+
+class Absent(Task):
+    """Cannot run anywhere."""
+
+    def missing(self) -> str:
+        return "it needs the moon"
+
+    def start(self, seed: int) -> Problem:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--tasks", "digits"], "no task is called 'digits'; there are tiny, small"),
+        (["--methods", "sgd"], "no method is called 'sgd'; there are constant, cosine"),
+        (["--quick", "--tasks", "tiny"], "--quick chooses the tasks"),
+        (["--tasks", "absent"], "absent is left out: it needs the moon.\nno task is left to run"),
+        (["--report", "nowhere.csv"], "nowhere.csv cannot be read"),
+        (["--rates", "0"], "argument --rates: must be a number from 1e-12 to 1e+12, got '0'"),
+        (["--rates", "high"], "got 'high'"),
+        (["--horizon-factor", "1"], "1 is the right horizon"),
+        (["--seeds", "-1"], "must be a whole number from 0"),
+        (["--seeds", "1.5"], "must be a whole number from 0"),
+        (["--out", __file__], "rows.csv cannot be written"),
+        (["--workers", "0"], "must be a whole number from 1"),
+    ],
+)
+def test_wrong_arguments_are_named(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = replace(STUDY, tasks={**STUDY.tasks, "absent": Absent(name="absent", steps=1, batch=1)})
+    assert main(study, arguments) == 2
+    assert message in capsys.readouterr().err
