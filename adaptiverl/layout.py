@@ -251,6 +251,7 @@ REWARD_NONE, REWARD_NEG_LOSS, REWARD_GIVEN = REWARD_SOURCES.values()
 LAWS = {"loss": 0.0, "alignment": 1.0}
 """`Control.law` as a control number"""
 
+
 class Column(NamedTuple):
     """One number of a record."""
 

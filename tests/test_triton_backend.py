@@ -468,7 +468,7 @@ def launched() -> Any:
         "triton", reason="the kernels need triton, which torch's CPU wheels do not bring along"
     )
     done = subprocess.run(
-        [sys.executable, str(CASES.parent / "compiled_launches.py")],
+        [sys.executable, str(Path(__file__).parent / "compiled_launches.py")],
         env={k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"},
         capture_output=True,
         text=True,
