@@ -3,7 +3,7 @@
 #   make ddp     the demo on two ranks of this machine              (RANKS=, and as above)
 #   make test    every test
 #   make check   format, lint, types
-#   make bench   one optimizer step, side by side
+#   make bench   one optimizer step, side by side                  (ARGS= for more)
 #   make scenarios  what the knobs do when training improves, stalls, breaks or shifts
 #   make lr-robustness  thirteen methods from seven starting rates, on three tasks (ARGS= for more)
 #   make codegen    the kernels' machine code for four GPUs, read without one
@@ -16,7 +16,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 BUILT := $(VENV)/.built
 INSTALLED := $(VENV)/.installed
-SOURCES := $(wildcard csrc/*) setup.py pyproject.toml
+SOURCES := $(wildcard csrc/*.* csrc/law/*) setup.py pyproject.toml
 
 .PHONY: venv demo ddp test check bench scenarios lr-robustness codegen gpu cuda-stack format clean
 .DEFAULT_GOAL := help
@@ -32,7 +32,7 @@ $(INSTALLED): requirements.txt
 
 $(BUILT): $(INSTALLED) $(SOURCES)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
-	@$(BIN)/python -c 'from adaptiverl import dispatch; print(dispatch.describe())'
+	@$(BIN)/python -c 'from adaptiverl import describe; print(describe())'
 	@touch $@
 
 venv: $(BUILT)
@@ -47,7 +47,7 @@ test: $(BUILT)
 	$(BIN)/pytest
 
 bench: $(BUILT)
-	$(BIN)/python -m bench.step
+	$(BIN)/python -m bench.step $(ARGS)
 
 scenarios: $(BUILT)
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.scenarios
@@ -70,12 +70,12 @@ check: $(BUILT)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run -Werror csrc/*
+	$(BIN)/clang-format --dry-run -Werror csrc/*.* csrc/law/*
 
 format: $(BUILT)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
-	$(BIN)/clang-format -i csrc/*
+	$(BIN)/clang-format -i csrc/*.* csrc/law/*
 
 clean:
 	rm -rf $(VENV) .venv-cuda .venv-newest build dist runs *.egg-info adaptiverl/*.so

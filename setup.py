@@ -179,7 +179,7 @@ def main() -> None:
         "adaptiverl._C",
         sources=[str(path.relative_to(ROOT)) for path in sorted(CSRC.glob("*.cpp"))],
         # This file, too: what was linked in another way is linked again.
-        depends=["setup.py", *(str(path.relative_to(ROOT)) for path in sorted(CSRC.iterdir()))],
+        depends=["setup.py", *(str(path.relative_to(ROOT)) for path in sorted(CSRC.rglob("*.*")))],
         define_macros=[("TORCH_TARGET_VERSION", TORCH_TARGET), ("Py_LIMITED_API", PYTHON_TARGET)],
         extra_compile_args=list(CXX_FLAGS),
         py_limited_api=True,

@@ -1,10 +1,12 @@
-"""AdaptiveRL: AdamW and SGD whose learning rate, momentum and noise are steered in training."""
+"""AdamW, SGD and Lion whose learning rate, momentum and noise are steered in training."""
 
 from __future__ import annotations
 
 from adaptiverl.adamw import AdaptiveAdamW
+from adaptiverl.backends import describe
 from adaptiverl.control import Control
+from adaptiverl.lion import AdaptiveLion
 from adaptiverl.sgd import AdaptiveSGD
 from adaptiverl.version import __version__
 
-__all__ = ["AdaptiveAdamW", "AdaptiveSGD", "Control", "__version__"]
+__all__ = ["AdaptiveAdamW", "AdaptiveLion", "AdaptiveSGD", "Control", "__version__", "describe"]

@@ -6,7 +6,7 @@ import io
 import os
 import sys
 
-from adaptiverl.replay import main
+from adaptiverl.replay.command import main
 
 
 def _main() -> int:

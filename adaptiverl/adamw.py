@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from adaptiverl.control import BETA1, Control
-from adaptiverl.devices import numbers_device
+from adaptiverl.algorithms import ADAMW
+from adaptiverl.checkpoint import complete_product
+from adaptiverl.control import Control
 from adaptiverl.optimizer import AdaptiveOptimizer
-from adaptiverl.slots import as_counter
-
-if TYPE_CHECKING:
-    from adaptiverl.distributed import Group
+from adaptiverl.ranks.group import ProcessGroup
 
 DEFAULT_CONTROL = Control()
 
@@ -37,11 +34,12 @@ class AdaptiveAdamW(AdaptiveOptimizer, torch.optim.AdamW):
         capturable: As in torch: needed to capture a step in a CUDA graph.
         differentiable: Must be False.
         fused: As in torch: also tells a `GradScaler` to leave unscaling and skipping to the step.
-        control: Gains, bounds and cadence of the controller.
+        control: The law, its gains, bounds and cadence: `Control()` follows the loss,
+            `Control.find_lr(horizon=steps)` finds the learning rate itself.
         max_grad_norm: Clip the gradients' global norm to this, before the noise (decisions.md 18).
         seed: Of the noise, 0 to 2^64 − 1.
         process_group: The ranks whose observations are averaged, so that all have the same knobs
-            (`adaptiverl.distributed.Ranks`): ``None``, all of torch.distributed's world where it is
+            (`adaptiverl.ranks.group.Ranks`): ``None``, all of torch.distributed's world where it is
             initialised; ``False``, this rank alone.
 
     Raises:
@@ -56,9 +54,7 @@ class AdaptiveAdamW(AdaptiveOptimizer, torch.optim.AdamW):
         >>> optimizer.step()
     """
 
-    _algorithm = "adamw_step"
-    _kind = BETA1
-    _moments = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+    _algorithm = ADAMW
 
     def __init__(
         self,
@@ -77,7 +73,7 @@ class AdaptiveAdamW(AdaptiveOptimizer, torch.optim.AdamW):
         control: Control = DEFAULT_CONTROL,
         max_grad_norm: float | None = None,
         seed: int = 0,
-        process_group: Group = None,
+        process_group: ProcessGroup = None,
     ) -> None:
         if differentiable and not fused:  # both together torch refuses itself
             raise ValueError(
@@ -100,16 +96,6 @@ class AdaptiveAdamW(AdaptiveOptimizer, torch.optim.AdamW):
             fused=fused,
         )
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As torch.optim's. The first group's rate and momentum are where α and μ start.
-
-        Raises:
-            ValueError: A group that asks for coupled weight decay.
-        """
-        if isinstance(param_group, dict):  # anything else torch refuses itself
-            self._check_group(param_group)
-        super().add_param_group(param_group)
-
     def _check_group(self, group: dict[str, Any]) -> None:
         # What loads is decoupled whatever it was, as in torch.optim.AdamW.
         if not group.get("decoupled_weight_decay", True):
@@ -119,51 +105,7 @@ class AdaptiveAdamW(AdaptiveOptimizer, torch.optim.AdamW):
                 "where weight_decay is 0 both are the same"
             )
 
-    def _start_of(self, group: dict[str, Any]) -> float:
-        return float(group["betas"][0])
-
-    def _numbers_of(self, group: dict[str, Any]) -> Sequence[Any]:
-        return group["lr"], *group["betas"], group["eps"], group["weight_decay"]
-
-    def _moments_of(self, group: dict[str, Any]) -> tuple[str, ...]:
-        return self._moments if group["amsgrad"] else self._moments[:2]
-
-    def _kept_of(self, group: dict[str, Any]) -> tuple[str, ...]:
-        return (*super()._kept_of(group), "mu_product")
-
-    def _entry_state(self, group: dict[str, Any], state: dict[str, Any]) -> dict[str, Any]:
-        return {
-            "exp_avg": state["exp_avg"],
-            "exp_avg_sq": state["exp_avg_sq"],
-            "max_exp_avg_sq": state["max_exp_avg_sq"] if group["amsgrad"] else None,
-            "mu_product": state["mu_product"],
-        }
-
-    def _init_state(self, param: Tensor, group: dict[str, Any], state: dict[str, Any]) -> None:
-        super()._init_state(param, group, state)
-        product = state.get("mu_product")
-        if isinstance(product, Tensor) and product.dtype == torch.float64:
-            state["mu_product"] = as_counter(product, torch.float64, numbers_device(param.device))
-            return
-        # From a checkpoint of torch.optim.AdamW, whose momentum is constant.
-        step, momentum = state["step"].to(torch.float64), group["betas"][0]
-        if isinstance(momentum, Tensor):
-            momentum = momentum.to(step.device, torch.float64).reshape(())
-        constant = momentum**step
-        state["mu_product"] = constant if product is None else _as_precise(product, constant)
-
-
-def _as_precise(product: Any, constant: Tensor) -> Tensor:
-    """The product of a parameter's momenta in float64 again, after a loader rounded it.
-
-    Args:
-        product: What the loader made of it.
-        constant: What it is if the momentum never moved, float64 0-d: then nothing was lost.
-    """
-    rounded = as_counter(product, torch.float64, constant.device)
-    if not isinstance(product, Tensor) or not product.is_floating_point():
-        return rounded
-    info = torch.finfo(product.dtype)
-    # Whole steps of rounding: the product was multiplied up, and this is a power.
-    near = (rounded - constant).abs() <= info.eps * constant + info.tiny
-    return torch.where(near, constant, rounded)
+    @classmethod
+    def _complete_state(cls, param: Tensor, group: dict[str, Any], state: dict[str, Any]) -> None:
+        super()._complete_state(param, group, state)
+        complete_product(param, group, state)

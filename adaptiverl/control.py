@@ -1,7 +1,4 @@
-"""`Control`: what the controller may do and how strongly; every range check lives here.
-
-Symbols are those of the specification; the defaults and the names are the project's contract.
-"""
+"""`Control`: what the controller may do and how strongly, by the method's symbols; every check."""
 
 from __future__ import annotations
 
@@ -15,20 +12,39 @@ NoiseTarget = Literal["gradient", "parameter"]
 Law = Literal["loss", "alignment"]
 Pair = tuple[float, float]
 
-DEFAULT_LR_BOUNDS: dict[str, Pair] = {"replace": (0.01, 10.0), "modulate": (0.1, 10.0)}
-"""(α_min, α_max) as multiples of the α at the start."""
 ALIGNMENT_LR_BOUNDS: Pair = (1e-4, 1e4)
-"""The same for the alignment law, which looks for the rate over decades (decisions.md 25)."""
+"""The alignment law's default ones: it looks over decades (method.md#alignment-bounds)."""
 ALIGNMENT_START = 0.01
-"""Where it starts to look, as a multiple of that α (decisions.md 23)."""
-UNANNEALED_SHARE = 0.5
-"""Of the rate it finds, what it holds where nobody anneals: the noise of the batches then stays,
-and a lower rate makes less of it."""
+"""Where it starts to look, as a multiple of the α at the start (method.md#search)."""
 NOISE_FLOOR_SHARE = 1e-3
 
 
+class LawTerms(NamedTuple):
+    """What of a law concerns its user; `adaptiverl/law` is what it does."""
+
+    needs_loss: bool
+    """Without observations it moves nothing"""
+    options: tuple[str, ...]
+    """Fields of `Control` that only this law reads; None where they are left out"""
+    lr_bounds: dict[Mode, Pair]
+    """(α_min, α_max) where none are given, as multiples of the α at the start, by mode"""
+    start: float
+    """Where α starts unless `acquire_from` says it, as a multiple of the user's"""
+
+
+LAW_TERMS: dict[Law, LawTerms] = {
+    "loss": LawTerms(True, (), {"replace": (0.01, 10.0), "modulate": (0.1, 10.0)}, start=1.0),
+    "alignment": LawTerms(
+        False,
+        ("horizon", "acquire_from"),
+        {"replace": ALIGNMENT_LR_BOUNDS, "modulate": ALIGNMENT_LR_BOUNDS},
+        start=ALIGNMENT_START,
+    ),
+}
+
+
 class Limits(NamedTuple):
-    """The knobs' bounds in force; σ's floor stands in for log 0 (decisions.md 7 to 9)."""
+    """The knobs' bounds in force; σ's floor stands in for log 0 (method.md#knob-spaces)."""
 
     lr_min: float
     lr_max: float
@@ -76,11 +92,9 @@ class Control:
         gain_noise_plateau: k_σP, log-units of σ per update on a full plateau.
         gain_noise_reward: k_σr, log-units of σ.
         law: What steers α. ``"loss"``: the losses and rewards that are observed (§2).
-            ``"alignment"``: whether the newest gradient still points along the last update, which
-            the parameter sweep measures by itself; α starts low, grows, and is held at the largest
-            rate whose updates still pointed downhill (§9, decisions.md 22 to 25). Nothing need be
-            observed for it, and `every`, the gains of α and `lr_change` do not touch it. μ and σ
-            keep their laws either way.
+            ``"alignment"``: whether the newest gradient still points along the last update (§9,
+            method.md#alignment); nothing need be observed for it, and `every`, the gains of α and
+            `lr_change` do not touch it. μ and σ keep their laws either way.
         horizon: T, how many steps the run will take, for the alignment law: the rate that was found
             is held, and annealed to zero at step T; after that nothing moves. ``None``, where
             nobody can say: half of it is held, and never annealed.
@@ -96,29 +110,17 @@ class Control:
         noise_bounds: (σ_min, σ_max), in units of a tensor's RMS gradient. σ_max = 0 switches the
             noise off.
         noise_target: What the noise is added to (§2). ``"gradient"``: to the gradient, in units of
-            its RMS, before the moments see it; they average it and AdamW's denominator bounds what
-            it can do. ``"parameter"``: to the parameter after its update,
-            p ← p + σ·RMS(p)·α·ξ, with RMS(p) of the whole tensor from before the update and α the
-            group's learning rate in effect, so that a group whose rate is 0 does not move. The
-            riskier choice: nothing between the noise and the weights averages or bounds it, a
-            tensor is moved in proportion to its size however small its gradient is, and what was
-            added stays.
-        noise_floor: The positive floor that stands in for log 0 when σ_min = 0 (decisions.md 9).
-            ``None``: σ_max/1000.
+            its RMS, before the moments see it. ``"parameter"``: to the parameter after its update,
+            p ← p + σ·RMS(p)·α·ξ, with α the group's rate in effect. The riskier choice: nothing
+            averages or bounds the noise then, and what was added stays (method.md#noise).
+        noise_floor: The positive floor that stands in for log 0 when σ_min = 0
+            (method.md#noise-law). ``None``: σ_max/1000.
         lr_change: (c↓, c↑), the factor α may change by in one update.
         spike_clip: c, how many scales of its own movement one loss may move the averages by
-            (decisions.md 6b). ``math.inf``: no clipping, the specification to the letter.
-        plateau_trend: (ε_Δ, s_Δ), centre and slope of the plateau score's first factor. The
-            specification leaves these four numbers open; they were chosen by measurement
-            (``bench/plateau_defaults.py``, bench/results). On a plateau of noisy batches
-            E[max(Δ̃r, 0)] = 0.35, so σ rises only where E[P] exceeds k_σr/k_σP·0.35 = 0.26. Here
-            it is 0.40 there, and log σ gains 0.01 per update: from its floor to σ_max in some 650.
-            While the loss falls fast it loses up to 0.06. Its push turns at a fall of 0.5 batch
-            standard deviations per 1/β steps, α's at 0.33; a slower fall counts as a plateau.
-            Nine recorded curves and β from 0.01 to 0.03 agree in both signs. (0.1, 0.05), (1, 0.2)
-            would give E[P] = 0.03, and σ would never leave its floor.
-        plateau_variance: (ε_v, s_v), centre and slope of its second. v/S_v is about 1 on a plateau
-            (0.8 to 1.2) and passes 1.5 where a spike or a jump of the loss has just come.
+            (method.md#spikes). ``math.inf``: no clipping, the specification to the letter.
+        plateau_trend: (ε_Δ, s_Δ), centre and slope of the plateau score's first factor
+            (method.md#plateau-score; docs/plateau-defaults.md has why these).
+        plateau_variance: (ε_v, s_v), centre and slope of its second.
 
     Raises:
         ValueError: A value outside its range; the message names it, its value and the range.
@@ -159,9 +161,9 @@ class Control:
         _check_choice("mode", self.mode, ("replace", "modulate"))
         _check_choice("reward", self.reward, ("neg_loss", "given", "none"))
         _check_choice("noise_target", self.noise_target, ("gradient", "parameter"))
-        _check_choice("law", self.law, ("loss", "alignment"))
-        self._check_cadence()
-        self._check_alignment()
+        _check_choice("law", self.law, tuple(LAW_TERMS))
+        self._check_steps("every", "for epoch-wise control")
+        self._check_search()
         for field in fields(self):
             if field.name.startswith("beta_"):
                 given, beta = getattr(self, field.name), self._number(field.name)
@@ -177,26 +179,22 @@ class Control:
             expected = "(centre, slope), both finite, slope > 0"
             _check(name, (center, slope), math.isfinite(center) and 0 < slope < math.inf, expected)
 
-    def _check_cadence(self) -> None:
-        self._check_steps("every", "for epoch-wise control")
-
-    def _check_alignment(self) -> None:
+    def _check_search(self) -> None:
         self._check_steps("horizon", "where nobody can say")
         cooldown = self._number("cooldown")
         _check("cooldown", cooldown, 0 <= cooldown < 1, "a share of the horizon, in [0, 1)")
         if self.acquire_from is not None:
             start = self._number("acquire_from")
             _check("acquire_from", start, 0 < start < math.inf, "finite and > 0")
-        if self.law == "alignment":
-            return
-        for name in ("horizon", "acquire_from"):
-            value = getattr(self, name)
-            if value is not None:
-                raise ValueError(
-                    f"Control.{name} is the alignment law's, got {value!r} beside "
-                    f"law={self.law!r}: use Control(law='alignment', {name}={value!r}), or leave "
-                    "it out"
-                )
+        for law, terms in LAW_TERMS.items():
+            for name in terms.options:
+                value = getattr(self, name)
+                if value is not None and name not in self._terms.options:
+                    raise ValueError(
+                        f"Control.{name} is the {law} law's, got {value!r} beside "
+                        f"law={self.law!r}: use Control(law={law!r}, {name}={value!r}), or leave "
+                        "it out"
+                    )
 
     def _check_steps(self, name: str, none_means: str) -> None:
         steps = getattr(self, name)
@@ -211,19 +209,14 @@ class Control:
     def _check_bounds(self) -> None:
         if self.lr_bounds is not None:
             low, high = self._pair("lr_bounds")
-            _check(
-                "lr_bounds", (low, high), 0 < low <= high < math.inf, "0 < low <= high, both finite"
-            )
+            expected = "0 < low <= high, both finite"
+            _check("lr_bounds", (low, high), 0 < low <= high < math.inf, expected)
         if self.momentum_bounds is not None:
             low, high = self._pair("momentum_bounds")
             _check("momentum_bounds", (low, high), 0 < low <= high < 1, "0 < low <= high < 1")
         low, high = self._pair("noise_bounds")
-        _check(
-            "noise_bounds",
-            (low, high),
-            0 <= low <= high < math.inf,
-            "0 <= low <= high, both finite",
-        )
+        expected = "0 <= low <= high, both finite"
+        _check("noise_bounds", (low, high), 0 <= low <= high < math.inf, expected)
         has_floor = high == 0 or NOISE_FLOOR_SHARE * high > 0
         _check("noise_bounds[1]", high, has_floor, "0, or large enough to have a floor under it")
         if self.noise_floor is not None:
@@ -233,19 +226,11 @@ class Control:
                     f"Control.noise_floor stands in for a lower bound of 0, got {floor!r} beside "
                     f"noise_bounds={(low, high)!r}: leave it out, noise_bounds[0] is the floor"
                 )
-            _check(
-                "noise_floor",
-                floor,
-                0 < floor <= high,
-                f"in (0, {high}], noise_bounds[1] being {high}",
-            )
+            expected = f"in (0, {high}], noise_bounds[1] being {high}"
+            _check("noise_floor", floor, 0 < floor <= high, expected)
         down, up = self._pair("lr_change")
-        _check(
-            "lr_change",
-            (down, up),
-            0 < down <= 1 <= up < math.inf,
-            "0 < down <= 1 <= up, both finite",
-        )
+        expected = "0 < down <= 1 <= up, both finite"
+        _check("lr_change", (down, up), 0 < down <= 1 <= up < math.inf, expected)
 
     def _number(self, name: str) -> float:
         """The field as a float; stored back, so that equal records compare equal."""
@@ -274,7 +259,7 @@ class Control:
 
         Raises:
             ValueError: The start lies outside bounds that the user gave, or ``lr`` is 0 in
-                ``"replace"``, where α is a multiple of it (decisions.md 20).
+                ``"replace"``, where α is a multiple of it (method.md#modes).
         """
         if self.mode == "replace" and not 0 < lr < math.inf:
             raise ValueError(
@@ -283,7 +268,7 @@ class Control:
                 "scheduler own it with Control(mode='modulate')"
             )
         alpha = self.start_lr(lr)
-        low, high = self.lr_bounds or self._lr_bounds
+        low, high = self.lr_bounds or self._terms.lr_bounds[self.mode]
         scale = alpha if self.lr_bounds is None else 1.0
         if not 0 < low * scale <= high * scale < math.inf:
             raise ValueError(
@@ -292,14 +277,11 @@ class Control:
             )
         lr_name = "lr" if self.mode == "replace" else "the factor 1.0 of Control(mode='modulate')"
         _check_start(lr_name, alpha, "lr_bounds", (low * scale, high * scale))
-        momentum_low, momentum_high = self.momentum_bounds or (
-            min(kind.bounds[0], momentum),
-            max(kind.bounds[1], momentum),
-        )
+        widened = (min(kind.bounds[0], momentum), max(kind.bounds[1], momentum))
+        momentum_low, momentum_high = self.momentum_bounds or widened
         if self.momentum_bounds is not None:
             _check_start(kind.name, momentum, "momentum_bounds", self.momentum_bounds)
         noise_low, noise_high = self.noise_bounds
-        acquire_from = self._acquire_from(alpha, (low * scale, high * scale))
         return Limits(
             lr_min=low * scale,
             lr_max=high * scale,
@@ -308,27 +290,24 @@ class Control:
             noise_min=noise_low,
             noise_max=noise_high,
             noise_floor=noise_low or self.noise_floor or NOISE_FLOOR_SHARE * noise_high,
-            lr_acquire=acquire_from,
+            lr_acquire=self._acquire_from(alpha, (low * scale, high * scale)),
         )
 
     @property
-    def _lr_bounds(self) -> Pair:
-        """The default ones, as multiples of the α at the start."""
-        return ALIGNMENT_LR_BOUNDS if self.law == "alignment" else DEFAULT_LR_BOUNDS[self.mode]
+    def _terms(self) -> LawTerms:
+        return LAW_TERMS[self.law]
 
     def _acquire_from(self, alpha: float, bounds: Pair) -> float:
         """Where α starts, inside the bounds."""
-        if self.law == "loss":
-            return alpha
         if self.acquire_from is None:
-            return max(ALIGNMENT_START * alpha, bounds[0])
+            return max(self._terms.start * alpha, bounds[0])
         _check_start("acquire_from", self.acquire_from, "lr_bounds", bounds)
         return self.acquire_from
 
     @property
     def is_frozen(self) -> bool:
         """The knobs stay where they start: no gain is above 0, and no law does without gains."""
-        return self.law == "loss" and self.rests
+        return self._terms.needs_loss and self.rests
 
     @property
     def rests(self) -> bool:
@@ -338,28 +317,7 @@ class Control:
     @property
     def needs_no_loss(self) -> bool:
         """A run without observations is no mistake: nothing is steered, or α by the gradients."""
-        return self.law == "alignment" or self.is_frozen
-
-    @property
-    def annealed_over(self) -> float:
-        """Steps of the cooldown, up to the horizon; 0 where a scheduler anneals, or nobody."""
-        if self.horizon is None or self.mode == "modulate":
-            return 0.0
-        return self.cooldown * self.horizon
-
-    @property
-    def held_share(self) -> float:
-        """What is held of the rate that the alignment law finds."""
-        annealed = self.horizon is not None or self.mode == "modulate"
-        return 1.0 if annealed else UNANNEALED_SHARE
-
-    @property
-    def hold_by(self) -> float:
-        """The step at which the alignment law holds at the latest: that of the cooldown.
-
-        An annealed rate says nothing of the one that it was annealed from.
-        """
-        return math.inf if self.horizon is None else (1 - self.cooldown) * self.horizon
+        return self.is_frozen or not self._terms.needs_loss
 
     def start_lr(self, lr: float) -> float:
         """α at the start: the first group's rate in ``"replace"``, 1 in ``"modulate"``."""
@@ -414,9 +372,9 @@ class Control:
 
 
 def _real(name: str, value: Any) -> float:
-    if isinstance(value, (bool, str)):
-        raise TypeError(f"Control.{name} must be a number, got {value!r}")
     try:
+        if isinstance(value, (bool, str)):
+            raise TypeError
         return float(value)
     except (TypeError, ValueError):
         raise TypeError(f"Control.{name} must be a number, got {value!r}") from None

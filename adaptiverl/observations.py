@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-INBOX_SIZE = 4
+from adaptiverl.layout import Inbox, names
+
+INBOX_SIZE = len(names(Inbox))
+EXACT = (torch.float32, torch.float64)
+"""What the operators read as it is"""
 
 
 class Observations:
-    """The inbox, and whose losses in it are a skipped step's (decisions.md 13).
+    """The inbox, and whose losses in it are a skipped step's (method.md#skipped-steps).
 
     A gradient scaler that skips a step says nothing of it: before every step it asks the optimizer
     whether it unscales by itself (`ask`), and then does not call `step`. But a debugger may ask as
@@ -28,13 +34,16 @@ class Observations:
     observed before the step; the first observation is dropped.
 
     Attributes:
-        sums: float64 [4] on the device: sum and count of losses, sum and count of rewards.
+        sums: float64 [4] on the device, a `layout.Inbox`: sums and counts of losses and rewards.
         count: Observations in it, as the host counted them.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.sums = torch.zeros(INBOX_SIZE, dtype=torch.float64, device=device)
         self.count = 0
+        # Looked up once: a search by name at every observation is felt by small networks.
+        self._observe = torch.ops.adaptiverl.observe_.default
+        self._observe_numbers = torch.ops.adaptiverl.observe_numbers_.default
         self._newer: Tensor | None = None
         """Sums of what was observed after the first `_older`; None where that is not kept apart"""
         self._older = 0
@@ -63,15 +72,21 @@ class Observations:
         if self._asked_at is not None:
             self._skipped, self._asked_at = self._asked_at, None
 
-    def add(self, loss: Tensor, reward: Tensor | None) -> None:
-        """One more: 0-d float32 or float64 tensors on the device."""
-        self._look()
-        self._drop_skipped()
-        if self._asked_at is not None and self._asked_at == self.count:
-            self._newer, self._older = torch.zeros_like(self.sums), self.count
-        for sums in (self.sums, self._newer):
-            if sums is not None:
-                torch.ops.adaptiverl.observe_(sums, loss, reward)
+    def add(self, loss: Tensor | float, reward: Tensor | float | None) -> None:
+        """One more, as `as_number` gives them."""
+        if self._asked_at is not None or self._skipped:
+            self._look()
+            self._drop_skipped()
+            if self._asked_at is not None and self._asked_at == self.count:
+                self._newer, self._older = torch.zeros_like(self.sums), self.count
+        if isinstance(loss, Tensor) or isinstance(reward, Tensor):
+            observe = self._observe
+            loss, reward = self._tensor(loss), None if reward is None else self._tensor(reward)
+        else:
+            observe = self._observe_numbers
+        observe(self.sums, loss, reward)
+        if self._newer is not None:
+            observe(self._newer, loss, reward)
         self.count += 1
 
     def close(self) -> None:
@@ -90,6 +105,9 @@ class Observations:
         """A step took them, and emptied the sums."""
         self.count, self._newer, self._asked_at, self._skipped = 0, None, None, 0
 
+    def _tensor(self, value: Tensor | float) -> Tensor:
+        return value if isinstance(value, Tensor) else self.sums.new_full((), value)
+
     def _look(self) -> None:
         if self._asked_at is not None and self._thrown_away():
             self.throw_away()
@@ -106,3 +124,52 @@ class Observations:
             self._newer, self._skipped = None, 0
         # An asking that came later was about what is left.
         self._asked_at = self.count if asked else None
+
+
+def as_number(value: Any, name: str, device: torch.device) -> Tensor | float:
+    """An observation as the operators read it: a float, or a tensor cut from the graph.
+
+    Args:
+        value: What was observed.
+        name: What the errors call it.
+        device: Of the inbox.
+
+    Returns:
+        A Python float, or a float32 or float64 tensor of one element on the device.
+
+    Raises:
+        TypeError: Something without a real value.
+        ValueError: More than one element.
+    """
+    if type(value) is float:
+        return value
+    if isinstance(value, Tensor):
+        return _element(value, name, device)
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(
+            f"{name} must be a real number or a tensor with one element, got {value!r} "
+            f"of type {type(value).__name__}"
+        )
+    return float(value)
+
+
+def _element(value: Tensor, name: str, device: torch.device) -> Tensor:
+    if value.dtype in EXACT and value.device == device and value.numel() == 1:
+        if not value.is_meta:
+            return value.detach() if value.requires_grad else value
+    elif value.numel() != 1:
+        raise ValueError(
+            f"{name} must have one element, got shape {tuple(value.shape)}: "
+            f"reduce it first, as in {name}.mean()"
+        )
+    if value.is_complex() or value.dtype == torch.bool:
+        raise TypeError(f"{name} must be a real number, got dtype {value.dtype}")
+    if value.is_meta:
+        raise TypeError(f"{name} has no value: it is a tensor on the meta device")
+    if value.requires_grad:
+        value = value.detach()
+    if value.device != device:
+        # On the host the operator reads it at once, so there it has to have arrived.
+        value = value.to(device, non_blocking=device.type != "cpu")
+    # Only here: where it came from there may be no float64.
+    return value if value.dtype in EXACT else value.to(torch.float64)

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from adaptiverl.control import HEAVY_BALL, Control
+from adaptiverl.algorithms import SGD
+from adaptiverl.checkpoint import complete_count
+from adaptiverl.control import Control
 from adaptiverl.optimizer import AdaptiveOptimizer
-
-if TYPE_CHECKING:
-    from adaptiverl.distributed import Group
+from adaptiverl.ranks.group import ProcessGroup
 
 DEFAULT_CONTROL = Control()
-NESTEROV, DECOUPLED = 1, 2
-"""Options in a row of the group table: csrc/sgd_step.h, kernels/reference.py"""
 
 
 class AdaptiveSGD(AdaptiveOptimizer, torch.optim.SGD):
@@ -45,12 +42,13 @@ class AdaptiveSGD(AdaptiveOptimizer, torch.optim.SGD):
         decoupled_weight_decay: Shrink the parameter by lr·weight_decay, with the learning rate in
             effect (decisions.md 19), instead of adding the decay to the gradient: then it passes
             through no momentum.
-        control: Gains, bounds and cadence of the controller.
+        control: The law, its gains, bounds and cadence: `Control()` follows the loss,
+            `Control.find_lr(horizon=steps)` finds the learning rate itself.
         max_grad_norm: Clip the gradients' global norm to this, before decay and noise
             (decisions.md 18).
         seed: Of the noise, 0 to 2^64 − 1.
         process_group: The ranks whose observations are averaged, so that all have the same knobs
-            (`adaptiverl.distributed.Ranks`): ``None``, all of torch.distributed's world where it is
+            (`adaptiverl.ranks.group.Ranks`): ``None``, all of torch.distributed's world where it is
             initialised; ``False``, this rank alone.
 
     Raises:
@@ -64,9 +62,7 @@ class AdaptiveSGD(AdaptiveOptimizer, torch.optim.SGD):
         >>> optimizer.step()
     """
 
-    _algorithm = "sgd_step"
-    _kind = HEAVY_BALL
-    _moments = ("momentum_buffer",)
+    _algorithm = SGD
 
     def __init__(
         self,
@@ -85,7 +81,7 @@ class AdaptiveSGD(AdaptiveOptimizer, torch.optim.SGD):
         control: Control = DEFAULT_CONTROL,
         max_grad_norm: float | None = None,
         seed: int = 0,
-        process_group: Group = None,
+        process_group: ProcessGroup = None,
     ) -> None:
         if differentiable:
             raise ValueError(
@@ -108,17 +104,6 @@ class AdaptiveSGD(AdaptiveOptimizer, torch.optim.SGD):
         )
         self.defaults["decoupled_weight_decay"] = decoupled_weight_decay
         self._fill_in()
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As torch.optim's. The first group's rate and momentum are where α and μ start.
-
-        Raises:
-            ValueError: A momentum of 1 or more, which never forgets and has no logit; a momentum of
-                0 beside the alignment law, which compares the gradient with the momentum buffer.
-        """
-        if isinstance(param_group, dict):  # anything else torch refuses itself
-            self._check_group(param_group)
-        super().add_param_group(param_group)
 
     def _check_group(self, group: dict[str, Any]) -> None:
         momentum = group.get("momentum", self.defaults["momentum"])
@@ -147,27 +132,7 @@ class AdaptiveSGD(AdaptiveOptimizer, torch.optim.SGD):
     def _check_capture(self) -> None:
         """torch.optim.SGD has no `capturable` to ask for; the step can be captured as it is."""
 
-    def _start_of(self, group: dict[str, Any]) -> float:
-        return float(group["momentum"])
-
-    def _numbers_of(self, group: dict[str, Any]) -> Sequence[Any]:
-        options = NESTEROV * bool(group["nesterov"])
-        options += DECOUPLED * bool(group["decoupled_weight_decay"])
-        numbers = (group["lr"], group["momentum"], group["dampening"])
-        return *numbers, options, group["weight_decay"]
-
-    def _moments_of(self, group: dict[str, Any]) -> tuple[str, ...]:
-        return self._moments if group["momentum"] != 0 else ()
-
-    def _entry_state(self, group: dict[str, Any], state: dict[str, Any]) -> dict[str, Any]:
-        return {"momentum_buffer": state["momentum_buffer"] if group["momentum"] != 0 else None}
-
-    def _init_state(self, param: Tensor, group: dict[str, Any], state: dict[str, Any]) -> None:
-        """`step` counts what the buffer has taken in; torch.optim.SGD's checkpoints have none."""
-        buffered = state.get("momentum_buffer") is not None
-        counted = "step" in state
-        super()._init_state(param, group, state)
-        if group["momentum"] != 0 and not buffered:
-            state["step"].zero_()
-        elif buffered and not counted:
-            state["step"].fill_(1)
+    @classmethod
+    def _complete_state(cls, param: Tensor, group: dict[str, Any], state: dict[str, Any]) -> None:
+        complete_count(group, state)
+        super()._complete_state(param, group, state)

@@ -4,4 +4,4 @@
 # downloads nothing and installs nothing. --check does all that can be done without a GPU.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-exec "${PYTHON:-python3}" -m bench.gpu "$@"
+exec "${PYTHON:-python3}" -m bench.speed.gpu "$@"

@@ -12,7 +12,7 @@
 #include <string>
 #include <vector>
 
-#include "control_law.h"
+#include "layout.h"
 #include "tables.h"
 
 namespace adaptiverl {
@@ -96,11 +96,11 @@ Record* records(const Tensor& tensor, const char* name, int64_t at_least) {
   return static_cast<Record*>(tensor.data_ptr());
 }
 
-inline State* state_of(const Tensor& block) {
+inline State* state_of(const Tensor& state) {
   constexpr int64_t width = sizeof(State) / sizeof(double);
-  STD_TORCH_CHECK(block.numel() == width, "the controller's block must hold ", width,
-                  " numbers, got ", block.numel());
-  return records<State>(block, "block", 1);
+  STD_TORCH_CHECK(state.numel() == width, "the controller's state must hold ", width,
+                  " numbers, got ", state.numel());
+  return records<State>(state, "state", 1);
 }
 
 inline const TensorRow* rows_of(const Tensor& rows) {

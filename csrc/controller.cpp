@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "checks.h"
+#include "law/loop.h"
 
 namespace adaptiverl {
 namespace {
@@ -21,27 +22,29 @@ void observe(Tensor inbox_tensor, Tensor loss, std::optional<Tensor> reward) {
   home.check(loss, "loss");
   home.check(reward, "reward");
   Inbox* inbox = records<Inbox>(inbox_tensor, "inbox", 1);
-  inbox->loss_sum += number_of(loss, "loss");
-  inbox->loss_count += 1;
-  if (reward.has_value()) {
-    inbox->reward_sum += number_of(*reward, "reward");
-    inbox->reward_count += 1;
-  }
+  const double loss_number = number_of(loss, "loss");
+  const double reward_number = reward.has_value() ? number_of(*reward, "reward") : 0;
+  put(*inbox, loss_number, reward.has_value(), reward_number);
 }
 
-void advance_controller(Tensor block, Tensor parameters, Tensor inbox, Tensor trace, Tensor groups,
-                        Tensor effective, std::vector<Tensor> tables,
+// The same of numbers that the host has.
+void observe_numbers(Tensor inbox, double loss, std::optional<double> reward) {
+  put(*records<Inbox>(inbox, "inbox", 1), loss, reward.has_value(), reward.value_or(0));
+}
+
+void advance_controller(Tensor state_tensor, Tensor numbers, Tensor inbox, Tensor trace,
+                        Tensor groups, Tensor effective, std::vector<Tensor> tables,
                         std::optional<Tensor> found_inf) {
-  const Home home(block, "block");
-  home.check(parameters, "parameters");
+  const Home home(state_tensor, "state");
+  home.check(numbers, "numbers");
   home.check(inbox, "inbox");
   home.check(trace, "trace");
   home.check(groups, "groups");
   home.check(effective, "effective");
   home.check(tables, "tables");
   home.check(found_inf, "found_inf");
-  State* state = state_of(block);
-  const Parameters* control = records<Parameters>(parameters, "parameters", 1);
+  State* state = state_of(state_tensor);
+  const ControlNumbers* control = records<ControlNumbers>(numbers, "numbers", 1);
   TraceRow* ring = records<TraceRow>(trace, "trace", 2);
   const Group* group = records<Group>(groups, "groups", 1);
   const int64_t group_count = count_of(groups);
@@ -72,12 +75,12 @@ void advance_controller(Tensor block, Tensor parameters, Tensor inbox, Tensor tr
 }
 
 // Of tensors on another device than the controller's, whose launch does not reach them.
-void count_steps(Tensor rows_tensor, Tensor block, Tensor effective) {
-  const Home home(block, "block");
+void count_steps(Tensor rows_tensor, Tensor state_tensor, Tensor effective) {
+  const Home home(state_tensor, "state");
   home.check(rows_tensor, "rows");
   home.check(effective, "effective");
   const TensorRow* rows = rows_of(rows_tensor);
-  const State* state = state_of(block);
+  const State* state = state_of(state_tensor);
   const EffectiveGroup* groups = records<EffectiveGroup>(effective, "effective", 0);
   constexpr int64_t width = sizeof(EffectiveGroup) / sizeof(double);
   check_rows(rows, rows_tensor.size(0), effective.numel() / width);
@@ -89,8 +92,8 @@ void count_steps(Tensor rows_tensor, Tensor block, Tensor effective) {
   }
 }
 
-void gather_alignment(Tensor block, std::vector<Tensor> sums) {
-  const Home home(block, "block");
+void reduce_alignment(Tensor state_tensor, std::vector<Tensor> sums) {
+  const Home home(state_tensor, "state");
   home.check(sums, "sums");
   AlignmentSums total{0, 0, 0};
   for (const Tensor& table : sums) {
@@ -99,14 +102,14 @@ void gather_alignment(Tensor block, std::vector<Tensor> sums) {
       add(total, rows[i]);
     }
   }
-  keep_alignment(*state_of(block), total);
+  keep_alignment(*state_of(state_tensor), total);
 }
 
-void read_groups(Tensor block, Tensor groups, Tensor effective) {
-  const Home home(block, "block");
+void read_groups(Tensor state_tensor, Tensor groups, Tensor effective) {
+  const Home home(state_tensor, "state");
   home.check(groups, "groups");
   home.check(effective, "effective");
-  const State* state = state_of(block);
+  const State* state = state_of(state_tensor);
   const Group* group = records<Group>(groups, "groups", 1);
   const int64_t group_count = count_of(groups);
   EffectiveGroup* in_effect = records<EffectiveGroup>(effective, "effective", group_count);
@@ -115,21 +118,21 @@ void read_groups(Tensor block, Tensor groups, Tensor effective) {
   }
 }
 
-void start_controller(Tensor block, Tensor parameters, double lr, double momentum, double seed_low,
-                      double seed_high) {
-  const Home home(block, "block");
-  home.check(parameters, "parameters");
-  const Parameters* control = records<Parameters>(parameters, "parameters", 1);
-  *state_of(block) = start(*control, lr, momentum, seed_low, seed_high);
+void start_controller(Tensor state_tensor, Tensor numbers, double lr, double momentum,
+                      double seed_low, double seed_high) {
+  const Home home(state_tensor, "state");
+  home.check(numbers, "numbers");
+  const ControlNumbers* control = records<ControlNumbers>(numbers, "numbers", 1);
+  *state_of(state_tensor) = start(*control, lr, momentum, seed_low, seed_high);
 }
 
-void update_controller(Tensor block, Tensor parameters, Tensor inbox, Tensor trace) {
-  const Home home(block, "block");
-  home.check(parameters, "parameters");
+void update_controller(Tensor state_tensor, Tensor numbers, Tensor inbox, Tensor trace) {
+  const Home home(state_tensor, "state");
+  home.check(numbers, "numbers");
   home.check(inbox, "inbox");
   home.check(trace, "trace");
-  State* state = state_of(block);
-  const Parameters* control = records<Parameters>(parameters, "parameters", 1);
+  State* state = state_of(state_tensor);
+  const ControlNumbers* control = records<ControlNumbers>(numbers, "numbers", 1);
   TraceRow* ring = records<TraceRow>(trace, "trace", 2);
   if (sense_inbox(*state, *control, *records<Inbox>(inbox, "inbox", 1))) {
     act_and_trace(*state, *control, ring, capacity_of(trace));
@@ -141,25 +144,20 @@ void update_controller(Tensor block, Tensor parameters, Tensor inbox, Tensor tra
 
 STABLE_TORCH_LIBRARY(adaptiverl, m) {
   m.def("observe_(Tensor(a!) inbox, Tensor loss, Tensor? reward) -> ()");
+  m.def("observe_numbers_(Tensor(a!) inbox, float loss, float? reward) -> ()");
   m.def(
-      "advance_(Tensor(a!) block, Tensor parameters, Tensor(b!) inbox, Tensor(c!) trace, "
+      "advance_(Tensor(a!) state, Tensor numbers, Tensor(b!) inbox, Tensor(c!) trace, "
       "Tensor groups, Tensor(d!) effective, Tensor[] tables, Tensor? found_inf) -> ()");
-  m.def("count_steps_(Tensor rows, Tensor block, Tensor effective) -> ()");
-  m.def("gather_alignment_(Tensor(a!) block, Tensor[] sums) -> ()");
-  m.def("update_(Tensor(a!) block, Tensor parameters, Tensor(b!) inbox, Tensor(c!) trace) -> ()");
-  m.def("read_groups_(Tensor block, Tensor groups, Tensor(a!) effective) -> ()");
+  m.def("count_steps_(Tensor rows, Tensor state, Tensor effective) -> ()");
+  m.def("reduce_alignment_(Tensor(a!) state, Tensor[] sums) -> ()");
+  m.def("update_(Tensor(a!) state, Tensor numbers, Tensor(b!) inbox, Tensor(c!) trace) -> ()");
+  m.def("read_groups_(Tensor state, Tensor groups, Tensor(a!) effective) -> ()");
   m.def(
-      "start_(Tensor(a!) block, Tensor parameters, float lr, float momentum, float seed_low, "
+      "start_(Tensor(a!) state, Tensor numbers, float lr, float momentum, float seed_low, "
       "float seed_high) -> ()");
   m.def(
-      "sum_squares_(Tensor rows, Tensor block, Tensor(a!) squares, bool always, "
+      "sum_squares_(Tensor rows, Tensor state, Tensor(a!) squares, bool always, "
       "bool of_parameters=False) -> ()");
-  m.def(
-      "adamw_step_(Tensor rows, Tensor block, Tensor groups, Tensor effective, Tensor squares, "
-      "Tensor? gradient_scale, Tensor(a!)? sums, bool noise_on_parameter=False) -> ()");
-  m.def(
-      "sgd_step_(Tensor rows, Tensor block, Tensor groups, Tensor effective, Tensor squares, "
-      "Tensor? gradient_scale, Tensor(a!)? sums, bool noise_on_parameter=False) -> ()");
   m.def(
       "normals_(int seed_low, int seed_high, int index, int step, int offset, Tensor(a!) out) "
       "-> ()");
@@ -170,9 +168,10 @@ STABLE_TORCH_LIBRARY(adaptiverl, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(adaptiverl, CPU, m) {
   m.impl("observe_", TORCH_BOX(&adaptiverl::observe));
+  m.impl("observe_numbers_", TORCH_BOX(&adaptiverl::observe_numbers));
   m.impl("advance_", TORCH_BOX(&adaptiverl::advance_controller));
   m.impl("count_steps_", TORCH_BOX(&adaptiverl::count_steps));
-  m.impl("gather_alignment_", TORCH_BOX(&adaptiverl::gather_alignment));
+  m.impl("reduce_alignment_", TORCH_BOX(&adaptiverl::reduce_alignment));
   m.impl("update_", TORCH_BOX(&adaptiverl::update_controller));
   m.impl("read_groups_", TORCH_BOX(&adaptiverl::read_groups));
   m.impl("start_", TORCH_BOX(&adaptiverl::start_controller));

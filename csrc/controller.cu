@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "checks.h"
+#include "law/loop.h"
 
 // The same binary loads where torch has no CUDA; these three are then absent, and never called.
 #pragma weak aoti_torch_get_current_cuda_stream
@@ -44,15 +45,14 @@ DeviceNumber number_of(const Tensor& tensor, const char* name) {
 
 __global__ void observe_kernel(Inbox* inbox, DeviceNumber loss, bool rewarded,
                                DeviceNumber reward) {
-  inbox->loss_sum += loss.read();
-  inbox->loss_count += 1;
-  if (rewarded) {
-    inbox->reward_sum += reward.read();
-    inbox->reward_count += 1;
-  }
+  put(*inbox, loss.read(), rewarded, rewarded ? reward.read() : 0);
 }
 
-__global__ void advance_kernel(State* state, const Parameters* control, Inbox* inbox,
+__global__ void observe_numbers_kernel(Inbox* inbox, double loss, bool rewarded, double reward) {
+  put(*inbox, loss, rewarded, reward);
+}
+
+__global__ void advance_kernel(State* state, const ControlNumbers* control, Inbox* inbox,
                                TraceRow* ring, int64_t capacity, const Group* groups,
                                EffectiveGroup* effective, int64_t group_count, Tables tables,
                                const float* found_inf) {
@@ -79,8 +79,8 @@ __global__ void advance_kernel(State* state, const Parameters* control, Inbox* i
   }
 }
 
-__global__ void update_kernel(State* state, const Parameters* control, Inbox* inbox, TraceRow* ring,
-                              int64_t capacity) {
+__global__ void update_kernel(State* state, const ControlNumbers* control, Inbox* inbox,
+                              TraceRow* ring, int64_t capacity) {
   if (sense_inbox(*state, *control, *inbox)) {
     act_and_trace(*state, *control, ring, capacity);
   }
@@ -93,7 +93,7 @@ struct SumTables {
 };
 
 // Each thread adds up every kThreads-th row, then halves are added to halves: always in one order.
-__global__ void gather_alignment_kernel(State* state, SumTables tables) {
+__global__ void reduce_alignment_kernel(State* state, SumTables tables) {
   __shared__ AlignmentSums totals[kThreads];
   AlignmentSums own{0, 0, 0};
   for (int t = 0; t < tables.count; ++t) {
@@ -139,11 +139,19 @@ void observe(Tensor inbox, Tensor loss, std::optional<Tensor> reward) {
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
-void advance_controller(Tensor block, Tensor parameters, Tensor inbox, Tensor trace, Tensor groups,
-                        Tensor effective, std::vector<Tensor> tables,
+// The same of numbers that the host has; a graph that captures this observes them at each replay.
+void observe_numbers(Tensor inbox, double loss, std::optional<double> reward) {
+  const torch::stable::accelerator::DeviceGuard guard(inbox.get_device());
+  observe_numbers_kernel<<<1, 1, 0, current_stream(inbox)>>>(
+      records<Inbox>(inbox, "inbox", 1), loss, reward.has_value(), reward.value_or(0));
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
+void advance_controller(Tensor state_tensor, Tensor numbers, Tensor inbox, Tensor trace,
+                        Tensor groups, Tensor effective, std::vector<Tensor> tables,
                         std::optional<Tensor> found_inf) {
-  const Home home(block, "block");
-  home.check(parameters, "parameters");
+  const Home home(state_tensor, "state");
+  home.check(numbers, "numbers");
   home.check(inbox, "inbox");
   home.check(trace, "trace");
   home.check(groups, "groups");
@@ -152,7 +160,7 @@ void advance_controller(Tensor block, Tensor parameters, Tensor inbox, Tensor tr
   home.check(found_inf, "found_inf");
   STD_TORCH_CHECK(tables.size() <= kMaxTables, "advance_ takes at most ", kMaxTables,
                   " tables, got ", tables.size());
-  const torch::stable::accelerator::DeviceGuard guard(block.get_device());
+  const torch::stable::accelerator::DeviceGuard guard(state_tensor.get_device());
   Tables list{};
   for (const Tensor& table : tables) {
     list.rows[list.count] = rows_of(table);
@@ -160,49 +168,50 @@ void advance_controller(Tensor block, Tensor parameters, Tensor inbox, Tensor tr
   }
   const Group* group = records<Group>(groups, "groups", 1);
   const int64_t group_count = count_of(groups);
-  advance_kernel<<<1, kThreads, 0, current_stream(block)>>>(
-      state_of(block), records<Parameters>(parameters, "parameters", 1),
+  advance_kernel<<<1, kThreads, 0, current_stream(state_tensor)>>>(
+      state_of(state_tensor), records<ControlNumbers>(numbers, "numbers", 1),
       records<Inbox>(inbox, "inbox", 1), records<TraceRow>(trace, "trace", 2), capacity_of(trace),
       group, records<EffectiveGroup>(effective, "effective", group_count), group_count, list,
       flag_of(found_inf));
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
-void gather_alignment(Tensor block, std::vector<Tensor> sums) {
-  const Home home(block, "block");
+void reduce_alignment(Tensor state_tensor, std::vector<Tensor> sums) {
+  const Home home(state_tensor, "state");
   home.check(sums, "sums");
-  STD_TORCH_CHECK(sums.size() <= kMaxTables, "gather_alignment_ takes at most ", kMaxTables,
+  STD_TORCH_CHECK(sums.size() <= kMaxTables, "reduce_alignment_ takes at most ", kMaxTables,
                   " tables, got ", sums.size());
-  const torch::stable::accelerator::DeviceGuard guard(block.get_device());
+  const torch::stable::accelerator::DeviceGuard guard(state_tensor.get_device());
   SumTables list{};
   for (const Tensor& table : sums) {
     list.rows[list.count] = records<AlignmentSums>(table, "sums", 0);
     list.sizes[list.count++] = rows_in(table);
   }
-  gather_alignment_kernel<<<1, kThreads, 0, current_stream(block)>>>(state_of(block), list);
+  reduce_alignment_kernel<<<1, kThreads, 0, current_stream(state_tensor)>>>(state_of(state_tensor),
+                                                                            list);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
-void update_controller(Tensor block, Tensor parameters, Tensor inbox, Tensor trace) {
-  const Home home(block, "block");
-  home.check(parameters, "parameters");
+void update_controller(Tensor state_tensor, Tensor numbers, Tensor inbox, Tensor trace) {
+  const Home home(state_tensor, "state");
+  home.check(numbers, "numbers");
   home.check(inbox, "inbox");
   home.check(trace, "trace");
-  const torch::stable::accelerator::DeviceGuard guard(block.get_device());
-  update_kernel<<<1, 1, 0, current_stream(block)>>>(
-      state_of(block), records<Parameters>(parameters, "parameters", 1),
+  const torch::stable::accelerator::DeviceGuard guard(state_tensor.get_device());
+  update_kernel<<<1, 1, 0, current_stream(state_tensor)>>>(
+      state_of(state_tensor), records<ControlNumbers>(numbers, "numbers", 1),
       records<Inbox>(inbox, "inbox", 1), records<TraceRow>(trace, "trace", 2), capacity_of(trace));
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
-void read_groups(Tensor block, Tensor groups, Tensor effective) {
-  const Home home(block, "block");
+void read_groups(Tensor state_tensor, Tensor groups, Tensor effective) {
+  const Home home(state_tensor, "state");
   home.check(groups, "groups");
   home.check(effective, "effective");
-  const torch::stable::accelerator::DeviceGuard guard(block.get_device());
+  const torch::stable::accelerator::DeviceGuard guard(state_tensor.get_device());
   const int64_t group_count = count_of(groups);
-  read_groups_kernel<<<1, kThreads, 0, current_stream(block)>>>(
-      state_of(block), records<Group>(groups, "groups", 1),
+  read_groups_kernel<<<1, kThreads, 0, current_stream(state_tensor)>>>(
+      state_of(state_tensor), records<Group>(groups, "groups", 1),
       records<EffectiveGroup>(effective, "effective", group_count), group_count);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
@@ -212,8 +221,9 @@ void read_groups(Tensor block, Tensor groups, Tensor effective) {
 
 STABLE_TORCH_LIBRARY_IMPL(adaptiverl, CUDA, m) {
   m.impl("observe_", TORCH_BOX(&adaptiverl::observe));
+  m.impl("observe_numbers_", TORCH_BOX(&adaptiverl::observe_numbers));
   m.impl("advance_", TORCH_BOX(&adaptiverl::advance_controller));
-  m.impl("gather_alignment_", TORCH_BOX(&adaptiverl::gather_alignment));
+  m.impl("reduce_alignment_", TORCH_BOX(&adaptiverl::reduce_alignment));
   m.impl("update_", TORCH_BOX(&adaptiverl::update_controller));
   m.impl("read_groups_", TORCH_BOX(&adaptiverl::read_groups));
 }

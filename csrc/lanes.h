@@ -3,13 +3,14 @@
 #pragma once
 
 #include "philox.h"
+#include "tables.h"
 
 namespace adaptiverl {
 
 constexpr int kLanes = 16;
 
-// Σ g·u, Σ g² and Σ u²: the gradient against the direction of the last update.
-struct AlignmentLanes {
+// `AlignmentSums`, each in lanes.
+struct SumLanes {
   double gu[kLanes];
   double gg[kLanes];
   double uu[kLanes];
@@ -26,6 +27,10 @@ ADAPTIVERL_INLINE double sum_of_lanes(const double* lane) {
     }
   }
   return sum[0];
+}
+
+inline AlignmentSums sums_of_lanes(const SumLanes& lanes) {
+  return AlignmentSums{sum_of_lanes(lanes.gu), sum_of_lanes(lanes.gg), sum_of_lanes(lanes.uu)};
 }
 
 }  // namespace adaptiverl

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "checks.h"
+#include "sums.h"
 #include "tables.h"
 
 namespace adaptiverl {
@@ -100,17 +101,15 @@ class Pieces {
   std::vector<int64_t> task_;
 };
 
-// Sums over pieces into sums over tensors, `width` numbers each, in the pieces' order.
-inline void add_up(const Pieces& pieces, int64_t rows, const std::vector<double>& partial,
-                   int64_t width, double* totals) {
+// What the pieces of each tensor were summed to, into the tensors' sums, in the pieces' order.
+template <typename Sums>
+void add_up(const Pieces& pieces, int64_t rows, const std::vector<Sums>& partial, Sums* totals) {
   for (int64_t row = 0; row < rows; ++row) {
-    for (int64_t k = 0; k < width; ++k) {
-      double total = 0;
-      for (int64_t piece = pieces.first_of(row); piece < pieces.first_of(row + 1); ++piece) {
-        total += partial[piece * width + k];
-      }
-      totals[row * width + k] = total;
+    Sums total = {};
+    for (int64_t piece = pieces.first_of(row); piece < pieces.first_of(row + 1); ++piece) {
+      add(total, partial[piece]);
     }
+    totals[row] = total;
   }
 }
 

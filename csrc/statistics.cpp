@@ -1,5 +1,5 @@
 // Σ grad² (or Σ param²) of every tensor, in float64: what the noise's RMS and the clip's norm need
-// before the sweep.
+// before the pass.
 #include <cstdint>
 #include <vector>
 
@@ -21,14 +21,14 @@ constexpr int64_t kStretch = 256;
 #define ADAPTIVERL_LOOPS "statistics_loops.inc"
 #include "each_isa.inc"
 
-void sum_squares_op(Tensor rows_tensor, Tensor block, Tensor squares, bool always,
+void sum_squares_op(Tensor rows_tensor, Tensor state_tensor, Tensor squares, bool always,
                     bool of_parameters) {
   const Home home(rows_tensor, "rows");
-  home.check(block, "block");
+  home.check(state_tensor, "state");
   home.check(squares, "squares");
   const TensorRow* rows = rows_of(rows_tensor);
   const int64_t count = rows_tensor.size(0);
-  const State* state = state_of(block);
+  const State* state = state_of(state_tensor);
   double* totals = records<double>(squares, "squares", count);
   check_sizes(rows, count);
   if (state->active == 0 || (!always && state->noise == 0)) {
@@ -41,7 +41,7 @@ void sum_squares_op(Tensor rows_tensor, Tensor block, Tensor squares, bool alway
     const int64_t address = of_parameters ? rows[row].param : rows[row].grad;
     partial[piece] = sum_squares(at<const float>(address) + begin, elements);
   });
-  add_up(pieces, count, partial, 1, totals);
+  add_up(pieces, count, partial, totals);
 }
 
 }  // namespace

@@ -1,32 +1,16 @@
-// A row of the address table: where one parameter's tensors lie. The twin of adaptiverl/tables.py.
+// A row of the address table: where one parameter's tensors lie. The twin of step/entries.py.
 #pragma once
 
 #include <cstdint>
 
-#include "control_law.h"
+#include "layout.h"
 
 namespace adaptiverl {
 
-// Addresses as integers, so that the table is one int64 tensor of shape [tensors, kColumns].
-// Nobody can check an address, and no host a row that lies on a device: adaptiverl/tables.py makes
-// the rows from the tensors' own sizes and from the groups' own numbers. On the CPU the operators
-// check what can be checked (checks.h).
-struct TensorRow {
-  int64_t param;
-  int64_t grad;
-  int64_t exp_avg;
-  int64_t exp_avg_sq;
-  int64_t max_exp_avg_sq;  // 0: no amsgrad
-  int64_t step;            // float32
-  int64_t mu_product;      // float64
-  int64_t numel;           // elements that lie here
-  int64_t group;           // row of the group table
-  int64_t index;           // the parameter's place in the optimizer: the noise's key
-  int64_t offset;          // the first element's place in the whole logical tensor
-  int64_t logical_numel;   // elements of the whole logical tensor
-  int64_t maximize;
-};
-
+// A row is addresses as integers, so that the table is one int64 tensor of shape [tensors,
+// kColumns]. Nobody can check an address, and no host a row that lies on a device:
+// step/entries.py makes the rows from the tensors' own sizes and from the groups' own numbers.
+// On the CPU the operators check what can be checked (checks.h).
 constexpr int64_t kColumns = sizeof(TensorRow) / sizeof(int64_t);
 
 template <typename T>
@@ -34,8 +18,9 @@ ADAPTIVERL_BOTH T* at(int64_t address) {
   return reinterpret_cast<T*>(address);
 }
 
-// One more step of this parameter: its count, and the product of its momenta (decisions.md 16),
-// which only AdamW keeps. It starts anew with the count, which who resets a parameter sets to 0.
+// One more step of this parameter: its count, and the product of its momenta
+// (method.md#bias-correction), which only AdamW keeps. It starts anew with the count, which who
+// resets a parameter sets to 0.
 ADAPTIVERL_BOTH void count_step(const TensorRow& row, const EffectiveGroup* groups) {
   const bool first = *at<float>(row.step) == 0;
   *at<float>(row.step) += 1;

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+from adaptiverl.kernels.sums import ALIGNMENT
 from torch import Tensor
 
 CHUNK = 16384
@@ -50,7 +51,7 @@ def chunk_table(numels: Sequence[int]) -> Tensor:
 
 
 def partial_sums(
-    chunks: int, tensors: int, device: torch.device, width: int = 3
+    chunks: int, tensors: int, device: torch.device, width: int = ALIGNMENT.width
 ) -> tuple[Tensor, Tensor]:
     """What the programs of a launch leave for each other; both kernels use it, in turn.
 
@@ -58,7 +59,7 @@ def partial_sums(
         chunks: Rows of the chunk table.
         tensors: Rows of the address table.
         device: The tensors' device.
-        width: Sums per chunk: three for a sweep with `sums`, one for the statistics alone.
+        width: Sums per chunk: as here for a pass with `sums`, 1 for the statistics alone.
 
     Returns:
         float32 [chunks, width], a chunk's sums; and int32 [tensors], how many chunks of a tensor

@@ -20,10 +20,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import triton
-from adaptiverl.kernels import adamw_step, sgd_step, statistics, sweep
+from adaptiverl.kernels import statistics, step, walk
 from adaptiverl.kernels.chunks import CHUNK
-from adaptiverl.kernels.layout import TRITON_DTYPES
+from adaptiverl.kernels.codecs import CODECS
 from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -62,38 +63,35 @@ class Variant:
     """One specialisation of one kernel.
 
     Attributes:
-        kernel: ``"adamw_step"``, ``"sgd_step"`` or ``"sum_squares"``.
+        kernel: ``"sum_squares"``, or the algorithm whose step it is.
         param_dtype: Of the parameters; the statistics do not read them.
         grad_dtype: Of the gradients.
-        amsgrad: As in `adamw_step.adamw_step`.
+        slots: How many of the algorithm's slots are kept, float32.
         noise: Whether `squares` is passed, so that noise can be drawn.
         sums: Whether `sums` is passed.
         gradient_scale: Whether `gradient_scale` is passed.
-        momentum: As in `sgd_step.sgd_step`.
-        noise_on_parameter: Likewise.
+        noise_on_parameter: As in `step.step`.
     """
 
     kernel: str
     param_dtype: str
     grad_dtype: str
-    amsgrad: bool = False
+    slots: int = 0
     noise: bool = False
     sums: bool = False
     gradient_scale: bool = False
-    momentum: bool = False
     noise_on_parameter: bool = False
 
     def __str__(self) -> str:
-        options = (
-            "amsgrad",
-            "momentum",
-            "noise",
-            "sums",
-            "gradient_scale",
-            "noise_on_parameter",
-        )
         words = [self.kernel, f"{self.param_dtype}/{self.grad_dtype}"]
+        if self.kernel != "sum_squares":
+            words.append(f"{self.slots} slots")
+        options = ("noise", "sums", "gradient_scale", "noise_on_parameter")
         return " ".join(words + [option for option in options if getattr(self, option)])
+
+    def with_everything(self) -> Variant:
+        """The same with noise, sums and a gradient scale."""
+        return replace(self, noise=True, sums=True, gradient_scale=True)
 
 
 @dataclass(frozen=True)
@@ -150,7 +148,7 @@ class Report:
         single = self.variant.param_dtype == self.variant.grad_dtype == "float32"
         if self.architecture == 90 and single and loop.instructions > budget:
             yield f"{self}: {loop.instructions:.1f} instructions per element, budget {budget:.0f}"
-        # Beside float32 moments a thread holds four 16-bit elements.
+        # Beside float32 slots a thread holds four 16-bit elements.
         loads = {128} if single or self.variant.kernel == "sum_squares" else {64, 128}
         if not set(loop.loads) <= loads:
             yield f"{self}: loads of {_bits(loop.loads)} bits, expected {_bits(loads)}"
@@ -164,52 +162,50 @@ class Report:
         return f"sm_{self.architecture} {self.variant}"
 
 
+SLOTS = {"adamw": (2, 3), "sgd": (0, 1), "lion": (1,)}
+"""How many of its slots each algorithm may keep"""
+
+
 def variants() -> list[Variant]:
-    """The statistics; the sweep plain and with everything, in float32 also with noise alone."""
+    """The statistics; every algorithm plain and with everything, AdamW for every pair of dtypes."""
     found = [Variant("sum_squares", dtype, dtype) for dtype in BYTES]
-    for param, grad in DTYPE_PAIRS:
-        for amsgrad in (False, True):
-            found.append(Variant("adamw_step", param, grad, amsgrad))
-            if param == grad == "float32":
-                found.append(Variant("adamw_step", param, grad, amsgrad, noise=True))
-            found.append(Variant("adamw_step", param, grad, amsgrad, True, True, True))
-    for momentum in (False, True):
-        sgd = Variant("sgd_step", "float32", "float32", momentum=momentum)
-        found += [sgd, replace(sgd, noise=True, sums=True, gradient_scale=True)]
-    half = Variant("sgd_step", "bfloat16", "bfloat16", momentum=True)
-    found.append(replace(half, noise=True, sums=True, gradient_scale=True))
-    single = Variant("adamw_step", "float32", "float32", amsgrad=True, sums=True)
-    for everything in (single, replace(sgd, sums=True)):
-        found.append(replace(everything, noise=True, gradient_scale=True, noise_on_parameter=True))
-    return found
+    for slots in SLOTS["adamw"]:
+        for param, grad in DTYPE_PAIRS:
+            plain = Variant("adamw", param, grad, slots)
+            found += [plain, plain.with_everything()]
+        found.append(Variant("adamw", "float32", "float32", slots, noise=True))
+    for algorithm, choices in SLOTS.items():
+        single = [Variant(algorithm, "float32", "float32", slots) for slots in choices]
+        half = Variant(algorithm, "bfloat16", "bfloat16", choices[-1])
+        found += [*single, *(v.with_everything() for v in (*single, half))]
+        found.append(replace(single[-1].with_everything(), noise_on_parameter=True))
+    return list(dict.fromkeys(found))
 
 
 def compile_kernel(variant: Variant, architecture: int) -> Any:
     """Triton's compiled kernel, with its intermediate stages in ``.asm``."""
-    constants: dict[str, Any] = {"CHUNK": CHUNK, "GRAD_TYPE": TRITON_DTYPES[variant.grad_dtype]}
+    param_dtype, grad_dtype = (getattr(torch, d) for d in (variant.param_dtype, variant.grad_dtype))
+    constants: dict[str, Any]
     if variant.kernel == "sum_squares":
         kernel = statistics.sum_squares_kernel
-        constants |= {"ALWAYS": False, "OF_PARAMETERS": False, "BLOCK": statistics.BLOCK}
+        constants = {"GRAD_CODEC": CODECS[grad_dtype], "ALWAYS": False, "OF_PARAMETERS": False}
+        constants |= {"CHUNK": CHUNK, "BLOCK": statistics.BLOCK}
         options: dict[str, Any] = {"num_warps": statistics.WARPS}
     else:
-        constants |= {"PARAM_TYPE": TRITON_DTYPES[variant.param_dtype]}
-        constants |= {"BLOCK": sweep.block_size(variant.param_dtype, variant.grad_dtype)}
-        constants |= {"NOISE_ON_PARAMETER": variant.noise_on_parameter}
+        kernel = step.step_kernel
+        slots = [torch.float32] * variant.slots
+        constants = step.constants(
+            variant.kernel, param_dtype, grad_dtype, slots, variant.noise_on_parameter
+        )
         passed = {
             "squares": variant.noise,
             "sums": variant.sums,
             "gradient_scale": variant.gradient_scale,
         }
         constants |= {name: None for name, given in passed.items() if not given}
-        if variant.kernel == "sgd_step":
-            kernel, registers = sgd_step.sgd_step_kernel, sgd_step.REGISTERS
-            constants |= {"MOMENTUM": variant.momentum}
-        else:
-            everything = variant.amsgrad and variant.noise and variant.sums
-            kernel = adamw_step.adamw_step_kernel
-            registers = adamw_step.register_limit(architecture, everything)
-            constants |= {"AMSGRAD": variant.amsgrad}
-        options = {"num_warps": sweep.WARPS, "maxnreg": registers}
+        everything = variant.slots == step.SLOTS and variant.noise and variant.sums
+        registers = step.register_limit(architecture, everything)
+        options = {"num_warps": walk.WARPS, "maxnreg": registers}
     names = kernel.arg_names
     signature = {name: "constexpr" if name in constants else _POINTERS[name] for name in names}
     source = ASTSource(
@@ -286,9 +282,7 @@ def _measure(variant: Variant, body: list[str]) -> tuple[WideLoop | None, float]
     if variant.kernel == "sum_squares":
         elements = sum(loads) / 8 / BYTES[variant.grad_dtype]
     else:
-        adamw = variant.kernel == "adamw_step"
-        moments = 2 + variant.amsgrad if adamw else int(variant.momentum)
-        per_element = BYTES[variant.param_dtype] + 4 * moments
+        per_element = BYTES[variant.param_dtype] + 4 * variant.slots
         elements = sum(stores) / 8 / per_element
     if elements == 0 or strong:
         return None, 0.0

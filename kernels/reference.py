@@ -1,8 +1,8 @@
-"""The parameter step in plain torch, for any device and dtype: the fused sweeps' readable twin.
+"""The pass in plain torch, for any device and dtype: the compiled passes' readable twin.
 
-Every function works on `entries`, records with the attributes of `adaptiverl.tables.Entry`, and
-reads the knobs from 0-d tensors, so nothing here waits for a device. Statement order is that of
-`csrc/adamw_step.h` and `adamw_step.py`.
+Every function works on `entries`, records like `adaptiverl.step.entries.ParameterEntry`, and
+reads the knobs from 0-d tensors, so nothing here waits for a device. The statement order is that of
+csrc/pass_loops.inc and kernels/step.py; what an algorithm does with an element is in `elements`.
 
 All numbers that are float64 lie together: beside the tensors, or on the CPU where the tensors'
 device has no float64 (`adaptiverl.devices`). There they are worked out, too, and only what is
@@ -11,48 +11,28 @@ rounded goes to the tensors; sums over a tensor come back from there in float32,
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Protocol
 
 import torch
+from adaptiverl.kernels import normals
+from adaptiverl.kernels.elements import ELEMENTS, Elements, Row
 from torch import Tensor
-
-MASK = 0xFFFFFFFF
-ROUND_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
-KEY_INCREMENTS = (0x9E3779B9, 0xBB67AE85)
-ROUNDS = 10
-
-NESTEROV, DECOUPLED = 1, 2
-"""SGD's options in its row of the group table"""
 
 
 class ParameterEntry(Protocol):
-    """One parameter and what belongs to it (`adaptiverl.tables.ParameterEntry`)."""
+    """One parameter and what belongs to it (`adaptiverl.step.entries.ParameterEntry`)."""
 
     param: Tensor
     grad: Tensor
+    slots: tuple[Tensor | None, ...]
     step: Tensor
+    mu_product: Tensor | None
     group: int
     index: int
     offset: int
     logical_numel: int
     maximize: bool
-
-
-class Entry(ParameterEntry, Protocol):
-    """The same of an AdamW step."""
-
-    exp_avg: Tensor
-    exp_avg_sq: Tensor
-    max_exp_avg_sq: Tensor | None
-    mu_product: Tensor
-
-
-class SGDEntry(ParameterEntry, Protocol):
-    """The same of an SGD step."""
-
-    momentum_buffer: Tensor | None
 
 
 class Knobs(Protocol):
@@ -65,64 +45,153 @@ class Knobs(Protocol):
     noise: Tensor
 
 
-# Noise (decisions.md 17)
+# The pass
 
 
-def philox4x32(counter: Sequence[Tensor], key: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Philox 4x32 with ten rounds (Salmon et al., 2011).
+def count_step(entry: ParameterEntry, momentum: Tensor, active: Tensor | None) -> None:
+    """One more step of this parameter, and one more factor of the product of its momenta.
+
+    The product starts anew with the count, which who resets a parameter sets to 0
+    (method.md#bias-correction).
+    """
+    if entry.mu_product is not None:
+        product = torch.where(entry.step == 0, momentum, entry.mu_product * momentum)
+        _write(entry.mu_product, product, active)
+    entry.step += 1 if active is None else active
+
+
+def step(
+    algorithm: str,
+    entries: Sequence[ParameterEntry],
+    knobs: Knobs,
+    groups: Tensor,
+    effective: Tensor,
+    squares: Tensor | None,
+    gradient_scale: Tensor | None,
+    skippable: bool,
+    noise_on_parameter: bool = False,
+    sums: Tensor | None = None,
+) -> None:
+    """One step of each tensor, in place.
 
     Args:
-        counter: Four int64 tensors that broadcast, each holding 32 unsigned bits.
-        key: Two such tensors.
-
-    Returns:
-        Four int64 tensors of 32 unsigned bits.
+        algorithm: A key of `ELEMENTS`.
+        entries: The tensors, all on one device.
+        knobs: The controller's scalars.
+        groups: float64 [groups, 5]: lr, momentum, the algorithm's two numbers, weight decay as the
+            user set them.
+        effective: float64 [groups, 2]: lr and momentum of this step.
+        squares: Σ g² per tensor, or Σ p² where the noise goes to the parameter; ``None`` where no
+            noise can be drawn.
+        gradient_scale: 0-d factor on every gradient (clipping over loss scale); ``None`` is 1.
+        skippable: A gradient scaler is at work, so that `knobs.active` may be 0: then every result
+            is selected rather than written, and a skipped step changes nothing.
+        noise_on_parameter: Add the noise to the parameter after its update (method.md#noise).
+        sums: float64 [tensors, 3], overwritten with `sums.ALIGNMENT` unless the step is skipped;
+            ``None`` where nobody wants them.
     """
-    c0, c1, c2, c3 = counter
-    k0, k1 = key
-    for _ in range(ROUNDS):
-        # An int64 product wraps modulo 2^64; its upper half is right once the sign is masked off.
-        product0, product1 = c0 * ROUND_MULTIPLIERS[0], c2 * ROUND_MULTIPLIERS[1]
-        high0, high1 = (product0 >> 32) & MASK, (product1 >> 32) & MASK
-        c0, c1, c2, c3 = high1 ^ c1 ^ k0, product1 & MASK, high0 ^ c3 ^ k1, product0 & MASK
-        k0, k1 = (k0 + KEY_INCREMENTS[0]) & MASK, (k1 + KEY_INCREMENTS[1]) & MASK
-    return c0, c1, c2, c3
+    for i, entry in enumerate(entries):
+        _step_tensor(
+            ELEMENTS[algorithm],
+            entry,
+            knobs,
+            groups[entry.group],
+            effective[entry.group],
+            None if squares is None else squares[i],
+            gradient_scale,
+            skippable,
+            noise_on_parameter,
+            None if sums is None else sums[i],
+        )
 
 
-def box_muller(
-    radius_bits: Tensor, angle_bits: Tensor, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """Two standard normals from two words of 32 bits: u in (0, 1], θ in [−π, π)."""
-    u = ((radius_bits >> 8) + 1).to(dtype) * 2.0**-24
-    signed = torch.where(angle_bits >= 2**31, angle_bits - 2**32, angle_bits)
-    theta = (signed >> 8).to(dtype) * (math.pi * 2.0**-23)
-    radius = torch.sqrt(-2 * torch.log(u))
-    return radius * torch.cos(theta), radius * torch.sin(theta)
+def _step_tensor(
+    element: Elements,
+    entry: ParameterEntry,
+    knobs: Knobs,
+    group: Tensor,
+    effective: Tensor,
+    square: Tensor | None,
+    gradient_scale: Tensor | None,
+    skippable: bool,
+    noise_on_parameter: bool,
+    sums: Tensor | None,
+) -> None:
+    active = knobs.active if skippable else None
+    lr, momentum = effective.unbind()
+    count_step(entry, momentum, active)
+
+    param = real(entry.param)
+    dtype = torch.promote_types(param.dtype, torch.float32)
+    scalars = element.scalars(_numbers(entry, group, lr, momentum))
+    s = type(scalars)(*_beside(param, dtype, *scalars))
+    stored = [None if slot is None else real(slot) for slot in entry.slots]
+    slots = [None if slot is None else slot.to(dtype) for slot in stored]
+
+    p, g = param.to(dtype), _scaled(real(entry.grad).to(dtype), gradient_scale)
+    if entry.maximize:
+        g = -g
+    g = element.gradient(s, g, p)
+    if sums is not None:
+        _sum_alignment(g, element.direction(s, g, *slots), sums, active)
+    if square is not None and not noise_on_parameter:
+        g = g + _noise(entry, g, knobs, square, gradient_scale)
+    p, slots = element.update(s, g, p, *slots)
+    if square is not None and noise_on_parameter:
+        p = p + _noise(entry, p, knobs, square, lr)
+    for place, slot in zip(stored, slots, strict=True):
+        if place is not None:
+            _write(place, slot, active)
+    _write(param, p, active)
 
 
-def normals(
-    key: Sequence[Tensor], index: int, step: Tensor, offset: int, numel: int, dtype: torch.dtype
+def _numbers(entry: ParameterEntry, group: Tensor, lr: Tensor, momentum: Tensor) -> Row:
+    _, _, hyper0, hyper1, weight_decay = group.unbind()
+    step = entry.step.to(group.dtype)
+    return Row(lr, momentum, hyper0, hyper1, weight_decay, step, entry.mu_product)
+
+
+def _noise(
+    entry: ParameterEntry, like: Tensor, knobs: Knobs, square: Tensor, scale: Tensor | None
 ) -> Tensor:
-    """ξ for the elements offset … offset + numel − 1 of one parameter, shape [numel].
-
-    Args:
-        key: The seed's lower and upper 32 bits, 0-d int64 tensors.
-        index: The parameter's place in the optimizer.
-        step: The optimizer's step count, 0-d int64.
-        offset: The first element's place in the whole logical tensor, in C order.
-        numel: How many elements.
-        dtype: float32 or float64, in which the normals are computed.
-    """
-    first, last = offset >> 2, (offset + numel + 3) >> 2
-    quads = torch.arange(first, last, dtype=torch.int64, device=step.device)
-    place = torch.full_like(step, index)
-    words = philox4x32((quads & MASK, quads >> 32, place, step & MASK), key)
-    pairs = box_muller(words[0], words[1], dtype) + box_muller(words[2], words[3], dtype)
-    start = offset - 4 * first
-    return torch.stack(pairs, dim=1).flatten()[start : start + numel]
+    """σ·RMS·scale·ξ, shaped as `like`; RMS from the logical tensor's sum of squares, `square`."""
+    rms = (square / entry.logical_numel).sqrt()
+    (noise_scale,) = _beside(
+        like, like.dtype, knobs.noise * (rms if scale is None else rms * scale)
+    )
+    *key, step = _beside(like, torch.int64, knobs.seed_low, knobs.seed_high, knobs.step)
+    flat = normals.normals(key, entry.index, step, entry.offset, like.numel(), like.dtype)
+    return noise_scale * flat.view(like.shape)
 
 
-# Statistics
+def _scaled(gradient: Tensor, scale: Tensor | None) -> Tensor:
+    """A gradient times the factor that all have in common."""
+    if scale is None:
+        return gradient
+    return gradient * _beside(gradient, gradient.dtype, scale)[0]
+
+
+def _beside(tensor: Tensor, dtype: torch.dtype, *numbers: Tensor) -> Sequence[Tensor]:
+    """0-d numbers as `dtype` on a tensor's device, rounded before they go there, in one copy."""
+    rounded = [number.to(dtype) for number in numbers]
+    if rounded[0].device == tensor.device:
+        return rounded
+    return torch.stack(rounded).to(tensor.device).unbind()
+
+
+def _write(target: Tensor, value: Tensor, active: Tensor | None) -> None:
+    """In place; a skipped step is a select, because 0·NaN is NaN."""
+    if active is not None:
+        value = torch.where((active != 0).to(target.device), value, target.to(value.dtype))
+    target.copy_(value)
+
+
+def real(tensor: Tensor) -> Tensor:
+    """A complex tensor as pairs of reals, as torch.optim.AdamW treats it."""
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+
+
+# Sums
 
 
 def sum_squares(
@@ -135,7 +204,7 @@ def sum_squares(
         out: float64, shape [len(entries)]; overwritten.
         of_parameters: Σ p².
     """
-    summed = [_real(entry.param if of_parameters else entry.grad) for entry in entries]
+    summed = [real(entry.param if of_parameters else entry.grad) for entry in entries]
     sums = torch.stack([x.to(_sum_dtype(x, out)).square().sum() for x in summed])
     out.copy_(sums.to(out.device))
 
@@ -143,7 +212,7 @@ def sum_squares(
 def gradient_scale(
     squares: Sequence[Tensor], max_grad_norm: float | None, grad_scale: Tensor | None
 ) -> Tensor | None:
-    """The one factor on every gradient: what clipping leaves (decisions.md 18) / the loss scale.
+    """The one factor on every gradient: what clipping leaves (method.md#clipping) / the loss scale.
 
     Args:
         squares: Σ g² per tensor, float64, a tensor of sums per device; at least one.
@@ -166,7 +235,7 @@ def gradient_scale(
     return inverse * (max_grad_norm / (norm * inverse + 1e-6)).clamp(max=1.0)
 
 
-# How well the last update still points downhill (decisions.md 22)
+# What the alignment law reads (method.md#alignment)
 
 RUN = 4096
 """Numbers that are added in one go"""
@@ -195,246 +264,3 @@ def _sum_alignment(g: Tensor, u: Tensor, sums: Tensor, active: Tensor | None) ->
 def _sum_dtype(tensor: Tensor, out: Tensor) -> torch.dtype:
     """What to sum a tensor in: a device whose numbers lie elsewhere has no float64."""
     return torch.float64 if tensor.device == out.device else torch.float32
-
-
-# The sweep
-
-
-def count_step(entry: ParameterEntry, active: Tensor | None) -> None:
-    """One more step of this parameter."""
-    if active is None:
-        entry.step += 1
-    else:
-        entry.step += active
-
-
-def count_momentum(entry: Entry, momentum: Tensor, active: Tensor | None) -> None:
-    """One more factor of the product of its momenta (decisions.md 16); before `count_step`.
-
-    It starts anew with the count, which who resets a parameter sets to 0.
-    """
-    product = torch.where(entry.step == 0, momentum, entry.mu_product * momentum)
-    _write(entry.mu_product, product, active)
-
-
-def adamw_step(
-    entries: Sequence[Entry],
-    knobs: Knobs,
-    groups: Tensor,
-    effective: Tensor,
-    squares: Tensor | None,
-    gradient_scale: Tensor | None,
-    skippable: bool,
-    noise_on_parameter: bool = False,
-    sums: Tensor | None = None,
-) -> None:
-    """One AdamW step with noise for each tensor, in place (decisions.md 15 to 19).
-
-    Args:
-        entries: The tensors, all on one device.
-        knobs: The controller's scalars.
-        groups: float64 [groups, 5]: lr, β₁, β₂, eps, weight decay as the user set them.
-        effective: float64 [groups, 2]: lr and momentum of this step.
-        squares: Σ g² per tensor, or Σ p² where the noise goes to the parameter; ``None`` where no
-            noise can be drawn.
-        gradient_scale: 0-d factor on every gradient (clipping over loss scale); ``None`` is 1.
-        skippable: A gradient scaler is at work, so that `knobs.active` may be 0: then every result
-            is selected rather than written, and a skipped step changes nothing.
-        noise_on_parameter: Add the noise to the parameter after its update (specification §2).
-        sums: float64 [tensors, 3], overwritten with Σ g·u, Σ g², Σ u² (g without noise, u from
-            before the update) unless the step is skipped; ``None`` where nobody wants them.
-    """
-    for i, entry in enumerate(entries):
-        square = None if squares is None else squares[i]
-        _adamw_tensor(
-            entry,
-            knobs,
-            groups[entry.group],
-            effective[entry.group],
-            square,
-            gradient_scale,
-            skippable,
-            noise_on_parameter,
-            None if sums is None else sums[i],
-        )
-
-
-def _adamw_tensor(
-    entry: Entry,
-    knobs: Knobs,
-    group: Tensor,
-    effective: Tensor,
-    square: Tensor | None,
-    gradient_scale: Tensor | None,
-    skippable: bool,
-    noise_on_parameter: bool,
-    sums: Tensor | None,
-) -> None:
-    lr, momentum = effective.unbind()
-    _, _, beta2, eps, weight_decay = group.unbind()
-    active = knobs.active if skippable else None
-    count_momentum(entry, momentum, active)
-    count_step(entry, active)
-
-    param, exp_avg, exp_avg_sq = _real(entry.param), _real(entry.exp_avg), _real(entry.exp_avg_sq)
-    dtype = torch.promote_types(param.dtype, torch.float32)
-    step_size, bias2_sqrt, decay, one_minus_momentum, one_minus_beta2, beta2, eps = _beside(
-        param,
-        dtype,
-        lr / (1 - entry.mu_product),
-        (1 - beta2 ** entry.step.to(beta2.dtype)).sqrt(),
-        1 - lr * weight_decay,
-        1 - momentum,
-        1 - beta2,
-        beta2,
-        eps,
-    )
-
-    g = _scaled(_real(entry.grad).to(dtype), gradient_scale)
-    if entry.maximize:
-        g = -g
-    m, v = exp_avg.to(dtype), exp_avg_sq.to(dtype)
-    if sums is not None:
-        _sum_alignment(g, m / (v.sqrt() + eps), sums, active)
-    if square is not None and not noise_on_parameter:
-        g = g + _noise(entry, g, knobs, square, gradient_scale)
-    m = m + one_minus_momentum * (g - m)
-    v = v * beta2 + one_minus_beta2 * (g * g)
-    v_hat = v
-    if entry.max_exp_avg_sq is not None:
-        v_hat = torch.maximum(_real(entry.max_exp_avg_sq).to(dtype), v)
-        _write(_real(entry.max_exp_avg_sq), v_hat, active)
-    denominator = v_hat.sqrt() / bias2_sqrt + eps
-    p = param.to(dtype) * decay - step_size * (m / denominator)
-    if square is not None and noise_on_parameter:
-        p = p + _noise(entry, p, knobs, square, lr)
-    _write(exp_avg, m, active)
-    _write(exp_avg_sq, v, active)
-    _write(param, p, active)
-
-
-def sgd_step(
-    entries: Sequence[SGDEntry],
-    knobs: Knobs,
-    groups: Tensor,
-    effective: Tensor,
-    squares: Tensor | None,
-    gradient_scale: Tensor | None,
-    skippable: bool,
-    noise_on_parameter: bool = False,
-    sums: Tensor | None = None,
-) -> None:
-    """One SGD step with noise for each tensor, in place; arguments as in `adamw_step`.
-
-    A row of `groups` is lr, momentum and dampening as the user set them, options (the sum of
-    `NESTEROV` and `DECOUPLED`), weight decay. The first gradient goes undampened into a buffer of
-    zeros: it is the buffer then, as in torch.optim.SGD. In `sums`, u is the buffer from before the
-    step, and g has the coupled weight decay in it.
-    """
-    for i, entry in enumerate(entries):
-        square = None if squares is None else squares[i]
-        _sgd_tensor(
-            entry,
-            knobs,
-            groups[entry.group],
-            effective[entry.group],
-            square,
-            gradient_scale,
-            skippable,
-            noise_on_parameter,
-            None if sums is None else sums[i],
-        )
-
-
-def _sgd_tensor(
-    entry: SGDEntry,
-    knobs: Knobs,
-    group: Tensor,
-    effective: Tensor,
-    square: Tensor | None,
-    gradient_scale: Tensor | None,
-    skippable: bool,
-    noise_on_parameter: bool,
-    sums: Tensor | None,
-) -> None:
-    lr, momentum = effective.unbind()
-    _, _, dampening, options, weight_decay = group.unbind()
-    active = knobs.active if skippable else None
-    count_step(entry, active)
-
-    param = _real(entry.param)
-    dtype = torch.promote_types(param.dtype, torch.float32)
-    decoupled = options >= DECOUPLED
-    nesterov = options - DECOUPLED * decoupled == NESTEROV
-    coupled = torch.logical_and(~decoupled, weight_decay != 0)
-    nesterov, coupled = _beside(param, torch.bool, nesterov, coupled)
-    first = entry.step.to(dampening.dtype) <= 1
-    step_size, momentum, one_minus_dampening, decay, weight_decay = _beside(
-        param,
-        dtype,
-        lr,
-        momentum,
-        torch.where(first, 1, 1 - dampening),
-        torch.where(decoupled, 1 - lr * weight_decay, 1),
-        weight_decay,
-    )
-
-    p, g = param.to(dtype), _scaled(_real(entry.grad).to(dtype), gradient_scale)
-    if entry.maximize:
-        g = -g
-    g = torch.where(coupled, g + weight_decay * p, g)
-    buffer = None if entry.momentum_buffer is None else _real(entry.momentum_buffer)
-    if sums is not None:
-        u = torch.zeros_like(g) if buffer is None else buffer.to(dtype)
-        _sum_alignment(g, u, sums, active)
-    if square is not None and not noise_on_parameter:
-        g = g + _noise(entry, g, knobs, square, gradient_scale)
-    d = g
-    if buffer is not None:
-        b = buffer.to(dtype) * momentum + one_minus_dampening * g
-        d = torch.where(nesterov, g + momentum * b, b)
-        _write(buffer, b, active)
-    p = p * decay - step_size * d
-    if square is not None and noise_on_parameter:
-        p = p + _noise(entry, p, knobs, square, lr)
-    _write(param, p, active)
-
-
-def _noise(
-    entry: ParameterEntry, like: Tensor, knobs: Knobs, square: Tensor, scale: Tensor | None
-) -> Tensor:
-    """σ·RMS·scale·ξ, shaped as `like`; RMS from the logical tensor's sum of squares, `square`."""
-    rms = (square / entry.logical_numel).sqrt()
-    (noise_scale,) = _beside(
-        like, like.dtype, knobs.noise * (rms if scale is None else rms * scale)
-    )
-    *key, step = _beside(like, torch.int64, knobs.seed_low, knobs.seed_high, knobs.step)
-    flat = normals(key, entry.index, step, entry.offset, like.numel(), like.dtype)
-    return noise_scale * flat.view(like.shape)
-
-
-def _scaled(gradient: Tensor, scale: Tensor | None) -> Tensor:
-    """A gradient times the factor that all have in common."""
-    if scale is None:
-        return gradient
-    return gradient * _beside(gradient, gradient.dtype, scale)[0]
-
-
-def _beside(tensor: Tensor, dtype: torch.dtype, *numbers: Tensor) -> Sequence[Tensor]:
-    """0-d numbers as `dtype` on a tensor's device, rounded before they go there, in one copy."""
-    rounded = [number.to(dtype) for number in numbers]
-    if rounded[0].device == tensor.device:
-        return rounded
-    return torch.stack(rounded).to(tensor.device).unbind()
-
-
-def _write(target: Tensor, value: Tensor, active: Tensor | None) -> None:
-    """In place; a skipped step is a select, because 0·NaN is NaN."""
-    if active is not None:
-        value = torch.where((active != 0).to(target.device), value, target.to(value.dtype))
-    target.copy_(value)
-
-
-def _real(tensor: Tensor) -> Tensor:
-    """A complex tensor as pairs of reals, as torch.optim.AdamW treats it."""
-    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor

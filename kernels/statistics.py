@@ -6,6 +6,7 @@ import torch
 import triton
 import triton.language as tl
 from adaptiverl.kernels.chunks import CHUNK, on_device
+from adaptiverl.kernels.codecs import CODECS
 from adaptiverl.kernels.layout import (
     BLOCK_ACTIVE,
     BLOCK_NOISE,
@@ -13,7 +14,6 @@ from adaptiverl.kernels.layout import (
     GRAD,
     NUMEL,
     PARAM,
-    TRITON_DTYPES,
 )
 from torch import Tensor
 
@@ -76,7 +76,7 @@ def sum_squares_kernel(
     squares,
     partials,
     finished,
-    GRAD_TYPE: tl.constexpr,
+    GRAD_CODEC: tl.constexpr,
     ALWAYS: tl.constexpr,
     OF_PARAMETERS: tl.constexpr,
     CHUNK: tl.constexpr,
@@ -97,7 +97,7 @@ def sum_squares_kernel(
     address = tl.load(table + (PARAM if OF_PARAMETERS else GRAD))
     start = number * CHUNK
     length = tl.minimum(numel - start, CHUNK).to(tl.int32)
-    grad = address.to(tl.pointer_type(GRAD_TYPE)) + start
+    grad = address.to(tl.pointer_type(GRAD_CODEC)) + start
     full = 0
     if (address & 15) == 0:
         full = length // BLOCK
@@ -149,7 +149,7 @@ def sum_squares(
             squares,
             partials,
             finished,
-            GRAD_TYPE=TRITON_DTYPES[str(grad_dtype).removeprefix("torch.")],
+            GRAD_CODEC=CODECS[grad_dtype],
             ALWAYS=always,
             OF_PARAMETERS=of_parameters,
             CHUNK=CHUNK,

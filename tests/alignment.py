@@ -80,7 +80,7 @@ def fill_state(optimizer: Any) -> None:
         for param in group["params"]:
             state = optimizer.state[param]
             state["step"] = torch.tensor(3.0)
-            for name in optimizer._moments_of(group):
+            for name in optimizer._algorithm.slots_of(group):
                 values = 0.3 * torch.randn(param.shape, generator=generator) + 0.1
                 state[name] = (values.square() if "sq" in name else values).to(param.dtype)
 
@@ -105,11 +105,11 @@ def alignment_of(optimizer: Any) -> list[float]:
 
 def sums_of(optimizer: Any) -> list[Tensor]:
     """A copy of what the last step left in every bucket, float64 [tensors, 3]."""
-    return [bucket.sums.clone() for bucket in optimizer._buckets._sorted]
+    return [bucket.sums.clone() for bucket in optimizer._round.plan._sorted]
 
 
 def backends_of(optimizer: Any) -> list[str]:
-    return [bucket.backend.name for bucket in optimizer._buckets._sorted]
+    return [bucket.backend.name for bucket in optimizer._round.plan._sorted]
 
 
 def expected_alignment(optimizer: Any, gradient_scale: float = 1.0) -> list[float]:

@@ -20,7 +20,7 @@ from triton.backends.driver import DriverBase
 from triton.compiler import CompiledKernel
 from triton.runtime import driver
 
-from adaptiverl import AdaptiveAdamW, AdaptiveSGD, Control, dispatch
+from adaptiverl import AdaptiveAdamW, AdaptiveSGD, Control, backends
 
 NOISY = Control(noise_bounds=(0.05, 0.05))
 LOADED: list[str] = []
@@ -97,8 +97,8 @@ def scenario(make: Callable[[list[nn.Parameter]], Any], *kinds: list[nn.Paramete
 
 def main() -> None:
     driver.set_active(NoDriver())  # type: ignore[no-untyped-call]
-    real = dispatch.resolve
-    dispatch.resolve = lambda _, *dtypes: real("cuda", *dtypes)  # type: ignore[assignment]
+    real = backends.resolve
+    backends.resolve = lambda _, *dtypes: real("cuda", *dtypes)  # type: ignore[assignment]
     assert CompiledKernel is not None
     large = parameters(1, 16, 40_000, 1000)
     half = parameters(3, 5, dtype=torch.bfloat16)

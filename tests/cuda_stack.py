@@ -33,7 +33,7 @@ REQUIREMENTS = ROOT / "requirements-cuda.txt"
 
 # What torch, its build or its Triton may do otherwise.
 CONTRACT = ("build", "linking", "devices", "contract", "controller", "checkpoints", "amp")
-STEPS = ("adamw_step", "sgd_step", "sgd", "optimizer", "parameter_noise", "schedulers", "compile")
+STEPS = ("pass", "normals", "adamw", "sgd", "optimizer", "parameter_noise", "schedulers", "compile")
 # Whether everything is packaged: these import what the others don't.
 PACKAGE = ("integrations", "plots", "replay", "huggingface")
 KERNELS = ("codegen", "kernels", "triton_backend", "alignment_sums", "gpu")
@@ -182,7 +182,7 @@ def check(stack: Stack, python: Path, wheel: Path) -> bool:
     """
     pip(python, "--no-deps", "--force-reinstall", str(wheel))
     print(f"\n== {stack.name}: {wheel.name}", flush=True)
-    print(said_by(python, "from adaptiverl import dispatch; print(dispatch.describe())"))
+    print(said_by(python, "from adaptiverl import describe; print(describe())"))
     if stack.cuda and said_by(python, "import torch; print(torch.version.cuda)") == "None":
         raise Unfit(f"pip's torch for {python} is no CUDA build: this stack needs one")
     tests = [f"tests/test_{name}.py" for name in stack.tests]

@@ -1,4 +1,4 @@
-"""What only a GPU can show, as plain functions: `test_gpu.py` runs them, and so does bench/gpu.
+"""What only a GPU can show, as plain functions: `test_gpu.py` runs them, and so does bench/gpu.sh.
 
 Nothing here needs pytest. A check returns, raises AssertionError, or raises `Skip` with a reason.
 """
@@ -22,8 +22,11 @@ from adaptiverl.kernels import reference
 from tolerances import assert_close
 from torch import Tensor, nn
 
-from adaptiverl import AdaptiveAdamW, AdaptiveSGD, Control, dispatch, laws
-from adaptiverl.controller import FIELDS, Controller
+from adaptiverl import AdaptiveAdamW, AdaptiveSGD, Control, backends
+from adaptiverl.backends import placement
+from adaptiverl.controller import Controller
+from adaptiverl.law.replay import replay
+from adaptiverl.layout import FIELDS
 
 BUSY = Control(
     every=2, noise_bounds=(0.0, 0.1), plateau_trend=(10.0, 1.0), plateau_variance=(10.0, 1.0)
@@ -112,15 +115,15 @@ def train(optimizer: Any, params: list[nn.Parameter], steps: int, first: int = 0
             optimizer.step()
 
 
-def backends(optimizer: Any) -> set[str]:
+def backends_of(optimizer: Any) -> set[str]:
     """Who took the last step's tensors."""
-    return {bucket.backend.name for bucket in optimizer._buckets._sorted}
+    return {bucket.backend.name for bucket in optimizer._round.plan._sorted}
 
 
 def expect_triton(optimizer: Any) -> None:
     """On a GPU nothing else is being checked."""
     if Where.device.type == "cuda":
-        assert backends(optimizer) == {"triton"}, backends(optimizer)
+        assert backends_of(optimizer) == {"triton"}, backends_of(optimizer)
 
 
 def everything(optimizer: Any, params: list[nn.Parameter]) -> list[Tensor]:
@@ -164,7 +167,7 @@ def the_controller_is_the_law() -> None:
     curve = course.double().tolist()
     for place, loss in ((50, math.nan), (90, math.inf), (130, 30.0), (131, -1e300), (200, 1e-300)):
         curve[place] = loss
-    expected = laws.replay(curve, BUSY, lr=1e-3)
+    expected = replay(curve, BUSY, lr=1e-3)
     controller = Controller(BUSY, 1e-3, 0.9, device=Where.device)
     groups = torch.tensor([[1e-3, 0.9, 0.999, 1e-8, 0.01]], dtype=torch.float64).to(Where.device)
     effective = torch.zeros((1, 2), dtype=torch.float64, device=Where.device)
@@ -287,7 +290,7 @@ def half_precision_steps_as_the_reference() -> None:
         train(here, ours, 1)
         train(there, theirs, 1)
         expect_triton(here)
-        assert backends(there) == {"reference"}
+        assert backends_of(there) == {"reference"}
         assert_trained_alike(here, there, ours, theirs, name)
         differ = sum(int((p.cpu() != q).sum()) for p, q in zip(ours, theirs, strict=True))
         assert differ <= 0.02 * sum(p.numel() for p in ours), f"{differ} elements round otherwise"
@@ -589,7 +592,7 @@ def tensors_may_be_on_several_devices() -> None:
     )
     train(here, ours, 4)
     train(there, theirs, 4)
-    assert backends(here) == {"triton", "cpu"}
+    assert backends_of(here) == {"triton", "cpu"}
     assert_trained_alike(here, there, ours, theirs, "step_float32")
 
 
@@ -746,7 +749,7 @@ def _replay_between_other_steps(control: Control, graphed: bool) -> list[Tensor]
     optimizer = AdaptiveAdamW(
         params, 0.01, control=control, max_grad_norm=1.0, capturable=graphed, seed=3
     )
-    optimizer._announcements._silent = True  # which on a CPU reads, and so would wait
+    optimizer._log.announcements._silent = True  # which on a CPU reads, and so would wait
     loss = losses(1)[0]
 
     def step() -> None:
@@ -838,7 +841,7 @@ def recapturing_does_not_leak() -> None:
                 torch.cuda.empty_cache()
                 allocated.append(torch.cuda.memory_allocated())
                 reserved.append(torch.cuda.memory_reserved())
-            kept.append(len(optimizer._workspace._captured))
+            kept.append(len(optimizer._round.workspace._captured))
     # CUDA may tell a little later that a graph has ended: two graphs' worth is no leak.
     assert kept[-1] <= 3 * kept[0], f"kept for graphs after each of them: {kept}"
     if cuda:
@@ -957,7 +960,7 @@ def extra_memory(sizes: Iterable[int], dtype: torch.dtype = torch.float32) -> tu
 @check()
 def cuda_tensors_go_to_triton() -> None:
     """And the controller is there, too: else the other checks check something else."""
-    assert dispatch.has_cuda_controller(), dispatch.describe()
-    for param, grad in dispatch.TRITON_DTYPES:
-        resolution = dispatch.resolve("cuda", param, grad)
+    assert placement.has_cuda_controller(), backends.describe()
+    for param, grad in backends.DTYPES:
+        resolution = backends.resolve("cuda", param, grad)
         assert resolution.backend.name == "triton", resolution.reason

@@ -25,13 +25,13 @@ from alignment import (
     sums_of,
 )
 from host_waits import HostWaits
-from interpreted_kernels import _hardware_rounding, pytestmark  # noqa: F401 (for every test here)
 from interpreted_optimizer import Operations, launches, use_triton  # noqa: F401 (a fixture too)
+from interpreted_pass import _hardware_rounding, pytestmark  # noqa: F401 (for every test here)
 from torch import nn
 
 import adaptiverl
 from adaptiverl import AdaptiveAdamW
-from adaptiverl.announcements import Announcements
+from adaptiverl.log import Announcements
 
 
 @pytest.mark.parametrize(("algorithm", "name"), OPTIMIZERS)
@@ -68,7 +68,7 @@ def test_dtypes_and_what_only_the_reference_takes(
     params = [*parameters(300), *parameters(70, dtype=torch.bfloat16), *parameters(40, 3)]
     params.append(nn.Parameter(torch.randn(8, 30)[::2, 1::3]))
     optimizer = make_optimizer(AdaptiveAdamW, name, params)
-    optimizer._gradient_scale._max_grad_norm = 1e9  # whose factor is 1
+    optimizer._round.gradient_scale._max_grad_norm = 1e9  # whose factor is 1
     for step in range(3):
         put_gradients(params, step)
         expected = expected_alignment(optimizer)
@@ -107,7 +107,7 @@ def test_they_cost_one_launch_more_and_no_wait(
             optimizer.step()
     assert operations.names == {
         "adaptiverl.advance_.default": 1,
-        "adaptiverl.gather_alignment_.default": 1,
+        "adaptiverl.reduce_alignment_.default": 1,
     }
-    assert launches == {"adamw_step_kernel": 1}
+    assert launches == {"step_kernel": 1}
     assert not waits.of("adaptiverl")

@@ -3,19 +3,20 @@
 A GPU starts and ends programs in any order, so any chunk of a tensor may be the last to finish, the
 one that adds up what all left. The interpreter runs them one after the other, the tensor's last
 chunk always last; here it is made to take them in a shuffled order. `test_kernels.py` runs this
-file, in a process of its own, as it does `interpreted_kernels.py`.
+file, in a process of its own, as it does `interpreted_pass.py`.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import pytest
 import torch
 from adaptiverl.kernels.chunks import CHUNK, chunk_table
-from interpreted_kernels import Launch, Parameter, controller_block, make_parameter
-from interpreted_sgd import make_sgd_parameter, step_sgd
+from interpreted_pass import Launch, make
+from pass_cases import CASES, SGD, Case, state_of, written
 from torch import Tensor
 from triton.runtime.interpreter import interpreter_builder
 
@@ -57,39 +58,36 @@ class Shuffled:
 
 def squares() -> list[Tensor]:
     """Σ g² of every tensor, twice over: what the first launch leaves behind is the second's."""
-    launch = Launch([make_parameter(n) for n in SIZES])
-    once = launch.statistics(controller_block(0.0), always=True).clone()
+    launch = Launch(SGD, [make(SGD, n) for n in SIZES])
+    once = launch.statistics(state_of(), always=True).clone()
     assert not launch.finished.any(), "a ticket was not handed back"
     launch.partials.fill_(float("nan"))
-    again = launch.statistics(controller_block(0.0), always=True)
+    again = launch.statistics(state_of(), always=True)
     assert not launch.finished.any(), "a ticket was not handed back"
     return [once, again]
 
 
-def everything(parameters: Sequence[Parameter], sums: Tensor | None) -> list[Tensor]:
+def step(case: Case) -> list[Tensor]:
+    groups, kept = len(case.groups), max(case.kept)
+    entries = [make(case, n, index=i, group=i % groups, kept=kept) for i, n in enumerate(SIZES)]
+    sums = Launch(case, entries).step(sums=True)
     assert sums is not None
-    return [sums, *(t for p in parameters for t in p.state())]
+    return [sums, *(t for entry in entries for t in written(entry))]
 
 
-def adamw() -> list[Tensor]:
-    parameters = [make_parameter(n, index=i) for i, n in enumerate(SIZES)]
-    return everything(parameters, Launch(parameters).step(sums=True, amsgrad=True))
+LAUNCHES: dict[str, Callable[[], list[Tensor]]] = {"squares": squares}
+LAUNCHES |= {name: partial(step, case) for name, case in CASES.items()}
 
 
-def sgd() -> list[Tensor]:
-    parameters = [make_sgd_parameter(n, group=i % 5, index=i) for i, n in enumerate(SIZES)]
-    return everything(parameters, step_sgd(parameters, sums=True))
-
-
-@pytest.mark.parametrize("launches", [squares, adamw, sgd])
+@pytest.mark.parametrize("name", LAUNCHES)
 def test_any_order_of_programs_gives_the_same_bits(
-    monkeypatch: pytest.MonkeyPatch, launches: Callable[[], list[Tensor]]
+    monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     def run(seed: int | None) -> tuple[list[bytes], list[list[int]]]:
         with monkeypatch.context() as patch:
             shuffled = Shuffled(patch, seed)
             torch.manual_seed(0)
-            results = launches()
+            results = LAUNCHES[name]()
         assert all(t.isfinite().all() for t in results), f"a sum is missing, orders: seed {seed}"
         return [t.numpy().tobytes() for t in results], shuffled.orders
 

@@ -676,6 +676,66 @@ def sgd_step(
     return SGDState(shrunk - lr * direction + on_parameter, buffer)
 
 
+class LionState(NamedTuple):
+    """One tensor and its state after a step."""
+
+    param: Floats
+    exp_avg: Floats
+    signed: Floats
+    """What the step's direction is the sign of"""
+
+
+def lion_step(
+    param: ArrayLike,
+    grad: ArrayLike,
+    exp_avg: ArrayLike,
+    *,
+    lr: float,
+    momentum: float,
+    beta2: float,
+    weight_decay: float,
+    maximize: bool = False,
+    noise: float = 0.0,
+    xi: ArrayLike | None = None,
+    gradient_scale: float = 1.0,
+    sum_of_squares: float | None = None,
+    rms_numel: int | None = None,
+    noise_target: str = "gradient",
+) -> LionState:
+    """Do one step of Lion with noise on one real tensor, or on one shard of it.
+
+    Lion is that of Chen et al., "Symbolic Discovery of Optimization Algorithms" (2023).
+
+    Args:
+        param: The parameter, of any shape; the arrays below have the same.
+        grad: Its gradient as backward left it.
+        exp_avg: The moment before the step.
+        lr: Effective learning rate of the parameter's group.
+        momentum: Effective momentum of the parameter's group, the paper's first beta.
+        beta2: Decay of the moment.
+        weight_decay: Decoupled, applied with ``lr``.
+        maximize: As in `adamw_step`; so are all arguments below.
+        noise: Sigma.
+        xi: Standard normals.
+        gradient_scale: Factor of the gradient.
+        sum_of_squares: Of what the noise goes to.
+        rms_numel: Elements of the whole logical tensor.
+        noise_target: ``"gradient"`` or ``"parameter"``.
+
+    Raises:
+        ValueError: As `adamw_step`.
+    """
+    p, m = (np.asarray(x, np.float64) for x in (param, exp_avg))
+    g = _entering_gradient(grad, gradient_scale, maximize)
+    on_gradient, on_parameter = _noise_terms(
+        g, p, noise_target, lr, noise, xi, sum_of_squares, rms_numel
+    )
+    g = g + on_gradient
+    signed = momentum * m + (1.0 - momentum) * g
+    p = p * (1.0 - lr * weight_decay) - lr * np.sign(signed) + on_parameter
+    return LionState(p, beta2 * m + (1.0 - beta2) * g, signed)
+
+
 def _noise_terms(
     g: Floats,
     p: Floats,

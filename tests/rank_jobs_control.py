@@ -20,7 +20,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from adaptiverl import AdaptiveAdamW, AdaptiveSGD, Control
-from adaptiverl.distributed import to_local
+from adaptiverl.ranks.dtensors import to_local
 
 with warnings.catch_warnings():
     # torch.distributed.optim scripts functions of its own, which torch itself warns of.

@@ -12,7 +12,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 
-from adaptiverl.distributed import place_of
+from adaptiverl.ranks.places import place_of
 
 
 def holds(local: Tensor, offset: int) -> bool:

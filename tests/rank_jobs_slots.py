@@ -47,7 +47,7 @@ def freed(rank: int, size: int, kind: str) -> tuple[bool, int, bool]:
     alive = sum(reference() is not None for reference in old)
     gc.enable()
     run.step()
-    quick = run.optimizer._buckets._last is not None
+    quick = run.optimizer._round.plan._last is not None
     versions = [p._version for p in run.model.parameters()]
     run.step()
     told = all(p._version > v for p, v in zip(run.model.parameters(), versions, strict=True))

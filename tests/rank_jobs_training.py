@@ -477,14 +477,15 @@ def glances(rank: int, size: int) -> dict[str, int]:
     params = [nn.Parameter(distribute_tensor(p, mesh, [Shard(0)])) for p in whole_parameters()]
     optimizer = AdaptiveAdamW(params, **FED_OPTIONS)
     made = 0
-    entry = optimizer._entry
+    maker = optimizer._round.plan._entries
+    entry = maker._entry
 
     def counting(*arguments: Any) -> Any:
         nonlocal made
         made += 1
         return entry(*arguments)
 
-    optimizer._entry = counting  # type: ignore[assignment,method-assign]
+    maker._entry = counting  # type: ignore[assignment,method-assign]
 
     def entries(step: int) -> int:
         for param, grad in zip(params, whole_gradients(step), strict=True):

@@ -21,7 +21,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
-from adaptiverl import tables, workspace
+from adaptiverl import devices
+from adaptiverl.step import workspace
 
 READS = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equal.default}
 """What the host wants to know of a tensor; it would have to wait, which no capture can."""
@@ -146,15 +147,15 @@ STREAM = _Stream()
 def stand_in() -> Iterator[None]:
     """The CPU can be captured; from before the first step of what is going to be."""
     with contextlib.ExitStack() as stack:
-        for module in (workspace, tables):
-            stack.enter_context(mock.patch.object(module, "is_capturing", STREAM.is_capturing))
+        patch = mock.patch.object
+        stack.enter_context(patch(workspace, "watch_capture", STREAM.watch_capture))
         for name, substitute in {
-            "watch_capture": STREAM.watch_capture,
+            "is_capturing": STREAM.is_capturing,
             "has_streams": lambda device: True,
             "outlive_stream": lambda tensor: None,
             "pinned": lambda host, device: host.clone(),
         }.items():
-            stack.enter_context(mock.patch.object(workspace, name, substitute))
+            stack.enter_context(patch(devices, name, substitute))
         yield
 
 
@@ -163,8 +164,13 @@ def device_memory(optimizer: Any, *more: Tensor) -> list[Tensor]:
     params = [p for group in optimizer.param_groups for p in group["params"]]
     state = [value for p in params for value in optimizer.state[p].values()]
     controller = optimizer._controller
-    own = [controller.block, controller._parameters, controller.inbox, controller._ring]
-    held = [t for piece in optimizer._workspace._pieces.values() for t in piece.tensors]
+    own = [
+        controller.block,
+        controller.numbers,
+        controller.inbox,
+        controller.ring.on(controller.device),
+    ]
+    held = [t for piece in optimizer._round.workspace._pieces.values() for t in piece.tensors]
     grads = [p.grad for p in params if p.grad is not None]
     return [*params, *grads, *state, *own, *held, *more]
 

@@ -1,6 +1,6 @@
-"""The alignment law of α (decisions.md 22 to 25): by hand, against the oracle, and in training.
+"""The alignment law of α (method.md#alignment): by hand, against the oracle, and in training.
 
-Most tests are run on both twins: laws.py and the C++ controller.
+Most tests are run on both twins: the Python law and the C++ controller.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import math
 import pickle
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from law_twin import assert_equal, both, break_law, course, make, start
 from oracle import OracleAlignmentController
 from oracle import group_lr as oracle_group_lr
 from streams import (
@@ -46,92 +47,14 @@ from training import (
     values,
 )
 
-from adaptiverl import AdaptiveAdamW, Control, laws
-from adaptiverl.controller import SLOT, TRACE_COLUMNS, Controller
-from adaptiverl.laws import State
+from adaptiverl import AdaptiveAdamW, Control
+from adaptiverl.controller import Controller
+from adaptiverl.law import alignment
+from adaptiverl.layout import SLOT, TRACE_COLUMNS, State
 
 INF, NAN = math.inf, math.nan
 LR, MOMENTUM = 1e-3, 0.9
 ALIGNED = Control(law="alignment", every=1)
-
-
-# --- The twins --------------------------------------------------------------------------------
-
-
-class PythonTwin:
-    """laws.py, told what an optimizer would tell its controller."""
-
-    def __init__(self, control: Control, lr: float = LR, momentum: float = MOMENTUM) -> None:
-        self.control, self.limits = control, control.limits(lr, momentum)
-        self.state = laws.start(control, self.limits, lr, momentum)
-
-    def step(self, step: Step) -> State:
-        state, by_epoch = self.state, self.control.every is None
-        state.active = 0.0 if step.skipped else 1.0
-        if step.skipped:
-            return replace(state)
-        observed = (None, None) if by_epoch else (step.loss, step.reward)
-        laws.advance(state, self.control, self.limits, *observed)
-        if by_epoch and step.loss is not None:
-            laws.sense(state, self.control, step.loss, step.reward)
-            laws.act(state, self.control, self.limits)
-            laws.read_knobs(state, self.limits)
-        if step.sums is not None:
-            state.aligned_gu, state.aligned_gg, state.aligned_uu = step.sums
-            state.aligned_pending = 1.0
-        return replace(state)
-
-    def put(self, **numbers: float) -> None:
-        """Put numbers into the state, as no step would."""
-        for name, number in numbers.items():
-            setattr(self.state, name, number)
-
-
-class CompiledTwin:
-    """The C++ controller, likewise."""
-
-    def __init__(self, control: Control, lr: float = LR, momentum: float = MOMENTUM) -> None:
-        self.control = control
-        self.controller = Controller(control, lr, momentum)
-        self.groups = torch.tensor([[lr, momentum, 0.999, 1e-8, 0.0]], dtype=torch.float64)
-        self.effective = torch.zeros(1, 2, dtype=torch.float64)
-
-    @property
-    def state(self) -> State:
-        return State(*self.controller.read())
-
-    def step(self, step: Step) -> State:
-        by_epoch = self.control.every is None
-        if step.loss is not None and not by_epoch:
-            self.controller.observe(step.loss, step.reward)
-        found_inf = torch.tensor(1.0 if step.skipped else 0.0)
-        self.controller.advance(self.groups, self.effective, (), found_inf)
-        if by_epoch and step.loss is not None and not step.skipped:
-            self.controller.update(step.loss, step.reward)
-        if step.sums is not None:
-            self.controller.gather([torch.tensor([step.sums], dtype=torch.float64)])
-        return self.state
-
-    def put(self, **numbers: float) -> None:
-        """Put numbers into the block, as no step would."""
-        for name, number in numbers.items():
-            self.controller.block[SLOT[name]] = number
-
-
-TWINS = {"python": PythonTwin, "compiled": CompiledTwin}
-both = pytest.mark.parametrize("twin", TWINS)
-
-
-def make(twin: str, control: Control, lr: float = LR, momentum: float = MOMENTUM) -> Any:
-    return TWINS[twin](control, lr, momentum)
-
-
-def course(
-    twin: str, control: Control, steps: Iterable[Step], lr: float = LR, momentum: float = MOMENTUM
-) -> list[State]:
-    """The state after each step."""
-    driven = make(twin, control, lr, momentum)
-    return [driven.step(step) for step in steps]
 
 
 def sweeps(sums: Iterable[Sums]) -> list[Step]:
@@ -165,7 +88,7 @@ def test_six_steps_by_hand(twin: str) -> None:
         (NAN, -0.30368, 0.765, 0.1, 0.4),  # x = −1, and z with it; h and RMS rest
         (0.5, -0.042944, 0.42, 0.1, 0.4),
     ]
-    driven = make(twin, ALIGNED, lr=1.0, momentum=0.5)
+    driven = make(twin, ALIGNED, 1.0, 0.5)
     state = driven.step(Step(with_cosine(expected[0][0])))
     assert_close(state.log_lr, math.log(0.01), "alignment_law")
     assert (state.alignment_mean, state.alignment, state.aligned_pending) == (0.0, 0.0, 1.0)
@@ -188,13 +111,15 @@ def test_six_steps_by_hand(twin: str) -> None:
 def test_sense_alignment() -> None:
     state = fresh()
     tell(state, (3.0, 4.0, 25.0))  # h = 3/(2·5) = 0.3
-    assert_close(laws.sense_alignment(state), 1.0, "alignment_law")
+    assert_close(alignment.sense_alignment(state), 1.0, "alignment_law")
     assert_close(state.alignment, 0.3, "alignment_law")
     assert_close(state.alignment_square, 0.0045, "alignment_law")  # 0.05·0.09
     assert state.alignment_weight == 0.05
     tell(state, (-9.0, 4.0, 25.0))  # h = −0.9
     # S2 = 0.95·0.0045 + 0.05·0.81 = 0.044775, over 0.95·0.05 + 0.05 = 0.0975: RMS = 0.677662.
-    assert_close(laws.sense_alignment(state), -0.9 / math.sqrt(0.044775 / 0.0975), "alignment_law")
+    assert_close(
+        alignment.sense_alignment(state), -0.9 / math.sqrt(0.044775 / 0.0975), "alignment_law"
+    )
     assert state.alignment_direction == -1.0  # what e sees ends at ±1
     assert_close(state.alignment_mean, 0.8 * 0.2 - 0.2, "alignment_law", scale=0.2)
 
@@ -204,7 +129,7 @@ def test_one_step_says_no_more_than_two_units() -> None:
     for cosine, score in [(1e-3, 1.0)] * 20 + [(0.9, 2.0), (-0.9, -2.0), (0.0, 0.0)]:
         tell(state, with_cosine(cosine))
         # After 20 of 1/1000 their RMS is hardly more than that: 0.9 is 3.6 of them, −0.9 then 2.6.
-        assert laws.sense_alignment(state) == pytest.approx(score, abs=1e-12)
+        assert alignment.sense_alignment(state) == pytest.approx(score, abs=1e-12)
         assert state.alignment_direction == pytest.approx(np.sign(score), abs=1e-12)
 
 
@@ -221,7 +146,7 @@ def test_one_step_says_no_more_than_two_units() -> None:
     ],
 )
 def test_beyond_noise(mean: float, expected: float) -> None:
-    assert_close(laws.beyond_noise(mean), expected, "alignment_law", scale=1.0)
+    assert_close(alignment.beyond_noise(mean), expected, "alignment_law", scale=1.0)
 
 
 @pytest.mark.parametrize(
@@ -229,11 +154,11 @@ def test_beyond_noise(mean: float, expected: float) -> None:
     [(0.0, -2.0, 0.555), (1.0, 0.0, 0.955), (0.2, 1.0, 0.0), (0.5, 1.0, 0.155), (0.0, 2.0, 0.0)],
 )
 def test_next_overshoot(overshoot: float, score: float, expected: float) -> None:
-    assert_close(laws.next_overshoot(overshoot, score), expected, "alignment_law", scale=1.0)
+    assert_close(alignment.next_overshoot(overshoot, score), expected, "alignment_law", scale=1.0)
 
 
 def fresh(control: Control = ALIGNED) -> State:
-    return laws.start(control, control.limits(LR, MOMENTUM), LR, MOMENTUM)
+    return start(control, LR, MOMENTUM)
 
 
 def tell(state: State, sums: Sums) -> None:
@@ -394,21 +319,19 @@ def test_the_cooldown_holds_the_last_rate_that_clearly_pointed_downhill(twin: st
     assert after.anneal == 1.0
 
 
-def test_groups_keep_their_ratios_from_search_to_cooldown() -> None:
-    driven = CompiledTwin(Control(law="alignment", horizon=100))
-    driven.groups = driven.groups.repeat(3, 1)
-    driven.groups[1:, 0] = torch.tensor([7 * LR, 0.0])
-    driven.effective = torch.zeros(3, 2, dtype=torch.float64)
+@both
+def test_groups_keep_their_ratios_from_search_to_cooldown(twin: str) -> None:
+    rates = (LR, 7 * LR, 0.0)
+    control = Control(law="alignment", horizon=100)
+    driven = make(twin, control, LR, MOMENTUM, 0, [(lr, MOMENTUM) for lr in rates])
     phases = set()
     for step in sweeps(sums_of(cosines(100, 20, seed=1))):
         state = driven.step(step)
         phases.add((state.held, state.anneal < 1))
-        groups = driven.groups[:, 0].tolist()
-        expected = [oracle_group_lr(lr, state.lr, LR, "replace") for lr in groups]
-        assert_close(driven.effective[:, 0], expected, "alignment_law")
-        assert_close([laws.group_lr(lr, state) for lr in groups], expected, "alignment_law")
+        expected = [oracle_group_lr(lr, state.lr, LR, "replace") for lr in rates]
+        assert_close([lr for lr, _ in driven.effective()], expected, "alignment_law")
     assert phases == {(0.0, False), (1.0, False), (1.0, True)}
-    assert driven.effective[:, 0].tolist() == [0.0, 0.0, 0.0]
+    assert [lr for lr, _ in driven.effective()] == [0.0, 0.0, 0.0]
 
 
 # --- Where there is nothing to read -----------------------------------------------------------
@@ -492,23 +415,13 @@ def test_the_sums_of_all_tensors_are_added_in_order() -> None:
     controller = Controller(ALIGNED, LR, MOMENTUM)
     # In this order and no other: 1 is lost in 2^53, 2^53 + 2 is exact.
     rows = torch.tensor([[2.0**53] * 3, [1.0] * 3, [1.0] * 3, [2.0] * 3], dtype=torch.float64)
-    controller.gather([rows[:1], rows[1:1], rows[1:]])
+    controller.reduce_alignment([rows[:1], rows[1:1], rows[1:]])
     assert controller.alignment.tolist() == [2.0**53 + 2] * 3
-    controller.gather([])
+    controller.reduce_alignment([])
     assert controller.alignment.tolist() == [0.0] * 3
 
 
 # --- The oracle, and both twins ---------------------------------------------------------------
-
-
-def assert_equal(actual: Sequence[State], expected: Sequence[State]) -> None:
-    """Raise unless every number of every state is the same, with NaN where NaN is.
-
-    Nothing is rounded otherwise in one than in the other: both call the same libm.
-    """
-    for field in fields(State):
-        a, e = ([getattr(s, field.name) for s in states] for states in (actual, expected))
-        np.testing.assert_array_equal(a, e, err_msg=field.name)
 
 
 def compare(
@@ -613,7 +526,7 @@ def python_against_oracle() -> None:
     streams = [alignment_stream(400, 200, seed) for seed in (3, 4, 5)] + [sweeps(sums_of(noise))]
     streams += [sweeps(sums_of(cosines(400, 150, seed, mean=0.3))) for seed in range(20)]
     for steps in streams:
-        actual = alignment_course_of(course("python", ALIGNED, steps, momentum=0.5))
+        actual = alignment_course_of(course("python", ALIGNED, steps, LR, 0.5))
         expected = oracle_alignment_course(steps, lr=LR, momentum=0.5, every=1)
         assert_same_alignment(actual, expected)
 
@@ -621,7 +534,7 @@ def python_against_oracle() -> None:
 @pytest.mark.parametrize("name", MUTANTS)
 def test_the_comparison_sees_a_mutant(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     python_against_oracle()
-    monkeypatch.setattr(laws, name, MUTANTS[name])
+    break_law(monkeypatch, name, MUTANTS[name])
     with pytest.raises(AssertionError):
         python_against_oracle()
 
@@ -635,7 +548,7 @@ OTHERS += [("SAME_RATE", -1.0), ("OVERSHOOT_NONE", 0.2), ("OVERSHOOT_NONE", 5.0)
 def test_the_comparison_sees_another_constant(
     name: str, factor: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(laws, name, factor * getattr(laws, name))
+    break_law(monkeypatch, name, factor * getattr(alignment, name))
     with pytest.raises(AssertionError):
         python_against_oracle()
 
@@ -647,7 +560,7 @@ def test_the_comparison_of_the_twins_sees_a_mutant(
     steps = alignment_stream(400, 200, seed=3)
     compiled = course("compiled", ALIGNED, steps)
     assert_equal(compiled, course("python", ALIGNED, steps))
-    monkeypatch.setattr(laws, name, MUTANTS[name])
+    break_law(monkeypatch, name, MUTANTS[name])
     with pytest.raises(AssertionError):
         assert_equal(compiled, course("python", ALIGNED, steps))
 
@@ -742,7 +655,7 @@ def test_promises_of_every_course(
     limits = control.limits(LR, momentum)
     low, high = math.log(limits.lr_min), math.log(limits.lr_max)
     before = fresh(control)
-    for state in course(twin, control, steps, momentum=momentum):
+    for state in course(twin, control, steps, LR, momentum):
         assert low <= state.log_lr <= high
         assert limits.lr_min * state.anneal <= state.lr <= limits.lr_max * state.anneal
         for name in SEARCH:
@@ -778,7 +691,7 @@ def test_a_broken_law_breaks_a_promise(
     control = Control(law="alignment", horizon=300)
     steps = sweeps(sums_of(cosines(400, 200, seed=3, mean=3.0)))
     check("python", control, steps, MOMENTUM)
-    monkeypatch.setattr(laws, name, mutant)
+    break_law(monkeypatch, name, mutant)
     with pytest.raises(AssertionError):
         check("python", control, steps, MOMENTUM)
 
@@ -888,7 +801,7 @@ def test_a_start_far_too_high_goes_down_and_is_not_held_there(twin: str) -> None
 
 
 def prototypes_hold(stream: Iterable[float]) -> int | None:
-    """When the rule of decisions.md 23 holds: at the first e ≤ −0.1, e from 1."""
+    """When the rule of method.md#search holds: at the first e ≤ −0.1, e from 1."""
     square, weight, mean = 0.0, 0.0, 1.0
     for step, h in enumerate(stream):
         square, weight = 0.95 * square + 0.05 * h * h, 0.95 * weight + 0.05
@@ -1124,7 +1037,7 @@ def test_groups_keep_their_ratios_in_training() -> None:
     for step in range(130):
         descend(optimizer, params, 1, first=step)
         knobs = optimizer.knobs()
-        table = optimizer._group_table
+        table = optimizer._round._group_table
         assert table is not None
         first, second, third = table.effective[:, 0].tolist()
         assert first == pytest.approx(knobs["alpha"], rel=1e-12)
@@ -1222,7 +1135,7 @@ def test_a_finished_run_can_go_on_under_a_control_that_does_not_anneal(control: 
 
 def test_rows_of_sums_are_counted_by_their_numbers() -> None:
     controller = Controller(Control.find_lr(), 1e-3, 0.9)
-    controller.gather([torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64)])
+    controller.reduce_alignment([torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64)])
     assert controller.alignment.tolist() == [1.0, 2.0, 4.0]
     with pytest.raises(RuntimeError, match="sums must hold"):
-        controller.gather([torch.zeros(4, dtype=torch.float64)])
+        controller.reduce_alignment([torch.zeros(4, dtype=torch.float64)])

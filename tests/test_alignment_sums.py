@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import ast
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import oracle
 import pytest
-import sgd_steps
 import torch
 from adaptiverl.kernels import reference
 from alignment import (
@@ -26,7 +19,6 @@ from alignment import (
     assert_sums_close,
     backends_of,
     expected_alignment,
-    fill_state,
     make_optimizer,
     one_step,
     parameters,
@@ -34,30 +26,19 @@ from alignment import (
     run,
     sums_of,
 )
+from interpreted import check, names_in
 from tolerances import assert_close
 from torch import Tensor, nn
 
-from adaptiverl import AdaptiveAdamW, AdaptiveSGD, Control, dispatch, distributed
-from adaptiverl.distributed import Ranks
+from adaptiverl import AdaptiveAdamW, AdaptiveSGD, Control, backends, distributed
+from adaptiverl.ranks.group import Ranks
 
-ROOT = Path(__file__).parent.parent
-CASES = ROOT / "tests" / "interpreted_alignment.py"
-NAMES = [
-    node.name
-    for node in ast.parse(CASES.read_text()).body
-    if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
-]
-
-
-@pytest.fixture
-def by_reference(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every tensor goes to the reference."""
-    use_reference(monkeypatch)
+CASES = "interpreted_alignment.py"
 
 
 def use_reference(patch: pytest.MonkeyPatch) -> None:
-    resolution = dispatch.Resolution(dispatch.REFERENCE, "a test wants it so")
-    patch.setattr(dispatch, "resolve", lambda *_: resolution)
+    resolution = backends.Resolution(backends.REFERENCE, "a test wants it so")
+    patch.setattr(backends, "resolve", lambda *_: resolution)
 
 
 # Three elements, by hand. Every number is a short binary fraction: nothing is rounded.
@@ -237,42 +218,6 @@ def test_a_sum_in_order_is_a_sum(numel: int, run: int, monkeypatch: pytest.Monke
     assert_close(sums[0], math.fsum(values.tolist()), "sums_float64")
 
 
-def test_sgd_twins_agree_with_and_without_a_buffer() -> None:
-    """The optimizer refuses a law that has no buffer to look at; the sweeps do as for zeros."""
-    entries = sgd_steps.mixed_entries(SIZES)
-    assert {entry.momentum_buffer is None for entry in entries} == {False, True}
-    plain = [sgd_steps.copy_of(entry) for entry in entries]
-    block = sgd_steps.block_of()
-    found = [torch.full((len(entries), 3), torch.nan, dtype=torch.float64) for _ in range(2)]
-    sgd_steps.compiled_sweep(entries, block, sums=found[0])
-    tables = sgd_steps.GROUPS, sgd_steps.EFFECTIVE
-    reference.sgd_step(plain, sgd_steps.knobs_of(block), *tables, None, None, False, sums=found[1])
-    for row, expected in zip(*found, strict=True):
-        assert_sums_close(row.tolist(), expected.tolist(), "statistics")
-
-
-@pytest.mark.parametrize("algorithm", [AdaptiveAdamW, AdaptiveSGD])
-def test_summing_changes_no_bit_of_the_reference_step(algorithm: Any) -> None:
-    """Of the compiled sweep, `test_adamw_step.py` and `test_sgd_step.py` say so."""
-    outcomes = []
-    for summing in (False, True):
-        params = parameters(700, 3, dtype=torch.float64)
-        optimizer = make_optimizer(algorithm, "noise and clipping", params)
-        fill_state(optimizer)
-        put_gradients(params, 4)
-        step = getattr(reference, optimizer._algorithm)
-
-        def with_or_without(*args: Any, on: bool = summing, step: Any = step) -> None:
-            step(*args[:-1], args[-1] if on else None)
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(reference, optimizer._algorithm, with_or_without)
-            optimizer.step(loss=1.0)
-        assert bool(torch.cat(sums_of(optimizer)).any()) == summing
-        outcomes.append([x.tolist() for p in params for x in (p, *optimizer.state[p].values())])
-    assert outcomes[0] == outcomes[1]
-
-
 # What a step may not do
 
 
@@ -295,7 +240,7 @@ def test_a_skipped_step_leaves_them(algorithm: Any, dtype: torch.dtype) -> None:
 def test_a_law_that_does_not_read_them_does_not_make_them() -> None:
     params = [*parameters(700), *parameters(3, dtype=torch.float64)]
     optimizer = run(lambda p: AdaptiveAdamW(p, control=Control()), params)
-    assert [bucket._sums for bucket in optimizer._buckets._sorted] == [None, None]
+    assert [bucket._sums for bucket in optimizer._round.plan._sorted] == [None, None]
     assert alignment_of(optimizer) == [0.0, 0.0, 0.0]
 
 
@@ -303,10 +248,10 @@ def test_their_place_stays_where_it_is() -> None:
     """A CUDA graph goes on writing there."""
     params = [*parameters(700, 40), *parameters(3, dtype=torch.float64)]
     optimizer = run(lambda p: AdaptiveAdamW(p, control=ALIGNED), params, steps=2)
-    places = [bucket.sums.data_ptr() for bucket in optimizer._buckets._sorted]
+    places = [bucket.sums.data_ptr() for bucket in optimizer._round.plan._sorted]
     put_gradients(params, 5)
     optimizer.step(loss=1.0)
-    assert [bucket.sums.data_ptr() for bucket in optimizer._buckets._sorted] == places
+    assert [bucket.sums.data_ptr() for bucket in optimizer._round.plan._sorted] == places
 
 
 def test_a_checkpoint_librarys_step_tells_the_controller_nothing(
@@ -353,32 +298,6 @@ def test_averaging_over_ranks_leaves_a_skipped_steps_numbers_to_the_bit(
 # The Triton sweep, in its interpreter
 
 
-@pytest.fixture(scope="module")
-def interpreted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
-    """Failures of each interpreted test; a test that did not run is not there."""
-    pytest.importorskip(
-        "triton", reason="the kernels need triton, which torch's CPU wheels do not bring along"
-    )
-    report = tmp_path_factory.mktemp("interpreted") / "report.xml"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(CASES)]
-    done = subprocess.run(
-        [*command, f"--rootdir={ROOT}", f"--junitxml={report}"],
-        cwd=report.parent,
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert report.exists(), done.stdout + done.stderr
-    outcomes: dict[str, list[str]] = {}
-    for case in ElementTree.parse(report).iter("testcase"):
-        failures = outcomes.setdefault(case.attrib["name"].split("[")[0], [])
-        for kind in ("failure", "error", "skipped"):
-            failures += [f"{case.attrib['name']}: {f.text}" for f in case.findall(kind)]
-    return outcomes
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_interpreted(interpreted: dict[str, list[str]], name: str) -> None:
-    assert name in interpreted, "it did not run"
-    assert not interpreted[name], "\n".join(interpreted[name])
+@pytest.mark.parametrize("name", names_in(CASES))
+def test_interpreted(name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    check(CASES, name, tmp_path_factory)

@@ -26,7 +26,7 @@ from training import (
     values,
 )
 
-from adaptiverl import AdaptiveAdamW, Control, controller
+from adaptiverl import AdaptiveAdamW, Control, layout
 
 SHAPES = ((7,), (6, 5), (), (3, 4))
 PROTOCOLS: dict[str, dict[str, Any]] = {
@@ -214,7 +214,7 @@ def test_micro_batches_average_and_a_skipped_steps_losses_do_not_count(
         loss = optimizer.knobs()["loss"]
         assert loss == told[-1] if told else math.isnan(loss)
     memory = optimizer.param_groups[0]["adaptive_state"]
-    assert memory[controller.SLOT["loss_count"]] == len(told)
+    assert memory[layout.SLOT["loss_count"]] == len(told)
 
 
 def test_asking_whether_it_scales_costs_no_observation() -> None:

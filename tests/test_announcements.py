@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from adaptiverl import AdaptiveAdamW, AdaptiveSGD, Control, tables
-from adaptiverl.announcements import LOOK_EVERY, Announcements
-from adaptiverl.controller import FIELDS, SLOT
+from adaptiverl import AdaptiveAdamW, AdaptiveSGD, Control, devices
+from adaptiverl.layout import FIELDS, SLOT
+from adaptiverl.log import LOOK_EVERY, Announcements
 
 
 def block(**values: float) -> Tensor:
@@ -272,9 +272,9 @@ def test_what_was_on_its_way_when_a_memory_was_loaded_is_not_told(
 
 
 def test_whether_a_device_captures_is_asked_of_its_own_stream(two_gpus: Machine) -> None:
-    assert not tables.is_capturing(OnCuda.device)
+    assert not devices.is_capturing(OnCuda.device)
     assert two_gpus.asked == [("capturing?", OnCuda.device.index)]
-    assert not tables.is_capturing(torch.device("cpu"))
+    assert not devices.is_capturing(torch.device("cpu"))
     assert len(two_gpus.asked) == 1
 
 

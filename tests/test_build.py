@@ -16,7 +16,8 @@ import pytest
 import torch
 
 import adaptiverl
-from adaptiverl import dispatch
+from adaptiverl import backends
+from adaptiverl.backends import operators, placement
 
 ROOT = Path(__file__).parent.parent
 EXTENSION = Path(importlib.import_module("adaptiverl._C").__file__ or "")
@@ -60,11 +61,11 @@ def test_the_binary_needs_no_symbol_outside_the_stable_abi() -> None:
     weak = {line.split()[-1] for line in listed.stdout.splitlines() if " w " in line}
     python = {name for name in undefined if name.lstrip("_").startswith("Py")}
     assert python == {"PyModule_Create2", "PyModule_AddStringConstant", "_Py_Dealloc"}
-    if dispatch.has_cuda_controller():
+    if placement.has_cuda_controller():
         assert "aoti_torch_get_current_cuda_stream" in weak
 
 
-@pytest.mark.skipif(not dispatch.has_cuda_controller(), reason="built without CUDA")
+@pytest.mark.skipif(not placement.has_cuda_controller(), reason="built without CUDA")
 def test_libtorch_is_needed_so_that_the_cuda_symbols_bind() -> None:
     listed = subprocess.run(
         ["readelf", "-d", str(EXTENSION)], capture_output=True, text=True, check=True
@@ -76,8 +77,8 @@ def test_libtorch_is_needed_so_that_the_cuda_symbols_bind() -> None:
 
 
 def test_the_binary_says_which_cards_it_has_code_for() -> None:
-    assert (dispatch.cuda_architectures() != ()) == dispatch.has_cuda_controller()
-    if not dispatch.has_cuda_controller():
+    assert (placement.cuda_architectures() != ()) == placement.has_cuda_controller()
+    if not placement.has_cuda_controller():
         pytest.skip("built without CUDA: there is no machine code to list")
     tool = _cuobjdump()
     if tool is None:
@@ -90,7 +91,7 @@ def test_the_binary_says_which_cards_it_has_code_for() -> None:
     )
     code = {(int(a), int(b)) for a, b in re.findall(r"sm_(\d+)(\d)\.cubin", listed.stdout)}
     ptx = {(int(a), int(b)) for a, b in re.findall(r"sm_(\d+)(\d)\.ptx", listed.stdout)}
-    assert code == set(dispatch.cuda_architectures())
+    assert code == set(placement.cuda_architectures())
     assert ptx == {max(code)}
 
 
@@ -106,7 +107,7 @@ def _cuobjdump() -> str | None:
 def test_the_operators_are_registered() -> None:
     for name in ("observe_", "advance_", "update_", "sum_squares_", "adamw_step_"):
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"adaptiverl::{name}", "CPU"), name
-    assert "CPU sweep compiled" in dispatch.describe()
+    assert "CPU pass compiled" in backends.describe()
 
 
 @pytest.mark.source_tree
@@ -141,6 +142,6 @@ def test_a_missing_compiler_says_what_to_install(tmp_path: Path) -> None:
 
 
 def test_operators_of_another_source_say_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dispatch, "OPERATORS", (*dispatch.OPERATORS, "of_tomorrow_"))
+    monkeypatch.setattr(operators, "OPERATORS", (*operators.OPERATORS, "of_tomorrow_"))
     with pytest.raises(ImportError, match=r"lack of_tomorrow_: .* Build them again with"):
-        dispatch.load_operators()
+        operators.load_operators()

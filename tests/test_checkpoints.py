@@ -31,7 +31,8 @@ from training import (
     values,
 )
 
-from adaptiverl import AdaptiveAdamW, AdaptiveSGD, Control, controller
+from adaptiverl import AdaptiveAdamW, AdaptiveSGD, Control, layout
+from adaptiverl.migrations import MIGRATIONS
 
 pytestmark = CAPTURABLE_WARNING
 SHAPES = ((7,), (6, 5), (), (3, 4))
@@ -303,7 +304,7 @@ def test_a_half_precision_checkpoint_of_adamw_gets_float32_moments() -> None:
 def replaced(name: str, value: float) -> Callable[[Tensor], Tensor]:
     def change(memory: Tensor) -> Tensor:
         memory = memory.clone()
-        memory[controller.SLOT[name]] = value
+        memory[layout.SLOT[name]] = value
         return memory
 
     return change
@@ -411,7 +412,7 @@ def test_a_checkpoint_that_was_numbers_and_float32_goes_on(
     torch.testing.assert_close(
         block, optimizer._controller.block, equal_nan=True, rtol=1e-6, atol=0
     )
-    places = [controller.SLOT[name] for name in ("seed_low", "seed_high", "step")]
+    places = [layout.SLOT[name] for name in ("seed_low", "seed_high", "step")]
     assert_same(block[places], optimizer._controller.block[places])
     descend(optimizer, params, 3, first=6)
     descend(again, mine, 3, first=6)
@@ -450,9 +451,9 @@ def test_a_sound_memory_may_hold_what_is_not_finite() -> None:
     optimizer = AdaptiveAdamW(params, betas=(0.0, 0.99), control=still)
     optimizer.step(loss=math.nan)
     memory = optimizer.param_groups[0]["adaptive_state"]
-    assert memory[controller.SLOT["log_noise"]] == -math.inf
-    assert memory[controller.SLOT["logit_momentum"]] == -math.inf
-    assert memory[controller.SLOT["loss"]].isnan()
+    assert memory[layout.SLOT["log_noise"]] == -math.inf
+    assert memory[layout.SLOT["logit_momentum"]] == -math.inf
+    assert memory[layout.SLOT["loss"]].isnan()
     other = AdaptiveAdamW(clones(params), betas=(0.0, 0.99), control=still)
     other.load_state_dict(through_a_file(optimizer.state_dict()))
     assert_same(other.param_groups[0]["adaptive_state"], memory)
@@ -466,8 +467,8 @@ def test_a_sound_memory_may_hold_sums_that_are_not_finite() -> None:
         param.grad = torch.full_like(param, math.inf)
     optimizer.step()
     memory = optimizer.param_groups[0]["adaptive_state"]
-    assert memory[controller.ALIGNMENT].isfinite().tolist() == [False, False, True]
-    assert memory[controller.SLOT["log_lr_downhill"]] == -math.inf
+    assert memory[layout.ALIGNMENT].isfinite().tolist() == [False, False, True]
+    assert memory[layout.SLOT["log_lr_downhill"]] == -math.inf
     other = busy(clones(params), control=Control.find_lr())
     other.load_state_dict(through_a_file(optimizer.state_dict()))
     assert_same(other.param_groups[0]["adaptive_state"], memory)
@@ -481,9 +482,9 @@ def in_layout(version: int, saved: dict[str, Any]) -> dict[str, Any]:
 
     Layout 1 had 32 numbers, `version` to `updates`; layout 2 all but `log_lr_doubted`.
     """
-    slot = controller.SLOT["log_lr_doubted"]
-    assert controller.FIELDS[:32][-1] == "updates"
-    assert controller.FIELDS[slot - 1 : slot + 2] == ("log_lr_downhill", "log_lr_doubted", "held")
+    slot = layout.SLOT["log_lr_doubted"]
+    assert layout.FIELDS[:32][-1] == "updates"
+    assert layout.FIELDS[slot - 1 : slot + 2] == ("log_lr_downhill", "log_lr_doubted", "held")
     saved = copy.deepcopy(saved)
     for group in saved["param_groups"]:
         memory = group["adaptive_state"]
@@ -508,10 +509,10 @@ def test_a_checkpoint_of_an_earlier_layout_goes_on_as_its_own(version: int, size
     # The memory of a run that knows no alignment law, to the bit.
     memory = other.param_groups[0]["adaptive_state"]
     assert_same(memory, saved["param_groups"][0]["adaptive_state"])
-    assert memory[controller.SLOT["version"]] == 3
-    assert memory[controller.SLOT["log_lr_downhill"]] == -math.inf
-    assert memory[controller.SLOT["log_lr_doubted"]] == -math.inf
-    assert memory[controller.SLOT["anneal"]] == 1
+    assert memory[layout.SLOT["version"]] == 3
+    assert memory[layout.SLOT["log_lr_downhill"]] == -math.inf
+    assert memory[layout.SLOT["log_lr_doubted"]] == -math.inf
+    assert memory[layout.SLOT["anneal"]] == 1
     # The checkpoint itself is left alone.
     assert old["param_groups"][0]["adaptive_state"].numel() == size
     assert old["param_groups"][0]["adaptive_state"][0] == version
@@ -526,8 +527,8 @@ def test_a_search_goes_on_from_a_checkpoint_of_the_second_layout() -> None:
     descend(optimizer, params, 20)
     saved = through_a_file(optimizer.state_dict())
     memory = saved["param_groups"][0]["adaptive_state"]
-    assert memory[controller.SLOT["log_lr_downhill"]] > -math.inf
-    assert memory[controller.SLOT["log_lr_doubted"]] == -math.inf
+    assert memory[layout.SLOT["log_lr_downhill"]] > -math.inf
+    assert memory[layout.SLOT["log_lr_doubted"]] == -math.inf
     other = busy(clones(params), control=Control.find_lr())
     other.load_state_dict(in_layout(2, saved))
     assert_same(other.param_groups[0]["adaptive_state"], memory)
@@ -549,7 +550,7 @@ def test_the_alignment_law_goes_on_from_a_checkpoint_of_the_first_layout() -> No
 
 
 def test_every_layout_that_was_has_a_way_to_the_present_one() -> None:
-    assert set(controller.MIGRATIONS) == set(range(1, controller.LAYOUT_VERSION))
+    assert set(MIGRATIONS) == set(range(1, layout.LAYOUT_VERSION))
 
 
 def test_an_older_layout_is_migrated_step_by_step(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -559,8 +560,9 @@ def test_an_older_layout_is_migrated_step_by_step(monkeypatch: pytest.MonkeyPatc
         grown[0] += 1
         return grown
 
-    oldest = controller.LAYOUT_VERSION - 2
-    monkeypatch.setattr(controller, "MIGRATIONS", {oldest: grow, oldest + 1: grow})
+    oldest = layout.LAYOUT_VERSION - 2
+    for version in (oldest, oldest + 1):
+        monkeypatch.setitem(MIGRATIONS, version, grow)
     params = parameters(*SHAPES)
     optimizer = busy(params)
     descend(optimizer, params, 5)

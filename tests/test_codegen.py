@@ -10,21 +10,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 pytest.importorskip(
     "triton", reason="the kernels need triton, which torch's CPU wheels do not bring along"
 )
 
-from adaptiverl.kernels import adamw_step, codegen
+from adaptiverl.kernels import codegen, walk
 from adaptiverl.kernels.chunks import CHUNK
 from test_kernels import copy_with
 from triton import knobs
+
+from adaptiverl.algorithms import ALGORITHMS
 
 pytestmark = pytest.mark.skipif(
     knobs.runtime.interpret, reason="TRITON_INTERPRET is set: nothing is compiled in this process"
 )
 
-EVERYTHING = codegen.Variant("adamw_step", "float32", "float32", True, True, True, True)
+EVERYTHING = codegen.Variant("adamw", "float32", "float32", 3).with_everything()
 
 
 @pytest.mark.parametrize("architecture", codegen.ARCHITECTURES)
@@ -38,15 +41,14 @@ def test_every_variant_is_within_its_budget(architecture: int) -> None:
 def test_every_option_is_compiled() -> None:
     found = codegen.variants()
     assert {v.grad_dtype for v in found if v.kernel == "sum_squares"} == set(codegen.BYTES)
-    sweeps = [v for v in found if v.kernel == "adamw_step"]
-    assert {(v.param_dtype, v.grad_dtype) for v in sweeps} == set(codegen.DTYPE_PAIRS)
-    for option in ("amsgrad", "noise", "sums", "gradient_scale"):
-        assert {getattr(v, option) for v in sweeps} == {False, True}
-    assert EVERYTHING in sweeps
-    sgd = [v for v in found if v.kernel == "sgd_step"]
-    for option in ("momentum", "noise", "sums", "gradient_scale", "noise_on_parameter"):
-        assert {getattr(v, option) for v in sgd} == {False, True}
-    assert {v.kernel for v in found if v.noise_on_parameter} == {"adamw_step", "sgd_step"}
+    for algorithm, rule in ALGORITHMS.items():
+        steps = [v for v in found if v.kernel == algorithm]
+        assert max(v.slots for v in steps) == len(rule.slots)
+        for option in ("noise", "sums", "gradient_scale", "noise_on_parameter"):
+            assert {getattr(v, option) for v in steps} == {False, True}
+    pairs = {(v.param_dtype, v.grad_dtype) for v in found if v.kernel == "adamw"}
+    assert pairs == set(codegen.DTYPE_PAIRS)
+    assert EVERYTHING in found
 
 
 def broken_violations(folder: Path, file: str, old: str, new: str, variant: codegen.Variant) -> str:
@@ -70,14 +72,14 @@ def broken_violations(folder: Path, file: str, old: str, new: str, variant: code
     return said
 
 
-PLAIN = codegen.Variant("adamw_step", "float32", "float32")
+PLAIN = codegen.Variant("adamw", "float32", "float32", 2)
 
 
 @pytest.mark.parametrize(
     ("file", "old", "new", "variant", "said"),
     [
         (
-            "sweep.py",
+            "walk.py",
             "pointer = tl.multiple_of(pointer, 16)",
             "pointer = pointer",
             PLAIN,
@@ -92,14 +94,14 @@ PLAIN = codegen.Variant("adamw_step", "float32", "float32")
         ),
         ("philox.py", "tl.static_range(10)", "tl.static_range(12)", EVERYTHING, "budget 55"),
         (
-            "adamw_step.py",
+            "adamw.py",
             "denominator = _scaled_root(v_hat) *",
             "denominator = tl.exp2(tl.log2(tl.sqrt_rn(v_hat) * ROOT_SCALE)) *",
             PLAIN,
             "budget 28",
         ),
-        ("adamw_step.py", "return 88 if", "return 40 if True or", EVERYTHING, "of local memory"),
-        ("adamw_step.py", "return 88 if", "return 96 if True or", EVERYTHING, "budget 64"),
+        ("step.py", "return 88 if", "return 40 if True or", EVERYTHING, "of local memory"),
+        ("step.py", "return 88 if", "return 96 if True or", EVERYTHING, "budget 64"),
     ],
     ids=["hint", "statistics' hint", "rounds", "root", "spill", "registers"],
 )
@@ -130,8 +132,8 @@ def test_no_index_overflows_beyond_two_to_the_thirty_first_elements(everything: 
         constants.get(right) for right in re.findall(r"arith\.muli %\w+, (%\w+)(?: .*)? : i32", ir)
     }
     # In 32 bits only what stays inside a chunk is multiplied: a block's number by its size.
-    block = adamw_step.block_size("float32", "float32")
-    inside = {block, adamw_step.NARROW.value, block // adamw_step.NARROW.value}
+    block = walk.block_size(torch.float32, torch.float32)
+    inside = {block, walk.NARROW.value, block // walk.NARROW.value}
     assert narrow == {str(size) for size in inside}
     wide = re.findall(r"arith\.muli %\w+, (%\w+)(?: .*)? : i64", ir)
     assert str(CHUNK) in {constants.get(right) for right in wide}
@@ -145,7 +147,7 @@ def test_no_index_overflows_beyond_two_to_the_thirty_first_elements(everything: 
 
 def test_halves_are_rounded_to_nearest() -> None:
     for dtype, conversion in (("bfloat16", "cvt.rn.bf16"), ("float16", "cvt.rn.f16")):
-        asm = codegen.compile_kernel(codegen.Variant("adamw_step", dtype, dtype), 90).asm
+        asm = codegen.compile_kernel(codegen.Variant("adamw", dtype, dtype, 2), 90).asm
         assert conversion in asm["ptx"]
         assert not re.search(r"cvt\.r[zmp]\.(bf16|f16)", asm["ptx"])
 

@@ -20,7 +20,7 @@ from training import (
     values,
 )
 
-from adaptiverl import AdaptiveAdamW, Control, controller
+from adaptiverl import AdaptiveAdamW, Control, layout
 
 FROZEN = Control.frozen()
 # The compiler's own: it looks at .grad of what passes from one graph to the next, it ignores
@@ -335,7 +335,7 @@ def test_a_knob_frozen_by_the_capture_would_be_seen(
     stuck = Captured(whole_step)
     stuck.capture()
     memory = stuck.optimizer.param_groups[0]["adaptive_state"]
-    slots = [controller.SLOT[knob]] + ([controller.SLOT["log_noise"]] if knob == "noise" else [])
+    slots = [layout.SLOT[knob]] + ([layout.SLOT["log_noise"]] if knob == "noise" else [])
     kept = memory[slots].clone()
 
     def put_back() -> None:

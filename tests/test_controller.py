@@ -1,13 +1,12 @@
-"""The C++ law, through `Controller`: against laws.py and the oracle; its block and its trace."""
+"""The C++ law, through `Controller`: against its Python twin and the oracle; state and trace."""
 
 from __future__ import annotations
 
 import math
-import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,34 +14,22 @@ import numpy as np
 import oracle
 import pytest
 import torch
+from law_twin import assert_equal, start
 from streams import (
-    assert_alive,
-    assert_same_course,
-    course_of,
     loss_stream,
-    oracle_course,
-    reward_stream,
 )
 from tolerances import assert_close
 from torch import Tensor
 
-from adaptiverl import AdaptiveAdamW, Control, laws
-from adaptiverl.controller import (
-    FIELDS,
-    LAYOUT_VERSION,
-    MEMORY_SIZE,
-    SLOT,
-    TRACE_CAPACITY,
-    TRACE_COLUMNS,
-    Controller,
-    current_layout,
-    pack_parameters,
-)
-from adaptiverl.laws import State
-from adaptiverl.tables import COLUMNS, GROUP_COLUMNS
+from adaptiverl import AdaptiveAdamW, Control
+from adaptiverl.controller import Controller
+from adaptiverl.law.replay import replay
+from adaptiverl.layout import FIELDS, MEMORY_SIZE, SLOT, TRACE_COLUMNS, State
+from adaptiverl.migrations import current_layout
+from adaptiverl.step.entries import COLUMNS
+from adaptiverl.trace import TRACE_CAPACITY
 
 INF, NAN = math.inf, math.nan
-CSRC = Path(__file__).resolve().parents[1] / "csrc"
 LR, MOMENTUM = 1e-3, 0.9
 # The first group as the controller starts, one with another rate, one with another momentum.
 GROUPS = [
@@ -67,13 +54,14 @@ class Driver:
         return self.read()
 
     def read(self) -> State:
-        return State(*self.controller.read())
+        return self.controller.read()
 
     def everything(self) -> list[Tensor]:
         c = self.controller
         # Beyond the rows that were written the ring is whatever memory held.
-        written = c._ring[: 1 + min(int(c._ring[0, 0]), TRACE_CAPACITY)]
-        return [x.clone() for x in (c.block, c._parameters, c.inbox, written, self.effective)]
+        ring = c.ring.on(c.device)
+        written = ring[: 1 + min(int(ring[0, 0]), TRACE_CAPACITY)]
+        return [x.clone() for x in (c.block, c.numbers, c.inbox, written, self.effective)]
 
 
 def assert_bits(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
@@ -82,119 +70,7 @@ def assert_bits(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
         torch.testing.assert_close(a.view(torch.int64), e.view(torch.int64), rtol=0, atol=0)
 
 
-def assert_same_states(actual: Sequence[State], expected: Sequence[State]) -> None:
-    """Raise unless every field's course agrees to "law", with NaN where NaN is."""
-    for field in fields(State):
-        a = np.array([getattr(s, field.name) for s in actual])
-        e = np.array([getattr(s, field.name) for s in expected])
-        np.testing.assert_array_equal(np.isnan(a), np.isnan(e), err_msg=field.name)
-        known = ~np.isnan(e)
-        try:
-            assert_close(a[known], e[known], "law")
-        except AssertionError as error:
-            raise AssertionError(f"{field.name}: {error}") from error
-
-
-# --- The C++ law -----------------------------------------------------------------------------
-
-SWEEP: list[dict[str, Any]] = [
-    {},
-    {"every": 1, "mode": "modulate", "reward": "given"},
-    {"every": 3, "reward": "none", "gain_lr_loss": 2e-3, "gain_momentum_loss": 3e-4},
-    {
-        "every": 10,
-        "mode": "modulate",
-        "reward": "given",
-        "noise_bounds": (0.01, 0.2),
-        "lr_change": (0.99, 1.01),
-        "beta_loss": 0.05,
-        "beta_reward": 0.01,
-        "plateau_trend": (0.3, 0.1),
-    },
-    {"every": 1, "noise_bounds": (0.0, 0.0), "spike_clip": 2.0, "momentum_bounds": (0.8, 0.95)},
-    {"every": None, "reward": "given", "beta_variance": 0.3, "lr_bounds": (9e-4, 1.2e-3)},
-    {"every": None, "mode": "modulate", "noise_floor": 0.02},
-]
-
-
-def python_states(
-    control: Control, losses: Sequence[float], rewards: Any, seed: int
-) -> list[State]:
-    limits = control.limits(LR, MOMENTUM)
-    state = laws.start(control, limits, LR, MOMENTUM, seed)
-    states = []
-    for loss, reward in zip(losses, rewards, strict=True):
-        if control.every is None:
-            laws.sense(state, control, loss, reward)
-            laws.act(state, control, limits)
-            laws.read_knobs(state, limits)
-        else:
-            laws.advance(state, control, limits, loss, reward)
-        states.append(replace(state))
-    return states
-
-
-def compiled_states(
-    control: Control, losses: Sequence[float], rewards: Any, seed: int
-) -> list[State]:
-    driver = Driver(control, seed)
-    states = []
-    for loss, reward in zip(losses, rewards, strict=True):
-        if control.every is None:
-            driver.controller.update(loss, reward)
-            states.append(driver.read())
-        else:
-            states.append(driver.step(loss, reward))
-    return states
-
-
-@pytest.mark.parametrize("arguments", SWEEP, ids=str)
-def test_three_laws_agree(arguments: dict[str, Any]) -> None:
-    n, seed = 10_000, (3 << 32) + len(str(arguments))
-    losses = loss_stream(n, seed=len(str(arguments)))
-    rewards = reward_stream(n, 2) if arguments.get("reward") == "given" else [None] * n
-    control = Control(**arguments)
-    compiled = compiled_states(control, losses, rewards, seed)
-    assert_same_states(compiled, python_states(control, losses, rewards, seed))
-    course = course_of(compiled)
-    assert_same_course(
-        course, oracle_course(losses, rewards, lr=LR, momentum=MOMENTUM, **arguments)
-    )
-    assert_alive(course)
-
-
-@pytest.mark.parametrize("factor", [1e-300, 1e150, 3e299])
-def test_three_laws_agree_at_the_ends_of_float64(factor: float) -> None:
-    losses = [loss * factor for loss in loss_stream(2000, seed=7) if not abs(loss) > 1e9]
-    rewards = [None] * len(losses)
-    control = Control(every=1)
-    compiled = compiled_states(control, losses, rewards, 0)
-    assert_same_states(compiled, python_states(control, losses, rewards, 0))
-    assert_same_course(
-        course_of(compiled), oracle_course(losses, None, lr=LR, momentum=MOMENTUM, every=1)
-    )
-
-
-def test_the_comparison_sees_another_law(monkeypatch: pytest.MonkeyPatch) -> None:
-    losses, control = loss_stream(500, seed=1), Control(every=1)
-    rewards = [None] * 500
-    compiled = compiled_states(control, losses, rewards, 0)
-    assert_same_states(compiled, python_states(control, losses, rewards, 0))
-    monkeypatch.setattr(laws, "scale_of", lambda s, t, n, b: (1 - b) * s + b * abs(t))
-    with pytest.raises(AssertionError, match=r"^log_lr: law: "):
-        assert_same_states(compiled, python_states(control, losses, rewards, 0))
-
-
-@pytest.mark.parametrize("power", [20, -20])
-def test_powers_of_two_change_no_bit(power: int) -> None:
-    losses = [x for x in loss_stream(3000, seed=12) if x == 0 or abs(x) > 1e-100]
-    rewards = [None] * len(losses)
-    control = Control(every=1)
-    plain = compiled_states(control, losses, rewards, 0)
-    scaled = compiled_states(control, [math.ldexp(x, power) for x in losses], rewards, 0)
-    for name in ("log_lr", "logit_momentum", "log_noise", "lr", "momentum", "noise", "plateau"):
-        assert [getattr(s, name) for s in scaled] == [getattr(s, name) for s in plain], name
-    assert scaled[-1].loss_mean != plain[-1].loss_mean
+# --- Groups ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", ["replace", "modulate"])
@@ -253,6 +129,25 @@ def test_a_bad_observation_spoils_its_average() -> None:
 )
 def test_every_kind_of_number_is_observed(loss: Any) -> None:
     assert Driver(Control()).step(loss).loss == 2.5
+
+
+@pytest.mark.parametrize("loss", [2.5, torch.tensor(2.5)], ids=["number", "tensor"])
+@pytest.mark.parametrize("reward", [0.5, torch.tensor(0.5, dtype=torch.bfloat16)], ids=repr)
+def test_a_loss_and_a_reward_of_two_kinds(loss: Any, reward: Any) -> None:
+    state = Driver(Control(reward="given")).step(loss, reward)
+    assert (state.loss, state.reward) == (2.5, 0.5)
+
+
+def test_a_decision_is_made_anew_only_where_it_is_another() -> None:
+    driver = Driver(Control())
+    controller, flag = driver.controller, torch.zeros(())
+    first = controller.advance(driver.groups, driver.effective)
+    assert controller.advance(driver.groups, driver.effective) is first
+    assert controller.advance(driver.groups, driver.effective, (), flag).skippable
+    others = driver.groups.clone(), driver.effective.clone()
+    assert controller.advance(others[0], driver.effective).groups is others[0]
+    assert controller.advance(*others).effective is others[1]
+    assert controller.advance(driver.groups, driver.effective) == first
 
 
 def test_whole_numbers_are_observed() -> None:
@@ -396,12 +291,12 @@ def test_nothing_observed_moves_no_knob() -> None:
 
 def test_update_is_one_observation_and_one_update() -> None:
     driver = Driver(Control(every=None))
-    expected = laws.replay([3.0, 2.0, NAN, 1.5], driver.controller.control, lr=LR)
+    expected = replay([3.0, 2.0, NAN, 1.5], driver.controller.control, lr=LR)
     states = []
     for loss in (3.0, 2.0, NAN, 1.5):
         driver.controller.update(loss)
         states.append(driver.read())
-    assert_same_states(states, expected)
+    assert_equal(states, expected)
     assert driver.controller.trace()["lr"].tolist() == [s.lr for s in states]
 
 
@@ -456,7 +351,7 @@ assert len(many[0].trace()["step"]) == 1
 def test_a_trace_that_nothing_was_written_to_is_empty() -> None:
     controller = Controller(Control(), 1e-3, 0.9)
     assert len(controller.trace()["step"]) == 0
-    assert controller._made_ring is None
+    assert controller.ring.rows is None
 
 
 @pytest.mark.parametrize("more", [1, 100, TRACE_CAPACITY, TRACE_CAPACITY + 3])
@@ -467,7 +362,7 @@ def test_trace_wraps_around(more: int) -> None:
 def check_trace(updates: int) -> None:
     driver = Driver(Control(every=None))
     losses = [3.0 + math.sin(i) for i in range(updates)]
-    states = laws.replay(losses, driver.controller.control, lr=LR)[-TRACE_CAPACITY:]
+    states = replay(losses, driver.controller.control, lr=LR)[-TRACE_CAPACITY:]
     for loss in losses:
         driver.controller.update(loss)
     trace = driver.controller.trace()
@@ -563,146 +458,6 @@ def test_adopt_refuses(change: Callable[[Tensor], Any], message: str) -> None:
     current_layout(driver.controller.memory)
 
 
-# --- One layout, stated twice ----------------------------------------------------------------
-
-
-def members(header: str, name: str) -> list[str]:
-    """The names of a C++ struct's members, in order."""
-    found = re.search(rf"^struct {name} {{$(.*?)^}};$", (CSRC / header).read_text(), re.S | re.M)
-    assert found is not None, f"no struct {name} in {header}"
-    body = re.sub(r"//.*", "", found[1])
-    return re.findall(r"\b(?:double|int64_t) (\w+);", body)
-
-
-@pytest.mark.parametrize(
-    ("header", "struct", "names"),
-    [
-        ("control_law.h", "State", FIELDS),
-        ("control_law.h", "State", [field.name for field in fields(State)]),
-        ("control_law.h", "TraceRow", TRACE_COLUMNS),
-        ("control_law.h", "Group", GROUP_COLUMNS),
-        ("control_law.h", "EffectiveGroup", ("lr", "momentum")),
-        ("tables.h", "TensorRow", COLUMNS),
-    ],
-)
-def test_structs_are_what_python_thinks(header: str, struct: str, names: Sequence[str]) -> None:
-    assert members(header, struct) == list(names)
-
-
-def test_parameters_are_packed_in_the_structs_order() -> None:
-    control = Control(
-        every=7,
-        reward="given",
-        beta_loss=0.011,
-        beta_reward=0.012,
-        beta_variance=0.013,
-        gain_lr_reward=0.021,
-        gain_lr_loss=0.022,
-        gain_momentum_reward=0.023,
-        gain_momentum_loss=0.024,
-        gain_noise_plateau=0.025,
-        gain_noise_reward=0.026,
-        lr_bounds=(1e-4, 1e-2),
-        momentum_bounds=(0.8, 0.95),
-        noise_bounds=(0.02, 0.3),
-        lr_change=(0.7, 1.7),
-        spike_clip=4.0,
-        plateau_trend=(0.31, 0.32),
-        plateau_variance=(0.33, 0.34),
-        law="alignment",
-        horizon=500,
-        cooldown=0.25,
-        acquire_from=2e-4,
-    )
-    limits = control.limits(LR, MOMENTUM)
-    expected: dict[str, float] = {
-        name: float(getattr(control, name))
-        for name in (f.name for f in fields(Control))
-        if name in ("every", "spike_clip") or name.startswith(("beta_", "gain_"))
-    }
-    logarithms = ("noise_floor", "lr_acquire")
-    expected |= {name: value for name, value in limits._asdict().items() if name not in logarithms}
-    expected |= {
-        "reward_source": 2.0,
-        "log_lr_min": math.log(1e-4),
-        "log_lr_max": math.log(1e-2),
-        "logit_momentum_min": laws.logit(0.8),
-        "logit_momentum_max": laws.logit(0.95),
-        "log_noise_floor": math.log(0.02),
-        "log_noise_max": math.log(0.3),
-        "log_lr_change_down": math.log(0.7),
-        "log_lr_change_up": math.log(1.7),
-        "trend_center": 0.31,
-        "trend_slope": 0.32,
-        "variance_center": 0.33,
-        "variance_slope": 0.34,
-        "law": 1.0,
-        "log_lr_acquire": math.log(2e-4),
-        "horizon": 500.0,
-        "hold_by": 375.0,
-        "annealed_over": 125.0,
-        "log_held_share": 0.0,
-    }
-    packed = pack_parameters(control, limits)
-    assert dict(zip(members("control_law.h", "Parameters"), packed, strict=True)) == expected
-    # No two alike, so that none can stand in another's place.
-    assert len(set(packed)) == len(packed)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        # horizon, hold_by, annealed_over, log_held_share
-        ({"law": "loss"}, (0.0, INF, 0.0, math.log(0.5))),
-        ({"law": "alignment"}, (0.0, INF, 0.0, math.log(0.5))),
-        ({"law": "alignment", "horizon": 100}, (100.0, 60.0, 40.0, 0.0)),
-        ({"law": "alignment", "horizon": 100, "cooldown": 0.0}, (100.0, 100.0, 0.0, 0.0)),
-        ({"law": "alignment", "horizon": 100, "cooldown": 0.75}, (100.0, 25.0, 75.0, 0.0)),
-        ({"law": "alignment", "mode": "modulate"}, (0.0, INF, 0.0, 0.0)),
-        ({"law": "alignment", "mode": "modulate", "horizon": 100}, (100.0, 60.0, 0.0, 0.0)),
-    ],
-    ids=str,
-)
-def test_what_the_horizon_becomes(
-    arguments: dict[str, Any], expected: tuple[float, float, float, float]
-) -> None:
-    control = Control(**arguments)
-    packed = pack_parameters(control, control.limits(LR, MOMENTUM))
-    names = members("control_law.h", "Parameters")
-    found = dict(zip(names, packed, strict=True))
-    assert found["law"] == (arguments["law"] == "alignment")
-    horizon = ("horizon", "hold_by", "annealed_over", "log_held_share")
-    assert tuple(found[name] for name in horizon) == expected
-
-
-@pytest.mark.parametrize(("law", "number"), [("loss", 0), ("alignment", 1)])
-def test_laws_are_the_enums(law: Any, number: int) -> None:
-    control = Control(law=law)
-    packed = pack_parameters(control, control.limits(LR, MOMENTUM))
-    assert packed[members("control_law.h", "Parameters").index("law")] == number
-    assert f"kLaw{law.title()} = {number}" in (CSRC / "control_law.h").read_text()
-
-
-@pytest.mark.parametrize(("reward", "number"), [("none", 0), ("neg_loss", 1), ("given", 2)])
-def test_reward_sources_are_the_enums(reward: Any, number: int) -> None:
-    control = Control(reward=reward)
-    packed = pack_parameters(control, control.limits(LR, MOMENTUM))
-    assert packed[members("control_law.h", "Parameters").index("reward_source")] == number
-    name = "kReward" + "".join(word.title() for word in reward.split("_"))
-    assert f"{name} = {number}" in (CSRC / "control_law.h").read_text()
-
-
-def test_constants_are_the_headers() -> None:
-    text = (CSRC / "control_law.h").read_text()
-    found = re.findall(r"constexpr double k(\w+) = (\S+);", text)
-    # kOvershootSize is OVERSHOOT_SIZE.
-    numbers = {re.sub(r"\B([A-Z])", r"_\1", name).upper(): float(x) for name, x in found}
-    ours = {name: x for name, x in vars(laws).items() if name.isupper() and name[0] != "_"}
-    assert numbers == {name: x for name, x in ours.items() if isinstance(x, (int, float))}
-    assert len(numbers) == 12
-    assert laws.LAYOUT_VERSION == LAYOUT_VERSION
-
-
 @pytest.mark.parametrize("law", ["loss", "alignment"])
 @pytest.mark.parametrize("mode", ["replace", "modulate"])
 @pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9, 0.999])
@@ -717,41 +472,17 @@ def test_block_starts_as_the_law_does(
     # All but the flag of the step in progress is what checkpoints keep.
     assert controller.memory.shape == (MEMORY_SIZE,)
     assert FIELDS[MEMORY_SIZE:] == ("active",)
-    assert list(controller.read()._asdict()) == list(FIELDS)
-    expected = laws.start(control, control.limits(0.3, momentum), 0.3, momentum, seed)
-    assert_same_states([State(*controller.read())], [expected])
+    expected = start(control, 0.3, momentum, seed)
+    assert_equal([controller.read()], [expected])
 
 
 # --- The operators ---------------------------------------------------------------------------
 
 
-def test_opcheck_observe() -> None:
-    for reward in (None, torch.tensor(2.0)):
-        inbox = torch.zeros(4, dtype=torch.float64)
-        torch.library.opcheck(
-            torch.ops.adaptiverl.observe_.default, (inbox, torch.tensor(1.0), reward)
-        )
-
-
-def test_opcheck_update() -> None:
-    c = Controller(Control(every=None), LR, MOMENTUM)
-    c.observe(2.0)
-    arguments = (c.block, c._parameters, c.inbox, c._ring)
-    torch.library.opcheck(torch.ops.adaptiverl.update_.default, arguments)
-
-
-def test_opcheck_gather_alignment() -> None:
-    c = Controller(Control(law="alignment"), LR, MOMENTUM)
-    sums = torch.tensor([[1.0, 2.0, 3.0], [0.5, 0.25, 0.125]], dtype=torch.float64)
-    for tables in ([], [sums], [sums[:1], sums]):
-        arguments = (c.block, tables)
-        torch.library.opcheck(torch.ops.adaptiverl.gather_alignment_.default, arguments)
-
-
 @pytest.mark.parametrize(
     ("block", "sums", "message"),
     [
-        (torch.zeros(46, dtype=torch.float64), None, "block must hold 47 numbers, got 46"),
+        (torch.zeros(46, dtype=torch.float64), None, "state must hold 47 numbers, got 46"),
         (None, torch.zeros(2, 3), "sums must be float64"),
         (None, torch.zeros(2, 4, dtype=torch.float64), "sums must hold .* records of 3 numbers"),
         (None, torch.zeros(3, 2, dtype=torch.float64).t(), "sums must be contiguous"),
@@ -764,22 +495,10 @@ def test_gather_checks_what_it_is_given(
     before = driver.everything()
     good = torch.ones(1, 3, dtype=torch.float64)
     with pytest.raises(RuntimeError, match=message):
-        torch.ops.adaptiverl.gather_alignment_(
+        torch.ops.adaptiverl.reduce_alignment_(
             driver.controller.block if block is None else block, [good if sums is None else sums]
         )
     assert_bits(driver.everything(), before)
-
-
-def test_opcheck_start() -> None:
-    c = Controller(Control(), LR, MOMENTUM)
-    arguments = (c.block, c._parameters, LR, MOMENTUM, 1.0, 2.0)
-    torch.library.opcheck(torch.ops.adaptiverl.start_.default, arguments)
-
-
-def test_opcheck_read_groups() -> None:
-    d = Driver(Control(every=1))
-    arguments = (d.controller.block, d.groups, d.effective)
-    torch.library.opcheck(torch.ops.adaptiverl.read_groups_.default, arguments)
 
 
 def test_read_groups_is_what_the_step_used() -> None:
@@ -791,23 +510,48 @@ def test_read_groups_is_what_the_step_used() -> None:
     assert_bits([effective, d.controller.block], [d.effective, block])
 
 
-@pytest.mark.parametrize("found_inf", [None, torch.tensor(0.0), torch.tensor(1.0)])
-def test_opcheck_advance(found_inf: Tensor | None) -> None:
-    d = Driver(Control(every=1))
-    d.controller.observe(2.0)
-    c, tables = d.controller, [torch.empty(0, len(COLUMNS), dtype=torch.int64)]
-    tail = (d.groups, d.effective, tables, found_inf)
-    torch.library.opcheck(
-        torch.ops.adaptiverl.advance_.default, (c.block, c._parameters, c.inbox, c._ring, *tail)
-    )
+def opcheck_arguments() -> list[tuple[str, Callable[[Driver], tuple[Any, ...]]]]:
+    """An operator's name, and what makes arguments for it."""
+    sums = torch.tensor([[1.0, 2.0, 3.0], [0.5, 0.25, 0.125]], dtype=torch.float64)
+    rows = torch.empty(0, len(COLUMNS), dtype=torch.int64)
+    one = torch.tensor(1.0)
+
+    def advance(found_inf: Tensor | None) -> Callable[[Driver], tuple[Any, ...]]:
+        return lambda d: (*memory(d), d.groups, d.effective, [rows], found_inf)
+
+    def reduce(tables: list[Tensor]) -> Callable[[Driver], tuple[Any, ...]]:
+        return lambda d: (d.controller.block, tables)
+
+    def memory(d: Driver) -> tuple[Any, ...]:
+        c = d.controller
+        return c.block, c.numbers, c.inbox, c.ring.on(c.device)
+
+    return [
+        ("observe_", lambda d: (d.controller.inbox, one, None)),
+        ("observe_", lambda d: (d.controller.inbox, one, one)),
+        ("observe_numbers_", lambda d: (d.controller.inbox, 1.0, None)),
+        ("observe_numbers_", lambda d: (d.controller.inbox, 1.0, 2.0)),
+        ("update_", memory),
+        *[("reduce_alignment_", reduce(t)) for t in ([], [sums], [sums[:1], sums])],
+        ("start_", lambda d: (d.controller.block, d.controller.numbers, LR, MOMENTUM, 1.0, 2.0)),
+        ("read_groups_", lambda d: (d.controller.block, d.groups, d.effective)),
+        *[("advance_", advance(flag)) for flag in (None, torch.tensor(0.0), one)],
+    ]
+
+
+@pytest.mark.parametrize(("operator", "arguments"), opcheck_arguments())
+def test_opcheck(operator: str, arguments: Callable[[Driver], tuple[Any, ...]]) -> None:
+    driver = Driver(Control(every=1))
+    driver.controller.observe(2.0)
+    torch.library.opcheck(getattr(torch.ops.adaptiverl, operator).default, arguments(driver))
 
 
 @pytest.mark.parametrize(
     ("place", "wrong", "message"),
     [
-        (0, torch.zeros(46, dtype=torch.float64), "block must hold 47 numbers, got 46"),
-        (0, torch.zeros(47), "block must be float64"),
-        (1, torch.zeros(7, dtype=torch.float64), "parameters must hold at least 1 records of 36"),
+        (0, torch.zeros(46, dtype=torch.float64), "state must hold 47 numbers, got 46"),
+        (0, torch.zeros(47), "state must be float64"),
+        (1, torch.zeros(7, dtype=torch.float64), "numbers must hold at least 1 records of 36"),
         (2, torch.zeros(4), "inbox must be float64"),
         (3, torch.zeros(16, dtype=torch.float64), "trace must hold at least 2 records of 16"),
         (4, torch.zeros(2, 4, dtype=torch.float64), "groups must hold at least 1 records of 5"),
@@ -821,7 +565,7 @@ def test_operator_checks_what_it_is_given(place: int, wrong: Any, message: str) 
     d = Driver(Control(every=1))
     d.controller.observe(2.0)
     c = d.controller
-    arguments = [c.block, c._parameters, c.inbox, c._ring, d.groups, d.effective, [], None]
+    arguments = [c.block, c.numbers, c.inbox, c.ring.on(c.device), d.groups, d.effective, [], None]
     arguments[place] = wrong
     before = d.everything()
     with pytest.raises(RuntimeError, match=message):

@@ -13,9 +13,11 @@ from stand_in import DEVICE, OnStandIn, StandIn
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from adaptiverl import AdaptiveAdamW, AdaptiveSGD, Control, dispatch, optimizer
+from adaptiverl import AdaptiveAdamW, AdaptiveSGD, Control, backends
+from adaptiverl.backends import placement
 from adaptiverl.devices import numbers_device
 from adaptiverl.optimizer import AdaptiveOptimizer
+from adaptiverl.step import round
 
 CARD = torch.device("cuda", 0)
 TYPES = (torch.float32, torch.float32)
@@ -24,7 +26,7 @@ COMPILED = ((7, 5), (8, 0), (9, 0))
 
 @pytest.fixture(autouse=True)
 def _nothing_is_remembered() -> Iterator[None]:
-    remembering = (dispatch._cuda_sweep, dispatch.controller_device)
+    remembering = (backends._on_cuda, placement.controller_device)
     for function in remembering:
         function.cache_clear()
     yield
@@ -44,10 +46,10 @@ class Machine:
         monkeypatch.setattr(torch.version, "hip", self.hip)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: self.capability is not None)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: self.capability)
-        monkeypatch.setattr(dispatch, "has_cuda_controller", lambda: self.nvcc)
-        monkeypatch.setattr(dispatch, "cuda_architectures", lambda: COMPILED if self.nvcc else ())
+        monkeypatch.setattr(placement, "has_cuda_controller", lambda: self.nvcc)
+        monkeypatch.setattr(placement, "cuda_architectures", lambda: COMPILED if self.nvcc else ())
         # Triton itself need not be here.
-        monkeypatch.setattr(dispatch, "triton_backend", lambda: dispatch.REFERENCE)
+        monkeypatch.setattr(backends, "triton_backend", lambda: backends.REFERENCE)
 
 
 V100 = Machine(capability=(7, 0))
@@ -82,10 +84,10 @@ def test_what_a_card_or_build_has_no_path_for_is_said_once(
     machine.pretend(monkeypatch)
     with caplog.at_level(logging.INFO, logger="adaptiverl"):
         for _ in range(3):
-            resolution = dispatch.resolve(CARD, *TYPES)
-            dispatch.resolve(CARD, torch.bfloat16, torch.bfloat16)
-            home = dispatch.controller_device(CARD)
-    assert (sweep or "Triton sweep") in resolution.reason
+            resolution = backends.resolve(CARD, *TYPES)
+            backends.resolve(CARD, torch.bfloat16, torch.bfloat16)
+            home = placement.controller_device(CARD)
+    assert (sweep or "Triton pass") in resolution.reason
     assert home == (CARD if controller is None else torch.device("cpu"))
     for reason, subject in ((sweep, "the step of tensors"), (controller, "the controller")):
         said = [r for r in caplog.records if r.getMessage().startswith(subject)]
@@ -93,19 +95,19 @@ def test_what_a_card_or_build_has_no_path_for_is_said_once(
         if reason is not None:
             assert said[0].levelno == logging.WARNING
             assert reason in said[0].getMessage()
-            assert reason in dispatch.describe()
+            assert reason in backends.describe()
 
 
 def test_what_is_compiled_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
     Machine().pretend(monkeypatch)
-    said = dispatch.describe()
+    said = backends.describe()
     assert "CUDA controller compiled for compute capability 7.5, 8.0, 9.0 and later;" in said
-    assert said.endswith("CUDA sweep Triton")
+    assert said.endswith("CUDA pass Triton")
     assert "\n" not in said
     monkeypatch.setattr(torch.version, "cuda", None)
-    assert "(this torch has no CUDA)" in dispatch.describe()
+    assert "(this torch has no CUDA)" in backends.describe()
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    assert "no CUDA" not in dispatch.describe()
+    assert "no CUDA" not in backends.describe()
 
 
 @pytest.mark.parametrize(
@@ -124,12 +126,12 @@ def test_what_is_compiled_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_card_finds_code_of_its_major_version_or_newer_ptx(
     capability: tuple[int, int], runs: bool
 ) -> None:
-    assert dispatch.runs_on(capability, COMPILED) is runs
-    assert not dispatch.runs_on(capability, ())
+    assert placement.runs_on(capability, COMPILED) is runs
+    assert not placement.runs_on(capability, ())
 
 
 def test_between_two_major_versions_there_is_no_code() -> None:
-    assert not dispatch.runs_on((8, 6), ((7, 5), (9, 0)))
+    assert not placement.runs_on((8, 6), ((7, 5), (9, 0)))
 
 
 def test_another_accelerator_has_the_controller_on_the_cpu(
@@ -137,7 +139,7 @@ def test_another_accelerator_has_the_controller_on_the_cpu(
 ) -> None:
     with caplog.at_level(logging.INFO, logger="adaptiverl"):
         for _ in range(2):
-            assert dispatch.controller_device(torch.device("mps")) == torch.device("cpu")
+            assert placement.controller_device(torch.device("mps")) == torch.device("cpu")
     assert [r.levelno for r in caplog.records] == [logging.INFO]
     assert "none for device type 'mps'" in caplog.text
 
@@ -226,7 +228,7 @@ def assert_same(case: Case, found: AdaptiveOptimizer, expected: AdaptiveOptimize
 
 @pytest.fixture
 def _plain_torch_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(optimizer, "backend_for", lambda *_, **__: dispatch.REFERENCE)
+    monkeypatch.setattr(round, "backend_for", lambda *_, **__: backends.REFERENCE)
 
 
 @pytest.mark.usefixtures("_plain_torch_everywhere")
@@ -243,7 +245,7 @@ def test_without_float64_the_numbers_live_on_the_cpu(case: Case) -> None:
             assert isinstance(param, OnStandIn)
             state = found.state[param]
             assert state["step"].device == state.get("mu_product", state["step"]).device == CPU
-            moments = found._moments_of(found.param_groups[0])
+            moments = found._algorithm.slots_of(found.param_groups[0])
             assert all(isinstance(state[name], OnStandIn) for name in moments)
 
 

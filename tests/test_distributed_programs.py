@@ -46,7 +46,7 @@ def run(command: list[str]) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_run_survives_a_killed_rank_with_the_same_log() -> None:
-    done = run(["bash", "bench/elastic/check.sh", *words(steps=24, **SIZES)])
+    done = run(["bash", "bench/ranks/check.sh", *words(steps=24, **SIZES)])
     assert done.returncode == 0, done.stderr
     assert "attempt 1: from step 10 on" in done.stdout
     assert "24 steps, the same losses, rates and noise to the byte" in done.stdout
@@ -74,6 +74,6 @@ def test_the_demo_on_two_ranks_is_the_demo(tmp_path: Path) -> None:
 
 
 def test_without_torchrun_the_elastic_run_says_how_to_start_it() -> None:
-    done = run([sys.executable, "-m", "bench.elastic"])
+    done = run([sys.executable, "-m", "bench.ranks.elastic"])
     assert done.returncode == 2
     assert "start it with torchrun" in done.stderr

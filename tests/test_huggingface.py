@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ accelerate = pytest.importorskip("accelerate", reason="accelerate is not install
 from adaptiverl.integrations.huggingface import AdaptiveCallback  # noqa: E402
 
 QUICK = Control(every=2, noise_bounds=(0.01, 0.1))
+UNDER_SCHEDULE = Control(mode="modulate", every=2, noise_bounds=(0.01, 0.1))
 EPOCHWISE = Control(every=None, beta_loss=0.3, beta_reward=0.3, beta_variance=0.3)
 KNOBS = {"adaptive/lr", "adaptive/alpha", "adaptive/momentum", "adaptive/noise"}
 
@@ -43,13 +46,19 @@ class Heard(transformers.TrainerCallback):  # type: ignore[misc, name-defined]
         self.knobs.append(kwargs["optimizer"].optimizer.knobs())
 
 
+NAMED: dict[str, Any] = {}
+"""The callback is told its trainer, and nothing else."""
+
+
 def make_trainer(
     folder: Path,
     model: nn.Module | None = None,
     *,
     control: Control = QUICK,
     optimizer: dict[str, Any] | None = None,
-    callback: dict[str, Any] | None = None,
+    callback: dict[str, Any] | None = NAMED,
+    callbacks: Any = None,
+    optimizers: Any = None,
     eval_dataset: Any = None,
     **arguments: Any,
 ) -> Any:
@@ -66,17 +75,20 @@ def make_trainer(
         "dataloader_pin_memory": False,
         "max_grad_norm": 0.0,
     }
+    given: dict[str, Any] = {"optimizers": optimizers}
+    if optimizers is None:
+        keywords = {"lr": 1e-2, "control": control, **(optimizer or {})}
+        given = {"optimizer_cls_and_kwargs": (AdaptiveAdamW, keywords)}
     trainer = transformers.Trainer(
         tiny_gpt2() if model is None else model,
         transformers.TrainingArguments(**(defaults | arguments)),
         train_dataset=Tokens(32),
         eval_dataset=eval_dataset,
-        optimizer_cls_and_kwargs=(
-            AdaptiveAdamW,
-            {"lr": 1e-2, "control": control, **(optimizer or {})},
-        ),
+        callbacks=callbacks,
+        **given,
     )
-    trainer.add_callback(AdaptiveCallback(trainer, **(callback or {})))
+    if callback is not None:
+        trainer.add_callback(AdaptiveCallback(trainer, **callback))
     return trainer
 
 
@@ -181,7 +193,7 @@ def test_a_nan_is_heard_though_the_trainer_filters_it_from_its_log(tmp_path: Pat
     trainer.train()
     assert not any(loss != loss for loss in logged(trainer, "loss"))
     assert [knobs["nonfinite"] for knobs in heard.knobs] == [0, 0, 1, 2]
-    # At the next update the rate goes down by the full reflex (decisions.md 12).
+    # At the next update the rate goes down by the full reflex (method.md#non-finite).
     assert heard.knobs[3]["alpha"] < heard.knobs[1]["alpha"]
 
 
@@ -194,7 +206,7 @@ def test_knobs_are_in_its_log_and_in_tensorboard(
         report_to=["tensorboard"],
         logging_steps=2,
         lr_scheduler_type="linear",
-        control=Control(mode="modulate", every=2, noise_bounds=(0.01, 0.1)),
+        control=UNDER_SCHEDULE,
     )
     heard = Heard()
     trainer.add_callback(heard)
@@ -208,6 +220,9 @@ def test_knobs_are_in_its_log_and_in_tensorboard(
         assert entry["adaptive/noise"] == knobs["noise"] >= 0.01
         # Logged after the scheduler's step: what the next step uses.
         assert entry["adaptive/lr"] == knobs["lr"]
+        # The Trainer's own name is for the step that was taken: 6 steps, linearly to 0.
+        scheduled = 1e-2 * (1 - (entry["step"] - 1) / 6)
+        assert entry["learning_rate"] == pytest.approx(scheduled * knobs["alpha"])
     assert not KNOBS & trainer.state.log_history[-1].keys(), "the summary of a run has no knobs"
     seen = scalars(tmp_path / "events")
     for name in KNOBS:
@@ -230,6 +245,7 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 def test_save_and_resume_is_exact(tmp_path: Path) -> None:
     arguments: dict[str, Any] = {
+        "control": UNDER_SCHEDULE,
         "max_steps": 9,
         "per_device_train_batch_size": 2,
         "gradient_accumulation_steps": 2,
@@ -337,10 +353,198 @@ def test_a_metric_of_none_of_the_data_sets(tmp_path: Path) -> None:
         trainer.train()
 
 
-def test_epochwise_control_without_evaluations_is_warned_of(tmp_path: Path) -> None:
-    trainer = make_trainer(tmp_path, control=EPOCHWISE, max_steps=1)
-    with pytest.warns(UserWarning, match="makes none: give TrainingArguments an eval_strategy"):
+def said(run: Callable[[], object]) -> str:
+    """The one warning of a run."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run()
+    (warning,) = caught
+    assert warning.category is UserWarning
+    return str(warning.message)
+
+
+Misuse = tuple[dict[str, Any], str]
+MISUSES: dict[str, Misuse] = {
+    "a reward under step-wise control": (
+        {"callback": {"reward": "eval_accuracy"}},
+        r"reward='eval_accuracy'\) is ignored.*every=2.*Leave it out",
+    ),
+    "a monitor under step-wise control, even the default one": (
+        {"callback": {"monitor": "eval_loss"}},
+        r"monitor='eval_loss'\) is ignored.*every=2.*Leave it out",
+    ),
+    "no metric for the reward": (
+        {
+            "control": Control(every=None, reward="given"),
+            "eval_strategy": "steps",
+            "eval_steps": 1,
+            "eval_dataset": Tokens(4),
+        },
+        r"names no metric for the reward.*AdaptiveCallback\(reward=",
+    ),
+    "the Trainer's default schedule under the default control": (
+        {"lr_scheduler_type": "linear"},
+        r"'linear'\) moved lr of parameter group 0 from 0\.01 to 0\.00666667.*"
+        r"Control\(mode='modulate'\).*lr_scheduler_type='constant'",
+    ),
+    "a warm-up": (
+        {"lr_scheduler_type": "constant_with_warmup", "warmup_steps": 2},
+        r"'constant_with_warmup'\) moved lr of parameter group 0 from 0 to 0\.005",
+    ),
+    "a horizon that is too short": (
+        {"control": Control.find_lr(horizon=2)},
+        r"horizon=2\) and a run of 3 steps.*the last 1 steps train nothing.*horizon=3",
+    ),
+    "a horizon that is too long": (
+        {"control": Control.find_lr(horizon=10)},
+        r"horizon=10\) and a run of 3 steps \(TrainerState\.max_steps\).*ends 7 steps before",
+    ),
+    "epoch-wise control without evaluations": (
+        {"control": EPOCHWISE},
+        "makes none: give TrainingArguments an eval_strategy",
+    ),
+    "epoch-wise control that is asked for another metric's data set": (
+        {
+            "control": EPOCHWISE,
+            "eval_strategy": "steps",
+            "eval_steps": 1,
+            "eval_dataset": {"a": Tokens(4)},
+            "callback": {"monitor": "eval_a_lost"},
+        },
+        "this run of 3 steps had none, so the knobs never moved",
+    ),
+    "epoch-wise control and a run that ends before the first evaluation": (
+        {
+            "control": EPOCHWISE,
+            "eval_strategy": "steps",
+            "eval_steps": 5,
+            "eval_dataset": Tokens(4),
+        },
+        "the first came after the last of 3 steps, too late for any of them: give TrainingArg",
+    ),
+}
+
+
+@pytest.mark.parametrize("misuse", MISUSES)
+def test_what_goes_wrong_silently_is_warned_of_once(tmp_path: Path, misuse: str) -> None:
+    arguments, message = MISUSES[misuse]
+    trainer = make_trainer(tmp_path, Bigram(), max_steps=3, **arguments)
+    assert re.search(message, said(trainer.train))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"lr_scheduler_type": "linear", "control": UNDER_SCHEDULE},
+        {"lr_scheduler_type": "linear", "control": Control.frozen()},
+        {"control": Control.find_lr(horizon=3)},
+        {"control": Control.find_lr()},
+        {
+            "control": EPOCHWISE,
+            "eval_strategy": "epoch",
+            "num_train_epochs": 2,
+            "max_steps": -1,
+            "eval_dataset": Tokens(4),
+            "callback": {"monitor": "eval_loss"},
+        },
+    ],
+    ids=str,
+)
+def test_an_ordinary_run_is_not_warned_of(tmp_path: Path, arguments: dict[str, Any]) -> None:
+    make_trainer(tmp_path, Bigram(), **({"max_steps": 3} | arguments)).train()
+
+
+def test_a_reward_that_the_control_does_not_take_is_refused_before_training(tmp_path: Path) -> None:
+    trainer = make_trainer(
+        tmp_path,
+        Bigram(),
+        control=EPOCHWISE,
+        callback={"reward": "eval_accuracy"},
+        eval_strategy="epoch",
+        eval_dataset=Tokens(4),
+    )
+    with pytest.raises(ValueError, match=r"is for Control\(reward='given'\).*'neg_loss'"):
         trainer.train()
+
+
+def test_the_logged_learning_rate_is_the_one_that_the_step_used(tmp_path: Path) -> None:
+    plain = make_trainer(tmp_path, Bigram(), control=Control.frozen(), lr_scheduler_type="linear")
+    plain.train()
+    assert logged(plain, "learning_rate") == pytest.approx([1e-2 * (1 - i / 6) for i in range(6)])
+    ours = make_trainer(tmp_path, Bigram())
+    ours.train()
+    assert logged(ours, "learning_rate") == logged(ours, "adaptive/lr")
+    assert len(set(logged(ours, "learning_rate"))) > 1, "the scheduler's would be one number"
+
+
+class Reporter(transformers.TrainerCallback):  # type: ignore[misc, name-defined]
+    """A reporter: it is asked before the callbacks that come after it."""
+
+    def __init__(self) -> None:
+        self.rates: list[tuple[float, float]] = []
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if "loss" in logs:
+            self.rates.append((logs["learning_rate"], logs["adaptive/lr"]))
+
+
+@pytest.mark.parametrize("way", ["in the list", "its class in the list", "added later"])
+def test_the_callback_finds_its_trainer(tmp_path: Path, way: str) -> None:
+    listed: dict[str, list[Any]] = {
+        "in the list": [AdaptiveCallback()],
+        "its class in the list": [AdaptiveCallback],
+    }
+    reporter = Reporter()
+    trainer = make_trainer(
+        tmp_path, Bigram(), callback=None, callbacks=[reporter, *listed.get(way, [])]
+    )
+    if way == "added later":
+        trainer.add_callback(AdaptiveCallback())
+    told = make_trainer(tmp_path, Bigram())
+    assert heard_losses(trainer) == heard_losses(told) == logged(trainer, "loss")
+    assert knobs_of(trainer) == knobs_of(told)
+    assert [lr for _, lr in reporter.rates] == logged(told, "adaptive/lr")
+
+
+def test_an_optimizer_of_your_own(tmp_path: Path) -> None:
+    model = Bigram()
+    plain = AdaptiveAdamW(model.parameters(), lr=1e-2, control=QUICK)
+    told = make_trainer(tmp_path, model, optimizers=(plain, None))
+    assert heard_losses(told) == logged(told, "loss")
+    assert knobs_of(told) == plain.knobs()
+
+
+def test_what_the_arguments_decide_and_what_the_dict(tmp_path: Path) -> None:
+    trainer = make_trainer(
+        tmp_path, weight_decay=0.1, learning_rate=1.0, adam_beta2=0.5, adam_epsilon=1.0, max_steps=1
+    )
+    trainer.train()
+    decayed, others = trainer.optimizer.param_groups
+    assert (decayed["weight_decay"], others["weight_decay"]) == (0.1, 0.0)
+    for group in trainer.optimizer.param_groups:
+        assert (group["lr"], group["betas"], group["eps"]) == (1e-2, (0.9, 0.999), 1e-8)
+
+
+def test_one_callback_serves_trainers_one_after_another(tmp_path: Path) -> None:
+    callback = AdaptiveCallback()
+    for _ in range(2):
+        trainer = make_trainer(tmp_path, Bigram(), callback=None, callbacks=[callback], max_steps=2)
+        for run in (1, 2):
+            trainer.train()
+            assert knobs_of(trainer)["step"] == 2 * run
+            assert knobs_of(trainer)["loss"] == logged(trainer, "loss")[-1]
+
+
+def test_a_callback_that_nobody_owns_says_what_to_write(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, Bigram())
+    with pytest.raises(RuntimeError, match=r"add_callback\(AdaptiveCallback\(trainer\)\)"):
+        AdaptiveCallback().on_train_begin(trainer.args, trainer.state, trainer.control)
+
+
+def test_a_metrics_name_in_the_trainers_place() -> None:
+    with pytest.raises(TypeError, match=r"must be a Trainer or None, got 'eval_loss'.*monitor="):
+        AdaptiveCallback("eval_loss")  # type: ignore[arg-type]
 
 
 def test_an_optimizer_that_is_none_of_ours(tmp_path: Path) -> None:

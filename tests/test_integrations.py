@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from adaptiverl import AdaptiveAdamW, Control
-from adaptiverl.integrations.steering import knob_logs, rescaled, steered
+from adaptiverl.control import Mode
+from adaptiverl.integrations.steering import knob_logs, rate_in_effect, rescaled, steered
 
 NEEDS = {
     "huggingface": ("transformers", "transformers"),
@@ -41,11 +42,30 @@ def test_the_knobs_under_their_names_in_logs() -> None:
     }
 
 
+@pytest.mark.parametrize("mode", ["replace", "modulate"])
+@pytest.mark.parametrize("after", [0.5, 0.25, 0.0], ids=["constant", "falling", "ended"])
+def test_the_rate_that_a_step_used_though_the_scheduler_went_on(mode: Mode, after: float) -> None:
+    param = torch.nn.Parameter(torch.ones(2))
+    optimizer = AdaptiveAdamW([param], lr=0.5, control=Control(mode=mode, every=1))
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: after / 0.5 if n else 1.0)
+    for loss in (1.0, 0.5):
+        param.grad = torch.ones(2)
+        optimizer.step(loss=loss)
+    used = optimizer.knobs()["lr"]
+    assert used != 0.5, "the controller moved it"
+    scheduler.step()
+    assert optimizer.param_groups[0]["lr"] == after
+    logs = knob_logs(optimizer)
+    assert rate_in_effect(Wrapper(optimizer), 0.5, logs) == pytest.approx(used, rel=1e-12)
+
+
 def test_the_optimizer_is_found_inside_wrappers() -> None:
     optimizer = make_optimizer()
     assert steered(optimizer, "") is optimizer
     assert steered(Wrapper(Wrapper(optimizer)), "") is optimizer
-    with pytest.raises(TypeError, match=r"expected an AdaptiveAdamW, got Wrapper: wrap ours"):
+    with pytest.raises(
+        TypeError, match=r"expected an AdaptiveAdamW, got Wrapper around SGD: wrap ours"
+    ):
         steered(Wrapper(torch.optim.SGD([torch.ones(1)])), "wrap ours")
 
 

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import ast
-import os
-import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -15,78 +10,47 @@ import numpy as np
 import pytest
 import torch
 from host_work import calls_in
+from interpreted import check, names_in, run
+from pass_cases import CASES
 
 pytest.importorskip(
     "triton", reason="the kernels need triton, which torch's CPU wheels do not bring along"
 )
 
-from adaptiverl.kernels import layout, philox
+from adaptiverl.kernels import philox
 from adaptiverl.kernels.chunks import CHUNK, chunk_table, partial_sums
 
 ROOT = Path(__file__).parent.parent
-CASES = [ROOT / "tests" / f"interpreted_{name}.py" for name in ("kernels", "sgd", "order")]
-NAMES = [
-    node.name
-    for file in CASES
-    for node in ast.parse(file.read_text()).body
-    if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
-]
+FILES = ("interpreted_pass.py", "interpreted_order.py")
 
 
-def run_interpreted(report: Path, *arguments: str, path: Path | None = None) -> str:
-    """pytest over the interpreted cases; `path` comes first where modules are looked for."""
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    if path is not None:
-        environment["PYTHONPATH"] = str(path)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *map(str, CASES)]
-    done = subprocess.run(
-        [*command, f"--rootdir={ROOT}", f"--junitxml={report}", *arguments],
-        cwd=report.parent,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert report.exists(), done.stdout + done.stderr
-    return done.stdout
-
-
-@pytest.fixture(scope="module")
-def interpreted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
-    """Failures of each interpreted test; a test that did not run is not there."""
-    report = tmp_path_factory.mktemp("interpreted") / "report.xml"
-    run_interpreted(report)
-    outcomes: dict[str, list[str]] = {}
-    for case in ElementTree.parse(report).iter("testcase"):
-        failures = outcomes.setdefault(case.attrib["name"].split("[")[0], [])
-        for kind in ("failure", "error", "skipped"):
-            failures += [f"{case.attrib['name']}: {f.text}" for f in case.findall(kind)]
-    return outcomes
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_interpreted(interpreted: dict[str, list[str]], name: str) -> None:
-    assert name in interpreted, "it did not run"
-    assert not interpreted[name], "\n".join(interpreted[name])
+@pytest.mark.parametrize(("file", "name"), [(f, n) for f in FILES for n in names_in(f)])
+def test_interpreted(file: str, name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    check(file, name, tmp_path_factory)
 
 
 @pytest.mark.parametrize(
     ("file", "old", "new", "failed"),
     [
-        ("adamw_step.py", "v * beta2 + one_minus_beta2", "v * beta2 - one_minus_beta2", 8),
-        ("sgd_step.py", "one_minus_dampening * g", "one_minus_dampening * -g", 16),
+        ("adamw.py", "exp_avg_sq * beta2 +", "exp_avg_sq * beta2 -", "adamw"),
+        ("sgd.py", "one_minus_dampening * g", "one_minus_dampening * -g", "sgd"),
+        ("step_kernel.py", "load(grad, inside", "load(param, inside", ""),
     ],
 )
 def test_the_oracle_notices_a_broken_kernel(
-    tmp_path: Path, file: str, old: str, new: str, failed: int
+    tmp_path: Path, file: str, old: str, new: str, failed: str
 ) -> None:
-    broken = copy_with(tmp_path, file, old, new)
-    output = run_interpreted(tmp_path / "report.xml", "-k", "few_options", path=broken)
-    assert f"\n{failed} failed" in output, output
+    """Every test with few options of that algorithm fails, and none of another."""
+    broken, report = copy_with(tmp_path, file, old, new), tmp_path / "report.xml"
+    run(report, str(ROOT / "tests" / FILES[0]), "-k", "few_options", path=broken)
+    names = {case.attrib["name"]: case for case in ElementTree.parse(report).iter("testcase")}
+    assert names
+    for name, case in names.items():
+        assert (case.find("failure") is not None) == name.endswith(f"{failed}]"), name
 
 
 @pytest.mark.parametrize(
-    ("file", "failed"), [("statistics.py", ["squares"]), ("sweep.py", ["adamw", "sgd"])]
+    ("file", "failed"), [("statistics.py", ["squares"]), ("walk.py", list(CASES))]
 )
 def test_the_shuffled_orders_notice_who_is_last_by_index(
     tmp_path: Path, file: str, failed: list[str]
@@ -95,7 +59,8 @@ def test_the_shuffled_orders_notice_who_is_last_by_index(
     ticket, index = "if is_last_of_tensor(finished, row, count):", "if number == count - 1:"
     broken = copy_with(tmp_path, file, ticket, index)
     report = tmp_path / "report.xml"
-    run_interpreted(report, "-k", "any_order or squares_are_summed", path=broken)
+    files = [str(ROOT / "tests" / file) for file in FILES]
+    run(report, *files, "-k", "any_order or squares_are_summed", path=broken)
     failures = {
         case.attrib["name"]: found.text or ""
         for case in ElementTree.parse(report).iter("testcase")
@@ -176,37 +141,6 @@ def test_every_sine_and_cosine_is_right_to_a_millionth() -> None:
 
 
 # Tables
-
-
-def struct_fields(header: str, struct: str) -> list[str]:
-    text = (ROOT / "csrc" / header).read_text()
-    body = re.search(rf"struct {struct} \{{(.*?)\}};", text, re.DOTALL)
-    assert body
-    return re.findall(r"(?:double|int64_t) (\w+);", body[1])
-
-
-@pytest.mark.parametrize(
-    ("header", "struct", "prefix", "count"),
-    [
-        ("tables.h", "TensorRow", "", 13),
-        ("control_law.h", "State", "BLOCK_", 5),
-        ("control_law.h", "Group", "GROUP_", 3),
-        ("control_law.h", "EffectiveGroup", "EFFECTIVE_", 2),
-        ("sgd_step.h", "SGDGroup", "SGD_GROUP_", 3),
-    ],
-)
-def test_columns_are_the_headers(header: str, struct: str, prefix: str, count: int) -> None:
-    fields = struct_fields(header, struct)
-    found = 0
-    for number, name in enumerate(fields):
-        slot = getattr(layout, prefix + name.upper(), None)
-        if slot is not None:
-            assert slot.value == number, name
-            found += 1
-    assert found == count
-    columns = getattr(layout, f"{prefix}COLUMNS", None)
-    if columns is not None:
-        assert columns.value == len(fields)
 
 
 def test_chunks_of_a_tensor_lie_side_by_side_and_an_empty_one_has_one() -> None:

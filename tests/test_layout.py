@@ -4,83 +4,79 @@ from __future__ import annotations
 
 import ast
 import re
+import statistics
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
 
-# The design's import table. A room may import the ones named here, and those only; "kernels" is
-# the package of kernels, "operators" the compiled module. `control` is a record without imports,
-# which the rooms hand on. Names that only a type checker reads are no imports.
-MAY_IMPORT: dict[str, set[str]] = {
-    "__init__": {"adamw", "control", "sgd", "version"},
-    "version": set(),
-    "control": set(),
-    "laws": {"control"},
-    "observations": {"operators"},
-    "controller": {"control", "observations", "operators"},
-    "devices": set(),
-    "fingerprint": {"distributed"},
-    "overlaps": set(),
-    "slots": {"distributed", "fingerprint"},
-    "workspace": {"operators"},
-    "tables": {"devices", "fingerprint", "overlaps", "workspace"},
-    "dispatch": {"kernels", "operators"},
-    "distributed": {"devices", "workspace"},
-    "announcements": {"control", "controller"},
-    "optimizer": {
-        "announcements",
-        "control",
-        "controller",
-        "devices",
-        "dispatch",
-        "distributed",
-        "fingerprint",
-        "slots",
-        "tables",
-        "workspace",
-    },
-    "adamw": {"control", "devices", "optimizer", "slots"},
-    "sgd": {"control", "optimizer"},
+# The design's floors, the lowest first: a room imports from lower floors, and from its own in no
+# circle. A room is a module of the package or a sub-package; "kernels" is the package of kernels,
+# "operators" the compiled module. Names that only a type checker reads are no imports.
+FLOORS: tuple[set[str], ...] = (
+    {"version", "kernels", "operators"},
+    {"control", "layout", "devices"},
+    {"law"},
+    {"observations", "decision", "trace", "migrations", "controller"},
+    {"algorithms", "backends", "dispatch", "distributed", "log", "ranks", "step"},
+    {"checkpoint", "readings", "optimizer"},
+    {"adamw", "sgd", "lion", "steer"},
+    {"__init__"},
+    {"integrations"},
+)
+# The tools beside the house, and what they may use of it.
+TOOLS: dict[str, set[str]] = {
     "plots": set(),
-    "recording_files": set(),
-    "recordings": {"recording_files"},
-    "replay": {"control", "laws", "plots", "recording_files", "recordings"},
+    "replay": {"control", "law", "layout", "plots"},
     "__main__": {"replay"},
 }
-# What a room may import from outside; every room may use the standard library.
+# What a room may import from outside, where that is not torch; the standard library may all use.
 OUTSIDE: dict[str, set[str]] = {
+    "algorithms": set(),
     "control": set(),
-    "laws": set(),
+    "layout": set(),
+    "law": set(),
     "version": set(),
     "plots": {"matplotlib"},
-    # What an event file holds, and what protobuf raises where it is damaged.
-    "recording_files": {"tensorboard", "google"},
-    "recordings": set(),
     "replay": set(),
+    # What an event file holds, and what protobuf raises where it is damaged.
+    "replay.event_files": {"tensorboard", "google"},
     "__main__": set(),
     "kernels": {"torch", "triton"},
-}
-# The integrations' modules, each with what it may import from outside.
-INTEGRATIONS: dict[str, set[str]] = {
-    "__init__": set(),
-    "steering": {"torch"},
-    "huggingface": {"torch", "transformers"},
-    "accelerate": {"torch", "accelerate"},
-    "lightning": {"torch", "lightning", "pytorch_lightning"},
+    "integrations.__init__": set(),
+    "integrations.huggingface": {"torch", "transformers"},
+    "integrations.accelerate": {"torch", "accelerate"},
+    "integrations.lightning": {"torch", "lightning", "pytorch_lightning"},
 }
 BANNED_EVERYWHERE = {r"triton\.autotune": "an in-place kernel cannot be tuned by running it twice"}
 # Reading a device's number on the host waits for the device; these are where that is meant.
-MAY_WAIT = {"announcements.py": 2, "controller.py": 1, "dispatch.py": 1}
+MAY_WAIT = {"log": 2, "migrations": 1, "dispatch": 1}
+LONGEST_FILE, LONGEST_MEDIAN = 400, 150
 
 
-def modules(package: Path) -> dict[str, ast.Module]:
-    found = {p.stem: ast.parse(p.read_text(), str(p)) for p in sorted(package.glob("*.py"))}
-    assert found, f"no modules in {package}"
-    return found
+def files() -> dict[str, Path]:
+    """Every module of the package by its dotted name in it, the kernels apart."""
+    package = ROOT / "adaptiverl"
+    found = sorted(package.rglob("*.py"))
+    return {".".join(p.relative_to(package).with_suffix("").parts): p for p in found}
+
+
+FILES = files()
+TREES = {name: ast.parse(path.read_text(), str(path)) for name, path in FILES.items()}
+KERNELS = {
+    p.stem: ast.parse(p.read_text(), str(p)) for p in sorted((ROOT / "kernels").glob("*.py"))
+}
+
+
+def room_of(module: str) -> str:
+    return module.split(".")[0]
+
+
+ROOMS = {*map(room_of, FILES), "kernels", "operators"}
 
 
 def walk_running(node: ast.AST) -> Iterator[ast.AST]:
@@ -108,15 +104,30 @@ def imported(tree: ast.Module) -> set[str]:
     return names
 
 
-def rooms(names: set[str], package: str) -> set[str]:
-    """The rooms of ours among imported names."""
+def ours(names: set[str]) -> set[str]:
+    """Imported names of ours, dotted and without the package's."""
     found = {"operators"} if "operators" in names else set()
     for name in names:
+        top, _, rest = name.partition(".")
+        if top == "adaptiverl" and rest:
+            found.add("operators" if rest.startswith("_C") else rest)
+    return found
+
+
+def rooms(names: set[str]) -> set[str]:
+    """Rooms of ours among imported names; what is no room is a name that `__init__` exports."""
+    found = {room_of(name) for name in ours(names)}
+    return {room if room in ROOMS else "__init__" for room in found}
+
+
+def modules_in(names: set[str]) -> set[str]:
+    """The modules of the package among imported names: `a.b.c` is of module `a.b` or `a.b.c`."""
+    found = set()
+    for name in ours(names):
         parts = name.split(".")
-        if parts[0] == "adaptiverl" and len(parts) > 1:
-            # `from adaptiverl import laws` and `from adaptiverl.laws import State`: the same room.
-            found.add("operators" if parts[1] == "_C" else parts[1])
-    return found - {package}
+        known = [".".join(parts[:n]) for n in range(len(parts), 0, -1)]
+        found |= {next((k for k in known if k in FILES), f"{known[-1]}.__init__")}
+    return found & set(FILES)
 
 
 def outsiders(names: set[str]) -> set[str]:
@@ -124,60 +135,108 @@ def outsiders(names: set[str]) -> set[str]:
     return {top for top in tops if top not in sys.stdlib_module_names and top != "__future__"}
 
 
-@pytest.mark.parametrize("room", sorted(modules(ROOT / "adaptiverl")))
-def test_a_room_imports_only_what_the_design_lets_it(room: str) -> None:
-    assert room in MAY_IMPORT, f"adaptiverl/{room}.py is a room that the import table does not know"
-    names = imported(modules(ROOT / "adaptiverl")[room])
-    assert rooms(names, room) <= MAY_IMPORT[room]
-    assert outsiders(names) <= OUTSIDE.get(room, {"torch"})
+def floor_of(room: str) -> int:
+    return next(n for n, floor in enumerate(FLOORS) if room in floor)
 
 
-@pytest.mark.parametrize("module", sorted(modules(ROOT / "adaptiverl/integrations")))
-def test_integrations_import_public_names_and_their_own_framework(module: str) -> None:
-    names = imported(modules(ROOT / "adaptiverl/integrations")[module])
-    exports = modules(ROOT / "adaptiverl")["__init__"]
-    public = {name.split(".")[-1] for name in imported(exports)}
-    assert rooms(names, "integrations") <= public
-    assert outsiders(names) <= INTEGRATIONS[module]
+def may_import(room: str) -> set[str]:
+    if room in TOOLS:
+        return TOOLS[room] | {room}
+    return set().union(*FLOORS[: floor_of(room) + 1])
 
 
-@pytest.mark.parametrize("module", sorted(modules(ROOT / "kernels")))
+def circles(edges: Mapping[str, set[str]]) -> list[list[str]]:
+    """Ways round a graph that end where they began, one for each that is found first."""
+    found, done = [], set()
+
+    def walk(node: str, way: list[str]) -> None:
+        if node in way:
+            found.append([*way[way.index(node) :], node])
+        elif node not in done:
+            for following in sorted(edges.get(node, set())):
+                walk(following, [*way, node])
+            done.add(node)
+
+    for node in sorted(edges):
+        walk(node, [])
+    return found
+
+
+@pytest.mark.parametrize("module", sorted(FILES))
+def test_imports_go_down(module: str) -> None:
+    names, room = imported(TREES[module]), room_of(module)
+    assert room in TOOLS or any(room in floor for floor in FLOORS), f"no floor has {module}"
+    assert rooms(names) <= may_import(room)
+    assert outsiders(names) <= OUTSIDE.get(module, OUTSIDE.get(room, {"torch"}))
+
+
+@pytest.mark.parametrize("module", sorted(m for m in FILES if m.startswith("law.")))
+def test_the_law_reads_control_numbers_and_no_control(module: str) -> None:
+    reads_control = {"control"} if module in ("law.numbers", "law.replay") else set()
+    assert rooms(imported(TREES[module])) <= {"law", "layout"} | reads_control
+
+
+def test_no_imports_go_in_a_circle() -> None:
+    edges = {name: modules_in(imported(tree)) - {name} for name, tree in TREES.items()}
+    assert circles(edges) == []
+    between: dict[str, set[str]] = {}
+    for name, others in edges.items():
+        between.setdefault(room_of(name), set()).update(map(room_of, others - {name}))
+    assert circles({room: others - {room} for room, others in between.items()}) == []
+
+
+@pytest.mark.parametrize("module", sorted(m for m in FILES if m.startswith("integrations.")))
+def test_integrations_import_public_names(module: str) -> None:
+    public = rooms(imported(TREES["__init__"]))
+    assert rooms(imported(TREES[module])) <= public | {"__init__", "integrations"}
+
+
+@pytest.mark.parametrize("module", sorted(FILES))
+def test_what_is_private_stays_in_its_module(module: str) -> None:
+    names = {name for name in imported(TREES[module]) if name.startswith("adaptiverl.")}
+    private = {name for name in names if re.search(r"\._[a-z]", name)}
+    assert private <= {"adaptiverl._C"}
+
+
+def test_files_are_short() -> None:
+    lengths = {name: len(path.read_text().splitlines()) for name, path in FILES.items()}
+    assert {name: n for name, n in lengths.items() if n > LONGEST_FILE} == {}
+    assert statistics.median(lengths.values()) <= LONGEST_MEDIAN
+
+
+@pytest.mark.parametrize("module", sorted(KERNELS))
 def test_kernels_import_torch_and_triton_only(module: str) -> None:
-    names = imported(modules(ROOT / "kernels")[module])
+    names = imported(KERNELS[module])
     assert outsiders(names) <= OUTSIDE["kernels"]
-    assert rooms(names, "kernels") == set()
+    assert rooms(names) <= {"kernels"}
 
 
 def test_the_oracle_imports_nothing_of_ours() -> None:
     names = imported(ast.parse((ROOT / "tests/oracle.py").read_text()))
     assert outsiders(names) <= {"numpy"}
-    assert rooms(names, "") == set()
+    assert rooms(names) == set()
 
 
-def test_only_dispatch_asks_for_cuda_or_operators_at_import() -> None:
-    for path in sorted((ROOT / "adaptiverl").glob("*.py")):
-        if path.stem != "dispatch":
-            assert "is_available" not in path.read_text(), path
+def test_only_backends_ask_for_cuda() -> None:
+    for name, path in FILES.items():
+        if room_of(name) not in ("dispatch", "backends"):
+            assert "cuda.is_available" not in path.read_text(), name
 
 
-def test_banned_tokens() -> None:
-    folders = ("adaptiverl", "adaptiverl/integrations", "kernels")
-    for path in sorted(p for folder in folders for p in (ROOT / folder).glob("*.py")):
-        text = path.read_text()
+def test_banned_tokens_and_waits() -> None:
+    texts = {name: path.read_text() for name, path in FILES.items()}
+    texts |= {f"kernels.{p.stem}": p.read_text() for p in (ROOT / "kernels").glob("*.py")}
+    waits: Counter[str] = Counter()
+    for name, text in texts.items():
         for pattern, reason in BANNED_EVERYWHERE.items():
-            assert not re.search(pattern, text), f"{path.name}: {pattern} ({reason})"
-        waits = len(re.findall(r"\.item\(", text))
-        assert waits <= MAY_WAIT.get(path.name, 0), (
-            f"{path.name} waits for the device {waits} times"
-        )
+            assert not re.search(pattern, text), f"{name}: {pattern} ({reason})"
+        waits[room_of(name)] += len(re.findall(r"\.item\(", text))
+    assert +waits == MAY_WAIT
 
 
-def test_the_check_sees_a_forbidden_import() -> None:
+def test_the_checks_see_what_is_forbidden() -> None:
     names = imported(ast.parse("from adaptiverl.optimizer import AdaptiveOptimizer\nimport numpy"))
-    assert not rooms(names, "laws") <= MAY_IMPORT["laws"]
+    assert not rooms(names) <= may_import("step")
+    assert not rooms(names) <= may_import("control")
     assert outsiders(names) == {"numpy"}
-
-
-def test_the_table_names_only_rooms_that_exist() -> None:
-    assert set(MAY_IMPORT) == set(modules(ROOT / "adaptiverl"))
-    assert set(INTEGRATIONS) == set(modules(ROOT / "adaptiverl/integrations"))
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == [["b", "c", "b"]]

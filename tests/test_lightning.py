@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import csv
+import dataclasses
+import re
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +24,7 @@ from adaptiverl import AdaptiveAdamW, Control
 lightning = pytest.importorskip("lightning.pytorch", reason="lightning is not installed")
 pytest.importorskip("transformers", reason="transformers, for the model, is not installed")
 
+import lightning.fabric as lightning_fabric  # noqa: E402
 from lightning.pytorch.plugins.precision import MixedPrecision  # noqa: E402
 
 from adaptiverl.integrations.lightning import AdaptiveCallback  # noqa: E402
@@ -29,8 +36,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
 ]
 
-QUICK = Control(every=2, noise_bounds=(0.01, 0.1))
-EPOCHWISE = Control(every=None, beta_loss=0.3, beta_reward=0.3, beta_variance=0.3)
+QUICK = Control(mode="modulate", every=2, noise_bounds=(0.01, 0.1))
+EPOCHWISE = Control(mode="modulate", every=None, beta_loss=0.3, beta_reward=0.3, beta_variance=0.3)
 KNOBS = {
     "adaptive/lr": "lr",
     "adaptive/alpha": "alpha",
@@ -69,6 +76,13 @@ class ValidatedModule(Module):
     def validation_step(self, batch: dict[str, Tensor], index: int) -> None:
         self.log("val_loss", self.model(**batch).loss)
         self.log("val_accuracy", torch.tensor(0.25))
+
+
+class Unasked(Module):
+    """The same, and nobody asks for its knobs."""
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        pass
 
 
 class ManualModule(Module):
@@ -266,8 +280,8 @@ def test_epochwise_control_moves_the_knobs_after_each_validation(tmp_path: Path)
 
 def test_epochwise_control_with_a_reward(tmp_path: Path) -> None:
     callback = AdaptiveCallback(reward="val_accuracy")
-    module = ValidatedModule(Control(every=None, reward="given"))
-    trainer = make_trainer(tmp_path, callback=callback)
+    module = ValidatedModule(Control(mode="modulate", every=None, reward="given"))
+    trainer = make_trainer(tmp_path, callback=callback, max_epochs=2)
     fit(trainer, module)
     assert trainer.optimizers[0].knobs()["reward"] == 0.25
 
@@ -278,9 +292,226 @@ def test_a_metric_that_is_not_there(tmp_path: Path) -> None:
         fit(trainer, ValidatedModule(EPOCHWISE))
 
 
-def test_epochwise_control_without_validation_is_warned_of(tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match="makes none: give it a validation_step"):
-        fit(make_trainer(tmp_path), Module(EPOCHWISE))
+class UnscheduledModule(ValidatedModule):
+    """No scheduler."""
+
+    def configure_optimizers(self) -> Any:
+        return AdaptiveAdamW(self.parameters(), **self.arguments)
+
+
+def said(trainer: Any, module: Module) -> list[str]:
+    """The warnings of a run that are the package's."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(trainer, module)
+    return [str(w.message) for w in caught if "Control(" in str(w.message)]
+
+
+MISUSES: dict[str, tuple[type[Module], Control, dict[str, Any], dict[str, Any], str]] = {
+    "a reward and a monitor under step-wise control": (
+        Module,
+        QUICK,
+        {"reward": "val_accuracy", "monitor": "val_loss"},
+        {},
+        r"monitor='val_loss', reward='val_accuracy'\) is ignored.*every=2.*Leave it out",
+    ),
+    "no metric for the reward": (
+        ValidatedModule,
+        Control(mode="modulate", every=None, reward="given"),
+        {},
+        {"max_epochs": 2},
+        r"names no metric for the reward",
+    ),
+    "a schedule under the default control": (
+        Module,
+        Control(),
+        {},
+        {},
+        r"the scheduler LinearLR moved lr of parameter group 0 from 0\.01 to 0\.0095.*"
+        r"Control\(mode='modulate'\).*return none from configure_optimizers",
+    ),
+    "a horizon that is too short": (
+        UnscheduledModule,
+        Control.find_lr(horizon=4),
+        {},
+        {},
+        r"horizon=4\) and a run of 6 steps \(Trainer\.estimated_stepping_batches\)"
+        r": the last 2 steps train nothing\. Give horizon=6",
+    ),
+    "a horizon that is too long, micro-batches being counted": (
+        UnscheduledModule,
+        Control.find_lr(horizon=6),
+        {},
+        {"accumulate_grad_batches": 2},
+        r"horizon=6\) and a run of 3 steps",
+    ),
+    "epoch-wise control without validations": (
+        Module,
+        EPOCHWISE,
+        {},
+        {},
+        "makes none: give it a validation_step",
+    ),
+    "epoch-wise control and one epoch": (
+        ValidatedModule,
+        EPOCHWISE,
+        {},
+        {},
+        "the first came after the last of 6 steps, too late for any of them",
+    ),
+    "epoch-wise control and validations that never come": (
+        ValidatedModule,
+        EPOCHWISE,
+        {},
+        {"check_val_every_n_epoch": 3, "max_epochs": 2},
+        "this run of 12 steps had none",
+    ),
+}
+
+
+@pytest.mark.parametrize("misuse", MISUSES)
+def test_what_goes_wrong_silently_is_warned_of_once(tmp_path: Path, misuse: str) -> None:
+    kind, control, callback, arguments, message = MISUSES[misuse]
+    trainer = make_trainer(tmp_path, callback=AdaptiveCallback(**callback), **arguments)
+    (warning,) = said(trainer, kind(control))
+    assert re.search(message, warning)
+
+
+@pytest.mark.parametrize(
+    ("kind", "control", "arguments"),
+    [
+        (UnscheduledModule, Control(), {}),
+        (Module, Control.frozen(), {}),
+        (UnscheduledModule, Control.find_lr(horizon=6), {}),
+        (UnscheduledModule, Control.find_lr(), {}),
+        # How many steps there will be Lightning cannot say here.
+        (
+            UnscheduledModule,
+            Control.find_lr(horizon=9),
+            {
+                "max_epochs": 2,
+                "callbacks": [
+                    AdaptiveCallback(),
+                    lightning.callbacks.GradientAccumulationScheduler({0: 1, 1: 2}),
+                ],
+            },
+        ),
+        (
+            lambda control: ManualModule(control=control),
+            dataclasses.replace(Control.find_lr(horizon=9), mode="modulate"),
+            {},
+        ),
+        (ValidatedModule, EPOCHWISE, {"max_epochs": 2}),
+        (ValidatedModule, EPOCHWISE, {"val_check_interval": 3}),
+    ],
+)
+def test_an_ordinary_run_is_not_warned_of(
+    tmp_path: Path, kind: Callable[[Control], Module], control: Control, arguments: dict[str, Any]
+) -> None:
+    assert said(make_trainer(tmp_path, **arguments), kind(control)) == []
+
+
+def test_a_reward_that_the_control_does_not_take_is_refused_before_training(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, callback=AdaptiveCallback(reward="val_accuracy"))
+    with pytest.raises(ValueError, match=r"is for Control\(reward='given'\).*'neg_loss'"):
+        fit(trainer, ValidatedModule(EPOCHWISE))
+
+
+def precisely(precision: str) -> dict[str, Any]:
+    """By itself Lightning takes "16-mixed" only where there is a GPU; its plugin runs anywhere."""
+    if precision != "16-mixed":
+        return {"precision": precision}
+    return {"plugins": [MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))]}
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
+@pytest.mark.parametrize("fused", [None, True])
+def test_fused_and_lightnings_clipping_exclude_each_other_under_mixed_precision(
+    tmp_path: Path, precision: Any, fused: bool | None
+) -> None:
+    class Plain(Unasked):
+        def configure_optimizers(self) -> Any:
+            return torch.optim.AdamW(self.parameters(), fused=fused)
+
+    refuses: Any = contextlib.nullcontext()
+    if fused and precision != "32-true":
+        refuses = pytest.raises(RuntimeError, match="does not allow for gradient clipping")
+    for module, callbacks in ((Unasked(fused=fused), [AdaptiveCallback()]), (Plain(), [])):
+        trainer = make_trainer(
+            tmp_path, **precisely(precision), gradient_clip_val=1.0, callbacks=callbacks
+        )
+        with refuses:
+            fit(trainer, module)
+    # What clips in either case.
+    module = Module(fused=fused, max_grad_norm=1.0)
+    fit(make_trainer(tmp_path, **precisely(precision)), module)
+    assert module.knobs[-1]["step"] == 6
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_fabrics_wrapper_passes_on_what_is_observed(precision: Any) -> None:
+    fabric = lightning_fabric.Fabric(accelerator="cpu", devices=1, precision=precision)
+    model = torch.nn.Linear(2, 1)
+    plain = AdaptiveAdamW(model.parameters(), lr=1e-2, control=Control(every=1), fused=True)
+    wrapped, optimizer = fabric.setup(model, plain)
+    for step in range(1, 4):
+        loss = wrapped(torch.ones(4, 2)).float().square().mean()
+        fabric.backward(loss)
+        optimizer.observe(loss)
+        fabric.clip_gradients(wrapped, optimizer, max_norm=1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        assert optimizer.knobs() == plain.knobs()
+        assert plain.knobs()["updates"] == plain.knobs()["step"] == step
+        assert plain.knobs()["loss"] == loss.item()
+
+
+def test_fabrics_step_takes_a_closure_and_no_loss() -> None:
+    fabric = lightning_fabric.Fabric(accelerator="cpu", devices=1)
+    model = torch.nn.Linear(2, 1)
+    plain = AdaptiveAdamW(model.parameters(), lr=1e-2, control=Control(every=1))
+    wrapped, optimizer = fabric.setup(model, plain)
+    losses = []
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        losses.append(wrapped(torch.ones(4, 2)).square().mean())
+        fabric.backward(losses[-1])
+        return losses[-1]
+
+    optimizer.step(closure)
+    assert plain.knobs()["loss"] == losses[0].item()
+    with pytest.raises(TypeError, match="unexpected keyword argument 'loss'"):
+        optimizer.step(loss=losses[0])
+
+
+def test_lightnings_monitor_shows_the_rate_that_was_given(tmp_path: Path) -> None:
+    monitor = lightning.callbacks.LearningRateMonitor(logging_interval="step")
+    module = UnscheduledModule(Control(every=1))
+    logger = csv_logger(tmp_path)
+    trainer = make_trainer(
+        tmp_path, logger=logger, log_every_n_steps=1, callbacks=[monitor, AdaptiveCallback()]
+    )
+    fit(trainer, module)
+    assert trainer.logged_metrics["adaptive/lr"].item() == pytest.approx(module.knobs[-1]["lr"])
+    assert module.knobs[-1]["lr"] != 1e-2
+    with (Path(logger.log_dir) / "metrics.csv").open() as stream:
+        shown = {row.get("lr-AdaptiveAdamW") for row in csv.DictReader(stream)} - {""}
+    assert {float(str(lr)) for lr in shown} == {1e-2}
+
+
+def test_manual_optimization_takes_the_loss_in_its_step(tmp_path: Path) -> None:
+    class Told(ManualModule):
+        def training_step(self, batch: dict[str, Tensor], index: int) -> None:  # type: ignore[override]
+            optimizer = self.optimizers()
+            optimizer.zero_grad()
+            loss = Module.training_step(self, batch, index)
+            self.manual_backward(loss)
+            optimizer.step(loss=loss)
+
+    module = Told()
+    fit(make_trainer(tmp_path, callbacks=[]), module)
+    assert heard(module) == [loss.item() for loss in module.losses]
 
 
 def test_an_optimizer_that_is_none_of_ours(tmp_path: Path) -> None:
@@ -321,10 +552,6 @@ def test_nothing_of_ours_reads_a_value_between_logs(tmp_path: Path) -> None:
         log_every_n_steps=100,
         callbacks=[Watched(), AdaptiveCallback()],
     )
-
-    class Unasked(Module):
-        def on_train_batch_end(self, *args: Any) -> None:
-            pass
 
     fit(trainer, Unasked(fused=True))
     assert waits.of("adaptiverl").keys() <= AT_HOME

@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from adaptiverl import dispatch
+from adaptiverl import backends
+from adaptiverl.backends import placement
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux", reason="LD_DEBUG is glibc's: other loaders do not tell what binds"
@@ -71,7 +72,7 @@ def test_every_undefined_symbol_binds(bound_to: dict[str, str]) -> None:
     assert undefined_symbols() - HOOKS - absent - set(bound_to) == set()
 
 
-@pytest.mark.skipif(not dispatch.has_cuda_controller(), reason="built without CUDA")
+@pytest.mark.skipif(not placement.has_cuda_controller(), reason="built without CUDA")
 def test_the_cuda_symbols_bind_to_libtorch_cuda(bound_to: dict[str, str]) -> None:
     assert undefined_symbols() >= SHIMS
     if torch.version.cuda is None:
@@ -97,9 +98,9 @@ def test_no_symbol_is_one_of_torchs_cxx_names() -> None:
 
 @pytest.mark.skipif(torch.version.cuda is None, reason="this torch has no CUDA to describe")
 def test_it_is_described_truthfully() -> None:
-    said = dispatch.describe()
+    said = backends.describe()
     assert f"on torch {torch.__version__}: " in said
-    compiled = ", ".join("{}.{}".format(*c) for c in dispatch.cuda_architectures())
-    if dispatch.has_cuda_controller() and not torch.cuda.is_available():
+    compiled = ", ".join("{}.{}".format(*c) for c in placement.cuda_architectures())
+    if placement.has_cuda_controller() and not torch.cuda.is_available():
         assert f"CUDA controller compiled for compute capability {compiled} and later;" in said
-        assert said.endswith("CUDA sweep Triton")
+        assert said.endswith("CUDA pass Triton")

@@ -14,7 +14,8 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from training import BUSY, assert_same, clones, parameters, snapshot
 
-from adaptiverl import AdaptiveAdamW, AdaptiveSGD, Control, dispatch
+from adaptiverl import AdaptiveAdamW, AdaptiveSGD, Control
+from adaptiverl.backends import operators
 
 MAKES: dict[str, Callable[..., Any]] = {
     "adamw": AdaptiveAdamW,
@@ -109,9 +110,11 @@ def test_a_step_of_fake_tensors_touches_no_address(
             loss.backward()
             optimizer.step(loss=loss)
         for p, state in optimizer.state.items():
-            assert {v.shape for k, v in state.items() if k in optimizer._moments} == {p.shape}
+            assert {v.shape for k, v in state.items() if k in optimizer._algorithm.slots} == {
+                p.shape
+            }
             assert {type(v) for v in state.values()} == {FakeTensor}
-        assert {b.backend.name for b in optimizer._buckets._sorted} == {"reference"}
+        assert {b.backend.name for b in optimizer._round.plan._sorted} == {"reference"}
 
 
 def test_every_operator_can_be_called_with_fake_tensors() -> None:
@@ -120,4 +123,4 @@ def test_every_operator_can_be_called_with_fake_tensors() -> None:
         for name in torch._C._dispatch_get_all_op_names()
         if name.startswith("adaptiverl::")
     }
-    assert ours - NO_TENSORS == set(dispatch.OPERATORS)
+    assert ours - NO_TENSORS == set(operators.OPERATORS)

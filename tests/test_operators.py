@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from adaptiverl import Control, dispatch
+from adaptiverl import Control
+from adaptiverl.backends import placement
 from adaptiverl.controller import Controller
-from adaptiverl.tables import COLUMNS
+from adaptiverl.step.entries import COLUMNS
 
 OPERATORS = torch.ops.adaptiverl
 KEYS = {"CPU": torch._C.DispatchKey.CPU, "CUDA": torch._C.DispatchKey.CUDA}
@@ -42,20 +43,22 @@ class Arguments:
     def of(self, operator: str) -> dict[str, Any]:
         """Fresh ones but for what `everything` looks at."""
         c = self.controller
-        block, parameters, inbox, trace = c.block, c._parameters, c.inbox, c._ring
-        read = {"block": block, "groups": self.groups, "effective": self.effective}
+        state, numbers, inbox, trace = c.block, c.numbers, c.inbox, c.ring.on(c.device)
+        read = {"groups": self.groups, "effective": self.effective}
         step = {
             "rows": self.rows,
+            "block": state,
             **read,
             "squares": double(2),
             "gradient_scale": double(),
             "sums": double(2, 3),
         }
         arguments: dict[str, dict[str, Any]] = {
+            "observe_numbers_": {"inbox": inbox, "loss": 1.0, "reward": 1.0},
             "observe_": {"inbox": inbox, "loss": double(), "reward": double()},
             "advance_": {
-                "block": block,
-                "parameters": parameters,
+                "state": state,
+                "numbers": numbers,
                 "inbox": inbox,
                 "trace": trace,
                 "groups": self.groups,
@@ -63,12 +66,12 @@ class Arguments:
                 "tables": [self.rows],
                 "found_inf": torch.zeros(()),
             },
-            "gather_alignment_": {"block": block, "sums": [double(2, 3)]},
-            "update_": {"block": block, "parameters": parameters, "inbox": inbox, "trace": trace},
-            "read_groups_": read,
+            "reduce_alignment_": {"state": state, "sums": [double(2, 3)]},
+            "update_": {"state": state, "numbers": numbers, "inbox": inbox, "trace": trace},
+            "read_groups_": {"state": state, **read},
             "sum_squares_": {
                 "rows": self.rows,
-                "block": block,
+                "block": state,
                 "squares": double(2),
                 "always": True,
             },
@@ -79,22 +82,23 @@ class Arguments:
 
     def everything(self) -> list[bytes]:
         c = self.controller
-        tensors = [c.block, c.inbox, c._ring, self.effective]
+        tensors = [c.block, c.inbox, c.ring.on(c.device), self.effective]
         tensors += [t for arrays in (*self.arrays, *self.counts) for t in arrays]
         return [t.numpy().tobytes() for t in tensors]
 
 
 NAMES = (
     "observe_",
+    "observe_numbers_",
     "advance_",
-    "gather_alignment_",
+    "reduce_alignment_",
     "update_",
     "read_groups_",
     "sum_squares_",
     "adamw_step_",
     "sgd_step_",
 )
-ON_DEVICE = NAMES[:5]
+ON_DEVICE = NAMES[:6]
 """Those that there are for CUDA as well"""
 
 
@@ -124,14 +128,14 @@ MISPLACED = [
     for key, operators in (("CPU", NAMES), ("CUDA", ON_DEVICE))
     for operator in operators
     for name, value in Arguments().of(operator).items()
-    if isinstance(value, (Tensor, list))
+    if isinstance(value, (Tensor, list)) and operator != "observe_numbers_"  # with one tensor
 ]
 
 
 @pytest.mark.parametrize(("key", "operator", "name"), MISPLACED)
 def test_a_tensor_on_another_device_is_refused(key: str, operator: str, name: str) -> None:
     """CUDA's operators look at devices before anything else: no GPU is needed to see that."""
-    if key == "CUDA" and not dispatch.has_cuda_controller():
+    if key == "CUDA" and not placement.has_cuda_controller():
         pytest.skip("built without nvcc: there is no CUDA operator to ask")
     arguments = Arguments().of(operator)
     first = next(iter(arguments))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from adaptiverl import AdaptiveAdamW, AdaptiveSGD, Control
-from adaptiverl import optimizer as optimizers
+from adaptiverl.step import memory
 
 BUSY = Control(
     every=2, noise_bounds=(0.0, 0.1), plateau_trend=(10.0, 1.0), plateau_variance=(10.0, 1.0)
@@ -696,9 +696,15 @@ def test_printing_hides_the_block() -> None:
 
 def tensors_of_a_step(optimizer: Any) -> list[Tensor]:
     """What the controller, the sweep and the next step read, beside parameters and their state."""
-    controller, table = optimizer._controller, optimizer._group_table
+    controller, table = optimizer._controller, optimizer._round._group_table
     tables = [] if table is None else [table.numbers, table.effective]
-    return [controller.block, controller.inbox, controller._ring, controller.memory, *tables]
+    return [
+        controller.block,
+        controller.inbox,
+        controller.ring.on(controller.device),
+        controller.memory,
+        *tables,
+    ]
 
 
 @pytest.mark.parametrize("steps", [0, 7])
@@ -768,19 +774,21 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[torch.device]]:
     """Controllers of meta parameters live beside them: the meta device stands for an accelerator.
 
     Yields:
-        Where the tensors were that an operator was told to observe.
+        Where an operator observed.
     """
     meta, observed = torch.device("meta"), []
 
     def device_of(device: torch.device) -> torch.device:
         return meta if device == meta else torch.device("cpu")
 
-    def note(inbox: Tensor, loss: Tensor, reward: Tensor | None) -> None:
-        observed.append(loss.device)
+    def note(inbox: Tensor, loss: Tensor | float, reward: Tensor | float | None) -> None:
+        assert inbox.device == meta
+        observed.append(loss.device if isinstance(loss, Tensor) else inbox.device)
 
-    monkeypatch.setattr(optimizers, "controller_device", device_of)
+    monkeypatch.setattr(memory, "controller_device", device_of)
     library = torch.library.Library("adaptiverl", "IMPL")
-    library.impl("observe_", note, "Meta", allow_override=True)
+    for name in ("observe_", "observe_numbers_"):
+        library.impl(name, note, "Meta", allow_override=True)
     yield observed
     library._destroy()
 

@@ -85,7 +85,7 @@ class SerialSGD:
 
 
 def by_backend(optimizer: Any) -> dict[str, int]:
-    return {b.backend.name: len(b.indices) for b in optimizer._buckets._sorted}
+    return {b.backend.name: len(b.indices) for b in optimizer._round.plan._sorted}
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,8 +1,7 @@
-"""``noise_target="parameter"``: by hand, against the oracle, in both steps of both optimizers."""
+"""``noise_target="parameter"``: by hand, and by whole optimizers (`test_pass.py` has the step)."""
 
 from __future__ import annotations
 
-import inspect
 import math
 from dataclasses import replace
 from typing import Any
@@ -10,23 +9,16 @@ from typing import Any
 import numpy as np
 import oracle
 import pytest
-import sgd_steps
 import torch
-from adaptiverl.kernels import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sgd_steps import PATHS, SEED, SIGMA, SIZES, STEP, as_reals, block_of, knobs_of, rows_of
+from pass_cases import CASES, SEED
 from tolerances import assert_close
-from torch import Tensor
 
-from adaptiverl import AdaptiveAdamW, AdaptiveSGD, Control
-from adaptiverl.tables import Entry
+from adaptiverl import Control
 
 GAINS = [name for name in Control.__dataclass_fields__ if name.startswith("gain_")]
-OPTIMIZERS: list[Any] = [AdaptiveAdamW, AdaptiveSGD]
-# lr, β₁, β₂, eps, weight decay; lr and momentum in effect.
-GROUPS = torch.tensor([[9.0, 9.0, 0.99, 1e-6, 0.1]], dtype=torch.float64)
-EFFECTIVE = torch.tensor([[5e-3, 0.85]], dtype=torch.float64)
+OPTIMIZERS: list[Any] = [case.optimizer for case in CASES.values()]
 
 
 def steady(sigma: float, target: Any = "parameter", **options: Any) -> Control:
@@ -164,158 +156,7 @@ def test_its_size_is_the_parameters_and_never_the_gradients(
     assert torch.equal(*added)
 
 
-# The steps against the oracle
-
-
-def adamw_entry(n: int, index: int, dtype: torch.dtype = torch.float32) -> Entry:
-    second = 0.01 * torch.rand(n, dtype=dtype) + 1e-4
-    return Entry(
-        param=torch.randn(n, dtype=dtype),
-        grad=0.3 * torch.randn(n, dtype=dtype),
-        exp_avg=0.1 * torch.randn(n, dtype=dtype),
-        exp_avg_sq=second,
-        max_exp_avg_sq=second * (0.5 + torch.rand(n, dtype=dtype)) if index % 2 else None,
-        step=torch.tensor(3.0),
-        mu_product=torch.tensor(0.6, dtype=torch.float64),
-        group=0,
-        index=index,
-        offset=0,
-        logical_numel=n,
-        maximize=index % 3 == 0,
-    )
-
-
-def adamw_sweep(path: str, entries: list[Entry], block: Tensor, scale: float | None) -> None:
-    factor = None if scale is None else torch.tensor(scale, dtype=torch.float64)
-    squares = torch.zeros(len(entries), dtype=torch.float64)
-    if path == "reference":
-        reference.sum_squares(entries, squares, of_parameters=True)
-        reference.adamw_step(
-            entries, knobs_of(block), GROUPS, EFFECTIVE, squares, factor, False, True
-        )
-        return
-    for entry in entries:
-        entry.step += 1
-        entry.mu_product *= EFFECTIVE[0, 1]
-    rows = rows_of(entries)  # type: ignore[arg-type]
-    torch.ops.adaptiverl.sum_squares_(rows, block, squares, False, True)
-    torch.ops.adaptiverl.adamw_step_(rows, block, GROUPS, EFFECTIVE, squares, factor, None, True)
-
-
-def adamw_expected(entry: Entry, scale: float | None) -> oracle.AdamWState:
-    top = entry.max_exp_avg_sq
-    return oracle.adamw_step(
-        as_reals(entry.param),
-        as_reals(entry.grad),
-        as_reals(entry.exp_avg),
-        as_reals(entry.exp_avg_sq),
-        None if top is None else as_reals(top),
-        step=3,
-        mu_product=0.6,
-        lr=EFFECTIVE[0, 0].item(),
-        momentum=EFFECTIVE[0, 1].item(),
-        beta2=GROUPS[0, 2].item(),
-        eps=GROUPS[0, 3].item(),
-        weight_decay=GROUPS[0, 4].item(),
-        maximize=entry.maximize,
-        noise=3.0,
-        xi=oracle.noise(SEED, entry.index, STEP, np.arange(entry.param.numel())),
-        gradient_scale=1.0 if scale is None else scale,
-        noise_target="parameter",
-    )
-
-
-def check_adamw(path: str, scale: float | None, dtype: torch.dtype = torch.float32) -> None:
-    entries = [adamw_entry(n, i, dtype) for i, n in enumerate(SIZES)]
-    expected = [adamw_expected(entry, scale) for entry in entries]
-    adamw_sweep(path, entries, block_of(3.0), scale)
-    for entry, state in zip(entries, expected, strict=True):
-        assert_close(entry.param, state.param, "step_float32")
-        assert_close(entry.exp_avg, state.exp_avg, "step_float32")
-        assert_close(entry.exp_avg_sq, state.exp_avg_sq, "step_float32")
-
-
-@pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("scale", [None, 0.3])
-def test_adamw_is_the_oracles(path: str, scale: float | None) -> None:
-    check_adamw(path, scale)
-
-
-def test_adamw_in_float64_is_the_oracles() -> None:
-    check_adamw("reference", 0.3, torch.float64)
-
-
-@pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("scale", [None, 0.3])
-def test_sgd_is_the_oracles(path: str, scale: float | None) -> None:
-    sgd_steps.against_the_oracle(
-        path,
-        sgd_steps.mixed_entries(SIZES),
-        "step_float32",
-        gradient_scale=scale,
-        target="parameter",
-    )
-
-
-@pytest.mark.parametrize(
-    ("right", "wrong"),
-    [
-        ("knobs, square, lr)", "knobs, square, None)"),
-        ("knobs, square, lr)", "knobs, square, gradient_scale)"),
-        ("p = p + _noise(", "p = p - _noise("),
-    ],
-    ids=["without the rate", "with the gradient's scale", "of the other sign"],
-)
-def test_the_comparison_sees_a_mutant(
-    right: str, wrong: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    source = inspect.getsource(reference._adamw_tensor)
-    changed = source.replace(right, wrong)
-    assert changed != source
-    namespace = dict(vars(reference))
-    exec(changed, namespace)
-    monkeypatch.setattr(reference, "_adamw_tensor", namespace["_adamw_tensor"])
-    with pytest.raises(AssertionError, match="step_float32"):
-        check_adamw("reference", 0.3)
-
-
-def test_of_the_gradients_root_mean_square_it_would_be_another_noise() -> None:
-    entries = [adamw_entry(n, i) for i, n in enumerate(SIZES)]
-    expected = [adamw_expected(entry, None) for entry in entries]
-    squares = torch.zeros(len(entries), dtype=torch.float64)
-    reference.sum_squares(entries, squares)
-    knobs = knobs_of(block_of(3.0))
-    reference.adamw_step(entries, knobs, GROUPS, EFFECTIVE, squares, None, False, True)
-    got = torch.cat([entry.param for entry in entries])
-    with pytest.raises(AssertionError, match="step_float32"):
-        assert_close(got, np.concatenate([state.param for state in expected]), "step_float32")
-
-
 # What else must hold for a noise
-
-
-@pytest.mark.parametrize("cut", [1, 2, 1023, 1026])
-def test_shards_draw_the_noise_of_the_whole(cut: int) -> None:
-    whole = sgd_steps.entry_of((2052,), index=6, group=1)
-    twin = sgd_steps.copy_of(whole)
-    assert twin.momentum_buffer is not None
-    parts = [
-        replace(
-            twin,
-            param=twin.param[place],
-            grad=twin.grad[place],
-            momentum_buffer=twin.momentum_buffer[place],
-            offset=place.start,
-        )
-        for place in (slice(0, cut), slice(cut, 2052))
-    ]
-    squares = torch.zeros(1, dtype=torch.float64)
-    block = block_of(SIGMA)
-    torch.ops.adaptiverl.sum_squares_(rows_of([whole]), block, squares, True, True)
-    assert_close(squares[0], float(whole.param.double().square().sum()), "statistics")
-    sgd_steps.compiled_sweep([whole], block, squares=squares, on_parameter=True)
-    sgd_steps.compiled_sweep(parts, block, squares=squares.repeat(2), on_parameter=True)
-    assert torch.equal(whole.param, twin.param)
 
 
 @pytest.mark.parametrize("make", OPTIMIZERS)

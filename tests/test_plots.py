@@ -14,7 +14,8 @@ import torch
 from matplotlib import image
 
 from adaptiverl import AdaptiveAdamW, Control, plots
-from adaptiverl.controller import TRACE_COLUMNS, Trace
+from adaptiverl.layout import TRACE_COLUMNS
+from adaptiverl.trace import Trace
 
 STEPS = 240
 

@@ -14,22 +14,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from law_twin import break_law, make, told
 
-from adaptiverl import Control, laws
-from adaptiverl.controller import FIELDS, Controller
+from adaptiverl import Control
+from adaptiverl.layout import FIELDS, ControlNumbers
 
 INF, NAN = math.inf, math.nan
 EPSILON = 2.0**-53
 LR, MOMENTUM = 1e-3, 0.9
 # The group that the bounds are those of, one with another rate, one with another momentum.
-GROUPS = [
-    [LR, MOMENTUM, 0.999, 1e-8, 0.0],
-    [7e-3, 0.9, 0.999, 1e-8, 0.1],
-    [LR, 0.6, 0.999, 1e-8, 0.0],
-]
+GROUPS = [[LR, MOMENTUM], [7e-3, 0.9], [LR, 0.6]]
 KEPT = [name for name in FIELDS if name not in ("loss", "reward")]
 """What may never be NaN; a loss and a reward are kept as they came."""
 
@@ -47,43 +43,19 @@ class Row(NamedTuple):
 Course = Callable[..., list[Row]]
 
 
-def python_course(
-    control: Control, losses: Sequence[float], rewards: Sequence[float | None] | None = None
+def course_of(
+    twin: str,
+    control: Control,
+    losses: Sequence[float],
+    rewards: Sequence[float | None] | None = None,
 ) -> list[Row]:
-    limits = control.limits(LR, MOMENTUM)
-    state = laws.start(control, limits, LR, MOMENTUM)
-    rows = []
-    for loss, reward in zip(losses, rewards or [None] * len(losses), strict=True):
-        if control.every is None:
-            laws.sense(state, control, loss, reward)
-            laws.act(state, control, limits)
-            laws.read_knobs(state, limits)
-        else:
-            laws.advance(state, control, limits, loss, reward)
-        effective = [
-            (laws.group_lr(group[0], state), laws.group_momentum(group[1], state))
-            for group in GROUPS
-        ]
-        rows.append(Row(replace(state), effective))
-    return rows
+    driven = make(twin, control, LR, MOMENTUM, 0, GROUPS)
+    pairs = zip(losses, rewards or [None] * len(losses), strict=True)
+    return [Row(told(driven, loss, reward), driven.effective()) for loss, reward in pairs]
 
 
-def compiled_course(
-    control: Control, losses: Sequence[float], rewards: Sequence[float | None] | None = None
-) -> list[Row]:
-    controller = Controller(control, LR, MOMENTUM)
-    groups = torch.tensor(GROUPS, dtype=torch.float64)
-    effective = torch.zeros(len(GROUPS), 2, dtype=torch.float64)
-    rows = []
-    for loss, reward in zip(losses, rewards or [None] * len(losses), strict=True):
-        if control.every is None:
-            controller.update(loss, reward)
-            controller.read_groups(groups, effective)
-        else:
-            controller.observe(loss, reward)
-            controller.advance(groups, effective)
-        rows.append(Row(controller.read(), effective.tolist()))
-    return rows
+compiled_course = functools.partial(course_of, "compiled")
+python_course = functools.partial(course_of, "python")
 
 
 # --- The search -------------------------------------------------------------------------------
@@ -118,9 +90,9 @@ def promise(
     Args:
         strategies: What the property takes besides the course.
         compiled: Examples for the C++ controller.
-        python: Examples for laws.py.
-        broken: Functions of laws.py by name, each with something wrong instead: with any of them
-            the search must find a counterexample.
+        python: Examples for the Python law.
+        broken: Functions of the Python law by name, each with something wrong instead: with any of
+            them the search must find a counterexample.
     """
     cases: list[tuple[str, int, str | None]] = [
         ("compiled", compiled, None),
@@ -139,7 +111,7 @@ def promise(
                 course = compiled_course if twin == "compiled" else python_course
                 assert search(functools.partial(check, course), strategies, examples) >= examples
                 return
-            monkeypatch.setattr(laws, name, broken[name])
+            break_law(monkeypatch, name, broken[name])
             with pytest.raises(AssertionError):
                 search(functools.partial(check, python_course), strategies, examples, shrink=False)
 
@@ -377,9 +349,9 @@ def test_an_offset_changes_rounding_only(
     compiled=1500,
     python=300,
     broken={
-        "next_log_lr": lambda x, r, w, c, _: x - c.gain_lr_reward * r,
-        "next_logit_momentum": lambda x, r, w, c, _: x + c.gain_momentum_loss * w,
-        "next_log_noise": lambda x, p, i, c, _: x + c.gain_noise_plateau * i,
+        "next_log_lr": lambda x, r, w, c: x - c.gain_lr_reward * r,
+        "next_logit_momentum": lambda x, r, w, c: x + c.gain_momentum_loss * w,
+        "next_log_noise": lambda x, p, i, c: x + c.gain_noise_plateau * i,
     },
 )
 def test_an_improvement_never_does_a_worsenings_work(
@@ -437,7 +409,7 @@ PINNED = Control(
 )
 
 
-def _remembers(log_lr: float, reward: float, worsening: float, control: Control, _: Any) -> float:
+def _remembers(log_lr: float, reward: float, worsening: float, control: ControlNumbers) -> float:
     return log_lr + control.gain_lr_reward * reward - control.gain_lr_loss * worsening
 
 
@@ -482,7 +454,7 @@ def test_the_first_opposite_push_leaves_a_bound(
     st.floats(0.3, 50.0),
     compiled=400,
     python=100,
-    broken={"next_log_noise": lambda x, p, i, c, _: x + c.gain_noise_plateau * p},
+    broken={"next_log_noise": lambda x, p, i, c: x + c.gain_noise_plateau * p},
 )
 def test_noise_leaves_both_its_bounds(course: Course, seed: int, rest: int, drop: float) -> None:
     """σ at its ceiling after a standstill falls with the first real improvement; then back up."""

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from adaptiverl import recording_files, replay
-from adaptiverl.recordings import read
+from adaptiverl.replay import command, event_files, source, table
+from adaptiverl.replay.recordings import read
 
 NAN = math.nan
 Rows = list[dict[str, float]]
@@ -101,7 +101,7 @@ def say(
 
     def run(file: Path, *options: str) -> Said:
         try:
-            status = replay.main(["replay", str(file), "--out", str(tmp_path / "out"), *options])
+            status = command.main(["replay", str(file), "--out", str(tmp_path / "out"), *options])
         except SystemExit as stop:
             status = int(stop.code or 0)
         return Said(status, *capsys.readouterr())
@@ -575,7 +575,7 @@ def test_a_record_of_great_size_is_passed_over(
     tmp_path: Path, say: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two bytes of it can become eighty in memory."""
-    monkeypatch.setattr(recording_files, "MAX_RECORD", 1000)
+    monkeypatch.setattr(event_files, "MAX_RECORD", 1000)
     empty_values = record(b"\x2a\xd0\x0f" + b"\x0a\x00" * 1000)
     file = events_file(tmp_path, empty_values, *losses_as_events())
     assert read(file).losses == falling()
@@ -612,7 +612,7 @@ def test_a_file_too_large_is_one_clear_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     file = write(tmp_path, rows_of(range(60), falling()))
-    monkeypatch.setattr(recording_files, limit, most)
+    monkeypatch.setattr(source if limit == "MAX_BYTES" else table, limit, most)
     said = say(file)
     assert (said.status, said.out, said.err.count("\n")) == (2, "", 1)
     assert said.err.startswith(f"replay: {file} has ")
@@ -663,7 +663,7 @@ def test_a_strange_text_is_one_clear_line(
 READ_IN_TEN_SECONDS = """
 import resource, sys
 from pathlib import Path
-from adaptiverl.recordings import read
+from adaptiverl.replay.recordings import read
 used = int(sum(resource.getrusage(resource.RUSAGE_SELF)[:2]))
 resource.setrlimit(resource.RLIMIT_CPU, (used + 10, used + 10))
 print(len(read(Path(sys.argv[1])).losses))

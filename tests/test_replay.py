@@ -19,9 +19,12 @@ from matplotlib import image
 # over the source tree.
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from adaptiverl import Control, laws, recordings, replay
-from adaptiverl.recording_files import RecordingError
-from adaptiverl.recordings import guess, read
+from adaptiverl import Control
+from adaptiverl.law.replay import replay as replayed
+from adaptiverl.replay import arguments, command, recordings
+from adaptiverl.replay.recordings import guess, read
+from adaptiverl.replay.table import RecordingError
+from adaptiverl.replay.updates import pushes as pushes_of
 from bench import record_curve
 
 COUNT = 60
@@ -55,9 +58,9 @@ def call(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Any:
     """Run the command in this process, its picture below tmp_path/out."""
 
     def run(file: Path | str, *options: str) -> Outcome:
-        arguments = ["replay", str(file), "--out", str(tmp_path / "out"), *options]
+        given = ["replay", str(file), "--out", str(tmp_path / "out"), *options]
         try:
-            status = replay.main(arguments)
+            status = command.main(given)
         except SystemExit as stop:
             status = int(stop.code or 0)
         return Outcome(status, *capsys.readouterr())
@@ -243,7 +246,7 @@ def test_the_table_is_the_laws_own_replay(tmp_path: Path, call: Any) -> None:
     result = call(write_csv(tmp_path / "a.csv", curve()), "--lr", "0.002", "--every", "5")
     assert result.status == 0
     assert result.err == ""
-    history = laws.replay(curve(), Control(every=5), lr=0.002)
+    history = replayed(curve(), Control(every=5), lr=0.002)
     rows = [line.split() for line in result.out.splitlines() if re.match(r" *\d+  ", line)]
     assert [int(row[0]) for row in rows] == list(range(5, 61, 5))
     for row in rows:
@@ -297,10 +300,10 @@ def test_the_alignment_law_needs_gradients_and_says_so(tmp_path: Path, call: Any
     assert "find_lr" not in call("--help").out, "it is offered"
     # From Python as well, whatever the rest of the control.
     reason = "that law reads the gradients, which only training has. Use law='loss', or train"
-    request = replay.parse(["replay", str(file), "--out", str(tmp_path / "out")])
+    request = arguments.parse(["replay", str(file), "--out", str(tmp_path / "out")])
     modulate = replace(Control.find_lr(100), mode="modulate", every=None)
     with pytest.raises(ValueError, match=re.escape(reason)):
-        replay.run(replace(request, control=modulate))
+        command.run(replace(request, control=modulate))
 
 
 def test_modulate_moves_a_factor_that_starts_at_one(tmp_path: Path, call: Any) -> None:
@@ -312,10 +315,10 @@ def test_a_preset_is_the_controls_own(tmp_path: Path, call: Any) -> None:
     file = write_csv(tmp_path / "a.csv", curve())
     for preset in ("gpt2_small", "production", "epochwise"):
         control = getattr(Control, preset)()
-        end = laws.replay(curve(), control, lr=1e-4)[-1].lr
+        end = replayed(curve(), control, lr=1e-4)[-1].lr
         result = call(file, "--preset", preset, "--lr", "1e-4")
         assert f"α went from 0.0001 to {end:.3g}," in result.flat
-    slower = laws.replay(curve(), replace(Control.epochwise(), every=20), lr=1e-3)[-1].lr
+    slower = replayed(curve(), replace(Control.epochwise(), every=20), lr=1e-3)[-1].lr
     assert f"to {slower:.3g}," in call(file, "--preset", "epochwise", "--every", "20").flat
     outside = call(file, "--preset", "gpt2_small")
     assert (outside.status, outside.err.count("\n")) == (2, 1)
@@ -341,7 +344,7 @@ def test_losses_that_are_not_finite_and_bounds_are_reported(tmp_path: Path, call
     falling[44] = math.nan
     falling[46] = math.inf
     result = call(write_csv(tmp_path / "a.csv", falling), "--every", "1").flat
-    states = laws.replay(falling, Control(every=1), lr=1e-3)
+    states = replayed(falling, Control(every=1), lr=1e-3)
     top = sum(state.lr == Control().limits(1e-3, 0.9).lr_max for state in states)
     assert top > 20
     assert f"it was at its upper bound 0.01 after {top} updates" in result
@@ -355,8 +358,8 @@ def test_pushes_add_up_to_what_alpha_did() -> None:
     # Where the loss falls fast, so that the reflex and the sensors disagree.
     losses[10] = math.nan
     control = Control(every=3, lr_bounds=(1e-9, 1e9), lr_change=(0.01, 100))
-    history = laws.replay(losses, control, lr=1e-3)
-    pushes = replay.pushes(history, [], control)
+    history = replayed(losses, control, lr=1e-3)
+    pushes = pushes_of(history, [], control)
     assert [push.index for push in pushes] == list(range(2, len(losses), 3))
     assert [push.reflex for push in pushes].count(True) == 1
     assert not any(push.capped for push in pushes)
@@ -369,7 +372,7 @@ def test_pushes_add_up_to_what_alpha_did() -> None:
 
 def test_the_change_cap_is_noticed(tmp_path: Path, call: Any) -> None:
     control = Control(every=1, gain_lr_reward=0.5)
-    pushes = replay.pushes(laws.replay(curve(), control, lr=1e-3), [], control)
+    pushes = pushes_of(replayed(curve(), control, lr=1e-3), [], control)
     cut = [push for push in pushes if push.capped]
     assert cut
     assert all(
@@ -388,9 +391,9 @@ def test_a_reward_column_steers_and_rests_where_it_is_empty(tmp_path: Path, call
     assert "reward in column 'return'" in result.flat
     given = [r if isinstance(r, int) else None for r in rewards]
     control = Control(every=5, reward="given")
-    history = laws.replay(curve(), control, lr=1e-3, rewards=given)
+    history = replayed(curve(), control, lr=1e-3, rewards=given)
     assert f"α went from 0.001 to {history[-1].lr:.3g}," in result.flat
-    pushes = replay.pushes(history, given, control)
+    pushes = pushes_of(history, given, control)
     # Nine updates had a reward before them, and the first reward of all is no trend yet.
     assert [push.reward != 0 for push in pushes].count(True) == 8
     assert 1e-3 * math.exp(sum(p.reward + p.loss for p in pushes)) == pytest.approx(history[-1].lr)
@@ -489,7 +492,7 @@ def test_an_out_folder_that_cannot_be_written(tmp_path: Path, call: Any) -> None
 def test_too_many_losses_are_refused(
     tmp_path: Path, call: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(replay, "MAX_LOSSES", COUNT - 1)
+    monkeypatch.setattr(command, "MAX_LOSSES", COUNT - 1)
     result = call(write_csv(tmp_path / "a.csv", curve()))
     assert result.status == 2
     assert "has 60 losses, and replay takes 59 at most" in result.err

@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 import torch
-from adaptiverl.kernels import reference
+from adaptiverl.kernels import elements
 from tolerances import assert_close
 from torch import Tensor
 
-from adaptiverl import AdaptiveSGD, Control, sgd
+from adaptiverl import AdaptiveSGD, Control, algorithms
+from adaptiverl.backends import CPU, REFERENCE
 from adaptiverl.control import HEAVY_BALL
-from adaptiverl.dispatch import CPU, REFERENCE
 
 SHAPES = [(50, 7), (33,), (1000,), (4, 3, 2)]
 BUSY = Control(every=2, plateau_trend=(10.0, 1.0), plateau_variance=(10.0, 1.0))
@@ -331,20 +331,25 @@ def test_a_later_group_of_endless_momentum_is_refused() -> None:
 
 
 def test_options_are_where_the_twins_have_them() -> None:
-    header = (Path(__file__).parent.parent / "csrc/sgd_step.h").read_text()
+    header = (Path(__file__).parent.parent / "csrc/sgd.cpp").read_text()
     found = dict(re.findall(r"kOption(\w+) = (\d);", header))
-    assert found == {"Nesterov": str(sgd.NESTEROV), "Decoupled": str(sgd.DECOUPLED)}
-    assert (reference.NESTEROV, reference.DECOUPLED) == (sgd.NESTEROV, sgd.DECOUPLED)
+    assert found == {"Nesterov": str(algorithms.NESTEROV), "Decoupled": str(algorithms.DECOUPLED)}
+    assert (elements.NESTEROV, elements.DECOUPLED) == (algorithms.NESTEROV, algorithms.DECOUPLED)
+
+
+def backends_of(optimizer: Any) -> set[Any]:
+    plan = optimizer._round.plan
+    return {b.backend for b in plan.sort(plan._entries.of(optimizer.param_groups, optimizer.state))}
 
 
 def test_it_is_torchs_class_and_goes_through_the_compiled_sweep() -> None:
     optimizer = AdaptiveSGD(parameters(), lr=0.1, momentum=0.9)
     assert isinstance(optimizer, torch.optim.SGD)
     set_gradients(optimizer, 0)
-    backends = {b.backend for b in optimizer._buckets.sort(optimizer._entries())}
+    backends = backends_of(optimizer)
     assert backends == {CPU}
     params_of(optimizer)[0].grad = params_of(optimizer)[0].grad.t().contiguous().t()  # type: ignore[union-attr]
-    backends = {b.backend for b in optimizer._buckets.sort(optimizer._entries())}
+    backends = backends_of(optimizer)
     assert backends == {CPU, REFERENCE}
 
 

@@ -64,7 +64,7 @@ class Run:
 
     @property
     def moment(self) -> str:
-        return next(name for name in self.optimizer._moments if name in self.state)
+        return next(name for name in self.optimizer._algorithm.slots if name in self.state)
 
     def end(self) -> Any:
         return snapshot(self.optimizer, self.params)
@@ -113,7 +113,7 @@ def _moment_in_halves(run: Run) -> None:
 
 
 def _last_moment_larger(run: Run) -> None:
-    last = [name for name in run.optimizer._moments if name in run.state][-1]
+    last = [name for name in run.optimizer._algorithm.slots if name in run.state][-1]
     run.state[last] = torch.zeros(9, 3)
 
 
@@ -301,7 +301,7 @@ def test_a_parameter_that_was_reset_starts_as_a_new_one(
     twin = run.twin()
     twin.optimizer.state.clear()
     for state in run.optimizer.state.values():
-        for name in ("step", *run.optimizer._moments):
+        for name in ("step", *run.optimizer._algorithm.slots):
             if name in state:
                 state[name].zero_()
     for one in (run, twin):

@@ -2,66 +2,38 @@
 
 from __future__ import annotations
 
-import ast
 import gc
 import json
 import os
 import subprocess
 import sys
 import weakref
+from array import array
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import pytest
 import torch
 from host_work import calls_in
+from interpreted import check, names_in
 from torch import Tensor, nn
 
-from adaptiverl import AdaptiveAdamW, AdaptiveSGD, Control, dispatch, tables
-from adaptiverl.fingerprint import Fingerprint, GroupKey
-from adaptiverl.tables import AddressTable, ParameterEntry
+from adaptiverl import AdaptiveAdamW, AdaptiveSGD, Control, backends, devices
+from adaptiverl.backends import layouts
+from adaptiverl.step.bucket import AddressTable, Bucket
+from adaptiverl.step.entries import GRAD, NUMEL, ParameterEntry
+from adaptiverl.step.fingerprint import Fingerprint, GroupKey
+from adaptiverl.step.workspace import Workspace
 
 ROOT = Path(__file__).parent.parent
-CASES = ROOT / "tests" / "interpreted_optimizer.py"
-NAMES = [
-    node.name
-    for node in ast.parse(CASES.read_text()).body
-    if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
-]
+CASES = "interpreted_optimizer.py"
 CPU = torch.device("cpu")
 QUIET = Control(noise_bounds=(0.0, 0.0))
 
 
-@pytest.fixture(scope="module")
-def interpreted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
-    """Failures of each interpreted test; a test that did not run is not there."""
-    pytest.importorskip(
-        "triton", reason="the kernels need triton, which torch's CPU wheels do not bring along"
-    )
-    report = tmp_path_factory.mktemp("interpreted") / "report.xml"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(CASES)]
-    done = subprocess.run(
-        [*command, f"--rootdir={ROOT}", f"--junitxml={report}"],
-        cwd=report.parent,
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert report.exists(), done.stdout + done.stderr
-    outcomes: dict[str, list[str]] = {}
-    for case in ElementTree.parse(report).iter("testcase"):
-        failures = outcomes.setdefault(case.attrib["name"].split("[")[0], [])
-        for kind in ("failure", "error", "skipped"):
-            failures += [f"{case.attrib['name']}: {f.text}" for f in case.findall(kind)]
-    return outcomes
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_interpreted(interpreted: dict[str, list[str]], name: str) -> None:
-    assert name in interpreted, "it did not run"
-    assert not interpreted[name], "\n".join(interpreted[name])
+@pytest.mark.parametrize("name", names_in(CASES))
+def test_interpreted(name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    check(CASES, name, tmp_path_factory)
 
 
 # The two smallest kernels, compiled
@@ -120,8 +92,8 @@ def test_cuda_tensors_of_a_known_dtype_go_to_triton() -> None:
     pytest.importorskip(
         "triton", reason="the kernels need triton, which torch's CPU wheels do not bring along"
     )
-    for param, grad in dispatch.TRITON_DTYPES:
-        assert dispatch.resolve("cuda", param, grad).backend.name == "triton"
+    for param, grad in backends.DTYPES:
+        assert backends.resolve("cuda", param, grad).backend.name == "triton"
 
 
 @pytest.mark.parametrize(
@@ -129,15 +101,15 @@ def test_cuda_tensors_of_a_known_dtype_go_to_triton() -> None:
     [
         ("cuda", torch.float64, torch.float64, "does not take torch.float64 parameters"),
         ("cuda", torch.bfloat16, torch.float32, "with torch.float32 gradients"),
-        ("mps", torch.float32, torch.float32, "no fused sweep for device type 'mps'"),
+        ("mps", torch.float32, torch.float32, "no fused pass for device type 'mps'"),
         ("cpu", torch.bfloat16, torch.bfloat16, "float32 only, not torch.bfloat16"),
     ],
 )
 def test_the_reference_takes_the_rest_and_the_reason_is_given(
     device: str, param: torch.dtype, grad: torch.dtype, reason: str
 ) -> None:
-    resolution = dispatch.resolve(device, param, grad)
-    assert resolution.backend is dispatch.REFERENCE
+    resolution = backends.resolve(device, param, grad)
+    assert resolution.backend is backends.REFERENCE
     assert reason in resolution.reason
 
 
@@ -145,12 +117,12 @@ def test_a_missing_triton_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing() -> None:
         raise ImportError("No module named 'triton'")
 
-    monkeypatch.setattr(dispatch, "triton_backend", missing)
-    resolution = dispatch._cuda_sweep.__wrapped__(torch.device("cuda"))
-    assert resolution.backend is dispatch.REFERENCE
+    monkeypatch.setattr(backends, "triton_backend", missing)
+    resolution = backends._on_cuda.__wrapped__(torch.device("cuda"))
+    assert resolution.backend is backends.REFERENCE
     assert "No module named 'triton'" in resolution.reason
     assert "pip install triton" in resolution.reason
-    assert "CUDA sweep plain torch (Triton is missing" in dispatch.describe()
+    assert "CUDA pass plain torch (Triton is missing" in backends.describe()
 
 
 def test_importing_adaptiverl_does_not_import_triton() -> None:
@@ -166,7 +138,7 @@ def test_importing_adaptiverl_does_not_import_triton() -> None:
 
 
 def lies_alike(*tensors: Tensor, noisy: bool = False) -> bool:
-    return dispatch.lie_alike(tensors, noisy)
+    return layouts.lie_alike(tensors, noisy)
 
 
 def test_what_a_sweep_can_walk() -> None:
@@ -200,7 +172,7 @@ def test_channels_last_is_swept_where_no_noise_is_drawn_and_steps_alike() -> Non
             grad = torch.randn(weight.shape, generator=generator)
             param.grad = torch.empty_like(param).copy_(grad)
             optimizer.step(loss=torch.tensor(1.0))
-        assert [b.backend.name for b in optimizer._buckets._sorted] == [backend]
+        assert [b.backend.name for b in optimizer._round.plan._sorted] == [backend]
         outcomes.append(param.detach())
     torch.testing.assert_close(outcomes[0], outcomes[1], rtol=2e-6, atol=2e-6)
 
@@ -214,13 +186,14 @@ class Sorted:
     def __init__(self, params: list[nn.Parameter], monkeypatch: pytest.MonkeyPatch) -> None:
         self.optimizer = AdaptiveAdamW(params, 0.02, control=QUIET)
         self.made = 0
-        entry = self.optimizer._entry
+        entries = self.optimizer._round.plan._entries
+        entry = entries._entry
 
         def counting(*args: Any) -> ParameterEntry:
             self.made += 1
             return entry(*args)
 
-        monkeypatch.setattr(self.optimizer, "_entry", counting)
+        monkeypatch.setattr(entries, "_entry", counting)
 
     def step(self) -> int:
         """How many entries this step made."""
@@ -230,7 +203,7 @@ class Sorted:
 
     @property
     def rows(self) -> Tensor:
-        return self.optimizer._buckets._sorted[0].rows()
+        return self.optimizer._round.plan._sorted[0].rows()
 
 
 def params_with_gradients(count: int, size: int = 8) -> list[nn.Parameter]:
@@ -248,17 +221,35 @@ def test_a_step_like_the_last_makes_no_entry_and_no_table(monkeypatch: pytest.Mo
     assert seen.rows is table
 
 
-def test_moved_gradients_make_a_table_and_no_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_moved_gradients_make_no_entry(monkeypatch: pytest.MonkeyPatch) -> None:
     params = params_with_gradients(5)
     seen = Sorted(params, monkeypatch)
     seen.step()
-    table, kept = seen.rows, params[3].grad
+    before, kept = seen.rows.clone(), params[3].grad
     params[3].grad = 2 * torch.ones(8)
     assert seen.step() == 0
-    assert seen.rows is not table
     assert kept is not None
-    assert seen.rows[3, 1] == params[3].grad.data_ptr() != kept.data_ptr()
-    assert torch.equal(seen.rows[:3], table[:3])
+    assert seen.rows[3, GRAD] == params[3].grad.data_ptr() != kept.data_ptr()
+    before[3, GRAD] = params[3].grad.data_ptr()
+    assert torch.equal(seen.rows, before)
+
+
+@pytest.mark.parametrize("has_streams", [False, True], ids=["host", "streams"])
+def test_a_table_on_the_host_is_written_in_place(
+    has_streams: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a stream may still read it, other addresses are another table."""
+    monkeypatch.setattr(devices, "has_streams", lambda device: has_streams)
+    monkeypatch.setattr(devices, "outlive_stream", lambda tensor: None)
+    monkeypatch.setattr(devices, "pinned", lambda host, device: host.clone())
+    table = AddressTable(CPU, Workspace(), "rows")
+    first = table.refresh(torch.arange(26).view(2, 13))
+    before, moved = first.clone(), table.with_gradients(array("q", [-7, 2**62]))
+    assert moved[:, GRAD].tolist() == [-7, 2**62]
+    assert torch.equal(moved * (torch.arange(13) != GRAD), before * (torch.arange(13) != GRAD))
+    assert (moved is first) == (not has_streams)
+    assert has_streams == torch.equal(first, before)
+    assert table.with_gradients(array("q", [-7, 2**62])) is moved
 
 
 def _replace_moment(optimizer: Any, params: list[nn.Parameter]) -> None:
@@ -410,7 +401,7 @@ def calls_in_a_step(tensors: int) -> int:
     for _ in range(2):
         optimizer.step(loss=loss)
     calls = calls_in(lambda: optimizer.step(loss=loss))
-    assert optimizer._buckets._sorted[0].rows().shape == (tensors, 13)
+    assert optimizer._round.plan._sorted[0].rows().shape == (tensors, 13)
     return calls
 
 
@@ -427,12 +418,12 @@ def test_a_size_that_changes_builds_the_scratch_anew_and_an_address_does_not() -
         built.append(sizes)
         return (torch.tensor(sizes),)
 
-    bucket = tables.Bucket(dispatch.CPU, CPU)
+    bucket = Bucket(backends.CPU, CPU)
     bucket._table = AddressTable(CPU, bucket.workspace, "rows")
     wanted = torch.arange(26).view(2, 13)
     for change in (0, 0, 1, 2):
         wanted = wanted.clone()
-        wanted[0, tables.GRAD if change < 2 else tables.NUMEL] += 16 * change
+        wanted[0, GRAD if change < 2 else NUMEL] += 16 * change
         bucket._rows = bucket._table.refresh(wanted)
         bucket.scratch(build)
     assert built == [[7, 20], [39, 20]]
@@ -447,21 +438,17 @@ def test_tensors_beside_another_controller_are_counted(monkeypatch: pytest.Monke
     optimizer = AdaptiveAdamW(params, 0.02, control=QUIET)
     twin_params = params_with_gradients(3)
     twin = AdaptiveAdamW(twin_params, 0.02, control=QUIET)
-    monkeypatch.setattr(
-        optimizer,
-        "_advance",
-        lambda buckets, found_inf, idle: AdaptiveAdamW._advance(optimizer, [], found_inf, idle),
-    )
-    original, places = optimizer._sweep, optimizer._buckets._squares
+    plan, there = optimizer._round.plan, torch.device("cpu", 0)
+    of_step = plan.of_step
 
-    def elsewhere(buckets: Any, idle: bool) -> None:
-        there = torch.device("cpu", 0)
-        places[there] = places[CPU]
+    def elsewhere(*given: Any) -> Any:
+        buckets = of_step(*given)
+        plan._squares[there] = plan._squares[CPU]
         for bucket in buckets:
             monkeypatch.setattr(bucket, "device", there)
-        original(buckets, idle)
+        return buckets
 
-    monkeypatch.setattr(optimizer, "_sweep", elsewhere)
+    monkeypatch.setattr(plan, "of_step", elsewhere)
     for _ in range(3):
         optimizer.step(loss=torch.tensor(1.0))
         twin.step(loss=torch.tensor(1.0))
@@ -495,27 +482,27 @@ def test_every_step_launches_three_kernels_over_all_chunks(launched: Any) -> Non
     """The controller's own launch is the fourth."""
     chunks = [1] * 3 + [6] * 3 + [16] * 3
     assert launched["all"]["steps"] == [
-        [["sum_squares_kernel", n], ["gradient_scale_kernel", 1], ["adamw_step_kernel", n]]
+        [["sum_squares_kernel", n], ["gradient_scale_kernel", 1], ["step_kernel", n]]
         for n in chunks
     ]
 
 
 def test_a_kernel_is_compiled_once_whatever_changes(launched: Any) -> None:
     """Steps, rates, seeds, limits, addresses, their alignment, how many tensors there are."""
-    kernels = ["sum_squares_kernel", "gradient_scale_kernel", "adamw_step_kernel"]
+    kernels = ["sum_squares_kernel", "gradient_scale_kernel", "step_kernel"]
     assert launched["all"]["compiled"] == kernels
     assert launched["again"]["compiled"] == []
     assert len(launched["again"]["steps"]) == 6
 
 
 def test_another_dtype_is_another_launch_and_the_clip_is_one(launched: Any) -> None:
-    sums, sweeps = "sum_squares_kernel", "adamw_step_kernel"
+    sums, sweeps = "sum_squares_kernel", "step_kernel"
     step = [[sums, 1], [sums, 2], ["gradient_scale_kernel", 1], [sweeps, 1], [sweeps, 2]]
     assert launched["mixed"]["steps"] == [step] * 3
     assert launched["mixed"]["compiled"] == [sums, sweeps]
 
 
 def test_what_nobody_needs_is_not_launched(launched: Any) -> None:
-    assert launched["plain"]["steps"] == [[["adamw_step_kernel", 2]]] * 3
-    steps = [[["sum_squares_kernel", 2], ["sgd_step_kernel", 2]]] * 3
+    assert launched["plain"]["steps"] == [[["step_kernel", 2]]] * 3
+    steps = [[["sum_squares_kernel", 2], ["step_kernel", 2]]] * 3
     assert launched["sgd"]["steps"] == steps

@@ -25,16 +25,20 @@ from gpu_checks import (
 from recorded_graph import Freed, RecordedGraph, capture
 from torch import Tensor, nn
 
-from adaptiverl import AdaptiveAdamW, AdaptiveSGD, dispatch, tables, workspace
-from adaptiverl.tables import GRAD, NUMEL, AddressTable, GroupTable
-from adaptiverl.workspace import DeviceTable, Workspace
+from adaptiverl import AdaptiveAdamW, AdaptiveSGD, backends, devices
+from adaptiverl.step import groups, workspace
+from adaptiverl.step.bucket import AddressTable, Bucket
+from adaptiverl.step.clipping import GradientScale
+from adaptiverl.step.entries import COLUMNS, GRAD, NUMEL
+from adaptiverl.step.groups import GroupTable
+from adaptiverl.step.workspace import DeviceTable, Workspace
 
 CPU = torch.device("cpu")
 EVERYTHING = replace(ALIGNED, noise_bounds=(0.0, 0.1))
 """The controller's sums and the noise's both"""
-ADDRESSES = slice(tables.COLUMNS.index("param"), tables.COLUMNS.index("mu_product") + 1)
+ADDRESSES = slice(COLUMNS.index("param"), COLUMNS.index("mu_product") + 1)
 SGD = partial(AdaptiveSGD, momentum=0.9)
-OUTLIVE_STREAM = workspace.outlive_stream
+OUTLIVE_STREAM = devices.outlive_stream
 """The stand-in has no streams to wait for"""
 
 
@@ -52,7 +56,7 @@ class Run:
         self.params = [nn.Parameter(torch.randn(n, generator=generator)) for n in (40, 3, 17)]
         options = {"control": BUSY, "max_grad_norm": 1.0, "seed": 3} | options
         self.optimizer = make(self.params, 0.01, **options)
-        self.optimizer._announcements._silent = True  # it reads, and so would wait
+        self.optimizer._log.announcements._silent = True  # it reads, and so would wait
         set_gradients(self.params, 0)
         self.grads = [p.grad for p in self.params if p.grad is not None]
         self.loss = losses(1, CPU)[0]
@@ -108,7 +112,7 @@ def addresses_in(graph: RecordedGraph) -> set[int]:
             if not isinstance(leaf, (Tensor, recorded_graph.Reference)):
                 continue
             rows = leaf if isinstance(leaf, Tensor) else leaf.follow(str(call))
-            if rows.dtype == torch.int64 and rows.shape[1:] == (len(tables.COLUMNS),):
+            if rows.dtype == torch.int64 and rows.shape[1:] == (len(COLUMNS),):
                 found |= set(rows[:, ADDRESSES].flatten().tolist())
     return found - {0}
 
@@ -170,22 +174,23 @@ def test_all_that_an_operator_gets_is_owned() -> None:
         for leaf in leaves:
             if isinstance(leaf, recorded_graph.Reference):
                 assert leaf.follow("").untyped_storage().data_ptr() in storages, call
-    assert names >= {"observe_", "advance_", "sum_squares_", "adamw_step_", "gather_alignment_"}
-    places = {place[0] for place in run.optimizer._workspace._pieces}  # type: ignore[index]
+    assert names >= {"observe_", "advance_", "sum_squares_", "adamw_step_", "reduce_alignment_"}
+    places = {place[0] for place in run.optimizer._round.workspace._pieces}  # type: ignore[index]
     assert places == {"rows", "squares", "sums", "numbers", "effective"}
 
 
 def test_the_scratch_and_the_factor_of_triton_are_owned() -> None:
     pytest.importorskip("triton", reason="the backend needs triton, which CPU wheels do not bring")
-    run, backend, launched = Run(), dispatch.triton_backend(), []
+    run, backend, launched = Run(), backends.triton_backend(), []
     run.step()
     owner = Workspace()
-    bucket = tables.Bucket(backend, CPU, (), owner)
+    bucket = Bucket(backend, CPU, (), workspace=owner)
     bucket.start()
-    bucket.entries = list(run.optimizer._entries())
+    entries = run.optimizer._round.plan._entries
+    bucket.entries = entries.of(run.optimizer.param_groups, run.optimizer.state)
     decision = mock.Mock(aligned=True)
     scratch = backend._scratch(bucket, decision)
-    scale = dispatch.GradientScale(0.5, owner)
+    scale = GradientScale(0.5, owner)
     with mock.patch.object(backend, "gradient_scale", lambda *given: launched.append(given)):
         factor = scale([bucket], {CPU: torch.ones(3, dtype=torch.float64)}, None)
     limit = launched[0][1]
@@ -200,7 +205,7 @@ def test_what_an_ended_graph_had_goes_with_the_next_step() -> None:
     run = Run()
     run.step()
     graph = run.capture()
-    squares = weakref.ref(run.optimizer._buckets._squares[CPU])
+    squares = weakref.ref(run.optimizer._round.plan._squares[CPU])
     run.step((1,))
     run.step((2,))
     gc.collect()
@@ -210,7 +215,7 @@ def test_what_an_ended_graph_had_goes_with_the_next_step() -> None:
     run.step()
     gc.collect()
     assert squares() is None
-    assert run.optimizer._workspace._captured == []
+    assert run.optimizer._round.workspace._captured == []
 
 
 @pytest.mark.parametrize("moves", [False, True], ids=["standing", "moving"])
@@ -223,7 +228,7 @@ def test_recapturing_does_not_leak(moves: bool) -> None:
             run.grads = [grad.clone() for grad in run.grads]
         graph = run.capture((), *run.grads)
         graph.replay()
-        kept.append(len(run.optimizer._workspace._captured))
+        kept.append(len(run.optimizer._round.workspace._captured))
         del graph
     assert kept == [1 + moves] * 8
 
@@ -235,7 +240,7 @@ def test_where_nobody_tells_a_graphs_end_all_is_kept(monkeypatch: pytest.MonkeyP
         run.step()
         run.capture()
     run.step((1,))
-    assert len(run.optimizer._workspace._captured) == 3
+    assert len(run.optimizer._round.workspace._captured) == 3
 
 
 def test_the_operators_that_tell_a_graphs_end() -> None:
@@ -267,8 +272,8 @@ def _other_groups(run: Run) -> None:
 
 
 def _nowhere_for_sums(run: Run) -> None:
-    run.optimizer._workspace.drop(("squares", CPU))
-    run.optimizer._buckets._last = None
+    run.optimizer._round.workspace.drop(("squares", CPU))
+    run.optimizer._round.plan._last = None
     run.capture()
 
 
@@ -348,7 +353,7 @@ def test_numbers_are_written_once_and_never_over() -> None:
 
 def test_a_rate_that_lives_on_a_device_is_followed(monkeypatch: pytest.MonkeyPatch) -> None:
     """By plain steps and by replays; what the host knows is a constant of the graph."""
-    monkeypatch.setattr(tables, "_on_accelerator", lambda x: isinstance(x, Tensor))
+    monkeypatch.setattr(groups, "on_accelerator", lambda x: isinstance(x, Tensor))
     ends = []
     for graphed in (False, True):
         lr = torch.tensor(0.01)
@@ -387,7 +392,7 @@ class Streams:
         monkeypatch.setattr(
             Tensor, "record_stream", lambda t, stream: self.waits.append((t.data_ptr(), stream))
         )
-        monkeypatch.setattr(workspace, "outlive_stream", OUTLIVE_STREAM)
+        monkeypatch.setattr(devices, "outlive_stream", OUTLIVE_STREAM)
 
 
 def test_what_is_replaced_waits_for_the_stream_that_replaces_it(
@@ -395,7 +400,7 @@ def test_what_is_replaced_waits_for_the_stream_that_replaces_it(
 ) -> None:
     streams = Streams(monkeypatch)
     run = Run(control=EVERYTHING)
-    held = run.optimizer._workspace._pieces
+    held = run.optimizer._round.workspace._pieces
     run.step()
     run.step()
     assert streams.waits == []
@@ -411,7 +416,7 @@ def tensors_at(pieces: dict[Any, workspace.Piece], name: str) -> list[Tensor]:
 
 def test_a_table_on_the_host_waits_for_no_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     streams = Streams(monkeypatch)
-    monkeypatch.setattr(workspace, "has_streams", lambda device: False)
+    monkeypatch.setattr(devices, "has_streams", lambda device: False)
     table = DeviceTable(Workspace(), "rows", CPU)
     for n in range(3):
         table.write(torch.full((2, 13), n))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import Tensor
 
-from adaptiverl.integrations.steering import knob_logs, steered
+from adaptiverl.integrations.checks import ScheduleWatch, check_horizon
+from adaptiverl.integrations.steering import Steered, knob_logs, steered
 
 try:
     from accelerate import Accelerator
@@ -29,6 +31,9 @@ def observe_backward(accelerator: Accelerator, optimizer: Any) -> None:
     With several optimizers call ``optimizer.optimizer.observe(loss)`` beside each one's backward
     instead; with ``Control(every=None)``, ``optimizer.optimizer.update(loss)`` after an evaluation.
 
+    A scheduler under ``Control(mode="replace")`` is warned of once, and so is a horizon that is not
+    the number of steps that a prepared scheduler was made for, where it says.
+
     Args:
         accelerator: Whose `backward` to wrap.
         optimizer: An `AdaptiveAdamW`, prepared or not.
@@ -50,9 +55,45 @@ def observe_backward(accelerator: Accelerator, optimizer: Any) -> None:
             "optimizer.optimizer.update(loss) after each evaluation instead"
         )
     backward = accelerator.backward
+    first = accelerator.is_main_process
+    watch = ScheduleWatch(inner, "a scheduler", "leave the scheduler out") if first else None
+    steps_unchecked = first
 
     def observed_backward(loss: Tensor, **kwargs: Any) -> None:
+        nonlocal steps_unchecked
+        if watch is not None:
+            watch.look()
+        if steps_unchecked:  # not before: a scheduler may be prepared after the optimizer
+            steps_unchecked = False
+            check_horizon(inner.control, _steps(accelerator, inner), "its prepared scheduler's")
         inner.observe(loss)
         backward(loss, **kwargs)
 
     accelerator.backward = observed_backward
+
+
+def _steps(accelerator: Accelerator, optimizer: Steered) -> float:
+    """Optimizer steps that its prepared scheduler was made for; infinite where none says.
+
+    torch's OneCycleLR says, and so do those of transformers.get_scheduler that end.
+    """
+    for prepared in getattr(accelerator, "_schedulers", []):
+        scheduler = getattr(prepared, "scheduler", prepared)
+        if not _is_around(getattr(scheduler, "optimizer", None), optimizer):
+            continue
+        steps = getattr(scheduler, "total_steps", None)
+        for schedule in getattr(scheduler, "lr_lambdas", []):
+            steps = getattr(schedule, "keywords", {}).get("num_training_steps", steps)
+        if steps is not None:
+            # Accelerate steps it once for each process, unless a batch is split among them.
+            together = getattr(prepared, "step_with_optimizer", False)
+            split = getattr(prepared, "split_batches", True)
+            return steps / (accelerator.num_processes if together and not split else 1)
+    return math.inf
+
+
+def _is_around(wrapper: Any, optimizer: Steered) -> bool:
+    """Whether it is the optimizer, or wraps it."""
+    while wrapper is not None and wrapper is not optimizer:
+        wrapper = getattr(wrapper, "optimizer", None)
+    return wrapper is optimizer

@@ -7,23 +7,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adaptiverl.integrations.steering import (
-    Steered,
-    knob_logs,
-    metric,
-    rescaled,
-    steered,
-    warn_if_never_updated,
+from adaptiverl.integrations.checks import (
+    ScheduleWatch,
+    UpdateWatch,
+    check_horizon,
+    check_metrics,
 )
+from adaptiverl.integrations.steering import Steered, knob_logs, metric, rescaled, steered
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
+    from lightning.pytorch.callbacks import GradientAccumulationScheduler
 except ImportError:
     try:
         from pytorch_lightning import (  # type: ignore[assignment]
             Callback,
             LightningModule,
             Trainer,
+        )
+        from pytorch_lightning.callbacks import (  # type: ignore[assignment]
+            GradientAccumulationScheduler,
         )
     except ImportError as error:
         raise ImportError(
@@ -46,36 +49,58 @@ class AdaptiveCallback(Callback):
     Automatic optimization, and manual optimization with one optimizer. With several, leave it out
     and call ``optimizer.observe(loss)`` before each one's step.
 
+    What is misconfigured is warned of once, when training starts: a metric that nothing looks at, a
+    horizon that is not the run's number of steps, epoch-wise control without validations; later, a
+    scheduler under ``Control(mode="replace")``.
+
     Args:
-        monitor: With ``Control(every=None)``: the logged metric that is the loss; log it with
-            ``sync_dist=True`` where there are several processes.
+        monitor: With ``Control(every=None)``: the logged metric that is the loss, by default
+            ``"val_loss"``; log it with ``sync_dist=True`` where there are several processes.
         reward: With ``Control(every=None, reward="given")``: the metric that is the reward.
 
     Raises:
         TypeError: When training starts: the module's optimizer is none of ours.
-        ValueError: When training starts: several optimizers. After a validation: no such metric.
+        ValueError: When training starts: several optimizers; `reward`, and a control that takes
+            none. After a validation: no such metric.
 
     Example:
         >>> trainer = Trainer(callbacks=[AdaptiveCallback()])
     """
 
-    def __init__(self, monitor: str = "val_loss", reward: str | None = None) -> None:
+    def __init__(self, monitor: str | None = None, reward: str | None = None) -> None:
         self._monitor = monitor
         self._reward = reward
         self._stepped = False
+        self._schedule: ScheduleWatch | None = None
+        self._updates: UpdateWatch | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say what is missing before the first step rather than at it."""
         self._stepped = False
-        if _optimizer(trainer).control.every is None:
-            evaluates = trainer.enable_validation
-            remedy = "give it a validation_step and data to validate on"
-            warn_if_never_updated(type(self).__name__, evaluates, remedy)
+        optimizer = _optimizer(trainer)
+        name, control = type(self).__name__, optimizer.control
+        self._schedule = self._updates = None
+        if not trainer.is_global_zero:
+            return
+        check_metrics(name, control, self._monitor, self._reward)
+        check_horizon(control, _steps(trainer, pl_module), "Trainer.estimated_stepping_batches")
+        schedulers = [type(config.scheduler).__name__ for config in trainer.lr_scheduler_configs]
+        named = f"the scheduler {schedulers[0]}" if schedulers else "something"
+        self._schedule = ScheduleWatch(optimizer, named, "return none from configure_optimizers")
+        remedy = "give it a validation_step and data, and validate during the run"
+        self._updates = UpdateWatch(optimizer, name, remedy, trainer.enable_validation)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say so where the knobs never moved."""
+        if self._updates is not None:
+            self._updates.look(trainer.global_step)
 
     def on_before_backward(
         self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
     ) -> None:
         """Observe what goes backward."""
+        if self._schedule is not None:
+            self._schedule.look()
         optimizer = _optimizer(trainer)
         if optimizer.control.every is None:
             return
@@ -104,11 +129,14 @@ class AdaptiveCallback(Callback):
         optimizer = _optimizer(trainer)
         if optimizer.control.every is not None:
             return
-        loss = metric(trainer.callback_metrics, self._monitor, type(self).__name__)
+        name = "val_loss" if self._monitor is None else self._monitor
+        loss = metric(trainer.callback_metrics, name, type(self).__name__)
         reward = None
         if self._reward is not None:
             reward = metric(trainer.callback_metrics, self._reward, type(self).__name__)
         optimizer.update(loss, reward)
+        if self._updates is not None:
+            self._updates.updated(trainer.global_step)
 
 
 def _optimizer(trainer: Trainer) -> Steered:
@@ -118,6 +146,14 @@ def _optimizer(trainer: Trainer) -> Steered:
             "leave it out and call optimizer.observe(loss) before each one's step"
         )
     return steered(trainer.optimizers[0], REMEDY)
+
+
+def _steps(trainer: Trainer, pl_module: LightningModule) -> float:
+    """Optimizer steps of the whole run; infinite where Lightning cannot say."""
+    scheduled = any(isinstance(c, GradientAccumulationScheduler) for c in trainer.callbacks)  # type: ignore[attr-defined]
+    if scheduled or not pl_module.automatic_optimization:
+        return float("inf")
+    return trainer.estimated_stepping_batches
 
 
 def _unscaled(trainer: Trainer, loss: Tensor) -> Tensor:

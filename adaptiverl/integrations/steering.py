@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
@@ -23,6 +22,8 @@ LOGGED = {
 @runtime_checkable
 class Steered(Protocol):
     """An optimizer of ours, or a wrapper that forwards to one."""
+
+    param_groups: list[dict[str, Any]]
 
     @property
     def control(self) -> Control:
@@ -52,12 +53,14 @@ def steered(optimizer: Any, remedy: str) -> Steered:
     Raises:
         TypeError: None of ours is in there.
     """
-    inner = optimizer
+    inner, layers = optimizer, []
     while inner is not None:
         if isinstance(inner, Steered):
             return inner
+        layers.append(type(inner).__name__)
         inner = getattr(inner, "optimizer", None)
-    raise TypeError(f"expected an AdaptiveAdamW, got {type(optimizer).__name__}: {remedy}")
+    found = " around ".join(layers) or "None"
+    raise TypeError(f"expected an AdaptiveAdamW, got {found}: {remedy}")
 
 
 def rescaled(loss: Tensor, factor: float) -> Tensor:
@@ -88,6 +91,29 @@ def knob_logs(optimizer: Any) -> dict[str, float]:
     return {name: knobs[knob] for name, knob in LOGGED.items()}
 
 
+def rate_in_effect(optimizer: Any, scheduled: float, logs: Mapping[str, float]) -> float:
+    """What the controller made of the rate that a scheduler had set for the first group.
+
+    Args:
+        optimizer: An `AdaptiveAdamW`, also inside a framework's wrapper.
+        scheduled: The rate that the last step was given; the scheduler may have moved on since.
+        logs: The `knob_logs` of this moment.
+
+    Returns:
+        The rate that the last step used.
+    """
+    inner = steered(optimizer, "only ours steers a rate")
+    group = inner.param_groups[0]
+    current = float(group["lr"])
+    if scheduled == current:
+        return logs["adaptive/lr"]
+    if inner.control.mode == "modulate":
+        return scheduled * logs["adaptive/alpha"]
+    if current == 0:  # The end of a schedule, who keeps the rate that α started from as well.
+        return scheduled * logs["adaptive/alpha"] / float(group.get("initial_lr", scheduled))
+    return scheduled * (logs["adaptive/lr"] / current)
+
+
 def metric(metrics: Mapping[str, Any], name: str, where: str) -> Any:
     """One metric of an evaluation.
 
@@ -101,17 +127,6 @@ def metric(metrics: Mapping[str, Any], name: str, where: str) -> Any:
             f"{where}(...), or log that metric"
         )
     return metrics[name]
-
-
-def warn_if_never_updated(where: str, evaluates: bool, remedy: str) -> None:
-    """With epoch-wise control and no evaluations the knobs would stay where they are."""
-    if not evaluates:
-        warnings.warn(
-            f"{where} moves the knobs after each evaluation, with Control(every=None), and this "
-            f"trainer makes none: {remedy}",
-            UserWarning,
-            stacklevel=2,
-        )
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -13,13 +13,13 @@ from typing import Literal
 import torch
 from tqdm import tqdm
 
+from bench.machine import commit, processor
 from bench.methods import Method
 from bench.run.cells import Cell, Key, Outcome
 from bench.run.fingerprint import fingerprint
 from bench.run.processes import Result, in_processes
 from bench.run.rows import Row, Rows, newest
 from bench.run.side_by_side import side_by_side
-from bench.step.machine import commit, processor
 from bench.tasks import Task
 
 Engine = Literal["processes", "vmap"]

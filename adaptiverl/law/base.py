@@ -1,0 +1,21 @@
+"""What a law is: what moves α, in two places of the loop. csrc/law/registry.h says it for C++."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from adaptiverl.layout import ControlNumbers, State
+
+
+class Law(NamedTuple):
+    """How α is moved; μ and σ have one law each, whatever moves α (`knobs.py`)."""
+
+    needs_loss: bool
+    """Without observations nothing is updated, nor traced"""
+    needs_sums: bool
+    """The pass over the parameters has to sum Σg·u, Σg² and Σu² for it"""
+    sense: Callable[[State, ControlNumbers], bool]
+    """Once in every step, before the step's losses are sensed; whether α has moved"""
+    act: Callable[[State, ControlNumbers, float, float], None]
+    """Once in every update of the knobs, from the reward's direction and the loss's worsening"""

@@ -1,0 +1,35 @@
+"""The law of α that follows losses and rewards (§2). The twin of csrc/law/loss.h."""
+
+from __future__ import annotations
+
+from adaptiverl.law.arithmetic import clip
+from adaptiverl.law.base import Law
+from adaptiverl.layout import ControlNumbers, State
+
+
+def next_log_lr(
+    log_lr: float, reward_direction: float, worsening: float, control: ControlNumbers
+) -> float:
+    """log α + k_r·Δ̃r − k_ℓ·max(Δ̃ℓ, 0); the change cap, then the bounds.
+
+    See method.md#learning-rate-law.
+    """
+    step = control.gain_lr_reward * reward_direction - control.gain_lr_loss * worsening
+    step = clip(step, control.log_lr_change_down, control.log_lr_change_up)
+    return clip(log_lr + step, control.log_lr_min, control.log_lr_max)
+
+
+def sense(state: State, control: ControlNumbers) -> bool:
+    """Nothing but losses; what is left of a run that another law annealed is taken back."""
+    if state.anneal == 1:
+        return False
+    state.anneal = 1.0
+    return True
+
+
+def act(state: State, control: ControlNumbers, reward_direction: float, worsening: float) -> None:
+    """α's part of an update."""
+    state.log_lr = next_log_lr(state.log_lr, reward_direction, worsening, control)
+
+
+LOSS = Law(needs_loss=True, needs_sums=False, sense=sense, act=act)

@@ -1,0 +1,79 @@
+"""`Control` and its limits as the numbers that a law reads."""
+
+from __future__ import annotations
+
+import math
+
+from adaptiverl.control import Control, Limits
+from adaptiverl.law.arithmetic import logit
+from adaptiverl.layout import LAWS, REWARD_SOURCES, ControlNumbers
+
+UNANNEALED_SHARE = 0.5
+"""Of the rate it finds, what the alignment law holds where nobody anneals: the noise of the batches
+then stays, and a lower rate makes less of it."""
+
+
+def numbers_of(control: Control, limits: Limits) -> ControlNumbers:
+    """Every number by its name; `layout.ControlNumbers` says what each is."""
+    trend_center, trend_slope = control.plateau_trend
+    variance_center, variance_slope = control.plateau_variance
+    noisy = limits.noise_max > 0
+    return ControlNumbers(
+        every=float(control.every or 0),
+        reward_source=REWARD_SOURCES[control.reward],
+        beta_loss=control.beta_loss,
+        beta_reward=control.beta_reward,
+        beta_variance=control.beta_variance,
+        gain_lr_reward=control.gain_lr_reward,
+        gain_lr_loss=control.gain_lr_loss,
+        gain_momentum_reward=control.gain_momentum_reward,
+        gain_momentum_loss=control.gain_momentum_loss,
+        gain_noise_plateau=control.gain_noise_plateau,
+        gain_noise_reward=control.gain_noise_reward,
+        lr_min=limits.lr_min,
+        lr_max=limits.lr_max,
+        momentum_min=limits.momentum_min,
+        momentum_max=limits.momentum_max,
+        noise_min=limits.noise_min,
+        noise_max=limits.noise_max,
+        log_lr_min=math.log(limits.lr_min),
+        log_lr_max=math.log(limits.lr_max),
+        logit_momentum_min=logit(limits.momentum_min),
+        logit_momentum_max=logit(limits.momentum_max),
+        log_noise_floor=math.log(limits.noise_floor) if noisy else -math.inf,
+        log_noise_max=math.log(limits.noise_max) if noisy else -math.inf,
+        log_lr_change_down=math.log(control.lr_change[0]),
+        log_lr_change_up=math.log(control.lr_change[1]),
+        spike_clip=control.spike_clip,
+        trend_center=trend_center,
+        trend_slope=trend_slope,
+        variance_center=variance_center,
+        variance_slope=variance_slope,
+        law=LAWS[control.law],
+        log_lr_acquire=math.log(limits.lr_acquire),
+        horizon=float(control.horizon or 0),
+        hold_by=hold_by(control),
+        annealed_over=annealed_over(control),
+        log_held_share=math.log(held_share(control)),
+    )
+
+
+def hold_by(control: Control) -> float:
+    """The step at which the alignment law holds at the latest: that of the cooldown.
+
+    An annealed rate says nothing of the one that it was annealed from.
+    """
+    return math.inf if control.horizon is None else (1 - control.cooldown) * control.horizon
+
+
+def annealed_over(control: Control) -> float:
+    """Steps of the cooldown, up to the horizon; 0 where a scheduler anneals, or nobody."""
+    if control.horizon is None or control.mode == "modulate":
+        return 0.0
+    return control.cooldown * control.horizon
+
+
+def held_share(control: Control) -> float:
+    """What is held of the rate that the alignment law finds."""
+    annealed = control.horizon is not None or control.mode == "modulate"
+    return 1.0 if annealed else UNANNEALED_SHARE

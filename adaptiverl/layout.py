@@ -1,0 +1,282 @@
+"""The one table of what Python, C++, CUDA and Triton lay out alike, a line for each number.
+
+`csrc/layout.h` and `kernels/layout.py` are written from it: `python tests/layout_files.py`. A new
+number of the controller's state is a line in `State`, the next `LAYOUT_VERSION` and a migration
+(`migrations.py`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+LAYOUT_VERSION = 3
+
+
+class Kind(NamedTuple):
+    """What a number may be in a sound memory, whatever `Control` it comes from."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    whole: bool = False
+    """No fraction"""
+    off: bool = False
+    """−∞ as well: the logarithm of a knob that is switched off, or of a rate not yet known"""
+    as_it_came: bool = False
+    """NaN and infinities as well (method.md#non-finite)"""
+
+
+REAL = Kind()
+AS_IT_CAME = Kind(as_it_came=True)
+COUNT = Kind(0.0, 2.0**53, whole=True)
+SEED_WORD = Kind(0.0, 2.0**32 - 1, whole=True)
+FLAG = Kind(0.0, 1.0, whole=True)
+SHARE = Kind(0.0, 1.0)
+SIZE = Kind(0.0)
+DIRECTION = Kind(-1.0, 1.0)
+LOGARITHM = Kind(math.log(5e-324), math.log(1.7e308))
+LOGARITHM_OR_OFF = LOGARITHM._replace(off=True)
+
+
+def number(default: float, kind: Kind, doc: str) -> Any:
+    """A field of a record: what it starts as, what it may be, what it means."""
+    return field(default=default, metadata={"kind": kind, "doc": doc})
+
+
+def real(doc: str) -> Any:
+    """A number that starts at 0 and may be any."""
+    return number(0.0, REAL, doc)
+
+
+def address(doc: str) -> Any:
+    """An int64 of the address table."""
+    return number(0, REAL, doc)
+
+
+@dataclass
+class State:
+    """The controller's whole state, packed in this order as float64, counters included."""
+
+    version: float = number(LAYOUT_VERSION, REAL, "of the layout")
+    step: float = number(0.0, COUNT, "t, optimizer steps taken")
+    seed_low: float = number(0.0, SEED_WORD, "the noise's key, 32 bits to a number")
+    seed_high: float = number(0.0, SEED_WORD, "")
+
+    log_lr: float = number(0.0, LOGARITHM, "log α")
+    logit_momentum: float = number(0.0, LOGARITHM_OR_OFF, "logit μ")
+    log_noise: float = number(-math.inf, LOGARITHM_OR_OFF, "log σ")
+    log_lr_start: float = number(0.0, LOGARITHM, "where the user put α")
+    logit_momentum_start: float = number(0.0, LOGARITHM_OR_OFF, "where the user put μ")
+    lr: float = number(1.0, SIZE, "α in effect")
+    momentum: float = number(0.0, SHARE, "μ in effect")
+    noise: float = number(0.0, SIZE, "σ in effect: σ_min while log σ is at its floor")
+
+    loss_count: float = number(0.0, COUNT, "finite losses seen")
+    loss_mean: float = number(0.0, REAL, "ℓ̄")
+    loss_trend: float = number(0.0, REAL, "Δℓ")
+    loss_scale: float = number(0.0, SIZE, "S_ℓ")
+    loss_direction: float = number(0.0, DIRECTION, "Δ̃ℓ")
+    variance: float = number(0.0, SIZE, "v")
+    variance_scale: float = number(0.0, SIZE, "S_v")
+    plateau: float = number(0.0, SHARE, "P")
+    reward_count: float = number(0.0, COUNT, "finite rewards seen")
+    reward_mean: float = number(0.0, REAL, "r̄")
+    reward_trend: float = number(0.0, REAL, "Δr")
+    reward_scale: float = number(0.0, SIZE, "S_r")
+    reward_direction: float = number(0.0, DIRECTION, "Δ̃r")
+    loss: float = number(math.nan, AS_IT_CAME, "ℓ, the newest observation as it came")
+    reward: float = number(math.nan, AS_IT_CAME, "r, likewise")
+
+    observed_pending: float = number(0.0, FLAG, "1: something was observed since the law acted")
+    rewarded_pending: float = number(0.0, FLAG, "1: so was a reward")
+    nonfinite_pending: float = number(0.0, FLAG, "1: and something that is not finite")
+    nonfinite: float = number(0.0, COUNT, "observations that were not finite, in all")
+    updates: float = number(0.0, COUNT, "times the law acted")
+
+    aligned_gu: float = number(0.0, AS_IT_CAME, "Σ g·u of the newest pass, u the last direction")
+    aligned_gg: float = number(0.0, AS_IT_CAME, "Σ g²")
+    aligned_uu: float = number(0.0, AS_IT_CAME, "Σ u²")
+    aligned_pending: float = number(0.0, FLAG, "1: nobody has read those three yet")
+    alignment: float = number(0.0, REAL, "h, their cosine")
+    alignment_square: float = number(0.0, SIZE, "S2, the average of h² that starts at 0")
+    alignment_weight: float = number(0.0, SHARE, "S2 over this starts at its first sample")
+    alignment_direction: float = number(0.0, DIRECTION, "x")
+    alignment_mean: float = number(0.0, DIRECTION, "e")
+    overshoot: float = number(0.0, REAL, "Page's sum that the mean of h is below 0; never below 0")
+    log_lr_downhill: float = number(
+        -math.inf, LOGARITHM_OR_OFF, "log α when updates last clearly pointed downhill"
+    )
+    log_lr_doubted: float = number(
+        -math.inf, LOGARITHM_OR_OFF, "the same when updates were last sure to overshoot"
+    )
+    held: float = number(0.0, FLAG, "1: the rate is found")
+    anneal: float = number(1.0, SHARE, "what the cooldown multiplies α by")
+
+    # The last is of the step in progress; what comes before it is what checkpoints keep.
+    active: float = number(1.0, FLAG, "0: the gradient scaler skips this step")
+
+
+@dataclass
+class ControlNumbers:
+    """`Control` and its limits as the law reads them (`law/numbers.py`).
+
+    Bounds come with their logarithms, so that a knob pinned at a bound on one device is at the same
+    bound, to the bit, on another.
+    """
+
+    every: float = real("K; 0: epoch-wise")
+    reward_source: float = real("a number of REWARD_SOURCES")
+    beta_loss: float = real("β_ℓ")
+    beta_reward: float = real("β_r")
+    beta_variance: float = real("β_v")
+    gain_lr_reward: float = real("k_r")
+    gain_lr_loss: float = real("k_ℓ")
+    gain_momentum_reward: float = real("k_μr")
+    gain_momentum_loss: float = real("k_μℓ")
+    gain_noise_plateau: float = real("k_σP")
+    gain_noise_reward: float = real("k_σr")
+    lr_min: float = real("α_min")
+    lr_max: float = real("α_max")
+    momentum_min: float = real("μ_min")
+    momentum_max: float = real("μ_max")
+    noise_min: float = real("σ_min")
+    noise_max: float = real("σ_max; 0: no noise")
+    log_lr_min: float = real("")
+    log_lr_max: float = real("")
+    logit_momentum_min: float = real("")
+    logit_momentum_max: float = real("")
+    log_noise_floor: float = real("stands in for log 0; −∞: no noise")
+    log_noise_max: float = real("−∞: no noise")
+    log_lr_change_down: float = real("log c↓")
+    log_lr_change_up: float = real("log c↑")
+    spike_clip: float = real("c")
+    trend_center: float = real("ε_Δ")
+    trend_slope: float = real("s_Δ")
+    variance_center: float = real("ε_v")
+    variance_slope: float = real("s_v")
+    law: float = real("a number of LAWS")
+    log_lr_acquire: float = real("where α starts")
+    horizon: float = real("T; 0: none")
+    hold_by: float = real("the step of the cooldown; infinite: no horizon")
+    annealed_over: float = real("steps of the cooldown; 0: the controller does not anneal")
+    log_held_share: float = real("what is held of the rate that is found")
+
+
+@dataclass
+class Inbox:
+    """What was observed since the last step; sums, so that micro-batches average."""
+
+    loss_sum: float = real("")
+    loss_count: float = real("")
+    reward_sum: float = real("")
+    reward_count: float = real("")
+
+
+@dataclass
+class AlignmentSums:
+    """Of one tensor, of several or of all.
+
+    g is the gradient as the state entries see it, but for the noise; u is the direction of the
+    update before.
+    """
+
+    gu: float = real("Σ g·u")
+    gg: float = real("Σ g²")
+    uu: float = real("Σ u²")
+
+
+@dataclass
+class Group:
+    """A parameter group's numbers as the user set them; hyper0 and hyper1 are the algorithm's."""
+
+    lr: float = real("")
+    momentum: float = real("where μ starts: AdamW's β₁, SGD's momentum")
+    hyper0: float = real("AdamW: β₂; SGD: dampening")
+    hyper1: float = real("AdamW: eps; SGD: its options")
+    weight_decay: float = real("")
+
+
+@dataclass
+class EffectiveGroup:
+    """The same as this step uses them."""
+
+    lr: float = real("")
+    momentum: float = real("")
+
+
+@dataclass
+class TensorRow:
+    """A row of the address table: where one parameter's tensors lie, int64."""
+
+    param: int = address("")
+    grad: int = address("")
+    state0: int = address("AdamW: exp_avg; SGD: momentum_buffer; 0: none")
+    state1: int = address("AdamW: exp_avg_sq; 0: none")
+    state2: int = address("AdamW: max_exp_avg_sq; 0: none")
+    step: int = address("float32")
+    mu_product: int = address("float64; 0: none")
+    numel: int = address("elements that lie here")
+    group: int = address("row of the group table")
+    index: int = address("the parameter's place in the optimizer: the noise's key")
+    offset: int = address("the first element's place in the whole logical tensor")
+    logical_numel: int = address("elements of the whole logical tensor")
+    maximize: int = address("")
+
+
+TRACE_COLUMNS = (
+    "step",
+    "loss",
+    "reward",
+    "loss_mean",
+    "reward_mean",
+    "loss_direction",
+    "reward_direction",
+    "variance",
+    "plateau",
+    "lr",
+    "momentum",
+    "noise",
+    "alignment",
+    "alignment_direction",
+    "alignment_mean",
+    "held",
+)
+"""What the trace keeps of the state at an update of the knobs, by the state's names"""
+
+REWARD_SOURCES = {"none": 0.0, "neg_loss": 1.0, "given": 2.0}
+"""`Control.reward` as a control number"""
+REWARD_NONE, REWARD_NEG_LOSS, REWARD_GIVEN = REWARD_SOURCES.values()
+LAWS = {"loss": 0.0, "alignment": 1.0}
+"""`Control.law` as a control number"""
+ELEMENT_TYPES = ("float32", "bfloat16", "float16")
+"""Of parameters and gradients that a Triton kernel is compiled for"""
+
+
+class Column(NamedTuple):
+    """One number of a record."""
+
+    name: str
+    default: float
+    kind: Kind
+    doc: str
+
+
+def columns(record: type) -> tuple[Column, ...]:
+    """A record's numbers, in order."""
+    found: Any = dataclasses.fields(record)
+    return tuple(Column(f.name, f.default, **f.metadata) for f in found)
+
+
+def names(record: type) -> tuple[str, ...]:
+    """The names alone."""
+    return tuple(column.name for column in columns(record))
+
+
+FIELDS = names(State)
+SLOT = {name: i for i, name in enumerate(FIELDS)}
+MEMORY_SIZE = len(FIELDS) - 1
+"""Numbers that checkpoints keep: all but the last"""
+ALIGNMENT = slice(SLOT["aligned_gu"], SLOT["aligned_uu"] + 1)
+"""Σ g·u, Σ g², Σ u² in the state"""

@@ -1,0 +1,89 @@
+"""`AdaptiveLion`: Lion with α, μ and σ steered while it trains."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from adaptiverl.algorithms import LION
+from adaptiverl.control import Control
+from adaptiverl.optimizer import AdaptiveOptimizer
+from adaptiverl.ranks.group import ProcessGroup
+
+DEFAULT_CONTROL = Control()
+
+
+class AdaptiveLion(AdaptiveOptimizer):
+    """Lion whose learning rate α, momentum μ (β₁) and gradient noise σ a controller steers.
+
+    Lion (Chen et al., "Symbolic Discovery of Optimization Algorithms", 2023) moves every element by
+    the learning rate, in the direction of the sign of β₁·m + (1 − β₁)·g; m is the one number that
+    it keeps of each. Its rates are three to ten times lower than AdamW's, and its weight decay as
+    many times higher. Without observations it is that algorithm.
+
+    Args:
+        params: Parameters, or dicts of groups.
+        lr: Where α starts (``mode="replace"``), or what α multiplies (``"modulate"``).
+        betas: μ starts at ``betas[0]``; ``betas[1]``, the decay of m, stays.
+        weight_decay: Decoupled, scaled by the learning rate in effect (method.md#weight-decay).
+        maximize: Ascend.
+        capturable: Accepted; the step can be captured in a CUDA graph as it is.
+        fused: Tells a `GradScaler` to leave unscaling and skipping to the step.
+        control: Gains, bounds and cadence of the controller.
+        max_grad_norm: Clip the gradients' global norm to this, before the noise
+            (method.md#clipping).
+        seed: Of the noise, 0 to 2^64 − 1.
+        process_group: The ranks whose observations are averaged, so that all have the same knobs
+            (`adaptiverl.ranks.group.Ranks`): ``None``, all of torch.distributed's world where it is
+            initialised; ``False``, this rank alone.
+
+    Raises:
+        ValueError: An argument out of range, a start outside the bounds.
+        TypeError: A control that is not a `Control`; a process group that is none.
+
+    Example:
+        >>> optimizer = AdaptiveLion(model.parameters(), lr=1e-4)
+        >>> loss.backward()
+        >>> optimizer.observe(loss)
+        >>> optimizer.step()
+    """
+
+    _algorithm = LION
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-4,
+        betas: tuple[float, float] = (0.9, 0.99),
+        weight_decay: float = 0.0,
+        *,
+        maximize: bool = False,
+        capturable: bool = False,
+        fused: bool | None = None,
+        control: Control = DEFAULT_CONTROL,
+        max_grad_norm: float | None = None,
+        seed: int = 0,
+        process_group: ProcessGroup = None,
+    ) -> None:
+        self._prepare(control, max_grad_norm, seed, process_group)
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "weight_decay": weight_decay,
+            "maximize": maximize,
+            "capturable": capturable,
+            "fused": fused,
+        }
+        super().__init__(params, defaults)
+        self._step_supports_amp_scaling = bool(fused)
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        numbers = self.defaults | group
+        for name in ("lr", "weight_decay"):
+            if not numbers[name] >= 0:
+                raise ValueError(f"{name} must be at least 0, got {numbers[name]!r}")
+        for i, beta in enumerate(numbers["betas"]):
+            if not 0 <= beta < 1:
+                raise ValueError(f"betas[{i}] must be in [0, 1), got {beta!r}")

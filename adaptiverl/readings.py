@@ -1,0 +1,47 @@
+"""What `knobs()` tells: the knobs in effect, and the sensors by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+SENSORS = (
+    "step",
+    "updates",
+    "loss",
+    "reward",
+    "loss_mean",
+    "loss_trend",
+    "loss_scale",
+    "loss_direction",
+    "variance",
+    "variance_scale",
+    "plateau",
+    "reward_mean",
+    "reward_trend",
+    "reward_scale",
+    "reward_direction",
+    "nonfinite",
+    "alignment",
+    "alignment_direction",
+    "alignment_mean",
+    "held",
+)
+
+
+def readings(state: Any, lr: float, momentum: float) -> dict[str, float]:
+    """The knobs and sensors by name.
+
+    Args:
+        state: A controller's `State`.
+        lr: A group's learning rate in effect.
+        momentum: Its momentum in effect.
+
+    Returns:
+        ``lr`` and ``momentum`` of the first group's next step; ``alpha``, the knob α: a
+        learning rate, or a factor in ``mode="modulate"``; ``noise``, σ as a share of the
+        gradient's (or parameter's) RMS; counts ``step``, ``updates``, ``nonfinite``; the
+        sensors of `Trace`, losses and rewards in their own units, directions in [-1, 1],
+        ``plateau`` in [0, 1]; ``held``, 1 once the alignment law holds its rate.
+    """
+    knobs = {"lr": lr, "alpha": state.lr, "momentum": momentum, "noise": state.noise}
+    return knobs | {name: getattr(state, name) for name in SENSORS}

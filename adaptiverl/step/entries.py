@@ -1,0 +1,175 @@
+"""One parameter of a step and all that belongs to it: its row of the address table.
+
+Addresses identify tensors, never `id()`: `.data` and `.to_local()` make new wrappers every step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from adaptiverl.algorithms import Algorithm
+from adaptiverl.distributed import NOISE_PLACE
+from adaptiverl.layout import TensorRow, names
+from adaptiverl.ranks.dtensors import gradient_of, is_dtensor, to_local
+from adaptiverl.ranks.group import Ranks
+from adaptiverl.ranks.shards import Shards
+from adaptiverl.step.state import check_gradient, check_state
+
+COLUMNS = names(TensorRow)
+"""A row of the address table"""
+PARAM, GRAD, NUMEL = (COLUMNS.index(name) for name in ("param", "grad", "numel"))
+MOMENTS = slice(COLUMNS.index("state0"), COLUMNS.index("state2") + 1)
+SLOTS = 3
+"""Columns for an algorithm's own state"""
+COUNTERS = slice(COLUMNS.index("step"), COLUMNS.index("mu_product") + 1)
+
+
+@dataclass(slots=True, kw_only=True)
+class ParameterEntry:
+    """One parameter of this step, and all that belongs to it."""
+
+    param: Tensor
+    grad: Tensor
+    slots: tuple[Tensor | None, ...]
+    """The algorithm's state of the parameter's shape, in its order; None where there is none"""
+    step: Tensor
+    """float32, 0-d: steps that were taken"""
+    mu_product: Tensor | None
+    """float64, 0-d: the product of the momenta of those steps; None where it is not kept"""
+    group: int
+    """Row of the group table"""
+    index: int
+    """The parameter's place in the optimizer: the noise's key (decisions.md 17)"""
+    offset: int
+    """The first element's place in the whole logical tensor"""
+    logical_numel: int
+    """Elements of the whole logical tensor"""
+    maximize: bool
+
+    def shaped(self) -> list[Tensor]:
+        """Everything that a sweep walks beside each other."""
+        return [self.param, self.grad, *(s for s in self.slots if s is not None)]
+
+    def row(self) -> tuple[int, ...]:
+        """This entry's line of the address table, in the order of `COLUMNS`."""
+        return (
+            _address(self.param),
+            _address(self.grad),
+            *map(_address, self.slots),
+            *(0,) * (SLOTS - len(self.slots)),
+            self.step.data_ptr(),
+            _address(self.mu_product),
+            self.param.numel(),
+            self.group,
+            self.index,
+            self.offset,
+            self.logical_numel,
+            self.maximize,
+        )
+
+
+def _address(tensor: Tensor | None) -> int:
+    if tensor is None:
+        return 0
+    address = tensor.data_ptr()
+    if address == 0 and tensor.numel() > 0:
+        raise RuntimeError(
+            f"a tensor of shape {tuple(tensor.shape)} that the step needs has no memory: its "
+            "storage was resized to 0, which a wrapper that shards parameters does between "
+            "passes; nothing was changed"
+        )
+    return address
+
+
+CompleteState = Callable[[Tensor, dict[str, Any], dict[str, Any]], None]
+"""Makes what is missing of a parameter's state: of (parameter, its group, its state)"""
+
+
+class Entries:
+    """Makes a step's entries.
+
+    Args:
+        algorithm: The update rule.
+        optimizer: Whose entries they are, for messages.
+        complete_state: Makes what is missing of a parameter's state.
+        shards: Told of every sharded parameter.
+        ranks: Those that decide together.
+    """
+
+    def __init__(
+        self,
+        algorithm: Algorithm,
+        optimizer: str,
+        complete_state: CompleteState,
+        shards: Shards,
+        ranks: Ranks,
+    ) -> None:
+        self._algorithm, self._optimizer = algorithm, optimizer
+        self._complete_state, self._shards, self._ranks = complete_state, shards, ranks
+
+    def of(
+        self, groups: Sequence[dict[str, Any]], state: Mapping[Tensor, Any]
+    ) -> list[ParameterEntry]:
+        """One entry per parameter with a gradient; all are checked before any state is made.
+
+        Args:
+            groups: The optimizer's.
+            state: The optimizer's; what is missing of it is made.
+
+        Raises:
+            RuntimeError: A gradient or state is none that a step can take (`step.state`).
+        """
+        numbered = list(_numbered(groups))
+        for index, param, g in numbered:
+            if param.grad is not None:
+                check_gradient(param, index, self._optimizer)
+                names = self._algorithm.slots_of(groups[g])
+                check_state(param, index, state.get(param, {}), names)
+        entries = []
+        self._shards.start_step()
+        for index, param, g in numbered:
+            if param.grad is not None:
+                number = getattr(param, NOISE_PLACE, index)
+                entries.append(self._entry(param, state[param], groups[g], g, number))
+            elif is_dtensor(param):
+                self._shards.add(index, param, self._ranks)
+        return entries
+
+    def _entry(
+        self, param: Tensor, state: dict[str, Any], group: dict[str, Any], g: int, index: int
+    ) -> ParameterEntry:
+        self._complete_state(param, group, state)
+        grad, offset, numel = param.grad, 0, param.numel()
+        needed = self._algorithm.slots_of(group)
+        slots = [state[name] if name in needed else None for name in self._algorithm.slots]
+        if is_dtensor(param):
+            place = self._shards.step(index, param, self._ranks)
+            offset, numel = place.offset, place.numel
+            slots = [None if x is None else to_local(x) for x in slots]
+            grad, param = gradient_of(param), to_local(param)
+        reals = 2 if param.is_complex() else 1
+        return ParameterEntry(
+            param=param,
+            grad=grad,  # type: ignore[arg-type]
+            slots=tuple(slots),
+            step=state["step"],
+            mu_product=state["mu_product"] if self._algorithm.corrects_bias else None,
+            group=g,
+            index=index,
+            offset=offset * reals,
+            logical_numel=numel * reals,
+            maximize=bool(group["maximize"]),
+        )
+
+
+def _numbered(groups: Sequence[dict[str, Any]]) -> Iterator[tuple[int, Tensor, int]]:
+    """Every parameter's place in the optimizer, the parameter, and its group's place."""
+    index = 0
+    for g, group in enumerate(groups):
+        for param in group["params"]:
+            yield index, param, g
+            index += 1

@@ -1,0 +1,220 @@
+"""Whether only gradients have moved since the last step, which is how training goes.
+
+Every step asks this of every tensor, so it is written for the host's time: one call per question
+and tensor, through `map`, and no object made for any of them. It keeps no tensor alive: addresses
+and sizes are plain numbers, and what it cannot afford to ask of state, a weak reference tells.
+"""
+
+from __future__ import annotations
+
+import operator
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import chain, compress
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from adaptiverl.ranks.dtensors import any_dtensor, local_tensors, placed_alike
+from adaptiverl.step.state import COUNTERS
+
+PLAIN_TYPES = {Tensor, torch.nn.Parameter}
+"""Of gradients that lie where `data_ptr` says; a subclass may have no memory of its own."""
+
+NoneType = type(None)
+GRADIENT, DTYPE, BYTES = map(operator.attrgetter, ("grad", "dtype", "nbytes"))
+
+
+class GroupKey(NamedTuple):
+    """What of a group decides which backend takes its tensors, and how.
+
+    Attributes:
+        params: The group's list.
+        kept: Names of the state entries that a step walks or counts.
+        maximize: The group's option.
+    """
+
+    params: list[Tensor]
+    kept: tuple[str, ...]
+    maximize: bool
+
+
+@dataclass(slots=True)
+class Fingerprint:
+    """One step's tensors as numbers.
+
+    Attributes:
+        options: Of every group, and its count of parameters: a parameter has its group's numbers.
+        present: Of every parameter whether it has a gradient; empty where all have. What follows
+            is of those that have.
+        sizes: Bytes of the parameters, elements of the gradients and of state of their shape.
+        dtypes: The gradients'.
+        params: The parameters' addresses.
+        states: Addresses of their state. No two parameters share a `step`, so these tell the
+            parameters' order, too, where some are empty.
+        gradients: The gradients' addresses.
+        plain: Everything here is contiguous, dense, in no need of negation, and every gradient is
+            laid out over the ranks as its parameter is.
+        tensors: The parameters themselves, or this rank's shards of them.
+        dtensors: Where some are DTensors, the parameters as the groups have them.
+    """
+
+    options: list[tuple[int, tuple[str, ...], bool]]
+    present: list[bool]
+    sizes: list[int]
+    dtypes: list[torch.dtype]
+    params: list[int]
+    states: list[int]
+    gradients: list[int]
+    plain: bool
+    tensors: list[Tensor]
+    dtensors: list[Tensor]
+
+    @classmethod
+    def of(cls, groups: Sequence[GroupKey], state: Mapping[Tensor, Any]) -> Fingerprint | None:
+        """None where something is missing, or has no address.
+
+        Args:
+            groups: The optimizer's groups.
+            state: The optimizer's state.
+        """
+        try:
+            params, grads, present = _with_gradients(groups)
+            states, shaped = _kept_of(groups, present, _states_of(params, state))
+            alike = True
+            dtensors: list[Tensor] = []
+            if not set(map(type, params)) <= PLAIN_TYPES and any_dtensor(params):
+                dtensors = params
+                alike = placed_alike(params, grads)
+                params, grads = local_tensors(params), local_tensors(grads)
+                states, shaped = local_tensors(states), local_tensors(shaped)
+            if not set(map(type, grads)) <= PLAIN_TYPES:
+                return None
+            return cls(
+                [(len(group.params), group.kept, group.maximize) for group in groups],
+                present,
+                [
+                    *map(BYTES, params),
+                    *map(Tensor.numel, grads),
+                    *map(Tensor.numel, shaped),
+                ],
+                list(map(DTYPE, grads)),
+                list(map(Tensor.data_ptr, params)),
+                list(map(Tensor.data_ptr, states)),
+                list(map(Tensor.data_ptr, grads)),
+                alike
+                and all(map(Tensor.is_contiguous, params))
+                and all(map(Tensor.is_contiguous, grads))
+                and not any(map(Tensor.is_neg, grads)),
+                params,
+                dtensors,
+            )
+        except (KeyError, TypeError, RuntimeError):
+            # No such state yet, a number for a tensor, a layout without an address.
+            return None
+
+    def without_tensors(self) -> Fingerprint:
+        """What may be kept until the next step."""
+        return replace(self, tensors=[], dtensors=[])
+
+    def is_followed_by(self, other: Fingerprint) -> bool:
+        """Whether nothing but gradients' addresses differs."""
+        return (
+            other.plain
+            and self._has_as_many_freed(other)
+            and self.present == other.present
+            and self.params == other.params
+            and self.states == other.states
+            and self.sizes == other.sizes
+            and self.dtypes == other.dtypes
+            and self.options == other.options
+        )
+
+    def _has_as_many_freed(self, other: Fingerprint) -> bool:
+        """Only empty gradients lie nowhere; one whose memory was taken away does, too."""
+        return all(other.gradients) or self.gradients.count(0) == other.gradients.count(0)
+
+
+class Watch:
+    """Tells that one of a step's state tensors is gone, so that its address may be another's.
+
+    It asks nothing of any tensor in a step. A new tensor of another dtype where an old one was is
+    what sizes and addresses do not show.
+
+    Args:
+        groups: The optimizer's groups.
+        state: The optimizer's state; it has what the groups' parameters with a gradient need.
+    """
+
+    def __init__(self, groups: Sequence[GroupKey], state: Mapping[Tensor, Any]) -> None:
+        params, _, present = _with_gradients(groups)
+        watched, _ = _kept_of(groups, present, _states_of(params, state))
+        self._gone: list[Any] = []
+        self._references = [
+            weakref.ref(tensor, self._gone.append) for tensor in local_tensors(watched)
+        ]
+
+    @property
+    def is_whole(self) -> bool:
+        """All are still there."""
+        return not self._gone
+
+
+def _states_of(params: Sequence[Tensor], state: Mapping[Tensor, Any]) -> list[Any]:
+    """Each parameter's state.
+
+    A lookup by tensor calls `Tensor.__hash__`, which is Python. Once all parameters have stepped,
+    the state mostly has their order, and is walked instead.
+    """
+    if len(state) == len(params) and all(map(operator.is_, state, params)):
+        return list(state.values())
+    return [state[p] for p in params]
+
+
+def _with_gradients(groups: Sequence[GroupKey]) -> tuple[list[Any], list[Any], list[bool]]:
+    """The parameters that have a gradient, the gradients, and which they are; [] where all have."""
+    params = groups[0].params if len(groups) == 1 else _in_one_list(groups)
+    grads: list[Any] = list(map(GRADIENT, params))
+    if NoneType not in set(map(type, grads)):
+        return params, grads, []
+    present = [grad is not None for grad in grads]
+    return list(compress(params, present)), list(compress(grads, present)), present
+
+
+def _in_one_list(groups: Sequence[GroupKey]) -> list[Tensor]:
+    return list(chain.from_iterable(group.params for group in groups))
+
+
+def _kept_of(
+    groups: Sequence[GroupKey], present: list[bool], states: list[Any]
+) -> tuple[list[Any], list[Any]]:
+    """What a step walks or counts of the parameters' state, and of it what has their shape.
+
+    Every state is visited once: with thousands of them, none is in the cache.
+    """
+    kept: list[Any] = []
+    shaped: list[Any] = []
+    first = begin = 0
+    for group in groups:
+        end = first + len(group.params)
+        count = sum(present[first:end]) if present else end - first
+        here = states if count == len(states) else states[begin : begin + count]
+        names = group.kept
+        values = list(chain.from_iterable(map(_getter(names), here)))
+        kept += values
+        for place, name in enumerate(names):
+            if name not in COUNTERS:
+                shaped += values[place :: len(names)]
+        first, begin = end, begin + count
+    return kept, shaped
+
+
+@cache
+def _getter(names: tuple[str, ...]) -> Callable[[Any], tuple[Any, ...]]:
+    """What takes the entries of these names from a state."""
+    if len(names) > 1:
+        return operator.itemgetter(*names)
+    return lambda state: (state[names[0]],)

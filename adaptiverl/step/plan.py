@@ -1,0 +1,199 @@
+"""Plan: what changed since the last step, and who takes which tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adaptiverl import devices
+from adaptiverl.algorithms import Algorithm
+from adaptiverl.step.bucket import Bucket
+from adaptiverl.step.entries import GRAD, PARAM, Entries, ParameterEntry
+from adaptiverl.step.fingerprint import Fingerprint, GroupKey, Watch
+from adaptiverl.step.overlaps import overlapping_rows
+from adaptiverl.step.workspace import Workspace
+
+
+class Plan:
+    """Sorts a step's entries by who takes them; the buckets and their tables outlive the step.
+
+    Args:
+        algorithm: The update rule.
+        entries: Makes a step's entries.
+        choose: An entry's backend: of (entry, shares_memory).
+        workspace: Owns what the buckets' launches read.
+
+    Attributes:
+        dtensors: Of this step's parameters, if it made no entries; until it is over.
+    """
+
+    def __init__(
+        self,
+        algorithm: Algorithm,
+        entries: Entries,
+        choose: Callable[..., Any],
+        workspace: Workspace,
+    ) -> None:
+        self._algorithm, self._entries = algorithm, entries
+        self._choose = choose
+        self._workspace = workspace
+        self._buckets: dict[Hashable, Bucket] = {}
+        self._sorted: list[Bucket] = []
+        self._places: list[list[int]] = []
+        self._last: Fingerprint | None = None
+        self._watch: Watch | None = None
+        self.dtensors: list[Tensor] = []
+        self._squares: dict[torch.device, Tensor] = {}
+
+    def of_step(
+        self,
+        groups: Sequence[dict[str, Any]],
+        state: Mapping[Tensor, Any],
+    ) -> list[Bucket]:
+        """The buckets that have something to do, always in the same order.
+
+        Where only gradients have moved since the last step, which is how training goes, no entry is
+        made: their addresses are read, and that is all.
+
+        Args:
+            groups: The optimizer's groups.
+            state: The optimizer's state.
+
+        Raises:
+            RuntimeError: A gradient or a state that a step cannot take; nothing has changed then.
+        """
+        keys = self.group_keys(groups)
+        if self._last is not None and self._watch is not None and self._watch.is_whole:
+            seen = Fingerprint.of(keys, state)
+            if seen is not None and self._last.is_followed_by(seen):
+                self._follow(seen)
+                return self._sorted
+        self.sort(self._entries.of(groups, state))
+        for bucket in self._sorted:
+            if bucket.backend.addressed:
+                bucket.rows()  # or an error, while nothing has moved
+        seen = self._fingerprint(keys, state)
+        if seen is not None:
+            self._last, self._watch = seen.without_tensors(), Watch(keys, state)
+        return self._sorted
+
+    def group_keys(self, groups: Sequence[dict[str, Any]]) -> list[GroupKey]:
+        """What of the groups decides which backend takes their tensors."""
+        counters = ("step", "mu_product") if self._algorithm.corrects_bias else ("step",)
+        slots_of = self._algorithm.slots_of
+        return [
+            GroupKey(group["params"], (*slots_of(group), *counters), bool(group["maximize"]))
+            for group in groups
+        ]
+
+    def _follow(self, seen: Fingerprint) -> None:
+        """The last step's buckets, with this step's tensors and their gradients' addresses."""
+        self.dtensors = seen.dtensors
+        if len(self._sorted) == 1:  # which has them all, in this order
+            self._sorted[0].params = seen.tensors
+            self._sorted[0].move_gradients(seen.gradients)
+            return
+        for bucket, places in zip(self._sorted, self._places, strict=True):
+            bucket.params = [seen.tensors[i] for i in places]
+            bucket.move_gradients([seen.gradients[i] for i in places])
+
+    def release(self) -> None:
+        """The step is over: between steps nothing here keeps a tensor alive."""
+        self.dtensors = []
+        for bucket in self._sorted:
+            bucket.release()
+
+    def squares_by_device(self) -> dict[torch.device, Tensor]:
+        """The places of all this step's buckets for sums, one piece of memory per device."""
+        return {b.device: self._squares[b.device] for b in self._sorted}
+
+    def sort(self, entries: Iterable[ParameterEntry]) -> list[Bucket]:
+        """Every entry to who takes it, whatever the last step was like.
+
+        Tensors that lie in each other's memory are taken one after another, in the optimizer's
+        order: threads that walk them at once would race.
+        """
+        self._last = self._watch = None
+        entries = list(entries)
+        self._fill(entries, shared=set())
+        shared = self._places_in_shared_memory()
+        if shared:
+            self._fill(entries, shared)
+        self._share_squares()
+        return self._sorted
+
+    def _fill(self, entries: Sequence[ParameterEntry], shared: set[int]) -> None:
+        """Make the step's buckets; those in `shared` share memory with others."""
+        for bucket in self._buckets.values():
+            bucket.start()
+        places: dict[Hashable, list[int]] = {}
+        for place, entry in enumerate(entries):
+            backend = self._choose(entry, shares_memory=place in shared)
+            key = (backend.name, entry.param.device, backend.variant(entry))
+            if key not in self._buckets:
+                self._buckets[key] = Bucket(
+                    backend, *key[1:], self._algorithm.name, self._workspace
+                )
+                self._buckets[key].start()
+            self._buckets[key].take(entry)
+            places.setdefault(key, []).append(place)
+        taken = {key: bucket for key, bucket in self._buckets.items() if bucket.entries}
+        self._sorted = list(taken.values())
+        self._places = [places[key] for key in taken]
+
+    def _places_in_shared_memory(self) -> set[int]:
+        """Which of the entries would race in a sweep over addresses."""
+        found: set[int] = set()
+        walked = [
+            pair
+            for pair in zip(self._sorted, self._places, strict=True)
+            if pair[0].backend.addressed
+        ]
+        for device in {bucket.device: None for bucket, _ in walked}:
+            here = [pair for pair in walked if pair[0].device == device]
+            rows = overlapping_rows([bucket.spans() for bucket, _ in here])
+            for (_, places), numbers in zip(here, rows, strict=True):
+                found |= {places[number] for number in numbers}
+        return found
+
+    def _share_squares(self) -> None:
+        """One piece of memory per device, so that a norm over all tensors is one launch."""
+        for device in {bucket.device: None for bucket in self._sorted}:
+            buckets = [b for b in self._sorted if b.device == device]
+            sizes = [len(b.entries) for b in buckets]
+            whole = self._squares[device] = self._places_for_sums(device, sum(sizes))
+            for bucket, part in zip(buckets, whole.split(sizes), strict=True):
+                bucket.squares = part
+
+    def _places_for_sums(self, device: torch.device, count: int) -> Tensor:
+        (whole,) = self._workspace.hold(
+            ("squares", device), count, device, lambda: (devices.zeros((count,), device),)
+        )
+        return whole
+
+    def _fingerprint(
+        self, groups: Sequence[GroupKey], state: Mapping[Tensor, Any]
+    ) -> Fingerprint | None:
+        """What the next step is compared with; None where a glance would not tell enough."""
+        entries = [entry for bucket in self._sorted for entry in bucket.entries]
+        if not all(bucket.backend.addressed for bucket in self._sorted):
+            return None
+        if not all(map(_is_plain, chain.from_iterable(entry.shaped() for entry in entries))):
+            return None
+        seen = Fingerprint.of(groups, state)
+        if seen is None:
+            return None
+        for bucket, places in zip(self._sorted, self._places, strict=True):
+            # A view or a copy may have been made for the step: the next glance would not see it.
+            glanced = [[seen.params[i], seen.gradients[i]] for i in places]
+            if bucket.described(PARAM, GRAD) != glanced:
+                return None
+        return seen
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return tensor.is_contiguous() and not tensor.is_neg()

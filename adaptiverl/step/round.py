@@ -1,0 +1,228 @@
+"""One step in five stages: plan, decide, measure, apply, report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adaptiverl.algorithms import Algorithm
+from adaptiverl.backends import backend_for
+from adaptiverl.backends.layouts import is_fake
+from adaptiverl.backends.reference import noise_on
+from adaptiverl.control import Control
+from adaptiverl.controller import Controller
+from adaptiverl.decision import Decision
+from adaptiverl.devices import beside, numbers_device
+from adaptiverl.log import Log
+from adaptiverl.ranks.dtensors import to_local
+from adaptiverl.ranks.group import Ranks
+from adaptiverl.ranks.shards import Shards
+from adaptiverl.step.bucket import Bucket
+from adaptiverl.step.clipping import GradientScale
+from adaptiverl.step.entries import CompleteState, Entries
+from adaptiverl.step.groups import GroupTable, any_rate
+from adaptiverl.step.memory import Groups, settle
+from adaptiverl.step.plan import Plan
+from adaptiverl.step.scaling import Scaling
+from adaptiverl.step.workspace import Workspace
+
+Decisions = Mapping[torch.device, Decision]
+"""What the controller decided, on every device that has tensors, and on its own"""
+
+
+class Round:
+    """Takes the steps of one optimizer.
+
+    Args:
+        control: Gains, bounds and cadence.
+        algorithm: The update rule.
+        max_grad_norm: The global norm to clip to, or None.
+        ranks: Those that decide together.
+        complete_state: Makes what is missing of a parameter's state.
+        log: What is worth saying is said there.
+    """
+
+    def __init__(
+        self,
+        control: Control,
+        algorithm: Algorithm,
+        max_grad_norm: float | None,
+        ranks: Ranks,
+        complete_state: CompleteState,
+        log: Log,
+    ) -> None:
+        self._control, self._algorithm, self._ranks, self._log = control, algorithm, ranks, log
+        self._clips = max_grad_norm is not None
+        self.workspace = Workspace()
+        self._shards = Shards(self.workspace)
+        choose = partial(backend_for, noisy=control.noise_bounds[1] > 0)
+        entries = Entries(algorithm, log.optimizer, complete_state, self._shards, ranks)
+        self.plan = Plan(algorithm, entries, choose, self.workspace)
+        self.gradient_scale = GradientScale(max_grad_norm, self.workspace)
+        self._group_table: GroupTable | None = None
+
+    def take(
+        self,
+        groups: Groups,
+        state: Mapping[Tensor, Any],
+        controller: Controller,
+        scaling: Scaling,
+    ) -> None:
+        """One step of all groups.
+
+        Args:
+            groups: The optimizer's, as torch.optim keeps them.
+            state: The optimizer's.
+            controller: Theirs.
+            scaling: A gradient scaler's.
+
+        Raises:
+            RuntimeError: A gradient or a state that a step cannot take; nothing has changed then.
+        """
+        settle(groups, controller, self._log)
+        self.workspace.begin_step()
+        idle = self._is_idle(groups, state, controller)
+        try:
+            buckets = self.plan.of_step(groups, state)
+            self._log.warn_of_shards(self._shards.take_unknown())
+            decisions = self._decide(buckets, groups, controller, scaling.found_inf, idle)
+            factor = self._measure(buckets, decisions, controller, scaling.grad_scale)
+            for bucket in buckets:
+                here = None if factor is None else factor.to(numbers_device(bucket.device))
+                bucket.backend.step(bucket, decisions[bucket.device], bucket.squares, here)
+            self._report(buckets, decisions, controller, idle)
+        finally:
+            self.plan.release()
+
+    # Decide
+
+    def _decide(
+        self,
+        buckets: list[Bucket],
+        groups: Groups,
+        controller: Controller,
+        found_inf: Tensor | None,
+        idle: bool,
+    ) -> Decisions:
+        """Sensors, law and this step's numbers, in one launch; every tensor's step is counted."""
+        here = controller.device
+        table = self.group_table(here)
+        table.refresh(groups)
+        if idle:
+            controller.observations.empty()
+        elif self._control.every is not None:
+            self.share_observations(controller)
+        if found_inf is not None:
+            found_inf = beside(found_inf.to(torch.float32), here)
+        rows = [b.rows() for b in buckets if b.backend.addressed and b.device == here]
+        decision = controller.advance(table.numbers, table.effective, rows, found_inf)
+        decisions = {here: decision}
+        for bucket in buckets:
+            if bucket.device not in decisions:
+                decisions[bucket.device] = decision.to(numbers_device(bucket.device))
+            if bucket.backend.addressed and bucket.device != here:
+                bucket.backend.count_steps(bucket, decisions[bucket.device])
+        return decisions
+
+    def group_table(self, device: torch.device) -> GroupTable:
+        """The groups' numbers beside the controller, which may have moved."""
+        if self._group_table is None or self._group_table.device != device:
+            self._group_table = GroupTable(device, self._algorithm.numbers_of, self.workspace)
+        return self._group_table
+
+    def share_observations(self, controller: Controller) -> None:
+        """Meet the other ranks, who do the same in this step (`Ranks`)."""
+        controller.observations.close()
+        if self._ranks.size > 1 and not self._control.rests:
+            self._ranks.average(controller.inbox, controller.observed)
+
+    def _is_idle(self, groups: Groups, state: Mapping[Tensor, Any], controller: Controller) -> bool:
+        """Whether the controller learns nothing from this step: the rates are all 0 (`Ranks`).
+
+        So a checkpoint library's step to make state leaves it as it is. On one rank, which nobody
+        waits for, that step can be told from training: it is the first, with zero gradients.
+        """
+        if any_rate(groups):
+            return False
+        if self._ranks.size > 1:
+            return True
+        if state or controller.observed:
+            return False
+        params = (p for group in groups for p in group["params"])
+        grads = [to_local(p.grad) for p in params if p.grad is not None]
+        if any(map(is_fake, grads)):
+            return False
+        return bool(grads) and not any(bool(grad.any()) for grad in grads)
+
+    # Measure
+
+    def _measure(
+        self,
+        buckets: list[Bucket],
+        decisions: Decisions,
+        controller: Controller,
+        grad_scale: Tensor | None,
+    ) -> Tensor | None:
+        """What the pass must know before: in every bucket's `squares`, those that the noise needs.
+
+        Returns:
+            The gradients' common factor.
+        """
+        decision = decisions[controller.device]
+        self._sum_squares(buckets, decisions, decision, of_parameters=False, always=self._clips)
+        squares = self.plan.squares_by_device()
+        factor = self.gradient_scale(buckets, squares, grad_scale) if buckets else None
+        if decision.noise_on_parameter:
+            self._sum_squares(buckets, decisions, decision, of_parameters=True, always=False)
+        return factor
+
+    def _sum_squares(
+        self,
+        buckets: list[Bucket],
+        decisions: Decisions,
+        decision: Decision,
+        of_parameters: bool,
+        always: bool,
+    ) -> None:
+        """Σ g² or Σ p² into every bucket's `squares`, where somebody needs them."""
+        noisy = decision.noise_possible and decision.noise_on_parameter == of_parameters
+        if always or noisy:
+            for bucket in buckets:
+                bucket.backend.sum_squares(
+                    bucket, decisions[bucket.device], bucket.squares, always, of_parameters
+                )
+        if not self._shards:
+            return
+        # Where ranks may differ in σ, they must not differ in whether they meet.
+        if always or (noisy and (not self._ranks.agree or noise_on(decision))):
+            numbers = [(bucket.squares, bucket.indices) for bucket in buckets]
+            self._shards.add_up(numbers, self._ranks)
+
+    # Report
+
+    def _report(
+        self, buckets: list[Bucket], decisions: Decisions, controller: Controller, idle: bool
+    ) -> None:
+        """The pass's sums to the controller, version counters to autograd, news to the log."""
+        decision = decisions[controller.device]
+        if decision.aligned and not idle:
+            self._reduce_alignment(buckets, decision, controller)
+        self._shards.end_step(self.plan.dtensors)
+        if not is_fake(controller.block):
+            self._log.announcements.look(controller.block)
+
+    def _reduce_alignment(
+        self, buckets: list[Bucket], decision: Decision, controller: Controller
+    ) -> None:
+        """What the passes summed, to the controller: over all tensors, shards and ranks."""
+        sums = [bucket.sums for bucket in buckets]
+        if self._shards:
+            places = [bucket.indices for bucket in buckets]
+            sums = [self._shards.as_whole(*pair) for pair in zip(sums, places, strict=True)]
+        controller.reduce_alignment([beside(s, controller.device) for s in sums])
+        active = decision.active if decision.skippable else None
+        self._ranks.average_alignment(controller.alignment, active)

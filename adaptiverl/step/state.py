@@ -1,0 +1,152 @@
+"""A parameter's state: what a step may assume of it and of the gradient, and how it is made.
+
+Training code edits state by hand, and loaders cast it. A kernel that got an address would believe
+it, so everything is looked at before an address is taken, and before anything is changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adaptiverl.algorithms import Algorithm
+from adaptiverl.devices import numbers_device
+from adaptiverl.ranks.dtensors import is_dtensor, to_local
+
+COUNTERS = {"step", "mu_product"}
+"""State of one number; all other state that a step walks has the parameter's shape."""
+
+
+def moment_dtype(param: Tensor) -> torch.dtype:
+    """float32 beside parameters of half precision, the parameter's own dtype otherwise."""
+    return torch.promote_types(param.dtype, torch.float32)
+
+
+def check_gradient(param: Tensor, index: int, optimizer: str) -> None:
+    """A parameter's gradient is one that a step can take.
+
+    Args:
+        param: It has a gradient.
+        optimizer: Whose step it is, for the message.
+        index: Its place in the optimizer, for the message.
+
+    Raises:
+        RuntimeError: The gradient is sparse, of another shape, or on another device.
+    """
+    grad = param.grad
+    assert grad is not None
+    if grad.layout != torch.strided:
+        raise RuntimeError(
+            f"{optimizer} does not support sparse gradients, got one of layout {grad.layout} for a "
+            f"parameter of shape {tuple(param.shape)}: use torch.optim.SparseAdam for that "
+            "parameter, or torch.nn.Embedding(..., sparse=False)"
+        )
+    _check_beside(param, grad, f"the gradient of parameter {index}")
+
+
+def check_state(param: Tensor, index: int, state: Mapping[str, Any], names: Iterable[str]) -> None:
+    """A parameter's state is what a step can take, or can be made so by a cast.
+
+    Args:
+        param: The parameter.
+        index: Its place in the optimizer, for the message.
+        state: Its state; what is missing is made later.
+        names: Of the entries that have the parameter's shape.
+
+    Raises:
+        RuntimeError: An entry has another shape, is on another device, or is of a kind of numbers
+            that is not the parameter's.
+    """
+    for name in names:
+        value = state.get(name)
+        if isinstance(value, Tensor):
+            _check_beside(param, value, f"{name} of parameter {index}")
+            if not torch.can_cast(value.dtype, moment_dtype(param)):
+                raise RuntimeError(
+                    f"{name} of parameter {index} cannot be cast from {value.dtype} to "
+                    f"{moment_dtype(param)}, which a parameter of {param.dtype} needs"
+                )
+    for name in COUNTERS:
+        value = state.get(name)
+        if isinstance(value, Tensor) and (value.numel() != 1 or value.is_complex()):
+            raise RuntimeError(
+                f"{name} of parameter {index} must be one real number, got {value.dtype} of shape "
+                f"{tuple(value.shape)}"
+            )
+
+
+def complete(
+    algorithm: Algorithm, param: Tensor, group: Mapping[str, Any], state: dict[str, Any]
+) -> None:
+    """Make what is missing of a parameter's state; a checkpoint may have brought a part.
+
+    What is there is put into the dtype that kernels read: torch's own loader, which wrappers call,
+    casts every floating entry to the parameter's.
+
+    Args:
+        algorithm: The update rule.
+        param: The parameter.
+        group: Its group.
+        state: Its state, which is changed.
+    """
+    for name in algorithm.slots_of(group):
+        value = state.get(name)
+        state[name] = zeros_like(param) if value is None else as_moment(param, value)
+    home = numbers_device(param.device)
+    state["step"] = as_counter(state.get("step", 0.0), torch.float32, home)
+
+
+def zeros_like(param: Tensor) -> Tensor:
+    """State of the parameter's shape and layout."""
+    return torch.zeros_like(param, dtype=moment_dtype(param), memory_format=torch.preserve_format)
+
+
+def as_moment(param: Tensor, value: Any) -> Tensor:
+    """A state entry of the parameter's shape in the dtype that it is kept in.
+
+    Args:
+        param: Whose state it is; on its device.
+        value: A tensor, or the number that a checkpoint made of a 0-d one.
+    """
+    return _as_tensor(value, moment_dtype(param), param.device)
+
+
+def as_counter(value: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A state entry of one number, 0-d; a checkpoint may have made a number of it."""
+    tensor = _as_tensor(value, dtype, device)
+    return tensor if tensor.dim() == 0 else tensor.reshape(())
+
+
+def _as_tensor(value: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The tensor itself where it is one of this dtype on this device."""
+    if isinstance(value, Tensor):
+        return value.to(device=device, dtype=dtype)
+    return torch.tensor(float(value), dtype=dtype, device=device)
+
+
+def _check_beside(param: Tensor, tensor: Tensor, name: str) -> None:
+    expected, found = _shapes(param, tensor)
+    if found != expected:
+        raise RuntimeError(
+            f"The size of {name} must match the parameter's, got {found} beside {expected}; "
+            "nothing was changed. Who cuts or extends a parameter does the same with its gradient "
+            "and its state, or removes them"
+        )
+    if tensor.device != param.device:
+        raise RuntimeError(
+            "Expected all tensors to be on the same device, but found at least two: "
+            f"{name} is on {tensor.device}, the parameter on {param.device}; nothing was changed. "
+            "State that was moved away is moved back before the step"
+        )
+
+
+def _shapes(param: Tensor, tensor: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Those to compare: of what lies here where both are laid out alike over the ranks."""
+    if is_dtensor(param):
+        spread = getattr(tensor, "placements", None)
+        if spread is None or spread == param.placements:  # type: ignore[attr-defined]
+            param, tensor = to_local(param), to_local(tensor)
+    return tuple(param.shape), tuple(tensor.shape)

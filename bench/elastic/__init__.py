@@ -1,1 +1,0 @@
-"""A run that survives a rank's death: torchrun starts it again, DCP gives it back its state."""

@@ -1,1 +1,0 @@
-"""What a GPU does with the step: ``bench/gpu.sh``."""

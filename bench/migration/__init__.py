@@ -1,1 +1,0 @@
-"""Before and after for each training framework; README.md here shows the differences."""

@@ -1,0 +1,1 @@
+"""What torchrun starts: a run that survives a rank's death, and what being steered costs there."""

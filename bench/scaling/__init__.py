@@ -1,1 +1,0 @@
-"""What being steered costs on several ranks: collectives per step, counted, and host time."""

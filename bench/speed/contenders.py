@@ -1,0 +1,125 @@
+"""Who is compared: torch's AdamW, stock clipping and noise on top of it, and ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from adaptiverl import AdaptiveAdamW, Control
+from bench.speed import names
+from bench.speed.stock_noise import PlainNoise, TunedNoise
+from bench.speed.workspace import Workspace
+
+LR, BETAS, EPS, WEIGHT_DECAY = 1e-4, (0.9, 0.999), 1e-8, 1e-2
+SIGMA = 0.01
+NO_NOISE = Control(noise_bounds=(0.0, 0.0))
+# σ is held at its lower bound: it is drawn at every step.
+STEADY_NOISE = Control(noise_bounds=(SIGMA, SIGMA))
+# The search is confined to the rate that everybody has.
+ALIGNED = Control(law="alignment", acquire_from=LR, lr_bounds=(LR, LR))
+CLIP_SHARE = 0.5
+"""Of the gradients' norm: clipping always has something to do."""
+
+
+class Stepper(NamedTuple):
+    """One contender at work: its step as in a training loop, and σ in effect, which waits."""
+
+    step: Callable[[], object]
+    optimizer: torch.optim.Optimizer
+    noise: Callable[[], float]
+
+
+Build = Callable[[Workspace], Stepper]
+Noise = Callable[[list[Tensor], float], Callable[[list[Tensor]], None]]
+
+
+def torchs(
+    *, foreach: bool = False, fused: bool = False, noise: Noise | None = None, clip: bool = False
+) -> Build:
+    """`torch.optim.AdamW`, with stock clipping and noise before it if wanted."""
+
+    def build(w: Workspace) -> Stepper:
+        capturable = fused and w.device.type == "cuda"
+        optimizer = torch.optim.AdamW(
+            w.params, LR, BETAS, EPS, WEIGHT_DECAY,
+            foreach=foreach, fused=fused, capturable=capturable,
+        )  # fmt: skip
+        w.lend_moments(optimizer, w.dtype, w.device if fused else torch.device("cpu"))
+        add_noise = None if noise is None else noise(w.gradients, SIGMA)
+
+        def step() -> None:
+            # The order of method.md#clipping.
+            if clip:
+                nn.utils.clip_grad_norm_(w.params, w.gradient_norm * CLIP_SHARE)
+            if add_noise is not None:
+                add_noise(w.gradients)
+            optimizer.step()
+
+        sigma = 0.0 if noise is None else SIGMA
+        return Stepper(step, optimizer, lambda: sigma)
+
+    return build
+
+
+def ours(
+    control: Control, *, clip: bool = False, observes: bool = True, idle: bool = False
+) -> Build:
+    """`AdaptiveAdamW`, told a loss before every step unless `observes` is False.
+
+    With `idle` it has no gradients: what every step of ours pays for being steered.
+    """
+
+    def build(w: Workspace) -> Stepper:
+        nothing = [nn.Parameter(torch.empty(0, device=w.device))]
+        optimizer = AdaptiveAdamW(
+            nothing if idle else w.params, LR, BETAS, EPS, WEIGHT_DECAY,
+            capturable=w.device.type == "cuda", control=control,
+            max_grad_norm=w.gradient_norm * CLIP_SHARE if clip else None,
+        )  # fmt: skip
+        if not idle:
+            w.lend_moments(optimizer, torch.float32, w.device)
+
+        def step() -> None:
+            optimizer.observe(next(w.losses))
+            optimizer.step()
+
+        def noise() -> float:
+            return optimizer.knobs()["noise"]
+
+        return Stepper(step if observes else optimizer.step, optimizer, noise)
+
+    return build
+
+
+class Contender(NamedTuple):
+    """A row of the table: the noise that it must draw, and whose work it does (whose rows)."""
+
+    build: Build
+    sigma: float = 0.0
+    rivals: tuple[str, ...] = ()
+
+
+AGAINST_FUSED = (0.0, (names.FUSED,))
+CONTENDERS: dict[str, Contender] = {
+    names.FUSED: Contender(torchs(fused=True)),
+    names.FOREACH: Contender(torchs(foreach=True)),
+    names.SINGLE: Contender(torchs()),
+    names.OURS: Contender(ours(Control()), *AGAINST_FUSED),
+    names.UNTOLD: Contender(ours(Control(), observes=False), *AGAINST_FUSED),
+    names.FROZEN: Contender(ours(Control.frozen()), *AGAINST_FUSED),
+    names.FROZEN_UNTOLD: Contender(ours(Control.frozen(), observes=False), *AGAINST_FUSED),
+    names.PLAIN: Contender(ours(NO_NOISE), *AGAINST_FUSED),
+    names.ALIGNMENT: Contender(ours(ALIGNED), 0, (names.OURS, names.FUSED)),
+    names.PLAIN_NOISE: Contender(torchs(fused=True, noise=PlainNoise), SIGMA),
+    names.TUNED_NOISE: Contender(torchs(fused=True, noise=TunedNoise), SIGMA),
+    names.NOISE: Contender(ours(STEADY_NOISE), SIGMA, (names.PLAIN_NOISE, names.TUNED_NOISE)),
+    names.CLIPPED: Contender(torchs(fused=True, clip=True)),
+    names.CLIP: Contender(ours(NO_NOISE, clip=True), 0, (names.CLIPPED,)),
+    names.STOCK: Contender(torchs(fused=True, noise=TunedNoise, clip=True), SIGMA),
+    names.ALL: Contender(ours(STEADY_NOISE, clip=True), SIGMA, (names.STOCK,)),
+    names.IDLE: Contender(ours(STEADY_NOISE, idle=True), SIGMA),
+}
+"""In the tables' order. Those without noise and clipping all do the same step."""

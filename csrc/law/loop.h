@@ -1,0 +1,116 @@
+// The order of one step and of one update. The twin of adaptiverl/law/loop.py; the inbox, the trace
+// and skipped steps are here alone.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "../layout.h"
+#include "../sums.h"
+#include "knobs.h"
+#include "registry.h"
+#include "sensors.h"
+
+namespace adaptiverl {
+
+ADAPTIVERL_BOTH void act(State& state, const ControlNumbers& control) {
+  double loss_direction = state.loss_direction;
+  double reward_direction = state.reward_direction;
+  if (control.reward_source == kRewardGiven && state.rewarded_pending == 0) {
+    reward_direction = 0;
+  }
+  if (state.nonfinite_pending != 0) {
+    loss_direction = 1;
+    reward_direction = control.reward_source == kRewardNone ? 0 : -1;
+  }
+  const double worsening = fmax(loss_direction, 0.0);
+  const double improving = fmax(reward_direction, 0.0);
+  with_law(control, [&](auto law) { law.act(state, control, reward_direction, worsening); });
+  state.logit_momentum =
+      next_logit_momentum(state.logit_momentum, reward_direction, worsening, control);
+  state.log_noise = next_log_noise(state.log_noise, state.plateau, improving, control);
+  state.observed_pending = 0;
+  state.rewarded_pending = 0;
+  state.nonfinite_pending = 0;
+  state.updates += 1;
+}
+
+// One observation more, which is averaged with those of this step that came before.
+ADAPTIVERL_BOTH void put(Inbox& inbox, double loss, bool rewarded, double reward) {
+  inbox.loss_sum += loss;
+  inbox.loss_count += 1;
+  if (rewarded) {
+    inbox.reward_sum += reward;
+    inbox.reward_count += 1;
+  }
+}
+
+// Empties the inbox into the sensors. Returns whether there was an observation.
+ADAPTIVERL_BOTH bool sense_inbox(State& state, const ControlNumbers& control, Inbox& inbox) {
+  const bool observed = inbox.loss_count > 0;
+  if (observed) {
+    const bool rewarded = inbox.reward_count > 0;
+    const double reward = rewarded ? inbox.reward_sum / inbox.reward_count : 0.0;
+    sense(state, control, inbox.loss_sum / inbox.loss_count, rewarded, reward);
+  }
+  inbox = Inbox{0, 0, 0, 0};
+  return observed;
+}
+
+ADAPTIVERL_BOTH void write_trace(const State& state, TraceRow* ring, int64_t capacity) {
+  // The ring's first row is its header: how many were written in all.
+  const int64_t written = static_cast<int64_t>(ring[0].step);
+  ring[1 + written % capacity] = trace_row(state);
+  ring[0].step = static_cast<double>(written + 1);
+}
+
+ADAPTIVERL_BOTH void act_and_trace(State& state, const ControlNumbers& control, TraceRow* ring,
+                                   int64_t capacity) {
+  act(state, control);
+  read_knobs(state, control);
+  write_trace(state, ring, capacity);
+}
+
+// One optimizer step. A step that the gradient scaler skips changes nothing, and takes its
+// observation with it (method.md#skipped-steps). One that nothing was observed for, at a rate of
+// zero, is no step of training either: this is how a checkpoint library makes an optimizer's state.
+ADAPTIVERL_BOTH void advance(State& state, const ControlNumbers& control, Inbox& inbox,
+                             bool skipped, bool any_lr, TraceRow* ring, int64_t capacity) {
+  state.active = skipped ? 0 : 1;
+  if (skipped) {
+    inbox = Inbox{0, 0, 0, 0};
+    return;
+  }
+  if (inbox.loss_count == 0 && !any_lr) {
+    return;
+  }
+  state.step += 1;
+  bool needs_loss = true;
+  with_law(control, [&](auto law) {
+    needs_loss = law.needs_loss;
+    if (law.sense(state, control)) {
+      read_knobs(state, control);
+    }
+  });
+  sense_inbox(state, control, inbox);
+  const bool due = control.every != 0 && fmod(state.step, control.every) == 0;
+  if (due && state.observed_pending != 0) {
+    act_and_trace(state, control, ring, capacity);
+  } else if (due && !needs_loss) {
+    write_trace(state, ring, capacity);
+  }
+}
+
+// The sums of a step's passes over all tensors wait in the state for the next step, unless this one
+// was skipped.
+ADAPTIVERL_BOTH void keep_alignment(State& state, const AlignmentSums& total) {
+  if (state.active == 0) {
+    return;
+  }
+  state.aligned_gu = total.gu;
+  state.aligned_gg = total.gg;
+  state.aligned_uu = total.uu;
+  state.aligned_pending = 1;
+}
+
+}  // namespace adaptiverl

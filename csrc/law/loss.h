@@ -1,0 +1,33 @@
+// The law of alpha that follows losses and rewards. The twin of adaptiverl/law/loss.py.
+#pragma once
+
+#include "../layout.h"
+#include "arithmetic.h"
+
+namespace adaptiverl {
+
+ADAPTIVERL_BOTH double next_log_lr(double log_lr, double reward_direction, double worsening,
+                                   const ControlNumbers& control) {
+  double step = control.gain_lr_reward * reward_direction - control.gain_lr_loss * worsening;
+  step = clip(step, control.log_lr_change_down, control.log_lr_change_up);
+  return clip(log_lr + step, control.log_lr_min, control.log_lr_max);
+}
+
+struct LossLaw {
+  static constexpr bool needs_loss = true;
+
+  ADAPTIVERL_BOTH static bool sense(State& state, const ControlNumbers&) {
+    if (state.anneal == 1) {
+      return false;
+    }
+    state.anneal = 1;
+    return true;
+  }
+
+  ADAPTIVERL_BOTH static void act(State& state, const ControlNumbers& control,
+                                  double reward_direction, double worsening) {
+    state.log_lr = next_log_lr(state.log_lr, reward_direction, worsening, control);
+  }
+};
+
+}  // namespace adaptiverl

@@ -1,0 +1,196 @@
+// Written by tests/layout_files.py from adaptiverl/layout.py, which explains it. Do not edit.
+// clang-format off
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "both.h"
+
+namespace adaptiverl {
+
+constexpr double kLayoutVersion = 3;
+
+enum RewardSource { kRewardNone = 0, kRewardNegLoss = 1, kRewardGiven = 2 };
+
+enum LawNumber { kLawLoss = 0, kLawAlignment = 1 };
+
+// The controller's whole state, packed in this order as float64, counters included.
+struct State {
+  double version = 3;                  // of the layout
+  double step = 0;                     // t, optimizer steps taken
+  double seed_low = 0;                 // the noise's key, 32 bits to a number
+  double seed_high = 0;
+  double log_lr = 0;                   // log α
+  double logit_momentum = 0;           // logit μ
+  double log_noise = -INFINITY;        // log σ
+  double log_lr_start = 0;             // where the user put α
+  double logit_momentum_start = 0;     // where the user put μ
+  double lr = 1;                       // α in effect
+  double momentum = 0;                 // μ in effect
+  double noise = 0;                    // σ in effect: σ_min while log σ is at its floor
+  double loss_count = 0;               // finite losses seen
+  double loss_mean = 0;                // ℓ̄
+  double loss_trend = 0;               // Δℓ
+  double loss_scale = 0;               // S_ℓ
+  double loss_direction = 0;           // Δ̃ℓ
+  double variance = 0;                 // v
+  double variance_scale = 0;           // S_v
+  double plateau = 0;                  // P
+  double reward_count = 0;             // finite rewards seen
+  double reward_mean = 0;              // r̄
+  double reward_trend = 0;             // Δr
+  double reward_scale = 0;             // S_r
+  double reward_direction = 0;         // Δ̃r
+  double loss = NAN;                   // ℓ, the newest observation as it came
+  double reward = NAN;                 // r, likewise
+  double observed_pending = 0;         // 1: something was observed since the law acted
+  double rewarded_pending = 0;         // 1: so was a reward
+  double nonfinite_pending = 0;        // 1: and something that is not finite
+  double nonfinite = 0;                // observations that were not finite, in all
+  double updates = 0;                  // times the law acted
+  double aligned_gu = 0;               // Σ g·u of the newest pass, u the last direction
+  double aligned_gg = 0;               // Σ g²
+  double aligned_uu = 0;               // Σ u²
+  double aligned_pending = 0;          // 1: nobody has read those three yet
+  double alignment = 0;                // h, their cosine
+  double alignment_square = 0;         // S2, the average of h² that starts at 0
+  double alignment_weight = 0;         // S2 over this starts at its first sample
+  double alignment_direction = 0;      // x
+  double alignment_mean = 0;           // e
+  double overshoot = 0;                // Page's sum that the mean of h is below 0; never below 0
+  double log_lr_downhill = -INFINITY;  // log α when updates last clearly pointed downhill
+  double log_lr_doubted = -INFINITY;   // the same when updates were last sure to overshoot
+  double held = 0;                     // 1: the rate is found
+  double anneal = 1;                   // what the cooldown multiplies α by
+  double active = 1;                   // 0: the gradient scaler skips this step
+};
+
+// `Control` and its limits as the law reads them (`law/numbers.py`).
+struct ControlNumbers {
+  double every;                 // K; 0: epoch-wise
+  double reward_source;         // a number of REWARD_SOURCES
+  double beta_loss;             // β_ℓ
+  double beta_reward;           // β_r
+  double beta_variance;         // β_v
+  double gain_lr_reward;        // k_r
+  double gain_lr_loss;          // k_ℓ
+  double gain_momentum_reward;  // k_μr
+  double gain_momentum_loss;    // k_μℓ
+  double gain_noise_plateau;    // k_σP
+  double gain_noise_reward;     // k_σr
+  double lr_min;                // α_min
+  double lr_max;                // α_max
+  double momentum_min;          // μ_min
+  double momentum_max;          // μ_max
+  double noise_min;             // σ_min
+  double noise_max;             // σ_max; 0: no noise
+  double log_lr_min;
+  double log_lr_max;
+  double logit_momentum_min;
+  double logit_momentum_max;
+  double log_noise_floor;       // stands in for log 0; −∞: no noise
+  double log_noise_max;         // −∞: no noise
+  double log_lr_change_down;    // log c↓
+  double log_lr_change_up;      // log c↑
+  double spike_clip;            // c
+  double trend_center;          // ε_Δ
+  double trend_slope;           // s_Δ
+  double variance_center;       // ε_v
+  double variance_slope;        // s_v
+  double law;                   // a number of LAWS
+  double log_lr_acquire;        // where α starts
+  double horizon;               // T; 0: none
+  double hold_by;               // the step of the cooldown; infinite: no horizon
+  double annealed_over;         // steps of the cooldown; 0: the controller does not anneal
+  double log_held_share;        // what is held of the rate that is found
+};
+
+// What was observed since the last step; sums, so that micro-batches average.
+struct Inbox {
+  double loss_sum;
+  double loss_count;
+  double reward_sum;
+  double reward_count;
+};
+
+// Of one tensor, of several or of all.
+struct AlignmentSums {
+  double gu;  // Σ g·u
+  double gg;  // Σ g²
+  double uu;  // Σ u²
+};
+
+// A parameter group's numbers as the user set them; hyper0 and hyper1 are the algorithm's.
+struct Group {
+  double lr;
+  double momentum;      // where μ starts: AdamW's β₁, SGD's momentum
+  double hyper0;        // AdamW: β₂; SGD: dampening
+  double hyper1;        // AdamW: eps; SGD: its options
+  double weight_decay;
+};
+
+// The same as this step uses them.
+struct EffectiveGroup {
+  double lr;
+  double momentum;
+};
+
+// A row of the address table: where one parameter's tensors lie, int64.
+struct TensorRow {
+  int64_t param;
+  int64_t grad;
+  int64_t state0;         // AdamW: exp_avg; SGD: momentum_buffer; 0: none
+  int64_t state1;         // AdamW: exp_avg_sq; 0: none
+  int64_t state2;         // AdamW: max_exp_avg_sq; 0: none
+  int64_t step;           // float32
+  int64_t mu_product;     // float64; 0: none
+  int64_t numel;          // elements that lie here
+  int64_t group;          // row of the group table
+  int64_t index;          // the parameter's place in the optimizer: the noise's key
+  int64_t offset;         // the first element's place in the whole logical tensor
+  int64_t logical_numel;  // elements of the whole logical tensor
+  int64_t maximize;
+};
+
+// One update of the knobs, as the trace keeps it.
+struct TraceRow {
+  double step;
+  double loss;
+  double reward;
+  double loss_mean;
+  double reward_mean;
+  double loss_direction;
+  double reward_direction;
+  double variance;
+  double plateau;
+  double lr;
+  double momentum;
+  double noise;
+  double alignment;
+  double alignment_direction;
+  double alignment_mean;
+  double held;
+};
+
+ADAPTIVERL_BOTH TraceRow trace_row(const State& state) {
+  return TraceRow{
+      state.step,
+      state.loss,
+      state.reward,
+      state.loss_mean,
+      state.reward_mean,
+      state.loss_direction,
+      state.reward_direction,
+      state.variance,
+      state.plateau,
+      state.lr,
+      state.momentum,
+      state.noise,
+      state.alignment,
+      state.alignment_direction,
+      state.alignment_mean,
+      state.held};
+}
+
+}  // namespace adaptiverl

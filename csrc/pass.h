@@ -1,0 +1,175 @@
+// The parameter pass, for every algorithm: which tensors an operator was given, what it computes
+// once per tensor, and how it goes through a tensor's elements. An algorithm is a struct with
+//
+//   kName                                 its operator is kName + "_step_"
+//   Variant, variant_of(row, scalars)     the forms of its loop, at most 6, and a tensor's
+//   Scalars, scalars_of(row, group, effective)
+//   has_slot(variant, slot)               whether that form keeps state0, state1, state2
+//   gradient(scalars, variant, g, p)      the gradient that enters the state, but for the noise
+//   direction(scalars, variant, state0, state1, state2)
+//                                         what the alignment law compares it with (method.md)
+//   update(scalars, variant, g, p, state0, state1, state2)
+//                                         one element's step
+//
+// and its file ends with `#include "pass.inc"`, which compiles the loops and registers the
+// operator.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "checks.h"
+#include "isa.h"
+#include "lanes.h"
+#include "noise.h"
+#include "normals.h"
+#include "pieces.h"
+#include "tables.h"
+
+namespace adaptiverl {
+
+// Columns of the address table for an algorithm's own state.
+constexpr int kSlots = 3;
+
+// How far ahead of the loop its arrays are fetched, in elements.
+constexpr int64_t kAhead = 512;
+
+// What every algorithm does alike with all elements of a tensor.
+struct Common {
+  float gradient_scale;  // negative for maximize
+  float noise_scale;     // 0: no noise is drawn
+  Noise noise;           // where it goes
+};
+
+// Where a run of elements lies. The arrays do not overlap; a slot that is not kept is null.
+struct Run {
+  float* param;
+  const float* grad;
+  float* slot[kSlots];
+  int64_t count;
+};
+
+inline Run run_of(const TensorRow& row, int64_t begin, int64_t count) {
+  const auto slot = [begin](int64_t address) {
+    return address == 0 ? nullptr : at<float>(address) + begin;
+  };
+  return Run{at<float>(row.param) + begin,
+             at<const float>(row.grad) + begin,
+             {slot(row.state0), slot(row.state1), slot(row.state2)},
+             count};
+}
+
+// `square` is only read where there is noise.
+inline Common common_of(const TensorRow& row, const EffectiveGroup& effective, double noise,
+                        double square, double gradient_scale, bool noise_on_parameter) {
+  Common common;
+  // -(grad * scale) and grad * -scale are the same bits.
+  common.gradient_scale = static_cast<float>(row.maximize != 0 ? -gradient_scale : gradient_scale);
+  common.noise_scale = static_cast<float>(
+      noise_scale(row, effective, noise, square, gradient_scale, noise_on_parameter));
+  common.noise = common.noise_scale == 0 ? Noise::kNone
+                 : noise_on_parameter    ? Noise::kParameter
+                                         : Noise::kGradient;
+  return common;
+}
+
+// The loop of one algorithm: all elements of a run. `xi` is null where there is no noise; then the
+// arrays are fetched `ahead` elements early (with noise, drawing it does that). `sums` is null
+// where nobody wants them.
+template <typename Algorithm>
+using Update = void (*)(const Common&, const typename Algorithm::Scalars&, int variant, const Run&,
+                        int64_t ahead, const float* xi, SumLanes* sums);
+
+// One piece of a tensor. Its sums go to `sums`, null where nobody asked.
+template <typename Algorithm>
+void step_piece(Update<Algorithm> update, const TensorRow& row, const Common& common,
+                const typename Algorithm::Scalars& scalars, NoiseKey key, int64_t begin,
+                int64_t elements, AlignmentSums* sums) {
+  const int variant = Algorithm::variant_of(row, scalars);
+  SumLanes lanes = {};
+  SumLanes* wanted = sums == nullptr ? nullptr : &lanes;
+  if (common.noise == Noise::kNone) {
+    update(common, scalars, variant, run_of(row, begin, elements), kAhead, nullptr, wanted);
+  } else {
+    key.index = static_cast<uint32_t>(row.index);
+    alignas(64) float buffer[kNormals];
+    for (int64_t i = 0; i < elements; i += kBlock) {
+      const Run run = run_of(row, begin + i, std::min(kBlock, elements - i));
+      const Upcoming upcoming = {run.grad, {run.param, run.slot[0], run.slot[1]}};
+      const float* xi = draw(key, row.offset + begin + i, run.count, upcoming, buffer);
+      update(common, scalars, variant, run, 0, xi, wanted);
+    }
+  }
+  if (sums != nullptr) {
+    *sums = sums_of_lanes(lanes);
+  }
+}
+
+inline NoiseKey key_of(const State& state) {
+  return NoiseKey{static_cast<uint32_t>(state.seed_low), static_cast<uint32_t>(state.seed_high), 0,
+                  static_cast<uint32_t>(static_cast<uint64_t>(state.step))};
+}
+
+// What an operator was given, checked. All of it lies on one device and outlives the pass.
+struct Arguments {
+  const TensorRow* rows;
+  int64_t count;
+  const State* state;
+  const Group* groups;
+  const EffectiveGroup* effective;
+  const double* squares;
+  double gradient_scale;
+  AlignmentSums* sums;  // null: nobody asked
+
+  Arguments(const Tensor& rows_tensor, const Tensor& state_tensor, const Tensor& groups_tensor,
+            const Tensor& effective_tensor, const Tensor& squares_tensor,
+            const std::optional<Tensor>& scale_tensor, const std::optional<Tensor>& sums_tensor) {
+    const Home home(rows_tensor, "rows");
+    home.check(state_tensor, "state");
+    home.check(groups_tensor, "groups");
+    home.check(effective_tensor, "effective");
+    home.check(squares_tensor, "squares");
+    home.check(scale_tensor, "gradient_scale");
+    home.check(sums_tensor, "sums");
+    rows = rows_of(rows_tensor);
+    count = rows_tensor.size(0);
+    state = state_of(state_tensor);
+    groups = records<Group>(groups_tensor, "groups", 0);
+    const int64_t group_count = count_of(groups_tensor);
+    effective = records<EffectiveGroup>(effective_tensor, "effective", group_count);
+    squares = records<double>(squares_tensor, "squares", count);
+    gradient_scale =
+        scale_tensor.has_value() ? *records<double>(*scale_tensor, "gradient_scale", 1) : 1.0;
+    sums = sums_tensor.has_value() ? records<AlignmentSums>(*sums_tensor, "sums", count) : nullptr;
+    check_rows(rows, count, group_count);
+  }
+};
+
+// One step of every tensor of the table, in place; nothing where the step is skipped.
+template <typename Algorithm>
+void step(const Arguments& given, bool noise_on_parameter, Update<Algorithm> update) {
+  if (given.state->active == 0) {
+    return;
+  }
+  const NoiseKey key = key_of(*given.state);
+  const Pieces pieces(given.rows, given.count);
+  std::vector<AlignmentSums> partial(given.sums == nullptr ? 0 : pieces.size());
+  pieces.for_each([&](int64_t piece, int64_t i, int64_t begin, int64_t elements) {
+    const TensorRow& row = given.rows[i];
+    const EffectiveGroup& effective = given.effective[row.group];
+    const Common common = common_of(row, effective, given.state->noise, given.squares[i],
+                                    given.gradient_scale, noise_on_parameter);
+    const auto scalars = Algorithm::scalars_of(row, given.groups[row.group], effective);
+    step_piece<Algorithm>(update, row, common, scalars, key, begin, elements,
+                          given.sums == nullptr ? nullptr : &partial[piece]);
+  });
+  if (given.sums != nullptr) {
+    add_up(pieces, given.count, partial, given.sums);
+  }
+}
+
+}  // namespace adaptiverl

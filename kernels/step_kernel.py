@@ -1,0 +1,323 @@
+"""The pass's kernel: one chunk of one tensor, for any algorithm.
+
+What an algorithm does with one element is in a file of its own, as four functions that the kernel
+is compiled with: `scalars`, `gradient`, `direction` and `update`. The twins of this file are
+csrc/pass_loops.inc and `reference.step`.
+
+A kernel has two loops, one with noise and one without: a step without draws no random word.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from adaptiverl.kernels.codecs import load, pointer_of, store
+from adaptiverl.kernels.layout import (
+    BLOCK_ACTIVE,
+    BLOCK_NOISE,
+    EFFECTIVE_COLUMNS,
+    EFFECTIVE_LR,
+    GRAD,
+    GROUP,
+    GROUP_COLUMNS,
+    MAXIMIZE,
+    OFFSET,
+    PARAM,
+    STATE0,
+    STATE1,
+    STATE2,
+)
+from adaptiverl.kernels.walk import (
+    NARROW,
+    NO_NOISE,
+    ON_GRADIENT,
+    ON_PARAMETER,
+    POINTERS,
+    THREADS,
+    at,
+    chunk_of,
+    draw,
+    noise_counter,
+    noise_scale_of,
+    store_sums,
+    sum_of_threads,
+)
+
+
+@triton.jit
+def _full_blocks(
+    rows,
+    chunks,
+    SLOT0: tl.constexpr,
+    SLOT1: tl.constexpr,
+    SLOT2: tl.constexpr,
+    CHUNK: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    # How many blocks of this chunk the wide path takes: all that are full, or none.
+    table, start, length = chunk_of(rows, chunks, CHUNK)
+    addresses = tl.load(table + PARAM) | tl.load(table + GRAD)
+    if SLOT0 is not None:
+        addresses |= tl.load(table + STATE0)
+    if SLOT1 is not None:
+        addresses |= tl.load(table + STATE1)
+    if SLOT2 is not None:
+        addresses |= tl.load(table + STATE2)
+    element = tl.load(table + OFFSET) + start
+    full = 0
+    if ((addresses & 15) == 0) & ((element & 3) == 0):
+        full = length // BLOCK
+    return full
+
+
+@triton.jit
+def _step_path(
+    full,
+    rows,
+    chunks,
+    scale,
+    noise_scale,
+    counter,
+    scalars,
+    PARAM_CODEC: tl.constexpr,
+    GRAD_CODEC: tl.constexpr,
+    SLOT0: tl.constexpr,
+    SLOT1: tl.constexpr,
+    SLOT2: tl.constexpr,
+    GRADIENT: tl.constexpr,
+    DIRECTION: tl.constexpr,
+    UPDATE: tl.constexpr,
+    SUMS: tl.constexpr,
+    NOISE: tl.constexpr,
+    WIDE: tl.constexpr,
+    CHUNK: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    # Each loop reads the tables for itself: what it kept for the next would cost it registers.
+    table, start, length = chunk_of(rows, chunks, CHUNK)
+    element = tl.load(table + OFFSET) + start
+    params = pointer_of(table, PARAM, PARAM_CODEC, start)
+    grads = pointer_of(table, GRAD, GRAD_CODEC, start)
+    if SLOT0 is not None:
+        slots0 = pointer_of(table, STATE0, SLOT0, start)
+    if SLOT1 is not None:
+        slots1 = pointer_of(table, STATE1, SLOT1, start)
+    if SLOT2 is not None:
+        slots2 = pointer_of(table, STATE2, SLOT2, start)
+    STEP_BY: tl.constexpr = BLOCK if WIDE else NARROW
+    if WIDE:
+        first = 0
+        last = full
+    else:
+        first = full * (BLOCK // NARROW)
+        last = tl.cdiv(length, NARROW)
+    lanes = tl.arange(0, STEP_BY)
+    sum_gu = tl.zeros([THREADS], tl.float32)
+    sum_gg = tl.zeros([THREADS], tl.float32)
+    sum_uu = tl.zeros([THREADS], tl.float32)
+    for i in range(first, last):
+        offset = i * STEP_BY
+        inside = offset + lanes < length
+        param = at(params, offset, WIDE) + lanes
+        grad = at(grads, offset, WIDE) + lanes
+        g = load(grad, inside, WIDE)
+        state0 = None
+        state1 = None
+        state2 = None
+        if SLOT0 is not None:
+            slot0 = at(slots0, offset, WIDE) + lanes
+            state0 = load(slot0, inside, WIDE)
+        if SLOT1 is not None:
+            slot1 = at(slots1, offset, WIDE) + lanes
+            state1 = load(slot1, inside, WIDE)
+        if SLOT2 is not None:
+            slot2 = at(slots2, offset, WIDE) + lanes
+            state2 = load(slot2, inside, WIDE)
+        p = load(param, inside, WIDE)
+
+        g = GRADIENT(scalars, g * scale, p)
+        if SUMS:
+            u = DIRECTION(scalars, g, state0, state1, state2)
+            counted = g
+            if not WIDE:
+                # Outside, zeros were loaded, of which a function may make anything: 0/0 is NaN.
+                u = tl.where(inside, u, 0.0)
+                counted = tl.where(inside, g, 0.0)
+            sum_gu += sum_of_threads(counted * u, WIDE)
+            sum_gg += sum_of_threads(counted * counted, WIDE)
+            sum_uu += sum_of_threads(u * u, WIDE)
+        if NOISE == ON_GRADIENT:
+            g = g + noise_scale * draw(element + offset, lanes, counter, WIDE, STEP_BY)
+        stepped = UPDATE(scalars, g, p, state0, state1, state2)
+        if SLOT0 is not None:
+            store(slot0, stepped[1], inside, WIDE)
+        if SLOT1 is not None:
+            store(slot1, stepped[2], inside, WIDE)
+        if SLOT2 is not None:
+            store(slot2, stepped[3], inside, WIDE)
+        p = stepped[0]
+        if NOISE == ON_PARAMETER:
+            # After the state has left its registers.
+            p = p + noise_scale * draw(element + offset, lanes, counter, WIDE, STEP_BY)
+        store(param, p, inside, WIDE)
+    return sum_gu, sum_gg, sum_uu
+
+
+@triton.jit
+def _step_chunk(
+    full,
+    rows,
+    chunks,
+    scale,
+    noise_scale,
+    counter,
+    scalars,
+    PARAM_CODEC: tl.constexpr,
+    GRAD_CODEC: tl.constexpr,
+    SLOT0: tl.constexpr,
+    SLOT1: tl.constexpr,
+    SLOT2: tl.constexpr,
+    GRADIENT: tl.constexpr,
+    DIRECTION: tl.constexpr,
+    UPDATE: tl.constexpr,
+    SUMS: tl.constexpr,
+    NOISE: tl.constexpr,
+    CHUNK: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    # The wide path, then the masked one for what it left.
+    gu = 0.0
+    gg = 0.0
+    uu = 0.0
+    for WIDE in tl.static_range(1, -1, -1):
+        if not WIDE:
+            full = _full_blocks(rows, chunks, SLOT0, SLOT1, SLOT2, CHUNK, BLOCK)
+        path_gu, path_gg, path_uu = _step_path(
+            full,
+            rows,
+            chunks,
+            scale,
+            noise_scale,
+            counter,
+            scalars,
+            PARAM_CODEC,
+            GRAD_CODEC,
+            SLOT0,
+            SLOT1,
+            SLOT2,
+            GRADIENT,
+            DIRECTION,
+            UPDATE,
+            SUMS,
+            NOISE,
+            WIDE,
+            CHUNK,
+            BLOCK,
+        )
+        if SUMS:
+            gu += tl.sum(path_gu)
+            gg += tl.sum(path_gg)
+            uu += tl.sum(path_uu)
+    return gu, gg, uu
+
+
+# Addresses' alignment is no part of what is compiled: one binary per choice of options, and the one
+# that codegen.py reads.
+@triton.jit(do_not_specialize_on_alignment=POINTERS)
+def step_kernel(
+    rows,
+    chunks,
+    block,
+    groups,
+    effective,
+    squares,
+    gradient_scale,
+    sums,
+    partials,
+    finished,
+    PARAM_CODEC: tl.constexpr,
+    GRAD_CODEC: tl.constexpr,
+    SLOT0: tl.constexpr,
+    SLOT1: tl.constexpr,
+    SLOT2: tl.constexpr,
+    SCALARS: tl.constexpr,
+    GRADIENT: tl.constexpr,
+    DIRECTION: tl.constexpr,
+    UPDATE: tl.constexpr,
+    NOISE_ON_PARAMETER: tl.constexpr,
+    CHUNK: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One chunk of one tensor; `step` gives the arguments."""
+    if tl.load(block + BLOCK_ACTIVE) == 0:
+        return
+    full = _full_blocks(rows, chunks, SLOT0, SLOT1, SLOT2, CHUNK, BLOCK)
+    table, _, _ = chunk_of(rows, chunks, CHUNK)
+    group = tl.load(table + GROUP)
+    knobs = effective + group * EFFECTIVE_COLUMNS
+    scalars = SCALARS(table, groups + group * GROUP_COLUMNS, knobs)
+    scale = 1.0
+    if gradient_scale is not None:
+        scale = tl.load(gradient_scale).to(tl.float32)
+    scale = tl.where(tl.load(table + MAXIMIZE) != 0, -scale, scale)
+
+    noise = tl.zeros([], tl.float64)
+    noise_scale = 0.0
+    if squares is not None:
+        noise = tl.load(block + BLOCK_NOISE)
+        unit = None
+        if NOISE_ON_PARAMETER:
+            unit = tl.load(knobs + EFFECTIVE_LR)
+        elif gradient_scale is not None:
+            unit = tl.load(gradient_scale)
+        noise_scale = noise_scale_of(table, chunks, block, squares, unit)
+    counter = noise_counter(table, block)
+
+    SUMS: tl.constexpr = sums is not None
+    if noise != 0:
+        gu, gg, uu = _step_chunk(
+            full,
+            rows,
+            chunks,
+            scale,
+            noise_scale,
+            counter,
+            scalars,
+            PARAM_CODEC,
+            GRAD_CODEC,
+            SLOT0,
+            SLOT1,
+            SLOT2,
+            GRADIENT,
+            DIRECTION,
+            UPDATE,
+            SUMS,
+            ON_PARAMETER if NOISE_ON_PARAMETER else ON_GRADIENT,
+            CHUNK,
+            BLOCK,
+        )
+    else:
+        gu, gg, uu = _step_chunk(
+            full,
+            rows,
+            chunks,
+            scale,
+            noise_scale,
+            counter,
+            scalars,
+            PARAM_CODEC,
+            GRAD_CODEC,
+            SLOT0,
+            SLOT1,
+            SLOT2,
+            GRADIENT,
+            DIRECTION,
+            UPDATE,
+            SUMS,
+            NO_NOISE,
+            CHUNK,
+            BLOCK,
+        )
+
+    if SUMS:
+        store_sums(rows, chunks, sums, partials, finished, gu, gg, uu, CHUNK)

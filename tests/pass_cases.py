@@ -1,0 +1,517 @@
+"""One step of any algorithm three ways, for the tests: compiled, in plain torch, by the oracle.
+
+An algorithm is one record here: groups and rates at which no forgotten term hides, its slots in the
+middle of a training, and its oracle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import astuple, dataclass, field, replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import oracle
+import torch
+from adaptiverl.kernels import reference
+from numpy.typing import NDArray
+from tolerances import assert_close
+from torch import Tensor
+
+from adaptiverl import AdaptiveAdamW, AdaptiveLion, AdaptiveSGD, algorithms
+from adaptiverl.layout import State
+from adaptiverl.step.entries import COLUMNS, ParameterEntry
+
+BLOCK, PIECE = 1024, 262144
+"""Elements that the compiled pass takes at once where there is noise, and that a thread takes"""
+LONG = PIECE + 4467
+"""Elements of a tensor of two pieces, the second not a whole one"""
+SIZES = [0, 1, 2, 3, 4, 5, 15, 16, 17, 63, 65, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK + 2]
+
+SEED, STEP, SIGMA = (0xDEADBEEF << 32) + 0x12345678, 41, 0.1
+PATHS = ("compiled", "reference")
+
+Floats = NDArray[np.float64]
+
+
+def double(rows: Sequence[Sequence[float]]) -> Tensor:
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class Case:
+    """An algorithm as the tests of the pass need it.
+
+    Attributes:
+        name: The algorithm's.
+        optimizer: The class that runs it.
+        groups: float64 [groups, 5]; lr and momentum are not those that the step uses.
+        effective: float64 [groups, 2]: lr and momentum of the step.
+        kept: How many of its slots a tensor may keep.
+        start: Slots after some steps, at random, as many as `kept` says at most: (shape, dtype).
+        step: One step by the oracle: (twin, gradient, group's row, lr, momentum, what else it
+            takes) to the parameter and the slots.
+        sums: The oracle's sums of the same step: (twin, gradient, group's row, what else).
+        options: What its optimizer is made with, to compare a step from the start.
+    """
+
+    name: str
+    optimizer: Any
+    groups: Tensor
+    effective: Tensor
+    kept: tuple[int, ...]
+    start: Callable[[Sequence[int], torch.dtype], list[Tensor]]
+    step: Callable[..., tuple[Floats, list[Any]]]
+    sums: Callable[..., tuple[float, float, float]]
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def algorithm(self) -> algorithms.Algorithm:
+        return algorithms.ALGORITHMS[self.name]
+
+    @property
+    def operator(self) -> Any:
+        return getattr(torch.ops.adaptiverl, f"{self.name}_step_")
+
+
+# AdamW
+
+
+def _adamw_start(shape: Sequence[int], dtype: torch.dtype) -> list[Tensor]:
+    second = 0.01 * torch.rand(*shape, dtype=dtype) + 1e-4
+    # The maximum is larger than the second moment on one half of the elements.
+    top = second * (0.5 + torch.rand(*shape, dtype=dtype))
+    return [0.1 * torch.randn(*shape, dtype=dtype), second, top]
+
+
+def _adamw_step(
+    twin: Twin, grad: Floats, group: Sequence[float], lr: float, momentum: float, **options: Any
+) -> tuple[Floats, list[Any]]:
+    _, _, beta2, eps, weight_decay = group
+    state = oracle.adamw_step(
+        twin.param,
+        grad,
+        *twin.slots,
+        step=twin.step,
+        mu_product=twin.mu_product,
+        lr=lr,
+        momentum=momentum,
+        beta2=beta2,
+        eps=eps,
+        weight_decay=weight_decay,
+        **options,
+    )
+    twin.mu_product = state.mu_product
+    return state.param, [state.exp_avg, state.exp_avg_sq, state.max_exp_avg_sq]
+
+
+def _adamw_sums(twin: Twin, grad: Floats, group: Sequence[float], **options: Any) -> Any:
+    return oracle.alignment_sums(grad, *twin.slots[:2], group[3], **options)
+
+
+ADAMW = Case(
+    name="adamw",
+    optimizer=AdaptiveAdamW,
+    groups=double([[1e-2, 0.9, 0.99, 1e-6, 0.1], [3e-3, 0.8, 0.95, 1e-4, 0.3]]),
+    effective=double([[5e-3, 0.85], [4e-3, 0.7]]),
+    kept=(2, 3),
+    start=_adamw_start,
+    step=_adamw_step,
+    sums=_adamw_sums,
+    options={"lr": 1e-2, "betas": (0.9, 0.99), "eps": 1e-6, "weight_decay": 0.1},
+)
+
+# SGD
+
+NESTEROV, DECOUPLED = algorithms.NESTEROV, algorithms.DECOUPLED
+
+
+def _sgd_start(shape: Sequence[int], dtype: torch.dtype) -> list[Tensor]:
+    return [0.1 * torch.randn(*shape, dtype=dtype)]
+
+
+def _sgd_step(
+    twin: Twin, grad: Floats, group: Sequence[float], lr: float, momentum: float, **options: Any
+) -> tuple[Floats, list[Any]]:
+    _, _, dampening, flags, weight_decay = group
+    kept = len(twin.slots) > 0
+    state = oracle.sgd_step(
+        twin.param,
+        grad,
+        twin.slots[0] if kept and twin.step > 0 else None,
+        lr=lr,
+        momentum=momentum if kept else 0.0,
+        dampening=dampening,
+        weight_decay=weight_decay,
+        nesterov=kept and bool(int(flags) & NESTEROV),
+        decoupled=bool(int(flags) & DECOUPLED),
+        **options,
+    )
+    return state.param, [state.momentum_buffer]
+
+
+def _sgd_sums(twin: Twin, grad: Floats, group: Sequence[float], **options: Any) -> Any:
+    coupled = 0.0 if int(group[3]) & DECOUPLED else group[4]
+    buffer = twin.slots[0] if twin.slots else None
+    return oracle.sgd_alignment_sums(twin.param, grad, buffer, coupled, **options)
+
+
+SGD = Case(
+    name="sgd",
+    optimizer=AdaptiveSGD,
+    groups=double(
+        [
+            [1e-2, 0.9, 0.2, 0, 0.1],
+            [3e-3, 0.8, 0.0, NESTEROV, 0.3],
+            [3e-3, 0.8, 0.5, DECOUPLED, 0.4],
+            [3e-3, 0.8, 0.0, NESTEROV + DECOUPLED, 0.2],
+            [3e-3, 0.8, 0.3, 0, 0.0],
+        ]
+    ),
+    effective=double([[5e-2, 0.85], [4e-2, 0.7], [6e-2, 0.9], [3e-2, 0.95], [2e-2, 0.6]]),
+    kept=(1, 0),
+    start=_sgd_start,
+    step=_sgd_step,
+    sums=_sgd_sums,
+    options={"lr": 1e-2, "momentum": 0.9, "dampening": 0.2, "weight_decay": 0.1},
+)
+
+# Lion
+
+
+def _lion_start(shape: Sequence[int], dtype: torch.dtype) -> list[Tensor]:
+    return [0.1 * torch.randn(*shape, dtype=dtype)]
+
+
+def _lion_step(
+    twin: Twin, grad: Floats, group: Sequence[float], lr: float, momentum: float, **options: Any
+) -> tuple[Floats, list[Any]]:
+    rates = {"lr": lr, "momentum": momentum, "beta2": group[2], "weight_decay": group[4]}
+    state = oracle.lion_step(twin.param, grad, *twin.slots, **rates, **options)
+    # Of the size of the numbers whose sum it is, which noise makes right to 1e-5.
+    size = np.sqrt(np.mean(state.signed**2)) if state.signed.size > 1 else 0.0
+    twin.unsure |= np.abs(state.signed) < 1e-5 * size
+    return state.param, [state.exp_avg]
+
+
+def _lion_sums(twin: Twin, grad: Floats, group: Sequence[float], **options: Any) -> Any:
+    return oracle.sgd_alignment_sums(twin.param, grad, twin.slots[0], 0.0, **options)
+
+
+LION = Case(
+    name="lion",
+    optimizer=AdaptiveLion,
+    groups=double([[1e-3, 0.9, 0.98, 0.0, 0.1], [3e-4, 0.8, 0.9, 0.0, 0.3]]),
+    effective=double([[5e-3, 0.85], [4e-3, 0.7]]),
+    kept=(1,),
+    start=_lion_start,
+    step=_lion_step,
+    sums=_lion_sums,
+    options={"lr": 1e-2, "betas": (0.9, 0.98), "weight_decay": 0.1},
+)
+
+CASES = {case.name: case for case in (ADAMW, SGD, LION)}
+
+
+# Entries
+
+
+def state_of(
+    noise: float = 0.0, *, seed: int = SEED, step: int = STEP, active: float = 1
+) -> Tensor:
+    """The state of a controller that decided just this."""
+    low, high = float(seed & 0xFFFFFFFF), float(seed >> 32)
+    state = State(step=step, seed_low=low, seed_high=high, active=active, noise=noise)
+    return torch.tensor(astuple(state), dtype=torch.float64)
+
+
+def knobs_of(state: Tensor) -> Any:
+    """The same as the reference reads it."""
+    found = State(*state.tolist())
+    names = ("step", "seed_low", "seed_high", "active", "noise")
+    return SimpleNamespace(
+        **{name: torch.tensor(getattr(found, name), dtype=torch.float64) for name in names}
+    )
+
+
+def entry_of(
+    case: Case,
+    shape: Sequence[int],
+    *,
+    kept: int | None = None,
+    steps: int = 3,
+    dtype: torch.dtype = torch.float32,
+    grad_dtype: torch.dtype | None = None,
+    **options: Any,
+) -> ParameterEntry:
+    """A parameter after so many steps, at random; before the first its slots are zeros."""
+    kept = case.kept[0] if kept is None else kept
+    slots = case.start(shape, torch.promote_types(dtype, torch.float32))[:kept]
+    if steps == 0:
+        slots = [torch.zeros_like(slot) for slot in slots]
+    missing = len(case.algorithm.slots) - kept
+    product = torch.tensor(0.6 if steps else 1.0, dtype=torch.float64)
+    return ParameterEntry(
+        param=torch.randn(*shape, dtype=dtype),
+        grad=0.3 * torch.randn(*shape, dtype=grad_dtype or dtype),
+        slots=(*slots, *(None,) * missing),
+        step=torch.tensor(float(steps)),
+        mu_product=product if case.algorithm.corrects_bias else None,
+        **{"group": 0, "index": 0, "offset": 0, "maximize": False}
+        | {"logical_numel": int(np.prod(shape))}
+        | options,
+    )
+
+
+def mixed_entries(case: Case, sizes: Sequence[int], **options: Any) -> list[ParameterEntry]:
+    """One entry a size: every group, sign and number of slots, first steps and later ones."""
+    return [
+        entry_of(
+            case,
+            (n,),
+            index=i,
+            group=i % len(case.groups),
+            maximize=i % 3 == 0,
+            kept=case.kept[(i % 4 == 1) % len(case.kept)],
+            steps=0 if i % 7 == 2 else 3,
+            **options,
+        )
+        for i, n in enumerate(sizes)
+    ]
+
+
+def with_tensors(entry: ParameterEntry, change: Callable[[Tensor], Tensor]) -> ParameterEntry:
+    """The same with all that has the parameter's shape changed."""
+    slots = tuple(None if slot is None else change(slot) for slot in entry.slots)
+    return replace(entry, param=change(entry.param), grad=change(entry.grad), slots=slots)
+
+
+def copy_of(entry: ParameterEntry) -> ParameterEntry:
+    product = None if entry.mu_product is None else entry.mu_product.clone()
+    copy = with_tensors(entry, torch.clone)
+    return replace(copy, step=entry.step.clone(), mu_product=product)
+
+
+def part_of(entry: ParameterEntry, begin: int, end: int) -> ParameterEntry:
+    """A stretch of it as a row of its own."""
+    return replace(with_tensors(entry, lambda t: t[begin:end]), offset=begin)
+
+
+def rows_of(entries: Sequence[ParameterEntry]) -> Tensor:
+    table = torch.tensor([e.row() for e in entries], dtype=torch.int64)
+    return table.reshape(len(entries), len(COLUMNS))
+
+
+def written(entry: ParameterEntry) -> list[Tensor]:
+    """What a step writes."""
+    return [entry.param, *(slot for slot in entry.slots if slot is not None)]
+
+
+def assert_bits(a: ParameterEntry, b: ParameterEntry) -> None:
+    """Raise unless what a step writes is the same to the bit."""
+    for x, y in zip(written(a), written(b), strict=True):
+        assert x.dtype == y.dtype == torch.float32
+        torch.testing.assert_close(x.view(torch.int32), y.view(torch.int32), rtol=0, atol=0)
+
+
+# The step, three ways
+
+
+def squares_of(
+    entries: Sequence[ParameterEntry], state: Tensor, always: bool, on_parameter: bool = False
+) -> Tensor:
+    squares = torch.zeros(len(entries), dtype=torch.float64)
+    torch.ops.adaptiverl.sum_squares_(rows_of(entries), state, squares, always, on_parameter)
+    return squares
+
+
+def compiled_pass(
+    case: Case,
+    entries: Sequence[ParameterEntry],
+    state: Tensor,
+    *,
+    squares: Tensor | None = None,
+    gradient_scale: Tensor | None = None,
+    sums: Tensor | None = None,
+    on_parameter: bool = False,
+) -> None:
+    """The operator on its own: nothing is counted."""
+    if squares is None:
+        squares = squares_of(entries, state, False, on_parameter)
+    case.operator(
+        rows_of(entries),
+        state,
+        case.groups,
+        case.effective,
+        squares,
+        gradient_scale,
+        sums,
+        on_parameter,
+    )
+
+
+def count(case: Case, entries: Sequence[ParameterEntry]) -> None:
+    """One more step of each, as the controller counts for a pass over addresses."""
+    for entry in entries:
+        entry.step += 1
+        if entry.mu_product is not None:
+            entry.mu_product *= case.effective[entry.group, 1]
+
+
+def step(
+    path: str,
+    case: Case,
+    entries: Sequence[ParameterEntry],
+    state: Tensor,
+    *,
+    gradient_scale: float | None = None,
+    on_parameter: bool = False,
+    sums: Tensor | None = None,
+) -> None:
+    """One step in place, counters included."""
+    scale = None if gradient_scale is None else torch.tensor(gradient_scale, dtype=torch.float64)
+    if path == "compiled":
+        count(case, entries)
+        compiled_pass(
+            case, entries, state, gradient_scale=scale, sums=sums, on_parameter=on_parameter
+        )
+        return
+    knobs, squares = knobs_of(state), None
+    if knobs.noise != 0:
+        squares = torch.zeros(len(entries), dtype=torch.float64)
+        reference.sum_squares(entries, squares, on_parameter)
+    skippable = bool(knobs.active == 0)
+    arguments = (case.groups, case.effective, squares, scale, skippable, on_parameter, sums)
+    reference.step(case.name, entries, knobs, *arguments)
+
+
+def as_reals(tensor: Tensor) -> Floats:
+    tensor = tensor.detach().resolve_conj()
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor)
+    return np.array(tensor.double().numpy())
+
+
+class Twin:
+    """The oracle's copy of one entry.
+
+    Attributes:
+        unsure: Elements whose parameter may go either way: an algorithm took the sign of a number
+            that is 0 within rounding.
+    """
+
+    def __init__(self, case: Case, entry: ParameterEntry) -> None:
+        self.case = case
+        self.param = as_reals(entry.param)
+        self.slots: list[Any] = [as_reals(slot) for slot in entry.slots if slot is not None]
+        self.step = int(entry.step)
+        self.mu_product = 1.0 if entry.mu_product is None else float(entry.mu_product)
+        self.unsure = np.zeros(self.param.shape, dtype=bool)
+        self.moved = 0.0
+
+    def take(
+        self,
+        grad: Tensor,
+        entry: ParameterEntry,
+        *,
+        noise: float = 0.0,
+        seed: int = SEED,
+        step: int = STEP,
+        group: Sequence[float] | None = None,
+        effective: Sequence[float] | None = None,
+        **options: Any,
+    ) -> None:
+        """One step, by the case's own groups unless others are given."""
+        reals = as_reals(grad)
+        elements = entry.offset + np.arange(reals.size).reshape(reals.shape)
+        group = self.case.groups[entry.group].tolist() if group is None else group
+        lr, momentum = self.case.effective[entry.group].tolist() if effective is None else effective
+        self.param, slots = self.case.step(
+            self,
+            reals,
+            group,
+            lr,
+            momentum,
+            maximize=entry.maximize,
+            noise=noise,
+            xi=oracle.noise(seed, entry.index, step, elements) if noise else None,
+            **options,
+        )
+        self.slots = slots[: len(self.slots)]
+        self.step += 1
+        self.moved += 2 * lr
+
+    def compare(self, entry: ParameterEntry, name: str, param_name: str | None = None) -> None:
+        """Raise unless the entry is what this is."""
+        param = as_reals(entry.param)
+        if self.unsure.any():
+            assert self.unsure.sum() <= 1 + 1e-3 * param.size
+            assert np.abs(param - self.param)[self.unsure].max() < 1.01 * self.moved
+            param = np.where(self.unsure, self.param, param)
+        assert_close(param, self.param, param_name or name)
+        kept = [slot for slot in entry.slots if slot is not None]
+        for slot, expected in zip(kept, self.slots, strict=True):
+            assert_close(as_reals(slot), expected, name)
+        assert entry.step.item() == self.step
+        if entry.mu_product is not None:
+            assert_close(entry.mu_product, self.mu_product, "law")
+
+
+def against_the_oracle(
+    path: str,
+    case: Case,
+    entries: list[ParameterEntry],
+    name: str = "step_float32",
+    *,
+    steps: int = 5,
+    noise: float = SIGMA,
+    gradient_scale: float | None = None,
+    param_name: str | None = None,
+    target: str = "gradient",
+) -> None:
+    """So many steps of both on new gradients each; the oracle never sees what the pass wrote."""
+    expected = [Twin(case, entry) for entry in entries]
+    start = [entry.param.clone() for entry in entries]
+    scale = 1.0 if gradient_scale is None else gradient_scale
+    for t in range(STEP, STEP + steps):
+        for entry, twin in zip(entries, expected, strict=True):
+            entry.grad.copy_(0.3 * torch.randn(entry.grad.shape) + 0.1)
+            twin.take(
+                entry.grad, entry, noise=noise, step=t, gradient_scale=scale, noise_target=target
+            )
+        state, on_parameter = state_of(noise, step=t), target == "parameter"
+        step(path, case, entries, state, gradient_scale=gradient_scale, on_parameter=on_parameter)
+    for entry, twin, before in zip(entries, expected, start, strict=True):
+        twin.compare(entry, name, param_name)
+        # One number of half precision may well round to where it was.
+        assert entry.param.numel() <= 1 or not torch.equal(entry.param, before)
+
+
+def expected_sums(
+    case: Case, entries: Sequence[ParameterEntry], gradient_scale: float | None = None
+) -> NDArray[np.float64]:
+    """The oracle's, [tensors, 3], of the step that the entries are about to take."""
+    scale = 1.0 if gradient_scale is None else gradient_scale
+    rows = [
+        case.sums(
+            Twin(case, e),
+            as_reals(e.grad),
+            case.groups[e.group].tolist(),
+            gradient_scale=scale,
+            maximize=e.maximize,
+        )
+        for e in entries
+    ]
+    return np.array(rows)
+
+
+def assert_sums_close(actual: Any, expected: Any, name: str = "statistics") -> None:
+    """Raise unless three sums agree; that of g·u cancels, so its errors go by the other two."""
+    gu, gg, uu = (float(x) for x in expected)
+    assert_close(actual[0], gu, name, scale=(gg * uu) ** 0.5)
+    assert_close(actual[1], gg, name)
+    assert_close(actual[2], uu, name)

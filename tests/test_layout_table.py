@@ -1,0 +1,277 @@
+"""The one table: what is generated and packed by it, and what one line more changes."""
+
+from __future__ import annotations
+
+import math
+import re
+import shutil
+import struct
+import subprocess
+from dataclasses import astuple, fields, make_dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import law_twin
+import layout_files
+import pytest
+import torch
+from adaptiverl.kernels import layout as in_kernels
+from layout_files import FILES, ROOT, members
+from torch import Tensor
+
+from adaptiverl import Control, control, layout
+from adaptiverl.controller import Controller
+from adaptiverl.law import knobs, registry
+from adaptiverl.law.numbers import numbers_of
+from adaptiverl.layout import LAYOUT_VERSION, MEMORY_SIZE, ControlNumbers, State
+from adaptiverl.migrations import MIGRATIONS, current_layout, insert
+
+LR, MOMENTUM = 1e-3, 0.9
+CSRC = ROOT / "csrc"
+
+
+@pytest.mark.parametrize("path", FILES)
+def test_the_files_are_what_the_table_says(path: str) -> None:
+    found = (ROOT / path).read_text()
+    assert found == FILES[path](), "run `python tests/layout_files.py`, and build again"
+
+
+def test_the_python_side_reads_the_same_rows() -> None:
+    assert layout.names(State)[:-1] == layout.FIELDS[:MEMORY_SIZE]
+    assert set(layout.TRACE_COLUMNS) <= set(layout.FIELDS)
+
+
+# --- The control numbers ----------------------------------------------------------------------
+
+
+def test_control_numbers_are_packed_by_name() -> None:
+    given = Control(
+        every=7,
+        reward="given",
+        beta_loss=0.011,
+        beta_reward=0.012,
+        beta_variance=0.013,
+        gain_lr_reward=0.021,
+        gain_lr_loss=0.022,
+        gain_momentum_reward=0.023,
+        gain_momentum_loss=0.024,
+        gain_noise_plateau=0.025,
+        gain_noise_reward=0.026,
+        lr_bounds=(1e-4, 1e-2),
+        momentum_bounds=(0.8, 0.95),
+        noise_bounds=(0.02, 0.3),
+        lr_change=(0.7, 1.7),
+        spike_clip=4.0,
+        plateau_trend=(0.31, 0.32),
+        plateau_variance=(0.33, 0.34),
+        law="alignment",
+        horizon=500,
+        cooldown=0.25,
+        acquire_from=2e-4,
+    )
+    limits = given.limits(LR, MOMENTUM)
+    expected: dict[str, float] = {
+        name: float(getattr(given, name))
+        for name in (f.name for f in fields(Control))
+        if name in ("every", "spike_clip") or name.startswith(("beta_", "gain_"))
+    }
+    logarithms = ("noise_floor", "lr_acquire")
+    expected |= {name: value for name, value in limits._asdict().items() if name not in logarithms}
+    expected |= {
+        "reward_source": 2.0,
+        "log_lr_min": math.log(1e-4),
+        "log_lr_max": math.log(1e-2),
+        "logit_momentum_min": math.log(0.8 / (1 - 0.8)),
+        "logit_momentum_max": math.log(0.95 / (1 - 0.95)),
+        "log_noise_floor": math.log(0.02),
+        "log_noise_max": math.log(0.3),
+        "log_lr_change_down": math.log(0.7),
+        "log_lr_change_up": math.log(1.7),
+        "trend_center": 0.31,
+        "trend_slope": 0.32,
+        "variance_center": 0.33,
+        "variance_slope": 0.34,
+        "law": 1.0,
+        "log_lr_acquire": math.log(2e-4),
+        "horizon": 500.0,
+        "hold_by": 375.0,
+        "annealed_over": 125.0,
+        "log_held_share": 0.0,
+    }
+    packed = Controller(given, LR, MOMENTUM).numbers.tolist()
+    names = members((CSRC / "layout.h").read_text(), "ControlNumbers")
+    assert dict(zip(names, packed, strict=True)) == expected
+    # No two alike, so that none can stand in another's place.
+    assert len(set(packed)) == len(packed)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        # horizon, hold_by, annealed_over, log_held_share
+        ({"law": "loss"}, (0.0, math.inf, 0.0, math.log(0.5))),
+        ({"law": "alignment"}, (0.0, math.inf, 0.0, math.log(0.5))),
+        ({"law": "alignment", "horizon": 100}, (100.0, 60.0, 40.0, 0.0)),
+        ({"law": "alignment", "horizon": 100, "cooldown": 0.0}, (100.0, 100.0, 0.0, 0.0)),
+        ({"law": "alignment", "horizon": 100, "cooldown": 0.75}, (100.0, 25.0, 75.0, 0.0)),
+        ({"law": "alignment", "mode": "modulate"}, (0.0, math.inf, 0.0, 0.0)),
+        ({"law": "alignment", "mode": "modulate", "horizon": 100}, (100.0, 60.0, 0.0, 0.0)),
+    ],
+    ids=str,
+)
+def test_what_the_horizon_becomes(
+    arguments: dict[str, Any], expected: tuple[float, float, float, float]
+) -> None:
+    found = law_twin.numbers(Control(**arguments))
+    assert found.law == (arguments["law"] == "alignment")
+    horizon = (found.horizon, found.hold_by, found.annealed_over, found.log_held_share)
+    assert horizon == expected
+
+
+@pytest.mark.parametrize(("reward", "number"), [("none", 0), ("neg_loss", 1), ("given", 2)])
+def test_rewards_by_number(reward: Any, number: int) -> None:
+    assert law_twin.numbers(Control(reward=reward)).reward_source == number
+
+
+# --- The twins of the law ---------------------------------------------------------------------
+
+
+def test_every_law_is_registered_once_in_each_language() -> None:
+    assert get_args(control.Law) == tuple(layout.LAWS) == tuple(control.LAW_TERMS)
+    assert tuple(registry.BY_NUMBER) == tuple(layout.LAWS.values())
+    text = (CSRC / "law/registry.h").read_text()
+    cases = re.findall(r"case kLaw(\w+):\s+return visit\((\w+)Law\{\}\);", text)
+    assert cases == [(name.title(), name.title()) for name in layout.LAWS]
+    for name, terms in control.LAW_TERMS.items():
+        assert registry.law_of(name).needs_loss == terms.needs_loss
+        twin = (CSRC / f"law/{name}.h").read_text()
+        assert f"needs_loss = {str(terms.needs_loss).lower()};" in twin
+
+
+@pytest.mark.parametrize("module", law_twin.MODULES, ids=lambda module: module.__name__)
+def test_twins_have_the_same_constants_and_the_same_functions_in_the_same_order(
+    module: Any,
+) -> None:
+    path = Path(module.__file__)
+    text = (CSRC / "law" / f"{path.stem}.h").read_text()
+    found = dict(re.findall(r"constexpr double k(\w+) = (\S+);", text))
+    # kOvershootSize is OVERSHOOT_SIZE.
+    numbers = {re.sub(r"\B([A-Z])", r"_\1", n).upper(): float(x) for n, x in found.items()}
+    ours = {n: x for n, x in vars(module).items() if n.isupper() and isinstance(x, float)}
+    imported = {name for name in ours if name.startswith("REWARD_")}
+    assert numbers == {name: x for name, x in ours.items() if name not in imported}
+    python = re.findall(r"^def (\w+)", path.read_text(), re.M)
+    compiled = re.findall(r"^ *ADAPTIVERL_BOTH (?:static )?[\w&]+ (\w+)\(", text, re.M)
+    # C++ has to do more: the inbox, the trace, what is not a number.
+    assert [name for name in compiled if name in python] == [n for n in python if n in compiled]
+    missing = {"update"}  # which C++ does from the inbox
+    assert set(python) - set(compiled) <= missing
+
+
+# --- One number more --------------------------------------------------------------------------
+
+PROGRAM = r"""
+#include <cstdio>
+#include "law/loop.h"
+using namespace adaptiverl;
+
+int main() {
+  ControlNumbers control{};
+  fread(&control, sizeof control, 1, stdin);
+  State state = start(control, 1e-3, 0.9, 0, 0);
+  Inbox inbox{};
+  TraceRow ring[9]{};
+  for (int i = 0; i < 8; ++i) {
+    put(inbox, 3.0 - 0.25 * i, false, 0);
+    state.probe += state.step;
+    advance(state, control, inbox, false, true, ring, 8);
+  }
+  fwrite(&state, sizeof state, 1, stdout);
+}
+"""
+
+
+def extended() -> type:
+    """The next layout: a line more, in the middle."""
+    probe = layout.number(0.25, layout.SIZE, "a sum of steps")
+    lines: list[Any] = []
+    for column in layout.columns(State):
+        if column.name == "variance":
+            lines.append(("probe", float, probe))
+        default = LAYOUT_VERSION + 1 if column.name == "version" else column.default
+        lines.append((column.name, float, layout.number(default, column.kind, column.doc)))
+    return make_dataclass("State", lines)
+
+
+def test_a_line_more_is_all_that_cpp_needs(tmp_path: Path) -> None:
+    """The law, compiled against the new header: the new number is there, and the rest as before."""
+    compiler = shutil.which("g++") or shutil.which("c++")
+    if compiler is None:
+        pytest.skip("no C++ compiler to compile the law with")
+    record = extended()
+    shutil.copytree(CSRC / "law", tmp_path / "law")
+    shutil.copy(CSRC / "both.h", tmp_path)
+    (tmp_path / "layout.h").write_text(layout_files.header(record))
+    (tmp_path / "program.cpp").write_text(PROGRAM)
+    program = tmp_path / "program"
+    flags = ["-std=c++17", "-ffp-contract=off", "-Wno-unused-result"]
+    command = [compiler, *flags, str(tmp_path / "program.cpp"), "-o", str(program)]
+    subprocess.run(command, check=True, capture_output=True)
+    given = Control(every=1)
+    packed = astuple(law_twin.numbers(given, LR, MOMENTUM))
+    size = struct.calcsize("d")
+    done = subprocess.run(
+        [str(program)], input=struct.pack(f"{len(packed)}d", *packed), capture_output=True
+    )
+    state = dict(
+        zip(
+            layout.names(record),
+            struct.unpack(f"{len(done.stdout) // size}d", done.stdout),
+            strict=True,
+        )
+    )
+    assert state.pop("probe") == 0.25 + sum(range(8))
+    assert state.pop("version") == LAYOUT_VERSION + 1
+    expected = law_twin.losses_course("python", given, [3.0 - 0.25 * i for i in range(8)])
+    for name, value in state.items():
+        wanted = getattr(expected[-1], name, LAYOUT_VERSION)
+        assert value == pytest.approx(wanted, rel=1e-12, nan_ok=True), name
+
+
+def test_a_line_more_and_a_migration_are_all_that_a_checkpoint_needs() -> None:
+    record, place = extended(), layout.SLOT["variance"]
+
+    def add_probe(memory: Tensor) -> Tensor:
+        return insert(memory, size=46, place=place, numbers=[0.25])
+
+    controller = Controller(Control(every=1), LR, MOMENTUM)
+    arguments: Any = (record, MIGRATIONS | {LAYOUT_VERSION: add_probe})
+    memory = current_layout(controller.memory, *arguments)
+    assert memory.numel() == MEMORY_SIZE + 1
+    assert memory[place] == 0.25
+    kept = torch.cat([memory[1:place], memory[place + 1 :]])
+    torch.testing.assert_close(kept, controller.memory[1:], rtol=0, atol=0, equal_nan=True)
+    # The new number's range is checked, too, and the layouts before lead there.
+    memory[place] = -1.0
+    with pytest.raises(ValueError, match=r"got probe = -1\.0, which is not in \[0, inf\]"):
+        current_layout(memory, *arguments)
+    first = torch.cat([torch.ones(1, dtype=torch.float64), controller.memory[1:32]])
+    assert current_layout(first, *arguments)[place] == 0.25
+
+
+def test_a_line_more_moves_what_kernels_read() -> None:
+    assert in_kernels.BLOCK_ACTIVE.value == MEMORY_SIZE
+    constants = layout_files.kernel_constants()
+    assert f"BLOCK_ACTIVE = tl.constexpr({MEMORY_SIZE})" in constants
+    header = layout_files.header(extended())
+    assert members(header, "State") == list(layout.names(extended()))
+    assert members(header, "TraceRow") == list(layout.TRACE_COLUMNS)
+
+
+def test_the_python_law_starts_from_the_tables_defaults() -> None:
+    given = Control()
+    numbers = numbers_of(given, given.limits(LR, MOMENTUM))
+    assert len(astuple(numbers)) == len(layout.columns(ControlNumbers)) == 36
+    state = knobs.start(numbers, LR, MOMENTUM)
+    for column in layout.columns(State)[12:]:
+        assert getattr(state, column.name) == pytest.approx(column.default, abs=0, nan_ok=True)
