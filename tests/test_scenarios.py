@@ -212,7 +212,7 @@ def test_a_cycle_is_a_line_and_noise_is_none() -> None:
 
 
 def test_sign_changes_and_wander() -> None:
-    assert timescales.sign_changes(np.array([1.0, -1.0, -2.0, 3.0, 4.0])) == 50
+    assert timescales.sign_changes(np.array([1.0, -1.0, -2.0, 3.0, -4.0])) == 75
     # Two stretches of two: deviations 1 and 0.
     assert timescales.wander(np.array([0.0, 2.0, 5.0, 5.0]), every=10, stretch=20) == 0.5
 
