@@ -96,7 +96,8 @@ class AdaptiveAdamW(AdaptiveOptimizer, torch.optim.AdamW):
             fused=fused,
         )
 
-    def _check_group(self, group: dict[str, Any]) -> None:
+    @classmethod
+    def _check_group(cls, group: dict[str, Any], control: Control) -> None:
         # What loads is decoupled whatever it was, as in torch.optim.AdamW.
         if not group.get("decoupled_weight_decay", True):
             raise ValueError(

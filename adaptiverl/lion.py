@@ -79,11 +79,11 @@ class AdaptiveLion(AdaptiveOptimizer):
         super().__init__(params, defaults)
         self._step_supports_amp_scaling = bool(fused)
 
-    def _check_group(self, group: dict[str, Any]) -> None:
-        numbers = self.defaults | group
+    @classmethod
+    def _check_group(cls, group: dict[str, Any], control: Control) -> None:
         for name in ("lr", "weight_decay"):
-            if not numbers[name] >= 0:
-                raise ValueError(f"{name} must be at least 0, got {numbers[name]!r}")
-        for i, beta in enumerate(numbers["betas"]):
+            if not group[name] >= 0:
+                raise ValueError(f"{name} must be at least 0, got {group[name]!r}")
+        for i, beta in enumerate(group["betas"]):
             if not 0 <= beta < 1:
                 raise ValueError(f"betas[{i}] must be in [0, 1), got {beta!r}")

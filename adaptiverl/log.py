@@ -153,7 +153,8 @@ class Announcements:
         copy.arrived.record()
 
     def _tell(self, state: Tensor) -> None:
-        step, held, log_lr = (state[SLOT[name]].item() for name in ("step", "held", "log_lr"))
+        numbers = state.tolist()  # all at once: a third of the time that three of them take
+        step, held, log_lr = (numbers[SLOT[name]] for name in ("step", "held", "log_lr"))
         if held and not self._told_held:
             self._told_held = True
             self._say(

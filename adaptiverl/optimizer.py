@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, TypeGuard
 
 import torch
@@ -15,14 +14,14 @@ from adaptiverl.algorithms import Algorithm
 from adaptiverl.checkpoint import load
 from adaptiverl.control import Control
 from adaptiverl.controller import Controller
-from adaptiverl.devices import outside_autograd, outside_inference
+from adaptiverl.devices import outside_inference
 from adaptiverl.log import Log
 from adaptiverl.ranks.dtensors import to_whole
 from adaptiverl.ranks.group import ProcessGroup, Ranks
 from adaptiverl.readings import readings
 from adaptiverl.step.memory import STATE_KEY, device_beside, loaded_memory, settle
-from adaptiverl.step.round import Round
-from adaptiverl.step.scaling import Scaling, watch
+from adaptiverl.step.round import Round, Rules
+from adaptiverl.step.scaling import watch
 from adaptiverl.step.state import complete
 from adaptiverl.trace import Trace
 
@@ -38,8 +37,9 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
     _algorithm: Algorithm
     _in_hooks = False
 
-    def _check_group(self, group: dict[str, Any]) -> None:
-        """A group asks for nothing that this algorithm does not do.
+    @classmethod
+    def _check_group(cls, group: dict[str, Any], control: Control) -> None:
+        """A group, with all its entries, asks for nothing that this algorithm does not do.
 
         Raises:
             ValueError: It does.
@@ -68,9 +68,9 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         self._unscales = False
         self._ranks = Ranks(process_group)
         self._log = Log(control, type(self).__name__, self._ranks)
-        self._round = Round(
-            control, self._algorithm, max_grad_norm, self._ranks, self._complete_state, self._log
-        )
+        # Both are the class's: bound to this optimizer they would keep it alive.
+        rules = Rules(self._algorithm, self._check_group, self._complete_state)
+        self._round = Round(control, rules, max_grad_norm, self._ranks, self._log)
 
     @outside_inference
     def _start_controller(self, lr: float, momentum: float) -> None:
@@ -83,6 +83,7 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
             seed=self._seed,
             device=device_beside(self.param_groups) or "cpu",
         )
+        self._round.controller = self._controller
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As torch.optim's. The first group's rate and momentum are where α and μ start.
@@ -94,7 +95,7 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
             ValueError: A group that asks for what this optimizer does not do.
         """
         if isinstance(param_group, dict):  # anything else torch refuses itself
-            self._check_group(param_group)
+            self._check_group(self.defaults | param_group, self._control)
             if STATE_KEY in param_group:
                 param_group = {k: v for k, v in param_group.items() if k != STATE_KEY}
         super().add_param_group(param_group)
@@ -157,8 +158,7 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
                 "call observe(loss) before each step instead"
             )
         settle(self.param_groups, self._controller, self._log)
-        share = partial(self._round.share_observations, self._controller)
-        self._controller.update(to_whole(loss), to_whole(reward), share)
+        self._controller.update(to_whole(loss), to_whole(reward), self._round.share_observations)
 
     @outside_inference
     def knobs(self) -> dict[str, float]:
@@ -216,7 +216,7 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
             self.observe(result)
         if not controller.ever_observed:
             self._log.warn_if_blind()
-        self._step_parameters()
+        self._round.take(self)
         return result
 
     # torch.optim would wrap `step` so that hooks run and profilers see it, at the price of ten
@@ -244,14 +244,6 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
             return self._hooked_step(*args, **kwargs)
         finally:
             self._in_hooks = False
-
-    @torch._disable_dynamo
-    @outside_autograd
-    def _step_parameters(self) -> None:
-        for group in self.param_groups:
-            self._check_group(group)
-        scaling = Scaling(getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
-        self._round.take(self.param_groups, self.state, self._controller, scaling)
 
     def _check_capture(self) -> None:
         for name in ("_accelerator_graph_capture_health_check", "_cuda_graph_capture_health_check"):

@@ -105,13 +105,14 @@ class AdaptiveSGD(AdaptiveOptimizer, torch.optim.SGD):
         self.defaults["decoupled_weight_decay"] = decoupled_weight_decay
         self._fill_in()
 
-    def _check_group(self, group: dict[str, Any]) -> None:
-        momentum = group.get("momentum", self.defaults["momentum"])
+    @classmethod
+    def _check_group(cls, group: dict[str, Any], control: Control) -> None:
+        momentum = group["momentum"]
         if not 0 <= momentum < 1:
             raise ValueError(
                 f"momentum must be in [0, 1), got {momentum!r}: the controller moves its logit"
             )
-        if momentum == 0 and self._control.law == "alignment":
+        if momentum == 0 and control.law == "alignment":
             raise ValueError(
                 f"momentum must be above 0 with Control(law='alignment'), got {momentum!r}: that "
                 "law compares the gradient with the momentum buffer, and there is none. Use "

@@ -6,6 +6,7 @@ import copy
 import math
 import pickle
 import threading
+import typing
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,9 +14,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from adaptiverl import AdaptiveAdamW, AdaptiveSGD, Control
+from adaptiverl import AdaptiveAdamW, AdaptiveLion, AdaptiveSGD, Control
 from adaptiverl.step import memory
 
 BUSY = Control(
@@ -684,6 +686,67 @@ def test_hooks_run_once_each_and_in_order() -> None:
     assert calls == ["before", "after"]
 
 
+def test_a_subclass_with_a_step_of_its_own_runs_hooks_once() -> None:
+    class Own(AdaptiveAdamW):
+        def step(self, closure: Any = None, **options: Any) -> Any:
+            return super().step(closure, **options)
+
+    param = nn.Parameter(torch.ones(3))
+    param.grad = torch.ones(3)
+    AdaptiveAdamW([param])  # torch wraps the step of a class with its first instance
+    optimizer, calls = Own([param], control=Control.frozen()), []
+    optimizer.register_step_pre_hook(lambda *_: calls.append("before"))
+    optimizer.register_step_post_hook(lambda *_: calls.append("after"))
+    optimizer.step()
+    assert calls == ["before", "after"]
+
+
+def test_a_hook_on_all_optimizers_may_change_the_arguments() -> None:
+    param = nn.Parameter(torch.ones(3))
+    param.grad = torch.ones(3)
+    optimizer = AdaptiveAdamW([param])
+    handle = register_optimizer_step_pre_hook(lambda o, a, k: (a, {"loss": 0.5}))
+    try:
+        optimizer.step()
+    finally:
+        handle.remove()
+    optimizer.step()
+    assert optimizer.knobs()["loss"] == 0.5
+    assert optimizer._controller.read().loss_count == 1
+
+
+def test_a_profiler_sees_a_step_under_torchs_name() -> None:
+    param = nn.Parameter(torch.ones(3))
+    param.grad = torch.ones(3)
+    optimizer = AdaptiveAdamW([param], control=Control.frozen())
+    optimizer.step()
+    with torch.profiler.profile() as seen:
+        optimizer.step()
+    assert "Optimizer.step#AdaptiveAdamW.step" in {event.name for event in seen.events()}
+
+
+@pytest.mark.parametrize("kind", [AdaptiveAdamW, AdaptiveSGD])
+def test_a_step_leaves_the_modes_of_torch_as_they_were(kind: Any) -> None:
+    param = nn.Parameter(torch.ones(3))
+    param.grad = torch.ones(3)
+    optimizer = kind([param], lr=0.1)
+    for mode in (torch.enable_grad, torch.no_grad, torch.inference_mode):
+        with mode():
+            modes = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+            optimizer.step(loss=1.0)
+            assert (torch.is_grad_enabled(), torch.is_inference_mode_enabled()) == modes
+    param.grad = torch.ones(5)[:3].to_sparse()
+    with pytest.raises(RuntimeError, match="sparse"):
+        optimizer.step(loss=1.0)
+    assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("kind", [AdaptiveAdamW, AdaptiveSGD])
+def test_annotations_can_be_read(kind: Any) -> None:
+    for function in (kind.__init__, kind.observe, kind.step, kind.knobs, kind.trace):
+        assert "return" in typing.get_type_hints(function)
+
+
 def test_printing_hides_the_block() -> None:
     text = repr(AdaptiveAdamW(parameters((2,)), lr=0.125))
     assert text.startswith("AdaptiveAdamW (\nParameter Group 0\n")
@@ -841,7 +904,7 @@ def test_a_default_device_is_not_where_it_is_made(default: str) -> None:
 # Groups that are somebody else's, too
 
 
-@pytest.mark.parametrize("kind", [AdaptiveAdamW, AdaptiveSGD])
+@pytest.mark.parametrize("kind", [AdaptiveAdamW, AdaptiveSGD, AdaptiveLion])
 def test_optimizers_over_the_same_dictionaries_have_a_controller_each(kind: Any) -> None:
     param = nn.Parameter(torch.ones(3))
     groups = [{"params": [param], "lr": 1e-2}]
@@ -857,7 +920,7 @@ def test_optimizers_over_the_same_dictionaries_have_a_controller_each(kind: Any)
     assert falling.param_groups[0] is groups[0]
 
 
-@pytest.mark.parametrize("kind", [AdaptiveAdamW, AdaptiveSGD])
+@pytest.mark.parametrize("kind", [AdaptiveAdamW, AdaptiveSGD, AdaptiveLion])
 def test_a_group_that_is_no_dictionary_gets_torchs_answer(kind: Any) -> None:
     optimizer = kind([nn.Parameter(torch.ones(3))], 1e-2)
     with pytest.raises(TypeError, match="param_group must be a dict"):

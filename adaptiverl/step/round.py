@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from adaptiverl.backends.reference import noise_on
 from adaptiverl.control import Control
 from adaptiverl.controller import Controller
 from adaptiverl.decision import Decision
-from adaptiverl.devices import beside, numbers_device
+from adaptiverl.devices import beside, numbers_device, outside_autograd
 from adaptiverl.log import Log
 from adaptiverl.ranks.dtensors import to_local
 from adaptiverl.ranks.group import Ranks
@@ -27,11 +27,21 @@ from adaptiverl.step.entries import CompleteState, Entries
 from adaptiverl.step.groups import GroupTable, any_rate
 from adaptiverl.step.memory import Groups, settle
 from adaptiverl.step.plan import Plan
-from adaptiverl.step.scaling import Scaling
+from adaptiverl.step.scaling import scaling_of
 from adaptiverl.step.workspace import Workspace
 
 Decisions = Mapping[torch.device, Decision]
 """What the controller decided, on every device that has tensors, and on its own"""
+
+
+class Rules(NamedTuple):
+    """What an optimizer's class says of its steps."""
+
+    algorithm: Algorithm
+    check_group: Callable[[dict[str, Any], Control], None]
+    """Raises ValueError where a group asks for what the class does not do"""
+    complete_state: CompleteState
+    """Makes what is missing of a parameter's state"""
 
 
 class Round:
@@ -39,64 +49,68 @@ class Round:
 
     Args:
         control: Gains, bounds and cadence.
-        algorithm: The update rule.
+        rules: Its class's.
         max_grad_norm: The global norm to clip to, or None.
         ranks: Those that decide together.
-        complete_state: Makes what is missing of a parameter's state.
         log: What is worth saying is said there.
+
+    Attributes:
+        controller: The optimizer's; set before the first step.
     """
+
+    controller: Controller
 
     def __init__(
         self,
         control: Control,
-        algorithm: Algorithm,
+        rules: Rules,
         max_grad_norm: float | None,
         ranks: Ranks,
-        complete_state: CompleteState,
         log: Log,
     ) -> None:
-        self._control, self._algorithm, self._ranks, self._log = control, algorithm, ranks, log
+        self._control, self._rules, self._ranks, self._log = control, rules, ranks, log
         self._clips = max_grad_norm is not None
         self.workspace = Workspace()
         self._shards = Shards(self.workspace)
         choose = partial(backend_for, noisy=control.noise_bounds[1] > 0)
+        algorithm, _, complete_state = rules
         entries = Entries(algorithm, log.optimizer, complete_state, self._shards, ranks)
         self.plan = Plan(algorithm, entries, choose, self.workspace)
         self.gradient_scale = GradientScale(max_grad_norm, self.workspace)
         self._group_table: GroupTable | None = None
 
-    def take(
-        self,
-        groups: Groups,
-        state: Mapping[Tensor, Any],
-        controller: Controller,
-        scaling: Scaling,
-    ) -> None:
-        """One step of all groups.
-
-        Args:
-            groups: The optimizer's, as torch.optim keeps them.
-            state: The optimizer's.
-            controller: Theirs.
-            scaling: A gradient scaler's.
+    @torch._disable_dynamo
+    @outside_autograd
+    def take(self, optimizer: torch.optim.Optimizer) -> None:
+        """One step of this optimizer, whose parameters have their gradients.
 
         Raises:
             RuntimeError: A gradient or a state that a step cannot take; nothing has changed then.
+            ValueError: A group that asks for what the optimizer does not do; likewise.
         """
-        settle(groups, controller, self._log)
-        self.workspace.begin_step()
-        idle = self._is_idle(groups, state, controller)
+        groups, state = optimizer.param_groups, optimizer.state
+        grad_scale, found_inf = scaling_of(optimizer)
+        self._begin(groups)
+        idle = self._is_idle(groups, state)
         try:
             buckets = self.plan.of_step(groups, state)
             self._log.warn_of_shards(self._shards.take_unknown())
-            decisions = self._decide(buckets, groups, controller, scaling.found_inf, idle)
-            factor = self._measure(buckets, decisions, controller, scaling.grad_scale)
+            decisions = self._decide(buckets, groups, found_inf, idle)
+            factor = self._measure(buckets, decisions, grad_scale)
             for bucket in buckets:
                 here = None if factor is None else factor.to(numbers_device(bucket.device))
                 bucket.backend.step(bucket, decisions[bucket.device], bucket.squares, here)
-            self._report(buckets, decisions, controller, idle)
+            self._report(buckets, decisions, idle)
         finally:
             self.plan.release()
+
+    # Plan
+
+    def _begin(self, groups: Groups) -> None:
+        for group in groups:
+            self._rules.check_group(group, self._control)
+        settle(groups, self.controller, self._log)
+        self.workspace.begin_step()
 
     # Decide
 
@@ -104,18 +118,17 @@ class Round:
         self,
         buckets: list[Bucket],
         groups: Groups,
-        controller: Controller,
         found_inf: Tensor | None,
         idle: bool,
     ) -> Decisions:
         """Sensors, law and this step's numbers, in one launch; every tensor's step is counted."""
-        here = controller.device
+        controller, here = self.controller, self.controller.device
         table = self.group_table(here)
         table.refresh(groups)
         if idle:
             controller.observations.empty()
         elif self._control.every is not None:
-            self.share_observations(controller)
+            self.share_observations()
         if found_inf is not None:
             found_inf = beside(found_inf.to(torch.float32), here)
         rows = [b.rows() for b in buckets if b.backend.addressed and b.device == here]
@@ -131,16 +144,17 @@ class Round:
     def group_table(self, device: torch.device) -> GroupTable:
         """The groups' numbers beside the controller, which may have moved."""
         if self._group_table is None or self._group_table.device != device:
-            self._group_table = GroupTable(device, self._algorithm.numbers_of, self.workspace)
+            self._group_table = GroupTable(device, self._rules.algorithm.numbers_of, self.workspace)
         return self._group_table
 
-    def share_observations(self, controller: Controller) -> None:
+    def share_observations(self) -> None:
         """Meet the other ranks, who do the same in this step (`Ranks`)."""
+        controller = self.controller
         controller.observations.close()
         if self._ranks.size > 1 and not self._control.rests:
             self._ranks.average(controller.inbox, controller.observed)
 
-    def _is_idle(self, groups: Groups, state: Mapping[Tensor, Any], controller: Controller) -> bool:
+    def _is_idle(self, groups: Groups, state: Mapping[Tensor, Any]) -> bool:
         """Whether the controller learns nothing from this step: the rates are all 0 (`Ranks`).
 
         So a checkpoint library's step to make state leaves it as it is. On one rank, which nobody
@@ -150,7 +164,7 @@ class Round:
             return False
         if self._ranks.size > 1:
             return True
-        if state or controller.observed:
+        if state or self.controller.observed:
             return False
         params = (p for group in groups for p in group["params"])
         grads = [to_local(p.grad) for p in params if p.grad is not None]
@@ -164,7 +178,6 @@ class Round:
         self,
         buckets: list[Bucket],
         decisions: Decisions,
-        controller: Controller,
         grad_scale: Tensor | None,
     ) -> Tensor | None:
         """What the pass must know before: in every bucket's `squares`, those that the noise needs.
@@ -172,7 +185,7 @@ class Round:
         Returns:
             The gradients' common factor.
         """
-        decision = decisions[controller.device]
+        decision = decisions[self.controller.device]
         self._sum_squares(buckets, decisions, decision, of_parameters=False, always=self._clips)
         squares = self.plan.squares_by_device()
         factor = self.gradient_scale(buckets, squares, grad_scale) if buckets else None
@@ -204,21 +217,18 @@ class Round:
 
     # Report
 
-    def _report(
-        self, buckets: list[Bucket], decisions: Decisions, controller: Controller, idle: bool
-    ) -> None:
+    def _report(self, buckets: list[Bucket], decisions: Decisions, idle: bool) -> None:
         """The pass's sums to the controller, version counters to autograd, news to the log."""
-        decision = decisions[controller.device]
+        decision = decisions[self.controller.device]
         if decision.aligned and not idle:
-            self._reduce_alignment(buckets, decision, controller)
+            self._reduce_alignment(buckets, decision)
         self._shards.end_step(self.plan.dtensors)
-        if not is_fake(controller.state):
-            self._log.announcements.look(controller.state)
+        if not is_fake(self.controller.state):
+            self._log.announcements.look(self.controller.state)
 
-    def _reduce_alignment(
-        self, buckets: list[Bucket], decision: Decision, controller: Controller
-    ) -> None:
+    def _reduce_alignment(self, buckets: list[Bucket], decision: Decision) -> None:
         """What the passes summed, to the controller: over all tensors, shards and ranks."""
+        controller = self.controller
         sums = [bucket.sums for bucket in buckets]
         if self._shards:
             places = [bucket.indices for bucket in buckets]

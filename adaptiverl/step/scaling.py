@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 from torch.utils.weak import TensorWeakRef
 
@@ -16,6 +17,11 @@ class Scaling(NamedTuple):
     """What the loss was multiplied by"""
     found_inf: Tensor | None = None
     """Not 0: the step is to be skipped"""
+
+
+def scaling_of(optimizer: torch.optim.Optimizer) -> Scaling:
+    """What a scaler has set on the optimizer for the length of this step."""
+    return Scaling(getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None))
 
 
 def watch(param: Tensor) -> Callable[[], bool]:
