@@ -23,7 +23,7 @@ FLOORS: tuple[set[str], ...] = (
     {"law"},
     {"observations", "decision", "trace", "migrations", "controller"},
     {"algorithms", "backends", "distributed", "log", "ranks", "step"},
-    {"checkpoint", "readings", "optimizer"},
+    {"checkpoint", "hooks", "readings", "optimizer"},
     {"adamw", "sgd", "lion", "steer"},
     {"__init__"},
     {"integrations"},
