@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from adaptiverl.algorithms import Algorithm
+from adaptiverl.codecs import codec_of_slot
 from adaptiverl.devices import numbers_device
 from adaptiverl.migrations import current_layout
 from adaptiverl.step.memory import STATE_KEY
-from adaptiverl.step.state import as_counter, moment_dtype
+from adaptiverl.step.state import as_counter
 
 
 def load(
@@ -71,10 +72,11 @@ def restore_precision(
             shaped = name in algorithm.slots
             if not isinstance(loaded, Tensor) or not (shaped or name == "mu_product"):
                 continue
-            if loaded.dtype != (moment_dtype(param) if shaped else torch.float64):
+            dtype = codec_of_slot(param).dtype if shaped else torch.float64
+            if loaded.dtype != dtype:
                 home = param.device if shaped else numbers_device(param.device)
                 # A rounded product is put right by who knows what it should be.
-                kept = moment_dtype(param) if shaped else value.dtype
+                kept = dtype if shaped else value.dtype
                 optimizer.state[param][name] = value.to(device=home, dtype=kept)
 
 

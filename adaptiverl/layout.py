@@ -250,8 +250,6 @@ REWARD_SOURCES = {"none": 0.0, "neg_loss": 1.0, "given": 2.0}
 REWARD_NONE, REWARD_NEG_LOSS, REWARD_GIVEN = REWARD_SOURCES.values()
 LAWS = {"loss": 0.0, "alignment": 1.0}
 """`Control.law` as a control number"""
-ELEMENT_TYPES = ("float32", "bfloat16", "float16")
-"""Of parameters and gradients that a Triton kernel is compiled for"""
 
 
 class Column(NamedTuple):

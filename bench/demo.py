@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import sys
 
-if __name__ == "__main__":
+
+def _main() -> int:
     try:
         from bench.studies.demo import main
     except ImportError as error:
         hint = "run `make venv` once, then `.venv/bin/python -m bench.demo`"
-        sys.exit(f"demo: {error}; {hint}")
-    sys.exit(main(sys.argv[1:]))
+        print(f"demo: {error}; {hint}", file=sys.stderr)
+        return 2
+    return main(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(_main())

@@ -85,6 +85,3 @@ GROUP_WEIGHT_DECAY = tl.constexpr(4)
 EFFECTIVE_COLUMNS = tl.constexpr(2)
 EFFECTIVE_LR = tl.constexpr(0)
 EFFECTIVE_MOMENTUM = tl.constexpr(1)
-
-TRITON_DTYPES = {"float32": tl.float32, "bfloat16": tl.bfloat16, "float16": tl.float16}
-"""Element types a kernel is compiled for, by torch's name"""

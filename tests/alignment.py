@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tolerances import assert_close
 from torch import Tensor, nn
 
-from adaptiverl import AdaptiveAdamW, AdaptiveSGD, Control
+from adaptiverl import AdaptiveAdamW, AdaptiveLion, AdaptiveSGD, Control
 
 Make = Callable[[list[nn.Parameter]], Any]
 
@@ -41,11 +41,16 @@ SGD: dict[str, dict[str, Any]] = {
         "max_grad_norm": 0.7,
     },
 }
-OPTIMIZERS = [(AdaptiveAdamW, name) for name in ADAMW] + [(AdaptiveSGD, name) for name in SGD]
+LION: dict[str, dict[str, Any]] = {
+    "lion": {"weight_decay": 0.3, "maximize": True},
+    "noise and clipping": {"control": NOISY, "max_grad_norm": 0.7},
+}
+CHOICES = {AdaptiveAdamW: ADAMW, AdaptiveSGD: SGD, AdaptiveLion: LION}
+OPTIMIZERS = [(algorithm, name) for algorithm, names in CHOICES.items() for name in names]
 
 
 def make_optimizer(algorithm: Any, name: str, params: Any) -> Any:
-    options = (ADAMW if algorithm is AdaptiveAdamW else SGD)[name]
+    options = CHOICES[algorithm][name]
     return algorithm(params, **{"lr": 0.02, "control": ALIGNED, "seed": 5} | options)
 
 
@@ -135,6 +140,9 @@ def _of_tensor(
             as_reals(param), as_reals(param.grad), buffer, decay, **options
         )
     zeros = torch.zeros_like(param)
+    if isinstance(optimizer, AdaptiveLion):
+        m = as_reals(state.get("exp_avg", zeros))
+        return oracle.sgd_alignment_sums(as_reals(param), as_reals(param.grad), m, 0.0, **options)
     m, v = (as_reals(state.get(name, zeros)) for name in ("exp_avg", "exp_avg_sq"))
     return oracle.alignment_sums(as_reals(param.grad), m, v, group["eps"], **options)
 

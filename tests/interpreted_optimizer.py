@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from triton.runtime import interpreter
 
 import adaptiverl
-from adaptiverl import AdaptiveAdamW, AdaptiveSGD, Control, backends
+from adaptiverl import AdaptiveAdamW, AdaptiveLion, AdaptiveSGD, Control, backends
 
 QUIET = Control(noise_bounds=(0.0, 0.0))
 NOISY = Control(every=2, noise_bounds=(0.05, 0.05))
@@ -112,6 +112,16 @@ def test_adamw_trains_as_on_the_cpu(control: Control, clipped: bool) -> None:
     compare(
         lambda params: AdaptiveAdamW(params, 0.02, control=control, max_grad_norm=norm, seed=7),
         (0, 1100, 1, 7, 0),
+    )
+
+
+@pytest.mark.parametrize("control", [QUIET, NOISY, ON_PARAMETER], ids=["quiet", "noisy", "on p"])
+def test_lion_trains_as_on_the_cpu(control: Control) -> None:
+    compare(
+        lambda params: AdaptiveLion(
+            params, 0.02, weight_decay=0.1, control=control, max_grad_norm=0.7
+        ),
+        (0, 700, 1, 7),
     )
 
 

@@ -103,9 +103,6 @@ def kernel_constants() -> str:
         names = layout.names(record)
         parts.append(f"{prefix}COLUMNS = tl.constexpr({len(names)})\n")
         parts += [f"{prefix}{n.upper()} = tl.constexpr({i})\n" for i, n in enumerate(names)]
-    types = ", ".join(f'"{name}": tl.{name}' for name in layout.ELEMENT_TYPES)
-    parts.append(f"\nTRITON_DTYPES = {{{types}}}\n")
-    parts.append('"""Element types a kernel is compiled for, by torch\'s name"""\n')
     return "".join(parts)
 
 

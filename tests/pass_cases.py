@@ -110,7 +110,8 @@ def _adamw_step(
 
 
 def _adamw_sums(twin: Twin, grad: Floats, group: Sequence[float], **options: Any) -> Any:
-    return oracle.alignment_sums(grad, *twin.slots[:2], group[3], **options)
+    m, v = twin.slots[:2]
+    return oracle.alignment_sums(grad, m, v, group[3], **options)
 
 
 ADAMW = Case(
@@ -190,8 +191,16 @@ def _lion_start(shape: Sequence[int], dtype: torch.dtype) -> list[Tensor]:
 def _lion_step(
     twin: Twin, grad: Floats, group: Sequence[float], lr: float, momentum: float, **options: Any
 ) -> tuple[Floats, list[Any]]:
-    rates = {"lr": lr, "momentum": momentum, "beta2": group[2], "weight_decay": group[4]}
-    state = oracle.lion_step(twin.param, grad, *twin.slots, **rates, **options)
+    state = oracle.lion_step(
+        twin.param,
+        grad,
+        twin.slots[0],
+        lr=lr,
+        momentum=momentum,
+        beta2=group[2],
+        weight_decay=group[4],
+        **options,
+    )
     # Of the size of the numbers whose sum it is, which noise makes right to 1e-5.
     size = np.sqrt(np.mean(state.signed**2)) if state.signed.size > 1 else 0.0
     twin.unsure |= np.abs(state.signed) < 1e-5 * size

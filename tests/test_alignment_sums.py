@@ -30,7 +30,7 @@ from interpreted import check, names_in
 from tolerances import assert_close
 from torch import Tensor, nn
 
-from adaptiverl import AdaptiveAdamW, AdaptiveSGD, Control, backends, distributed
+from adaptiverl import AdaptiveAdamW, AdaptiveLion, AdaptiveSGD, Control, backends, distributed
 from adaptiverl.ranks.group import Ranks
 
 CASES = "interpreted_alignment.py"
@@ -222,7 +222,7 @@ def test_a_sum_in_order_is_a_sum(numel: int, run: int, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("algorithm", [AdaptiveAdamW, AdaptiveSGD])
+@pytest.mark.parametrize("algorithm", [AdaptiveAdamW, AdaptiveSGD, AdaptiveLion])
 def test_a_skipped_step_leaves_them(algorithm: Any, dtype: torch.dtype) -> None:
     params = parameters(700, 3, dtype=dtype)
     optimizer = run(lambda p: make_optimizer(algorithm, "noise and clipping", p), params)

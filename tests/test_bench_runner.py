@@ -75,6 +75,20 @@ def test_cells_side_by_side_are_cells_alone(name: str, method: str) -> None:
         assert one.final == pytest.approx(other.final, rel=1e-4)
 
 
+def dropping() -> nn.Sequential:
+    return nn.Sequential(nn.Dropout(0.5), nn.Linear(64, 10))
+
+
+def test_a_task_with_dropout_is_not_for_vmap_and_stops_no_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tasks = {"dropping": replace(TINY, name="dropping", net=dropping), "tiny": TINY}  # type: ignore[call-arg]
+    arguments = ["--engine", "vmap", "--methods", "cosine", "--seeds", "0", *RATES]
+    assert main(replace(STUDY, tasks=tasks), [*arguments, "--out", str(tmp_path)]) == 1
+    assert "2 runs failed, the first of them dropping cosine" in capsys.readouterr().err
+    assert {row.task for row in read(tmp_path / "rows.csv")} == {"tiny"}
+
+
 @pytest.mark.parametrize(
     ("name", "classes"), [("digits", 10), ("digits-cnn-32", 10), ("logreg", 2)]
 )

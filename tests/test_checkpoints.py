@@ -31,7 +31,7 @@ from training import (
     values,
 )
 
-from adaptiverl import AdaptiveAdamW, AdaptiveSGD, Control, layout
+from adaptiverl import AdaptiveAdamW, AdaptiveLion, AdaptiveSGD, Control, layout
 from adaptiverl.migrations import MIGRATIONS
 
 pytestmark = CAPTURABLE_WARNING
@@ -385,7 +385,7 @@ TREES: dict[str, Callable[[Any], Any]] = {
 }
 
 
-@pytest.mark.parametrize("kind", ["adamw", "sgd"])
+@pytest.mark.parametrize("kind", ["adamw", "sgd", "lion"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("tree", TREES)
 def test_a_checkpoint_that_was_numbers_and_float32_goes_on(
@@ -394,7 +394,8 @@ def test_a_checkpoint_that_was_numbers_and_float32_goes_on(
     def make(params: list[nn.Parameter]) -> Any:
         if kind == "sgd":
             return AdaptiveSGD(params, lr=1e-2, momentum=0.9, control=BUSY, seed=2**40 + 12345679)
-        return AdaptiveAdamW(params, lr=1e-2, control=BUSY, seed=2**40 + 12345679)
+        chosen = AdaptiveLion if kind == "lion" else AdaptiveAdamW
+        return chosen(params, lr=1e-2, control=BUSY, seed=2**40 + 12345679)
 
     params = parameters((4, 3), (), dtype=dtype)
     optimizer = make(params)

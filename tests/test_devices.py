@@ -13,7 +13,7 @@ from stand_in import DEVICE, OnStandIn, StandIn
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from adaptiverl import AdaptiveAdamW, AdaptiveSGD, Control, backends
+from adaptiverl import AdaptiveAdamW, AdaptiveLion, AdaptiveSGD, Control, backends
 from adaptiverl.backends import placement
 from adaptiverl.devices import numbers_device
 from adaptiverl.optimizer import AdaptiveOptimizer
@@ -168,6 +168,7 @@ class Case:
 CASES = {
     "AdamW": Case(options={"control": QUIET, "amsgrad": True, "maximize": True}),
     "SGD": Case(AdaptiveSGD, {"control": QUIET, "lr": 0.1, "momentum": 0.9, "nesterov": True}),
+    "Lion": Case(AdaptiveLion, {"control": QUIET, "weight_decay": 0.1}, scaled=True),
     "half": Case(dtype=torch.bfloat16),
     "scaled": Case(scaled=True),
     "SGD scaled": Case(AdaptiveSGD, {"control": QUIET, "lr": 0.1, "momentum": 0.9}, scaled=True),

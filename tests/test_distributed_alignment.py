@@ -10,7 +10,7 @@ from alignment import NOISY, assert_sums_close
 from ranks import Crew
 from torch.distributed.tensor import Replicate, Shard
 
-from adaptiverl import AdaptiveSGD
+from adaptiverl import AdaptiveLion, AdaptiveSGD
 
 ROWS, COPY = Shard(0), Replicate()
 
@@ -59,9 +59,10 @@ def test_shards_of_a_mesh_that_is_not_all_of_the_ranks(crew: Crew) -> None:
     [
         {"algorithm": AdaptiveSGD, "momentum": 0.9, "nesterov": True},
         {"amsgrad": True, "maximize": True},
+        {"algorithm": AdaptiveLion},
         {"control": NOISY},
     ],
-    ids=["SGD", "amsgrad", "noise"],
+    ids=["SGD", "amsgrad", "Lion", "noise"],
 )
 def test_other_options_on_shards(crew: Crew, options: dict[str, Any]) -> None:
     check(crew.run(2, jobs.shards, (2,), [[ROWS], None], options), jobs.alone(options))

@@ -10,7 +10,7 @@ import torch
 from ranks import Crew
 from torch.distributed.tensor import Replicate, Shard
 
-from adaptiverl import AdaptiveSGD
+from adaptiverl import AdaptiveLion, AdaptiveSGD
 
 KNOBS = ("lr", "alpha", "momentum", "noise")
 
@@ -141,9 +141,10 @@ def test_a_mesh_whose_tensors_are_cut_in_different_ways(crew: Crew) -> None:
     [
         {"algorithm": AdaptiveSGD, "momentum": 0.9},
         {"amsgrad": True, "maximize": True},
+        {"algorithm": AdaptiveLion},
         {"dtype": torch.bfloat16},
     ],
-    ids=["SGD", "amsgrad", "bfloat16"],
+    ids=["SGD", "amsgrad", "Lion", "bfloat16"],
 )
 def test_other_algorithms_and_dtypes_on_shards(crew: Crew, options: dict[str, Any]) -> None:
     expected, knobs = jobs.fed_alone(12, **options)

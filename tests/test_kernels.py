@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -20,6 +21,8 @@ pytest.importorskip(
 from adaptiverl.kernels import philox
 from adaptiverl.kernels.chunks import CHUNK, chunk_table, partial_sums
 
+import adaptiverl
+
 ROOT = Path(__file__).parent.parent
 FILES = ("interpreted_pass.py", "interpreted_order.py")
 
@@ -34,19 +37,18 @@ def test_interpreted(file: str, name: str, tmp_path_factory: pytest.TempPathFact
     [
         ("adamw.py", "exp_avg_sq * beta2 +", "exp_avg_sq * beta2 -", "adamw"),
         ("sgd.py", "one_minus_dampening * g", "one_minus_dampening * -g", "sgd"),
-        ("step_kernel.py", "load(grad, inside", "load(param, inside", ""),
+        ("step_kernel.py", "load(grad, inside", "load(param, inside", "lion"),
     ],
 )
 def test_the_oracle_notices_a_broken_kernel(
     tmp_path: Path, file: str, old: str, new: str, failed: str
 ) -> None:
-    """Every test with few options of that algorithm fails, and none of another."""
+    """Every test with few options of that algorithm fails."""
     broken, report = copy_with(tmp_path, file, old, new), tmp_path / "report.xml"
-    run(report, str(ROOT / "tests" / FILES[0]), "-k", "few_options", path=broken)
-    names = {case.attrib["name"]: case for case in ElementTree.parse(report).iter("testcase")}
-    assert names
-    for name, case in names.items():
-        assert (case.find("failure") is not None) == name.endswith(f"{failed}]"), name
+    run(report, str(ROOT / "tests" / FILES[0]), "-k", f"few_options and {failed}", path=broken)
+    cases = list(ElementTree.parse(report).iter("testcase"))
+    assert len(cases) == 8
+    assert all(case.find("failure") is not None for case in cases)
 
 
 @pytest.mark.parametrize(
@@ -72,16 +74,22 @@ def test_the_shuffled_orders_notice_who_is_last_by_index(
 
 
 def copy_with(folder: Path, file: str, old: str, new: str) -> Path:
-    """A package `adaptiverl` of the kernels alone, with one statement of one file replaced."""
-    kernels = folder / "adaptiverl" / "kernels"
-    kernels.mkdir(parents=True)
-    (kernels.parent / "__init__.py").touch()
+    """A copy of the package with one statement of one kernel's file replaced."""
+    package = folder / "adaptiverl"
+    shutil.copytree(
+        Path(adaptiverl.__file__).parent,
+        package,
+        ignore=shutil.ignore_patterns("__pycache__", "*.so", "kernels"),
+    )
+    for binary in Path(adaptiverl.__file__).parent.glob("*.so"):
+        (package / binary.name).symlink_to(binary)
+    (package / "kernels").mkdir()
     for source in (ROOT / "kernels").glob("*.py"):
         text = source.read_text()
         if source.name == file:
             assert text.count(old) == 1, f"{old!r} is {text.count(old)} times in {file}"
             text = text.replace(old, new)
-        (kernels / source.name).write_text(text)
+        (package / "kernels" / source.name).write_text(text)
     return folder
 
 

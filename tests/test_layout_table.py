@@ -211,6 +211,7 @@ def test_a_line_more_is_all_that_cpp_needs(tmp_path: Path) -> None:
     record = extended()
     shutil.copytree(CSRC / "law", tmp_path / "law")
     shutil.copy(CSRC / "both.h", tmp_path)
+    shutil.copy(CSRC / "sums.h", tmp_path)
     (tmp_path / "layout.h").write_text(layout_files.header(record))
     (tmp_path / "program.cpp").write_text(PROGRAM)
     program = tmp_path / "program"

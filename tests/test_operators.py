@@ -47,7 +47,7 @@ class Arguments:
         read = {"groups": self.groups, "effective": self.effective}
         step = {
             "rows": self.rows,
-            "block": state,
+            "state": state,
             **read,
             "squares": double(2),
             "gradient_scale": double(),
@@ -71,7 +71,7 @@ class Arguments:
             "read_groups_": {"state": state, **read},
             "sum_squares_": {
                 "rows": self.rows,
-                "block": state,
+                "state": state,
                 "squares": double(2),
                 "always": True,
             },

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from adaptiverl import AdaptiveAdamW, AdaptiveSGD, Control
+from adaptiverl import AdaptiveAdamW, AdaptiveLion, AdaptiveSGD, Control
 from adaptiverl.step import memory
 
 BUSY = Control(
@@ -904,7 +904,7 @@ def test_a_default_device_is_not_where_it_is_made(default: str) -> None:
 # Groups that are somebody else's, too
 
 
-@pytest.mark.parametrize("kind", [AdaptiveAdamW, AdaptiveSGD])
+@pytest.mark.parametrize("kind", [AdaptiveAdamW, AdaptiveSGD, AdaptiveLion])
 def test_optimizers_over_the_same_dictionaries_have_a_controller_each(kind: Any) -> None:
     param = nn.Parameter(torch.ones(3))
     groups = [{"params": [param], "lr": 1e-2}]
@@ -920,7 +920,7 @@ def test_optimizers_over_the_same_dictionaries_have_a_controller_each(kind: Any)
     assert falling.param_groups[0] is groups[0]
 
 
-@pytest.mark.parametrize("kind", [AdaptiveAdamW, AdaptiveSGD])
+@pytest.mark.parametrize("kind", [AdaptiveAdamW, AdaptiveSGD, AdaptiveLion])
 def test_a_group_that_is_no_dictionary_gets_torchs_answer(kind: Any) -> None:
     optimizer = kind([nn.Parameter(torch.ones(3))], 1e-2)
     with pytest.raises(TypeError, match="param_group must be a dict"):

@@ -479,7 +479,7 @@ def entry_in(optimizer: Any, param: Tensor, index: int) -> ParameterEntry:
     )
 
 
-def numbers_in(optimizer: Any) -> dict[str, list[float]]:
+def numbers_in(optimizer: Any) -> dict[str, Any]:
     """What a twin takes for the group's row, and for what is in effect where all is at rest."""
     row = [float(x) for x in optimizer._algorithm.numbers_of(optimizer.param_groups[0])]
     return {"group": row, "effective": row[:2]}
@@ -653,7 +653,8 @@ def test_same_bits_however_a_tensor_is_cut(case: Case, cuts: list[int], on_param
     count(case, [cut])
     pieces = [part_of(cut, *edge) for edge in edges]
     partial = torch.zeros(len(pieces), 3, dtype=torch.float64)
-    options = {"squares": squares.repeat(len(pieces)), "on_parameter": on_parameter}
+    options: dict[str, Any] = {"squares": squares.repeat(len(pieces))}
+    options["on_parameter"] = on_parameter
     compiled_pass(case, pieces, state_of(SIGMA), sums=partial, **options)
     assert_bits(cut, whole)
     assert_close(partial.sum(0)[1:], sums[0, 1:], "statistics")
@@ -793,7 +794,7 @@ def test_clipping_leaves_the_gradients_and_comes_before_the_noise(
         param.grad = grad.clone()
         entry = entry_in(optimizer, param, i)
         twins.append(Twin(case, entry))
-        options = {"gradient_scale": scale, **numbers_in(optimizer)}
+        options = numbers_in(optimizer) | {"gradient_scale": scale}
         twins[-1].take(grad, entry, noise=SIGMA, step=1, **options)
     optimizer.state.clear()
     optimizer.step()

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, nn
 from training import BUSY, assert_same, snapshot
 
-from adaptiverl import AdaptiveAdamW, AdaptiveSGD, Control
+from adaptiverl import AdaptiveAdamW, AdaptiveLion, AdaptiveSGD, Control
 
 MAKES: dict[str, Callable[..., Any]] = {
     "adamw": AdaptiveAdamW,
     "amsgrad": partial(AdaptiveAdamW, amsgrad=True),
     "sgd": partial(AdaptiveSGD, momentum=0.9),
+    "lion": AdaptiveLion,
 }
 DTYPES = [torch.float32, torch.bfloat16]
 SHAPES = ((40, 30), (7,), (5, 3))

@@ -18,7 +18,7 @@ from host_work import calls_in
 from interpreted import check, names_in
 from torch import Tensor, nn
 
-from adaptiverl import AdaptiveAdamW, AdaptiveSGD, Control, backends, devices
+from adaptiverl import AdaptiveAdamW, AdaptiveLion, AdaptiveSGD, Control, backends, devices
 from adaptiverl.backends import layouts
 from adaptiverl.step.bucket import AddressTable, Bucket
 from adaptiverl.step.entries import GRAD, NUMEL, ParameterEntry
@@ -378,7 +378,7 @@ def test_a_glance_ends_where_there_is_no_state() -> None:
     assert Fingerprint.of(standing, {params[0]: {"step": 3.0}}) is None
 
 
-@pytest.mark.parametrize("kind", [AdaptiveAdamW, AdaptiveSGD])
+@pytest.mark.parametrize("kind", [AdaptiveAdamW, AdaptiveSGD, AdaptiveLion])
 def test_gradients_are_not_kept_between_steps(kind: Any) -> None:
     params = [*params_with_gradients(2), nn.Parameter(torch.ones(4, dtype=torch.float64))]
     params[2].grad = torch.ones(4, dtype=torch.float64)
@@ -468,7 +468,7 @@ def launched() -> Any:
         "triton", reason="the kernels need triton, which torch's CPU wheels do not bring along"
     )
     done = subprocess.run(
-        [sys.executable, str(CASES.parent / "compiled_launches.py")],
+        [sys.executable, str(Path(__file__).parent / "compiled_launches.py")],
         env={k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"},
         capture_output=True,
         text=True,

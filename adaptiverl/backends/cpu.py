@@ -11,6 +11,7 @@ from adaptiverl.algorithms import ALGORITHMS
 from adaptiverl.backends import operators  # noqa: F401 (the operators are there)
 from adaptiverl.backends.base import sums_of, tell_autograd
 from adaptiverl.backends.layouts import lie_alike
+from adaptiverl.codecs import walks
 
 if TYPE_CHECKING:
     from adaptiverl.decision import Decision
@@ -28,8 +29,8 @@ class CpuBackend:
 
     def accepts(self, entry: ParameterEntry, noisy: bool) -> bool:
         """float32 throughout, slots too, in one order (`lie_alike`)."""
-        tensors = entry.shaped()
-        return all(t.dtype == torch.float32 for t in tensors) and lie_alike(tensors, noisy)
+        alike = entry.param.dtype == entry.grad.dtype == torch.float32
+        return alike and walks(self.name, entry.slots) and lie_alike(entry.shaped(), noisy)
 
     def variant(self, entry: ParameterEntry) -> tuple[Any, ...]:
         """One launch takes them all."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from adaptiverl.backends.base import sums_of, tell_autograd
 from adaptiverl.backends.layouts import lie_alike
+from adaptiverl.codecs import walks
 from adaptiverl.kernels.sums import ALIGNMENT
 
 if TYPE_CHECKING:
@@ -64,8 +65,7 @@ class TritonBackend:
 
     def accepts(self, entry: ParameterEntry, noisy: bool) -> bool:
         """float32 slots, and everything in one order (`lie_alike`)."""
-        slots = [slot for slot in entry.slots if slot is not None]
-        return all(s.dtype == torch.float32 for s in slots) and lie_alike(entry.shaped(), noisy)
+        return walks(self.name, entry.slots) and lie_alike(entry.shaped(), noisy)
 
     def variant(self, entry: ParameterEntry) -> tuple[Any, ...]:
         """A kernel is compiled for dtypes and for the slots that there are."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from adaptiverl import devices
+from adaptiverl.kernels.sums import ALIGNMENT
 from adaptiverl.step.entries import (
     COLUMNS,
     COUNTERS,
@@ -138,7 +139,7 @@ class Bucket:
         skipped step leaves them as they are.
         """
         if self._sums is None or len(self._sums) != len(self.squares):
-            shape = (len(self.squares), 3)
+            shape = (len(self.squares), ALIGNMENT.width)
             (self._sums,) = self.workspace.hold(
                 self._place("sums"),
                 shape,

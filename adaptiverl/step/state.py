@@ -13,16 +13,12 @@ import torch
 from torch import Tensor
 
 from adaptiverl.algorithms import Algorithm
+from adaptiverl.codecs import as_dtype, codec_of_slot
 from adaptiverl.devices import numbers_device
 from adaptiverl.ranks.dtensors import is_dtensor, to_local
 
 COUNTERS = {"step", "mu_product"}
 """State of one number; all other state that a step walks has the parameter's shape."""
-
-
-def moment_dtype(param: Tensor) -> torch.dtype:
-    """float32 beside parameters of half precision, the parameter's own dtype otherwise."""
-    return torch.promote_types(param.dtype, torch.float32)
 
 
 def check_gradient(param: Tensor, index: int, optimizer: str) -> None:
@@ -64,10 +60,11 @@ def check_state(param: Tensor, index: int, state: Mapping[str, Any], names: Iter
         value = state.get(name)
         if isinstance(value, Tensor):
             _check_beside(param, value, f"{name} of parameter {index}")
-            if not torch.can_cast(value.dtype, moment_dtype(param)):
+            dtype = codec_of_slot(param).dtype
+            if not torch.can_cast(value.dtype, dtype):
                 raise RuntimeError(
                     f"{name} of parameter {index} cannot be cast from {value.dtype} to "
-                    f"{moment_dtype(param)}, which a parameter of {param.dtype} needs"
+                    f"{dtype}, which a parameter of {param.dtype} needs"
                 )
     for name in COUNTERS:
         value = state.get(name)
@@ -92,39 +89,18 @@ def complete(
         group: Its group.
         state: Its state, which is changed.
     """
+    codec = codec_of_slot(param)
     for name in algorithm.slots_of(group):
         value = state.get(name)
-        state[name] = zeros_like(param) if value is None else as_moment(param, value)
+        state[name] = codec.zeros_beside(param) if value is None else codec.adopt(param, value)
     home = numbers_device(param.device)
     state["step"] = as_counter(state.get("step", 0.0), torch.float32, home)
 
 
-def zeros_like(param: Tensor) -> Tensor:
-    """State of the parameter's shape and layout."""
-    return torch.zeros_like(param, dtype=moment_dtype(param), memory_format=torch.preserve_format)
-
-
-def as_moment(param: Tensor, value: Any) -> Tensor:
-    """A state entry of the parameter's shape in the dtype that it is kept in.
-
-    Args:
-        param: Whose state it is; on its device.
-        value: A tensor, or the number that a checkpoint made of a 0-d one.
-    """
-    return _as_tensor(value, moment_dtype(param), param.device)
-
-
 def as_counter(value: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
     """A state entry of one number, 0-d; a checkpoint may have made a number of it."""
-    tensor = _as_tensor(value, dtype, device)
+    tensor = as_dtype(value, dtype, device)
     return tensor if tensor.dim() == 0 else tensor.reshape(())
-
-
-def _as_tensor(value: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The tensor itself where it is one of this dtype on this device."""
-    if isinstance(value, Tensor):
-        return value.to(device=device, dtype=dtype)
-    return torch.tensor(float(value), dtype=dtype, device=device)
 
 
 def _check_beside(param: Tensor, tensor: Tensor, name: str) -> None:

@@ -17,21 +17,25 @@ from bench.run.rows import Row
 
 # Okabe and Ito's colours, told apart by every kind of colour vision; where one serves twice, the
 # dashes differ. Ours stand out by the width of the line and the size of its dots.
-OTHERS, LOSS, ALIGNMENT, OVER = (1.3, 2.5), (1.8, 3.0), (3.0, 4.5), (2.2, 3.5)
-LOOKS: dict[str, tuple[str, str, tuple[float, float]]] = {
-    "constant": ("#7a7a7a", "-", OTHERS),
-    "cosine": ("#e69f00", "-", OTHERS),
-    "linear": ("#b8860b", "--", OTHERS),
-    "cooldown": ("#d55e00", "-", OTHERS),
-    "plateau": ("#7a7a7a", "--", OTHERS),
-    "greedy": ("#009e73", "-", OTHERS),
-    "schedule-free": ("#cc79a7", "-", OTHERS),
-    "prodigy": ("#8c564b", "-", OTHERS),
-    "loss": ("#56b4e9", "-", LOSS),
-    "loss-cosine": ("#56b4e9", "--", LOSS),
-    "alignment": ("#0072b2", "-", ALIGNMENT),
-    "alignment-open": ("#0072b2", ":", OVER),
-    "alignment-cosine": ("#0072b2", "--", OVER),
+COLOURS = {
+    **dict.fromkeys(("constant", "plateau"), "#7a7a7a"),
+    "cosine": "#e69f00",
+    "linear": "#b8860b",
+    "cooldown": "#d55e00",
+    "greedy": "#009e73",
+    "schedule-free": "#cc79a7",
+    "prodigy": "#8c564b",
+    **dict.fromkeys(("loss", "loss-cosine"), "#56b4e9"),
+    **dict.fromkeys(("alignment", "alignment-open", "alignment-cosine"), "#0072b2"),
+}
+DASHES = {
+    **dict.fromkeys(("linear", "plateau", "loss-cosine", "alignment-cosine"), "--"),
+    "alignment-open": ":",
+}
+WIDTHS = {
+    **dict.fromkeys(("loss", "loss-cosine"), (1.8, 3.0)),
+    **dict.fromkeys(("alignment-open", "alignment-cosine"), (2.2, 3.5)),
+    "alignment": (3.0, 4.5),
 }
 COLUMNS = 3
 LINEAR_UP_TO = 5.0
@@ -75,12 +79,12 @@ def _line(axes: Axes, table: Table, series: Series) -> list[float]:
     cells = table.line(series)
     means = [cell.mean for cell in cells.values()]
     method = METHODS.get(series.method)
-    colour, dashes, (width, dot) = LOOKS.get(series.method, ("black", "-", OTHERS))
+    width, dot = WIDTHS.get(series.method, (1.3, 2.5))
     axes.plot(
         list(cells),
         [mean if math.isfinite(mean) else math.nan for mean in means],
-        color=colour,
-        linestyle=dashes,
+        color=COLOURS.get(series.method, "black"),
+        linestyle=DASHES.get(series.method, "-"),
         linewidth=width,
         marker="o",
         markersize=dot,

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bench.methods import Method, Stepper
 from bench.tasks import Problem, Task
@@ -38,21 +38,15 @@ class Cell:
         """As of `Row.key`."""
         return self.task.name, self.method.name, self.factor, self.rate, self.seed
 
-    def stepper(self, parameters: Iterable[Tensor]) -> Stepper:
+    def stepper(self, parameters: Iterable[nn.Parameter]) -> Stepper:
         """The method at work on these parameters."""
         horizon = max(1, round(self.factor * self.task.steps))
-        return self.method.start(list(parameters), self.rate, horizon, self.seed)  # type: ignore[arg-type]
+        return self.method.start(list(parameters), self.rate, horizon, self.seed)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of it.
-
-    Attributes:
-        initial: Held-out loss before the first step.
-        final: Held-out loss after the last; may be infinite or NaN.
-        seconds: Wall clock of the training.
-    """
+    """Held-out loss before and after, which may be infinite or NaN; wall clock of the training."""
 
     initial: float
     final: float

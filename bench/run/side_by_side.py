@@ -8,6 +8,7 @@ its own slice of the stacked parameters.
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Generator, Sequence
 from typing import Any
 
@@ -83,4 +84,9 @@ def side_by_side(cells: Sequence[Cell]) -> Generator[Result]:
         groups.setdefault((cell.task, cell.method.name, cell.factor), []).append(cell)
     with in_one_thread():
         for group in groups.values():
-            yield from zip(group, run_together(group), strict=True)
+            results: Sequence[Outcome | str]
+            try:
+                results = run_together(group)
+            except Exception:
+                results = [traceback.format_exc()] * len(group)
+            yield from zip(group, results, strict=True)

@@ -259,10 +259,10 @@ def main(arguments: Sequence[str]) -> int:
         request = parse(arguments, os.environ)
         with ranks.joined(request.settings.device):
             run(request)
+        return 0
     except RequestError as error:
-        print(f"demo: {error}", file=sys.stderr)
-        return 2
+        problem, status = f"demo: {error}", 2
     except KeyboardInterrupt:
-        print("\ndemo: interrupted; nothing was written", file=sys.stderr)
-        return 130
-    return 0
+        problem, status = "\ndemo: interrupted; nothing was written", 130
+    print(problem, file=sys.stderr)
+    return status

@@ -3,33 +3,24 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable
 from dataclasses import asdict
 from html import escape
 
-from bench.studies.demo_report import Report, cells, summary, versions
+from bench.studies.demo_report import Report, summary, table, versions
 
 PAGE = """<!doctype html>
 <html lang="en">
-<head>
 <meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
 <title>AdaptiveRL: the demo's report</title>
 <style>
 body {{ font: 16px/1.55 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; }}
-img {{ width: 100%; height: auto; }}
-table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
-th, td {{ padding: .35rem .9rem .35rem 0; border-bottom: 1px solid #ddd; text-align: left; }}
+img {{ width: 100%; }}
 pre {{ padding: .7rem; overflow-x: auto; background: #f4f4f4; }}
 </style>
-</head>
-<body>
 <h1>Three ways to train one small GPT</h1>
-<p>A GPT of {parameters:,} parameters learned {source}, character by character, three times: the
-same initial weights, the same batches in the same order, {steps} steps each, every method
-starting from the learning rate {lr:g}. The held-out loss is taken on text that none of them
-trained on.</p>
-<table>{results}</table>
+<p>The same initial weights, the same batches in the same order, every method starting from the
+same learning rate. The held-out loss is taken on text that none of them trained on.</p>
+<pre>{table}</pre>
 <ul>{summary}</ul>
 <p>One seed, one text. Differences between seeds are often larger than differences between
 methods; try <code>SEED=1</code> and <code>SEED=2</code> before believing a small one.</p>
@@ -39,33 +30,23 @@ momentum, the noise and the plateau score" src="data:image/png;base64,{picture}"
 and momentum μ go up while the smoothed loss falls and down when it rises. Noise σ is added to the
 gradient, as a share of its RMS, once the plateau score P says that the loss is flat and quiet.
 Try a bad start: <code>LR=1e-5</code> or <code>LR=3e-2</code>.</p>
-<h2>How it was made</h2>
 <pre>{command}</pre>
 <p>{seconds:.0f} seconds in all. Every number is in <code>demo.json</code> beside this file.</p>
-<table>{details}</table>
-</body>
+<pre>{details}</pre>
 </html>
 """
 
 
 def page(report: Report, picture: bytes) -> str:
     """The HTML; ``picture`` is a PNG's bytes."""
-    settings, (headings, *rows) = report.settings, cells(report)
-    shown = {**report.text, **asdict(settings), **versions(settings.device)}
-    details = ((name.replace("_", " "), str(value)) for name, value in shown.items())
+    device = report.settings.device
+    parameters = {"parameters": report.parameters}
+    shown = {**report.text, **parameters, **asdict(report.settings), **versions(device)}
     return PAGE.format(
-        parameters=report.parameters,
-        source=escape(str(report.text["source"])),
-        steps=settings.steps,
-        lr=settings.lr,
-        results=_row(headings, "th") + "".join(map(_row, rows)),
+        table=escape(table(report)),
         summary="".join(f"<li>{escape(line)}</li>" for line in summary(report)),
         picture=base64.b64encode(picture).decode(),
         command=escape(report.command),
         seconds=report.seconds,
-        details="".join(map(_row, details)),
+        details=escape("\n".join(f"{name}: {value}" for name, value in shown.items())),
     )
-
-
-def _row(texts: Iterable[str], tag: str = "td") -> str:
-    return "<tr>" + "".join(f"<{tag}>{escape(text)}</{tag}>" for text in texts) + "</tr>"

@@ -144,23 +144,6 @@ def _version(package: str) -> str:
 # The table
 
 
-def cells(report: Report) -> list[list[str]]:
-    """The headings, then a row per method, as text."""
-    headings = [
-        *("", "final held-out loss", "area under the curve / steps"),
-        *(f"steps to {loss_text(report.target)}", "seconds per step"),
-    ]
-    rows = [
-        [
-            *(name, loss_text(row.final), loss_text(row.area)),
-            "never" if row.steps_to_target is None else str(row.steps_to_target),
-            f"{row.seconds_per_step:.4f}",
-        ]
-        for name, row in report.rows.items()
-    ]
-    return [headings, *rows]
-
-
 def loss_text(loss: float) -> str:
     """Format a loss; one that is not finite is called what it is."""
     return f"{loss:.4f}" if math.isfinite(loss) else "diverged"
@@ -168,7 +151,13 @@ def loss_text(loss: float) -> str:
 
 def table(report: Report) -> str:
     """Lay the table out for a terminal."""
-    rows = cells(report)
+    target = loss_text(report.target)
+    figures = ("final held-out loss", "area under the curve / steps", f"steps to {target}")
+    rows = [["", *figures, "seconds per step"]]
+    for name, row in report.rows.items():
+        reached = "never" if row.steps_to_target is None else str(row.steps_to_target)
+        losses = loss_text(row.final), loss_text(row.area)
+        rows.append([name, *losses, reached, f"{row.seconds_per_step:.4f}"])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows

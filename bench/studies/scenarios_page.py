@@ -19,14 +19,7 @@ MEASURED = (
 def page(
     outcomes: Sequence[Outcome], rows: Sequence[Watched], stalls: Sequence[Stall], settings: str
 ) -> str:
-    """Write the report, Markdown; pictures lie beside it.
-
-    Args:
-        outcomes: Every scenario with every seed, those of one scenario next to each other.
-        rows: Every setting with every cadence.
-        stalls: A few levels.
-        settings: How this was measured, a line.
-    """
+    """All of it, Markdown: outcomes of one scenario lie next to each other."""
     parts = [
         "# What the knobs do, on real training",
         "",

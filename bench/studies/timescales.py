@@ -43,17 +43,11 @@ SETTINGS = (
 
 
 class Watched(NamedTuple):
-    """How α moved, over one cadence and the seeds of a setting (medians).
+    """How α moved at one cadence: medians over the seeds of a setting.
 
-    Attributes:
-        setting, every: Its name, and K.
-        changes: Sign changes per 100 updates in what the law adds to log α.
-        changes_per_step: The same per 100 optimizer steps.
-        line: The spectrum's largest line over what chance explains; above 1 it hunts.
-        period: Of that line, in optimizer steps.
-        wander: Standard deviation of log α within stretches of 500 steps; NaN where α spent most
-            of its time at its lower bound, and could not.
-        log_lr: log α/α₀ at the updates of the second half, of the first seed.
+    Sign changes of what the law adds to log α are per 100 updates and per 100 steps; the
+    spectrum's largest line is over what chance explains, its period in steps; log α wanders within
+    500 steps, and not at all (NaN) where it lay at its lower bound. log α/α₀ is the first seed's.
     """
 
     setting: str
