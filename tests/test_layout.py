@@ -22,7 +22,7 @@ FLOORS: tuple[set[str], ...] = (
     {"control", "layout", "devices"},
     {"law"},
     {"observations", "decision", "trace", "migrations", "controller"},
-    {"algorithms", "backends", "distributed", "log", "ranks", "step"},
+    {"algorithms", "backends", "codecs", "distributed", "log", "ranks", "step"},
     {"checkpoint", "hooks", "readings", "optimizer"},
     {"adamw", "sgd", "lion", "steer"},
     {"__init__"},
