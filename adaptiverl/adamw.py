@@ -27,7 +27,7 @@ class AdaptiveAdamW(AdaptiveOptimizer, torch.optim.AdamW):
         lr: Where α starts (``mode="replace"``), or what α multiplies (``"modulate"``).
         betas: μ starts at ``betas[0]``; ``betas[1]`` stays.
         eps: Added to the denominator.
-        weight_decay: Decoupled, scaled by the learning rate in effect (decisions.md 19).
+        weight_decay: Decoupled, scaled by the learning rate in effect (method.md#weight-decay).
         amsgrad: Use the maximum of the second moments so far.
         maximize: Ascend.
         foreach: Accepted; the step is fused either way.
@@ -36,7 +36,8 @@ class AdaptiveAdamW(AdaptiveOptimizer, torch.optim.AdamW):
         fused: As in torch: also tells a `GradScaler` to leave unscaling and skipping to the step.
         control: The law, its gains, bounds and cadence: `Control()` follows the loss,
             `Control.find_lr(horizon=steps)` finds the learning rate itself.
-        max_grad_norm: Clip the gradients' global norm to this, before the noise (decisions.md 18).
+        max_grad_norm: Clip the gradients' global norm to this, before the noise
+            (method.md#clipping).
         seed: Of the noise, 0 to 2^64 − 1.
         process_group: The ranks whose observations are averaged, so that all have the same knobs
             (`adaptiverl.ranks.group.Ranks`): ``None``, all of torch.distributed's world where it is

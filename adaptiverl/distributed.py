@@ -14,12 +14,12 @@ NOISE_PLACE = "_adaptiverl_place"
 
 
 def number_parameters(params: Iterable[Tensor]) -> list[Tensor]:
-    """Tell every parameter its place in the whole model: the noise's key (decisions.md 17).
+    """Tell every parameter its place in the whole model: the noise's key.
 
-    An optimizer numbers its own parameters, and that is enough wherever every rank's optimizer has
-    them all. `ZeroRedundancyOptimizer` gives each rank's optimizer a part, which that optimizer
-    cannot tell from a whole; numbered before, they draw what one rank would draw. Without, replicas
-    stay equal, but parameters of different ranks share their noise:
+    An optimizer numbers its own parameters (method.md#random-numbers), and that is enough wherever
+    every rank's optimizer has them all. `ZeroRedundancyOptimizer` gives each rank's optimizer a
+    part, which that optimizer cannot tell from a whole; numbered before, they draw what one rank
+    would draw. Without, replicas stay equal, but parameters of different ranks share their noise:
 
         >>> own = partial(AdaptiveAdamW, control=Control(), seed=1)
         >>> ZeroRedundancyOptimizer(number_parameters(model.parameters()), own, lr=3e-4)

@@ -7,7 +7,6 @@ from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
-from torch.optim import optimizer as hooks
 from torch.optim.optimizer import _device_dtype_check_for_fused
 
 from adaptiverl.algorithms import Algorithm
@@ -15,6 +14,7 @@ from adaptiverl.checkpoint import load
 from adaptiverl.control import Control
 from adaptiverl.controller import Controller
 from adaptiverl.devices import outside_inference
+from adaptiverl.hooks import waits_for_a_step
 from adaptiverl.log import Log
 from adaptiverl.ranks.dtensors import to_whole
 from adaptiverl.ranks.group import ProcessGroup, Ranks
@@ -117,11 +117,11 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         """Tell the controller this step's loss; nothing waits. Several before a step are averaged.
 
         The average is over micro-batches: what was observed since the last step, or since a
-        gradient scaler skipped one, whose loss does not count (decisions.md 13).
+        gradient scaler skipped one, whose loss does not count (method.md#skipped-steps).
 
         Args:
             loss: One real number: a tensor with one element on any device, or a Python number. NaN
-                and infinities are signals, not errors (decisions.md 12).
+                and infinities are signals, not errors (method.md#non-finite).
             reward: r, where ``Control(reward="given")``; may be left out.
 
         Raises:
@@ -202,7 +202,7 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
             RuntimeError: A sparse gradient, or a gradient or state of another shape or device; no
                 parameter, state or count has changed then. A loss that was told stays told.
         """
-        if self._is_watched():
+        if waits_for_a_step(self) and self._runs_hooks():
             return self._step_with_hooks(closure, loss=loss)
         self._check_capture()
         result = None
@@ -224,19 +224,9 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
     step.hooked = True  # type: ignore[attr-defined]
     _hooked_step = torch.optim.Optimizer.profile_hook_step(step)
 
-    def _is_watched(self) -> bool:
-        """Whether hooks or a profiler wait for this step; a subclass's own `step` is torch's."""
-        return (
-            not self._in_hooks
-            and bool(
-                self._optimizer_step_pre_hooks
-                or self._optimizer_step_post_hooks
-                or hooks._global_optimizer_pre_hooks
-                or hooks._global_optimizer_post_hooks
-                or torch.autograd._profiler_enabled()
-            )
-            and type(self).step is AdaptiveOptimizer.step
-        )
+    def _runs_hooks(self) -> bool:
+        """Not inside them, and not for a subclass's own `step`, which torch has wrapped."""
+        return not self._in_hooks and type(self).step is AdaptiveOptimizer.step
 
     def _step_with_hooks(self, *args: Any, **kwargs: Any) -> Any:
         self._in_hooks = True
@@ -259,22 +249,19 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
 
         The protocol is torch's: a scaler reads this before every step, and where the answer is no
         and a gradient overflowed, its reading it is all that an optimizer ever hears of the skipped
-        step (decisions.md 13). So it is a hook: `_is_asked_by_a_scaler` takes a note on the host.
-        Anybody else may read it as well, which changes nothing: see `Observations`.
+        step (method.md#skipped-steps). So it is a hook: a note is taken on the host, and what
+        becomes of the gradients that are there now tells later. Anybody else may read it as well,
+        which changes nothing: see `Observations`.
         """
-        self._is_asked_by_a_scaler()
+        params = (p for group in self.param_groups for p in group["params"])
+        asked_about = next((p for p in params if p.grad is not None), None)
+        if asked_about is not None:
+            self._controller.observations.ask(watch(asked_about))
         return self._unscales
 
     @_step_supports_amp_scaling.setter
     def _step_supports_amp_scaling(self, unscales: bool) -> None:
         self._unscales = unscales
-
-    def _is_asked_by_a_scaler(self) -> None:
-        """Perhaps: what becomes of the gradients that are there now tells later."""
-        params = (p for group in self.param_groups for p in group["params"])
-        asked_about = next((p for p in params if p.grad is not None), None)
-        if asked_about is not None:
-            self._controller.observations.ask(watch(asked_about))
 
     @torch._disable_dynamo
     def zero_grad(self, set_to_none: bool = True) -> None:

@@ -40,12 +40,12 @@ class AdaptiveSGD(AdaptiveOptimizer, torch.optim.SGD):
         differentiable: Must be False.
         fused: As in torch: also tells a `GradScaler` to leave unscaling and skipping to the step.
         decoupled_weight_decay: Shrink the parameter by lr·weight_decay, with the learning rate in
-            effect (decisions.md 19), instead of adding the decay to the gradient: then it passes
-            through no momentum.
+            effect (method.md#weight-decay), instead of adding the decay to the gradient: then it
+            passes through no momentum.
         control: The law, its gains, bounds and cadence: `Control()` follows the loss,
             `Control.find_lr(horizon=steps)` finds the learning rate itself.
         max_grad_norm: Clip the gradients' global norm to this, before decay and noise
-            (decisions.md 18).
+            (method.md#clipping).
         seed: Of the noise, 0 to 2^64 − 1.
         process_group: The ranks whose observations are averaged, so that all have the same knobs
             (`adaptiverl.ranks.group.Ranks`): ``None``, all of torch.distributed's world where it is

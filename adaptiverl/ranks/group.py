@@ -25,22 +25,22 @@ class Ranks:
     meet once in every step whose control can move a knob (step-wise, some gain above 0), with an
     observation or without; `update` meets when it is called, which every rank must do. A rank
     without an observation brings none and gets the others' mean; where no rank observed, nothing
-    is observed (decisions.md 14). Where the law reads the sweep's sums (decisions.md 22) all meet
-    once more in every step, with gradients or without. No rank meets where nothing can come of it:
-    one rank, frozen control, and every step in which all groups' rates are 0, which the host knows
-    and which is so on all ranks or on none. Such a step moves no parameter, decides nothing and
-    does not count: not what was observed for it, nor its gradients' alignment. It is how a
-    checkpoint library makes an optimizer's state (torch.distributed.checkpoint: one step at a rate
-    of 0 wherever there is no state yet), and that may happen on some ranks alone, at any time: on
-    the one that saves replicas before training, on one that has nothing to train. A rate that lies
-    on an accelerator counts as above 0.
+    is observed (method.md#unobserved-steps). Where the law reads the sweep's sums
+    (method.md#alignment) all meet once more in every step, with gradients or without. No rank meets
+    where nothing can come of it: one rank, frozen control, and every step in which all groups'
+    rates are 0, which the host knows and which is so on all ranks or on none. Such a step moves no
+    parameter, decides nothing and does not count: not what was observed for it, nor its gradients'
+    alignment. It is how a checkpoint library makes an optimizer's state
+    (torch.distributed.checkpoint: one step at a rate of 0 wherever there is no state yet), and that
+    may happen on some ranks alone, at any time: on the one that saves replicas before training, on
+    one that has nothing to train. A rate that lies on an accelerator counts as above 0.
 
     Shards' sums of squares are met for in every step that clips or draws noise, at a rate of 0 as
     well, for moments take in what was clipped: there all ranks of a mesh make their state together,
     as they take every step together.
 
     Each rank's own mean counts the same, however many micro-batches it saw. One rank's NaN or
-    infinity makes the mean non-finite, which every rank then sees (decisions.md 12).
+    infinity makes the mean non-finite, which every rank then sees (method.md#non-finite).
 
     Args:
         group: A process group; ``None``: the world, once torch.distributed is initialised;

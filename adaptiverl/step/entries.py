@@ -43,7 +43,7 @@ class ParameterEntry:
     group: int
     """Row of the group table"""
     index: int
-    """The parameter's place in the optimizer: the noise's key (decisions.md 17)"""
+    """The parameter's place in the optimizer: the noise's key (method.md#random-numbers)"""
     offset: int
     """The first element's place in the whole logical tensor"""
     logical_numel: int
