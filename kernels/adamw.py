@@ -54,17 +54,24 @@ def direction(scalars, g, exp_avg, exp_avg_sq, max_exp_avg_sq):
 
 
 @triton.jit
-def update(scalars, g, p, exp_avg, exp_avg_sq, max_exp_avg_sq):
-    """One step: the parameter, and the slots in their order."""
-    one_minus_momentum, beta2, one_minus_beta2, inverse_bias2_sqrt, eps, decay, step_size = scalars
+def state(scalars, g, exp_avg, exp_avg_sq, max_exp_avg_sq):
+    """The slots after the step, in their order; the first half of the twins' `update`."""
+    one_minus_momentum, beta2, one_minus_beta2, _, _, _, _ = scalars
     m = exp_avg + one_minus_momentum * (g - exp_avg)
     v = exp_avg_sq * beta2 + one_minus_beta2 * (g * g)
     v_hat = v
     if max_exp_avg_sq is not None:
         v_hat = tl.maximum(max_exp_avg_sq, v, propagate_nan=tl.PropagateNan.ALL)
+    return m, v, v_hat
+
+
+@triton.jit
+def parameter(scalars, g, p, exp_avg, exp_avg_sq, max_exp_avg_sq, new):
+    """The parameter after the step, `new` being the slots after it; the second half."""
+    _, _, _, inverse_bias2_sqrt, eps, decay, step_size = scalars
+    m, _, v_hat = new
     denominator = _scaled_root(v_hat) * inverse_bias2_sqrt + eps
-    p = p * decay - step_size * (m * reciprocal(denominator))
-    return p, m, v, v_hat
+    return p * decay - step_size * (m * reciprocal(denominator))
 
 
 @triton.jit

@@ -45,11 +45,17 @@ def direction(scalars, g, exp_avg, state1, state2):
 
 
 @triton.jit
-def update(scalars, g, p, exp_avg, state1, state2):
-    """One step: the parameter, and the slots in their order."""
-    momentum, one_minus_momentum, beta2, one_minus_beta2, decay, lr = scalars
+def state(scalars, g, exp_avg, state1, state2):
+    """The slots after the step, in their order; the first half of the twins' `update`."""
+    _, _, beta2, one_minus_beta2, _, _ = scalars
+    return (beta2 * exp_avg + one_minus_beta2 * g,)
+
+
+@triton.jit
+def parameter(scalars, g, p, exp_avg, state1, state2, new):
+    """The parameter after the step, `new` being the slots after it; the second half."""
+    momentum, one_minus_momentum, _, _, decay, lr = scalars
     c = momentum * exp_avg + one_minus_momentum * g
     # A NaN is its own sign: the parameter shows it.
     sign = tl.where(c > 0, 1.0, tl.where(c < 0, -1.0, c))
-    p = p * decay - lr * sign
-    return p, beta2 * exp_avg + one_minus_beta2 * g
+    return p * decay - lr * sign

@@ -53,12 +53,20 @@ def direction(scalars, g, momentum_buffer, state1, state2):
 
 
 @triton.jit
-def update(scalars, g, p, momentum_buffer, state1, state2):
-    """One step: the parameter, and the slots in their order."""
-    _, momentum, one_minus_dampening, decay, lr, nesterov = scalars
-    d = g
+def state(scalars, g, momentum_buffer, state1, state2):
+    """The slots after the step, in their order; the first half of the twins' `update`."""
+    _, momentum, one_minus_dampening, _, _, _ = scalars
     b = g
     if momentum_buffer is not None:
         b = momentum_buffer * momentum + one_minus_dampening * g
-        d = tl.where(nesterov, g + momentum * b, b)
-    return p * decay - lr * d, b
+    return (b,)
+
+
+@triton.jit
+def parameter(scalars, g, p, momentum_buffer, state1, state2, new):
+    """The parameter after the step, `new` being the slots after it; the second half."""
+    _, momentum, _, decay, lr, nesterov = scalars
+    d = g
+    if momentum_buffer is not None:
+        d = tl.where(nesterov, g + momentum * new[0], new[0])
+    return p * decay - lr * d

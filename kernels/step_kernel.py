@@ -1,8 +1,8 @@
 """The pass's kernel: one chunk of one tensor, for any algorithm.
 
 What an algorithm does with one element is in a file of its own, as four functions that the kernel
-is compiled with: `scalars`, `gradient`, `direction` and `update`. The twins of this file are
-csrc/pass_loops.inc and `reference.step`.
+is compiled with: `scalars`, `gradient`, `direction`, and `state` and `parameter`, which are one
+function, `update`, in this file's twins, csrc/pass_loops.inc and `reference.step`.
 
 A kernel has two loops, one with noise and one without: a step without draws no random word.
 """
@@ -86,7 +86,8 @@ def _step_path(
     SLOT2: tl.constexpr,
     GRADIENT: tl.constexpr,
     DIRECTION: tl.constexpr,
-    UPDATE: tl.constexpr,
+    STATE: tl.constexpr,
+    PARAMETER: tl.constexpr,
     SUMS: tl.constexpr,
     NOISE: tl.constexpr,
     WIDE: tl.constexpr,
@@ -148,14 +149,15 @@ def _step_path(
             sum_uu += sum_of_threads(u * u, WIDE)
         if NOISE == ON_GRADIENT:
             g = g + noise_scale * draw(element + offset, lanes, counter, WIDE, STEP_BY)
-        stepped = UPDATE(scalars, g, p, state0, state1, state2)
-        if SLOT0 is not None:
-            store(slot0, stepped[1], inside, WIDE)
-        if SLOT1 is not None:
-            store(slot1, stepped[2], inside, WIDE)
+        new = STATE(scalars, g, state0, state1, state2)
         if SLOT2 is not None:
-            store(slot2, stepped[3], inside, WIDE)
-        p = stepped[0]
+            # Before the parameter is worked out: after that, Triton 3.6 has no registers left.
+            store(slot2, new[2], inside, WIDE)
+        p = PARAMETER(scalars, g, p, state0, state1, state2, new)
+        if SLOT0 is not None:
+            store(slot0, new[0], inside, WIDE)
+        if SLOT1 is not None:
+            store(slot1, new[1], inside, WIDE)
         if NOISE == ON_PARAMETER:
             # After the state has left its registers.
             p = p + noise_scale * draw(element + offset, lanes, counter, WIDE, STEP_BY)
@@ -179,7 +181,8 @@ def _step_chunk(
     SLOT2: tl.constexpr,
     GRADIENT: tl.constexpr,
     DIRECTION: tl.constexpr,
-    UPDATE: tl.constexpr,
+    STATE: tl.constexpr,
+    PARAMETER: tl.constexpr,
     SUMS: tl.constexpr,
     NOISE: tl.constexpr,
     CHUNK: tl.constexpr,
@@ -207,7 +210,8 @@ def _step_chunk(
             SLOT2,
             GRADIENT,
             DIRECTION,
-            UPDATE,
+            STATE,
+            PARAMETER,
             SUMS,
             NOISE,
             WIDE,
@@ -243,7 +247,8 @@ def step_kernel(
     SCALARS: tl.constexpr,
     GRADIENT: tl.constexpr,
     DIRECTION: tl.constexpr,
-    UPDATE: tl.constexpr,
+    STATE: tl.constexpr,
+    PARAMETER: tl.constexpr,
     NOISE_ON_PARAMETER: tl.constexpr,
     CHUNK: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -290,7 +295,8 @@ def step_kernel(
             SLOT2,
             GRADIENT,
             DIRECTION,
-            UPDATE,
+            STATE,
+            PARAMETER,
             SUMS,
             ON_PARAMETER if NOISE_ON_PARAMETER else ON_GRADIENT,
             CHUNK,
@@ -312,7 +318,8 @@ def step_kernel(
             SLOT2,
             GRADIENT,
             DIRECTION,
-            UPDATE,
+            STATE,
+            PARAMETER,
             SUMS,
             NO_NOISE,
             CHUNK,
