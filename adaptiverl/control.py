@@ -65,7 +65,7 @@ class MomentumKind(NamedTuple):
 
 
 BETA1 = MomentumKind("betas[0]", (0.85, 0.99))
-"""AdamW's: β₁ averages the gradient, so μ does not change the size of a step (§6)."""
+"""AdamW's: it averages gradients, so μ leaves a step's size alone (method.md#momentum-law)."""
 HEAVY_BALL = MomentumKind("momentum", (0.85, 0.95))
 """SGD's: its buffer sums the gradients, so the step in a lasting direction is α/(1−μ)."""
 
@@ -75,25 +75,25 @@ class Control:
     """Gains, bounds, cadence and averaging rates of the controller.
 
     Attributes:
-        mode: Who owns the learning rate (§4). ``"replace"``: α starts at the first group's ``lr``
-            and every group keeps its ratio to it. ``"modulate"``: α starts at 1 and multiplies
-            whatever a scheduler sets.
+        mode: Who owns the learning rate (method.md#modes). ``"replace"``: α starts at the first
+            group's ``lr`` and every group keeps its ratio to it. ``"modulate"``: α starts at 1 and
+            multiplies whatever a scheduler sets.
         every: K, optimizer steps between two updates of the knobs. ``None``: the knobs move only
-            when ``optimizer.update(loss)`` is called, once per epoch or evaluation (§5).
+            when ``optimizer.update(loss)`` is called (method.md#epoch-wise).
         reward: Where r comes from. ``"neg_loss"``: r = −ℓ. ``"given"``: passed to ``observe``.
             ``"none"``: no reward, the loss alone decides.
-        beta_loss: β_ℓ, weight of the newest loss in its average, in (0, 1] (§1).
+        beta_loss: β_ℓ, weight of the newest loss in its average, in (0, 1] (method.md#sensors).
         beta_reward: β_r, the same for the reward.
         beta_variance: β_v, the same for the squared deviation.
-        gain_lr_reward: k_r, log-units of α per update at full improvement (§2).
+        gain_lr_reward: k_r, log-units of α per update at full improvement (method.md#laws).
         gain_lr_loss: k_ℓ, log-units of α per update at full worsening.
         gain_momentum_reward: k_μr, logit-units of μ.
         gain_momentum_loss: k_μℓ, logit-units of μ.
         gain_noise_plateau: k_σP, log-units of σ per update on a full plateau.
         gain_noise_reward: k_σr, log-units of σ.
-        law: What steers α. ``"loss"``: the losses and rewards that are observed (§2).
-            ``"alignment"``: whether the newest gradient still points along the last update (§9,
-            method.md#alignment); nothing need be observed for it, and `every`, the gains of α and
+        law: What steers α. ``"loss"``: the losses and rewards that are observed (method.md#laws).
+            ``"alignment"``: whether the newest gradient still points along the last update
+            (method.md#alignment); nothing need be observed for it, and `every`, the gains of α and
             `lr_change` do not touch it. μ and σ keep their laws either way.
         horizon: T, how many steps the run will take, for the alignment law: the rate that was found
             is held, and annealed to zero at step T; after that nothing moves. ``None``, where
@@ -109,10 +109,10 @@ class Control:
             hold the starting μ.
         noise_bounds: (σ_min, σ_max), in units of a tensor's RMS gradient. σ_max = 0 switches the
             noise off.
-        noise_target: What the noise is added to (§2). ``"gradient"``: to the gradient, in units of
-            its RMS, before the moments see it. ``"parameter"``: to the parameter after its update,
-            p ← p + σ·RMS(p)·α·ξ, with α the group's rate in effect. The riskier choice: nothing
-            averages or bounds the noise then, and what was added stays (method.md#noise).
+        noise_target: What the noise is added to (method.md#noise). ``"gradient"``: to the gradient,
+            in units of its RMS, before the moments see it. ``"parameter"``: to the parameter after
+            its update, p ← p + σ·RMS(p)·α·ξ, with α the group's rate in effect. The riskier choice:
+            nothing averages or bounds the noise then, and what was added stays.
         noise_floor: The positive floor that stands in for log 0 when σ_min = 0
             (method.md#noise-law). ``None``: σ_max/1000.
         lr_change: (c↓, c↑), the factor α may change by in one update.
@@ -344,7 +344,7 @@ class Control:
 
     @classmethod
     def gpt2_small(cls) -> Control:
-        """GPT-2-small's bounds (§6).
+        """GPT-2-small's bounds (method.md#presets).
 
         The specification's lines: "α_min = 1e-5, α_max ∈ [1e-4, 2e-4] (GPT-2-small)", "μ_min =
         0.85, μ_max = 0.99", "σ_min = 0, σ_max ∈ [0.05, 0.2]". The learning rate that the optimizer
@@ -354,7 +354,7 @@ class Control:
 
     @classmethod
     def production(cls) -> Control:
-        """Small moves of the learning rate (§6).
+        """Small moves of the learning rate (method.md#presets).
 
         The specification's line: "LR change cap: (c↓, c↑) = (0.9, 1.2) (demo), tighten to
         (0.95, 1.05) for production smoothness".
@@ -363,7 +363,7 @@ class Control:
 
     @classmethod
     def epochwise(cls) -> Control:
-        """One update for each call of ``optimizer.update(loss)`` (§5, §6).
+        """One update per call of ``optimizer.update(loss)`` (method.md#epoch-wise, #presets).
 
         The specification's lines: "Update cadence: K = 10-20 (stepwise) or per epoch", "EMA betas:
         stepwise 0.01-0.03; epoch-wise 0.2-0.4".

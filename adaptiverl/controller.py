@@ -197,7 +197,9 @@ class Controller:
         reward: Tensor | float | None = None,
         share: Callable[[], None] | None = None,
     ) -> None:
-        """Epoch-wise control (§5): one observation and one update of the knobs, now.
+        """Epoch-wise control: one observation and one update of the knobs, now.
+
+        See method.md#epoch-wise.
 
         Args:
             loss: As in `observe`.

@@ -140,7 +140,9 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
 
     @outside_inference
     def update(self, loss: Tensor | float, reward: Tensor | float | None = None) -> None:
-        """Epoch-wise control (§5), ``Control(every=None)``: one observation and one update.
+        """Epoch-wise control, ``Control(every=None)``: one observation and one update.
+
+        See method.md#epoch-wise.
 
         On many ranks every rank calls it, and all update by the mean of what they gave.
 

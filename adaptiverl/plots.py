@@ -88,7 +88,7 @@ def diagnostics(trace: Columns, path: PathLike | None = None) -> Diagnostics:
 
     Δ log α is what α did, after the change cap and the bounds. The first update of the trace has
     no α before it and is left out. A dot far from the others is the reflex to a loss that was not
-    finite (decisions.md 12): it moves α while the sensors rest.
+    finite (method.md#non-finite): it moves α while the sensors rest.
 
     Args:
         trace: One row per update; columns reward_direction, loss_direction, lr.

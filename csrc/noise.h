@@ -9,7 +9,7 @@ namespace adaptiverl {
 
 enum class Noise {
   kNone,
-  kGradient,   // added to the gradient before the moments see it (decisions.md 15)
+  kGradient,   // added to the gradient before the moments see it (method.md#noise)
   kParameter,  // added to the parameter after its update
 };
 

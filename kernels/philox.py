@@ -1,4 +1,6 @@
-"""Counter-based standard normals: Philox 4x32-10 and Box-Muller, every word used (decisions.md 17).
+"""Counter-based standard normals: Philox 4x32-10 and Box-Muller, every word used.
+
+See method.md#random-numbers.
 
 How exact the normals are. The uniforms are bit for bit those of the other backends. From there on
 only two operations are approximate on a GPU: the square root (relative error 2^-23) and the

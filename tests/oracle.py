@@ -1,9 +1,9 @@
 """The whole method once more, in float64 NumPy: what every implementation is held to.
 
-Written from the specification and decisions.md alone, and importing nothing of the package, so that
-an error would have to be made twice to go unseen. It favours plainness over speed throughout: the
-controller is objects of Python floats, the random bits are NumPy integers, and a step takes arrays
-and returns new ones.
+Written from the specification and its decisions (docs/method.md) alone, and importing nothing of
+the package, so that an error would have to be made twice to go unseen. It favours plainness over
+speed throughout: the controller is objects of Python floats, the random bits are NumPy integers,
+and a step takes arrays and returns new ones.
 """
 
 from __future__ import annotations
@@ -54,11 +54,11 @@ def log(x: float) -> float:
 
 
 def normalised(x: float, scale: float) -> float:
-    """Return x/scale, and 0 where the scale is 0 (decisions.md 5)."""
+    """Return x/scale, and 0 where the scale is 0 (method.md#scale-guard)."""
     return x / scale if scale != 0 else 0.0
 
 
-# --- Sensors (the specification, section 1; decisions.md 2-6b) -----------------------------------
+# --- Sensors (method.md#sensors) -----------------------------------------------------------------
 
 
 class Ema:
@@ -95,7 +95,9 @@ class TrendSensor:
         return clip(normalised(self.trend, self.scale.value), -1.0, 1.0)
 
     def sense(self, sample: float) -> float:
-        """Take one finite sample and return it as the sensors see it: spikes cut (decisions.md 6b).
+        """Take one finite sample and return it as the sensors see it: spikes cut.
+
+        See method.md#spikes.
 
         The mean moves by the trend itself rather than by the convex combination that equals it: a
         constant signal then keeps its mean to the bit, and with it a scale of exactly 0.
@@ -128,7 +130,7 @@ class VarianceSensor:
 
     @property
     def ratio(self) -> float:
-        """The variance proxy over its scale; no variance counts as 0 (decisions.md 6)."""
+        """The variance proxy over its scale; no variance counts as 0 (method.md#plateau-score)."""
         return normalised(self.variance.value, self.scale.value)
 
     def sense(self, deviation: float) -> None:
@@ -137,7 +139,7 @@ class VarianceSensor:
         self.scale.add(abs(self.variance.value))
 
 
-# --- Controller (sections 2 and 10; decisions.md 7-14, 20, 21) -----------------------------------
+# --- Controller (method.md#laws and #loop) -------------------------------------------------------
 
 
 class Directions(NamedTuple):
@@ -253,7 +255,9 @@ class OracleController:
             self._act()
 
     def update(self, loss: float, reward: float | None = None) -> None:
-        """Do one observation and one update without a step: epoch-wise control (decisions.md 21).
+        """Do one observation and one update without a step: epoch-wise control.
+
+        See method.md#epoch-wise.
 
         Raises:
             ValueError: If ``every`` is not None: the knobs then change at its multiples alone.
@@ -290,7 +294,10 @@ class OracleController:
             self.variance_sensor.sense(seen - self.loss_sensor.mean)
 
     def _directions(self) -> Directions:
-        """What the laws act on now: the sensors, or the regression reflex (decisions.md 11, 12)."""
+        """What the laws act on now: the sensors, or the regression reflex.
+
+        See method.md#reward and #non-finite.
+        """
         if self._alarmed:
             return Directions(1.0, 0.0 if self.reward_mode == "none" else -1.0, self.plateau)
         reward = self.reward_direction if self._rewarded else 0.0
@@ -335,7 +342,7 @@ class OracleController:
 
     @property
     def noise(self) -> float:
-        """Sigma in effect: exactly sigma_min at the floor (decisions.md 9)."""
+        """Sigma in effect: exactly sigma_min at the floor (method.md#noise-law)."""
         if self.log_noise <= self.log_noise_bounds[0]:
             return self.noise_bounds[0]
         return clip(math.exp(self.log_noise), *self.noise_bounds)
@@ -406,7 +413,7 @@ def _check_start(name: str, start: float, bounds: tuple[float, float]) -> None:
 
 
 def _noise_floor(bounds: tuple[float, float], floor: float | None) -> float:
-    """The least sigma whose logarithm is kept; 0 where sigma is off (decisions.md 9)."""
+    """The least sigma whose logarithm is kept; 0 where sigma is off (method.md#noise-law)."""
     low, high = bounds
     if low > 0:
         return low
@@ -416,7 +423,7 @@ def _noise_floor(bounds: tuple[float, float], floor: float | None) -> float:
 
 
 def group_lr(group_lr: float, alpha: float, alpha_start: float, mode: str) -> float:
-    """Return one group's learning rate (decisions.md 20).
+    """Return one group's learning rate (method.md#modes).
 
     Args:
         group_lr: The group's own ``lr`` entry.
@@ -430,13 +437,13 @@ def group_lr(group_lr: float, alpha: float, alpha_start: float, mode: str) -> fl
 
 
 def group_momentum(beta1: float, mu: float, mu_start: float) -> float:
-    """Return the momentum of a group whose own ``betas[0]`` is ``beta1`` (decisions.md 20)."""
+    """Return the momentum of a group whose own ``betas[0]`` is ``beta1`` (method.md#modes)."""
     if mu == mu_start:
         return beta1
     return sigmoid(logit(beta1) + (logit(mu) - logit(mu_start)))
 
 
-# --- Noise (decisions.md 17) ---------------------------------------------------------------------
+# --- Noise (method.md#random-numbers) ------------------------------------------------------------
 
 
 def philox4x32(
@@ -520,7 +527,7 @@ def noise(seed: int, index: int, step: int, elements: ArrayLike) -> Floats:
     return np.asarray(radius * np.where(lane % 2 == 0, np.cos(theta), np.sin(theta)))
 
 
-# --- The parameter step (section 2; decisions.md 15, 16, 18, 19) ---------------------------------
+# --- The parameter step (method.md#parameter-step) -----------------------------------------------
 
 
 class AdamWState(NamedTuple):
@@ -764,7 +771,7 @@ def clip_coefficient(grads: Sequence[ArrayLike], max_norm: float) -> float:
     """Return the factor by which torch.nn.utils.clip_grad_norm_ would scale these gradients.
 
     Args:
-        grads: Every gradient of the optimizer, unscaled, before noise (decisions.md 18).
+        grads: Every gradient of the optimizer, unscaled, before noise (method.md#clipping).
         max_norm: Largest global 2-norm to let through.
     """
     arrays = [np.asarray(grad, np.float64) for grad in grads]
@@ -831,13 +838,13 @@ def _entering_gradient(grad: ArrayLike, gradient_scale: float, maximize: bool) -
     return -scaled if maximize else scaled
 
 
-# --- The alignment law (decisions.md 22-25, but for how the search ends) --------------------------
+# --- The alignment law (method.md#alignment) -----------------------------------------------------
 #
-# decisions.md 23 holds the rate at the first e <= q. Here instead the evidence that updates
-# overshoot is added up: the log-likelihood ratio of z = h / sqrt(S2), taken as normal with variance
-# 1, between a mean of -0.3 and a mean of 0, as far as one z of at most +-2 can speak. Sums below 0
-# count as 0 (Page, "Continuous inspection schemes", 1954). Above 5 the search goes back and the sum
-# starts anew; it ends where it had come to that before, at a rate of exp(-1.5) of this one or more.
+# The search ends by evidence that updates overshoot (method.md#search), which is added up: the
+# log-likelihood ratio of z = h / sqrt(S2), taken as normal with variance 1, between a mean of -0.3
+# and a mean of 0, as far as one z of at most +-2 can speak. Sums below 0 count as 0 (Page,
+# "Continuous inspection schemes", 1954). Above 5 the search goes back and the sum starts anew; it
+# ends where it had come to that before, at a rate of exp(-1.5) of this one or more.
 
 
 class OracleAlignmentController(OracleController):

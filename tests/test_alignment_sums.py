@@ -1,4 +1,4 @@
-"""Σ g·u, Σ g² and Σ u² on their way from every sweep to the controller (decisions.md 22)."""
+"""Σ g·u, Σ g² and Σ u² on their way from every sweep to the controller (method.md#alignment)."""
 
 from __future__ import annotations
 

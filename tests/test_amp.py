@@ -1,4 +1,7 @@
-"""Mixed precision: gradient scalers of both protocols, clipping, autocast (decisions.md 13)."""
+"""Mixed precision: gradient scalers of both protocols, clipping, autocast.
+
+See method.md#skipped-steps.
+"""
 
 from __future__ import annotations
 

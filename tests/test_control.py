@@ -381,7 +381,7 @@ def test_a_refused_start_changes_no_parameter() -> None:
     assert param.tolist() != [1.0, -2.0]
 
 
-# Presets (§6) and ablations (§8)
+# Presets (method.md#presets) and ablations (method.md#study)
 
 
 def changed(control: Control) -> dict[str, Any]:

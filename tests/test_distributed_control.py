@@ -67,7 +67,7 @@ def test_one_ranks_bad_loss_is_everybodys(crew: Crew, bad: float) -> None:
     assert same(results)
     knobs = results[0][1]
     assert knobs["nonfinite"] == 1
-    # The reflex of decisions.md 12 in the midst of falling losses.
+    # The reflex of method.md#non-finite in the midst of falling losses.
     expected = alone([2.0, 1.9, 1.8, bad, 1.6, 1.5], jobs.EVERY_STEP)
     assert knobs["alpha"] == pytest.approx(expected.lr, rel=1e-9)
 

@@ -541,7 +541,7 @@ def test_the_sweep_sees_a_mean_updated_too_late(monkeypatch: pytest.MonkeyPatch)
         compare(still, losses)
 
 
-# --- Properties (§3); those of whole courses, of both twins, are in test_promises.py -----------
+# --- Properties (method.md#invariants); those of whole courses are in test_promises.py -----------
 
 UNIT = st.floats(-1.0, 1.0)
 

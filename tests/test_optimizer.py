@@ -490,7 +490,7 @@ def test_missing_and_zero_gradients_draw_no_noise(fill: float | None) -> None:
     assert_same([p.detach() for p in params], before)
 
 
-# Loss scaling (decisions.md 13)
+# Loss scaling (method.md#skipped-steps)
 
 
 def scaled(optimizer: AdaptiveAdamW, scale: float, overflow: bool) -> None:

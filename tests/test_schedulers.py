@@ -126,7 +126,10 @@ def test_gains_of_zero_are_the_schedulers_run(name: str, dtype: torch.dtype, ten
 
 
 class ProductAdamW(torch.optim.AdamW):
-    """AdamW for a momentum that varies: 1 − Π β₁ for 1 − β₁^t (decisions.md 16), in float64."""
+    """AdamW for a momentum that varies: 1 − Π β₁ for 1 − β₁^t, in float64.
+
+    See method.md#bias-correction.
+    """
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:

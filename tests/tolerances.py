@@ -123,7 +123,8 @@ TOLERANCES: dict[str, Tolerance] = {
         rtol=1e-5,
         atol=1e-5,
         reason=(
-            "decisions.md 17. Give scale=1, the standard deviation: near a zero of the sine the "
+            "method.md#random-numbers. "
+            "Give scale=1, the standard deviation: near a zero of the sine the "
             "error is that of the angle. With float32 libm pi * s is off by 2e-7 (its rounding and "
             "float32's pi) and the radius is at most 5.77: 1.2e-6, measured 8.4e-7. With a GPU's "
             "approximate sine and cosine (2^-20.9 absolute): 4.2e-6. The radius needs care "

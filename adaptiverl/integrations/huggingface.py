@@ -49,7 +49,7 @@ class AdaptiveCallback(TrainerCallback):
     training loss, ``adaptive/lr``, ``adaptive/alpha``, ``adaptive/momentum`` and
     ``adaptive/noise`` are logged with it, to every reporter, and ``learning_rate`` is the rate that
     the step used, the controller's part included. With ``Control(every=None)`` the knobs move once
-    after each evaluation in training instead (§5).
+    after each evaluation in training instead (method.md#epoch-wise).
 
     A callback is told neither the loss nor its trainer. It looks its trainer up when training
     begins, and wraps that trainer's `training_step` and `log` from then on.

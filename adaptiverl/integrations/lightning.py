@@ -44,7 +44,8 @@ class AdaptiveCallback(Callback):
     division by ``accumulate_grad_batches`` and of a gradient scaler's factor on its device; nothing
     waits. Every ``log_every_n_steps`` steps ``adaptive/lr``, ``adaptive/alpha``,
     ``adaptive/momentum`` and ``adaptive/noise`` are logged by the module, to every logger. With
-    ``Control(every=None)`` the knobs move once after each validation in `fit` instead (§5).
+    ``Control(every=None)`` the knobs move once after each validation in `fit` instead
+    (method.md#epoch-wise).
 
     Automatic optimization, and manual optimization with one optimizer. With several, leave it out
     and call ``optimizer.observe(loss)`` before each one's step.

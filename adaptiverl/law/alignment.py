@@ -1,4 +1,4 @@
-"""The law of α that searches by the alignment of gradient and last update (§9).
+"""The law of α that searches by the alignment of gradient and last update (method.md#alignment).
 
 The twin of csrc/law/alignment.h; method.md#alignment and method.md#search explain it.
 """

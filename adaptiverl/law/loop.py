@@ -1,4 +1,4 @@
-"""The order of one step and of one update (§10). The twin of csrc/law/loop.h."""
+"""The order of one step and of one update (method.md#loop). The twin of csrc/law/loop.h."""
 
 from __future__ import annotations
 

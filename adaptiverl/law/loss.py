@@ -1,4 +1,4 @@
-"""The law of α that follows losses and rewards (§2). The twin of csrc/law/loss.h."""
+"""The law of α that follows losses and rewards (method.md#laws). The twin of csrc/law/loss.h."""
 
 from __future__ import annotations
 

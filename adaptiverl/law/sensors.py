@@ -1,4 +1,7 @@
-"""What losses and rewards become before a law reads them (§1). The twin of csrc/law/sensors.h."""
+"""What losses and rewards become before a law reads them. The twin of csrc/law/sensors.h.
+
+See method.md#sensors.
+"""
 
 from __future__ import annotations
 

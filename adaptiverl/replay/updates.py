@@ -32,7 +32,7 @@ class Push:
 def pushes(
     history: Sequence[State], rewards: Sequence[float | None], control: Control
 ) -> list[Push]:
-    """Every update of log α taken apart into its two terms (§2).
+    """Every update of log α taken apart into its two terms (method.md#laws).
 
     Args:
         history: The states of `law.replay`.
