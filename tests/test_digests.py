@@ -10,15 +10,18 @@ import hashlib
 import math
 import struct
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import pytest
+import rank_jobs_digests
 import torch
+from ranks import Crew
 from torch import Tensor, nn
 
 from adaptiverl import AdaptiveAdamW, AdaptiveSGD, Control
 
-STEPS = 200
+STEPS, STEPS_ON_RANKS = 200, 50
 SHAPES = ((), (5,), (37, 11), (1030,), (3, 2, 7))
 NOISY = Control(
     every=2, noise_bounds=(0.0, 0.1), plateau_trend=(10.0, 1.0), plateau_variance=(10.0, 1.0)
@@ -32,14 +35,25 @@ CONTROLS = {
         law="alignment", horizon=STEPS, every=2, noise_bounds=(0.02, 0.02)
     ),
 }
-MAKERS: dict[str, Callable[[list[nn.Parameter], Control], Any]] = {
-    "AdamW": lambda params, control: AdaptiveAdamW(
-        params, 3e-3, amsgrad=True, control=control, max_grad_norm=1.5, seed=11
-    ),
-    "SGD": lambda params, control: AdaptiveSGD(
+
+
+def adamw(params: list[nn.Parameter], control: Control) -> AdaptiveAdamW:
+    return AdaptiveAdamW(params, 3e-3, amsgrad=True, control=control, max_grad_norm=1.5, seed=11)
+
+
+def sgd(params: list[nn.Parameter], control: Control) -> AdaptiveSGD:
+    return AdaptiveSGD(
         params, 3e-3, 0.9, weight_decay=0.01, nesterov=True, control=control, seed=11
-    ),
-}
+    )
+
+
+MAKERS: dict[str, Callable[[list[nn.Parameter], Control], Any]] = {"AdamW": adamw, "SGD": sgd}
+
+
+def made(maker: str, control: str, params: list[nn.Parameter]) -> Any:
+    return MAKERS[maker](params, CONTROLS[control])
+
+
 LIBM = "fcc86d606b51b6e6"
 """Of exp and log as the digests below were taken with: `libm`"""
 DIGESTS = {
@@ -52,6 +66,25 @@ DIGESTS = {
     ("SGD", "alignment law"): "83e33cd8519a4b2d",
     ("SGD", "alignment law, noise"): "5f319b5c4b19aae3",
 }
+ON_RANKS: dict[tuple[str, str, str], set[str]] = {
+    ("DDP", "AdamW", "loss law"): {"2dddb0ce1ed0c381"},
+    ("DDP", "AdamW", "loss law, noise"): {"c4babf6abfc291a1"},
+    ("DDP", "AdamW", "alignment law"): {"6e9a13f2995f1bc9", "84e2fd79414f18f7"},
+    ("DDP", "AdamW", "alignment law, noise"): {"8a19b333665265f1"},
+    ("DDP", "SGD", "loss law"): {"e46c7492595df1e2"},
+    ("DDP", "SGD", "loss law, noise"): {"bae767f3775034bc"},
+    ("DDP", "SGD", "alignment law"): {"1c59cdb5c05424ed", "2428ae83db88d88e"},
+    ("DDP", "SGD", "alignment law, noise"): {"9452ded8255f815e"},
+    ("FSDP2", "AdamW", "loss law"): {"2dddb0ce1ed0c381"},
+    ("FSDP2", "AdamW", "loss law, noise"): {"c4babf6abfc291a1"},
+    ("FSDP2", "AdamW", "alignment law"): {"01f26df98c08c24b", "99e1925d662f564d"},
+    ("FSDP2", "AdamW", "alignment law, noise"): {"728e2d5b7c78ddb4"},
+    ("FSDP2", "SGD", "loss law"): {"e46c7492595df1e2"},
+    ("FSDP2", "SGD", "loss law, noise"): {"bae767f3775034bc"},
+    ("FSDP2", "SGD", "alignment law"): {"7678317e780642c6", "80314959ec4bcb2e"},
+    ("FSDP2", "SGD", "alignment law, noise"): {"a09fc70ba1ddbc22"},
+}
+"""Two where each rank knows its own loss alone: no gain is above 0, and none is shared"""
 
 
 def fractions(shape: tuple[int, ...], salt: int) -> Tensor:
@@ -109,6 +142,22 @@ def test_a_run_keeps_its_bits(maker: str, control: str) -> None:
         pytest.skip("this machine's libm rounds exp or log otherwise than the digests' did")
     got = trained(maker, control)
     assert got == DIGESTS[maker, control], f"the digest is now {got!r}"
+
+
+@pytest.mark.parametrize("control", CONTROLS)
+@pytest.mark.parametrize("maker", MAKERS)
+@pytest.mark.parametrize("wrapper", ["DDP", "FSDP2"])
+def test_a_run_on_two_ranks_keeps_its_bits(
+    wrapper: str, maker: str, control: str, crew: Crew
+) -> None:
+    if libm() != LIBM:
+        pytest.skip("this machine's libm rounds exp or log otherwise than the digests' did")
+    values = [fractions(shape, i) for i, shape in enumerate(SHAPES[1:])]
+    make = partial(made, maker, control)
+    arguments = (wrapper, make, values, fractions, loss_of, STEPS_ON_RANKS)
+    ranks = crew.run(2, rank_jobs_digests.train, *arguments)
+    found = {digest_of(items) for items in ranks}
+    assert found == ON_RANKS[wrapper, maker, control], f"the digests are now {sorted(found)}"
 
 
 def test_no_two_runs_are_alike() -> None:

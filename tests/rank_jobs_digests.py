@@ -1,0 +1,75 @@
+"""The runs of test_digests.py on several ranks, under DDP and FSDP2."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+Make = Callable[[list[nn.Parameter]], Any]
+
+
+class Pulls(nn.Module):
+    """Parameters of several shapes, each with a gradient that is its own distance to a target."""
+
+    def __init__(self, values: list[Tensor]) -> None:
+        super().__init__()
+        self.weights = nn.ParameterList([nn.Parameter(value.clone()) for value in values])
+
+    def forward(self, targets: list[Tensor]) -> Tensor:
+        pulls = [
+            (weight - target).square().sum() / 2
+            for weight, target in zip(self.weights, targets, strict=True)
+        ]
+        return torch.stack(pulls).sum()
+
+
+def whole(value: Any) -> Tensor:
+    """A tensor with all its shards."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def train(
+    rank: int,
+    size: int,
+    wrapper: str,
+    make: Make,
+    values: list[Tensor],
+    target: Callable[[tuple[int, ...], int], Tensor],
+    loss_of: Callable[[int], float],
+    steps: int,
+) -> list[Tensor | float]:
+    """Parameters, state, the controller's memory and the knobs after some steps.
+
+    Args:
+        rank: Of this process; its targets and its losses are its own.
+        size: How many ranks there are.
+        wrapper: "DDP" or "FSDP2".
+        make: Makes the optimizer.
+        values: Where the parameters start.
+        target: A tensor of a shape, by a number.
+        loss_of: The loss of a step.
+        steps: How many.
+    """
+    model: Any = Pulls(values)
+    weights = model.weights
+    if wrapper == "FSDP2":
+        fully_shard(model)
+    else:
+        model = DistributedDataParallel(model)
+    optimizer = make(list(weights))
+    for step in range(steps):
+        salt = 1000 + 10 * (size * step + rank)
+        targets = [target(tuple(v.shape), salt + i) for i, v in enumerate(values)]
+        optimizer.zero_grad()
+        model(targets).backward()
+        optimizer.observe(loss_of(step) + rank)
+        optimizer.step()
+    state = [whole(optimizer.state[w][n]) for w in weights for n in sorted(optimizer.state[w])]
+    memory = optimizer.param_groups[0]["adaptive_state"]
+    return [*(whole(w.detach()) for w in weights), *state, memory, *optimizer.knobs().values()]
