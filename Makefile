@@ -1,7 +1,7 @@
 # One command for each job, from a fresh clone; each makes what it needs.
 #   make demo    train a small GPT three ways and draw the result   (LR= TEXT= STEPS= SEED=)
 #   make ddp     the demo on two ranks of this machine              (RANKS=, and as above)
-#   make test    every test
+#   make test    every test, on every core                          (ARGS= for pytest)
 #   make check   format, lint, types
 #   make bench   one optimizer step, side by side                  (ARGS= for more)
 #   make scenarios  what the knobs do when training improves, stalls, breaks or shifts
@@ -17,6 +17,9 @@ BIN := $(VENV)/bin
 BUILT := $(VENV)/.built
 INSTALLED := $(VENV)/.installed
 SOURCES := $(wildcard csrc/*.* csrc/law/*) setup.py pyproject.toml
+
+# A process for each core; every one loads torch. A file's tests may go to several.
+PARALLEL := --numprocesses auto --maxprocesses 8 --dist worksteal
 
 .PHONY: venv demo ddp test check bench scenarios lr-robustness codegen gpu cuda-stack format clean
 .DEFAULT_GOAL := help
@@ -44,7 +47,7 @@ ddp: $(BUILT)
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/torchrun --standalone --nproc-per-node=$${RANKS:-2} -m bench.demo
 
 test: $(BUILT)
-	$(BIN)/pytest
+	$(BIN)/pytest $(PARALLEL) $(ARGS)
 
 bench: $(BUILT)
 	$(BIN)/python -m bench.step $(ARGS)

@@ -37,6 +37,7 @@ STEPS = ("pass", "normals", "adamw", "sgd", "optimizer", "parameter_noise", "sch
 # Whether everything is packaged: these import what the others don't.
 PACKAGE = ("integrations", "plots", "replay", "huggingface")
 KERNELS = ("codegen", "kernels", "triton_backend", "alignment_sums", "gpu")
+PARALLEL = ("--numprocesses", "auto", "--maxprocesses", "8", "--dist", "worksteal")
 
 
 class Unfit(Exception):
@@ -97,7 +98,8 @@ def newest() -> Path:
 
 
 STACKS = (
-    Stack("cpu", borrowing, (*CONTRACT, *PACKAGE)),
+    # `make test` has run the rest on this torch.
+    Stack("cpu", borrowing, ("build", "linking", "devices", "contract", *PACKAGE)),
     Stack("cuda", pinned, (*CONTRACT, *STEPS, *KERNELS), cuda=True),
     Stack("newest", newest, CONTRACT),
 )
@@ -186,7 +188,7 @@ def check(stack: Stack, python: Path, wheel: Path) -> bool:
     if stack.cuda and said_by(python, "import torch; print(torch.version.cuda)") == "None":
         raise Unfit(f"pip's torch for {python} is no CUDA build: this stack needs one")
     tests = [f"tests/test_{name}.py" for name in stack.tests]
-    command = [str(python), "-I", "-m", "pytest", "-q", "--durations=5", *tests]
+    command = [str(python), "-I", "-m", "pytest", "-q", "--durations=5", *PARALLEL, *tests]
     environment = {"ADAPTIVERL_EXPECT_WHEEL": "1", "PYTHONUNBUFFERED": "1"}
     return subprocess.run(command, cwd=ROOT, env=os.environ | environment).returncode == 0
 
