@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,6 +46,17 @@ def fresh_accelerate() -> Iterator[None]:
     if (state := sys.modules.get("accelerate.state")) is not None:
         state.AcceleratorState._reset_state(True)
         state.GradientState._reset_state()
+
+
+@pytest.fixture
+def say(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Any]:
+    """Run `python -m adaptiverl replay` in this process, without its picture."""
+    from recorded_files import Said
+
+    monkeypatch.setattr("adaptiverl.plots.knobs", lambda *_, **__: None)
+    return lambda file, *options: Said(tmp_path, capsys, file, options)
 
 
 @pytest.fixture(scope="session")
