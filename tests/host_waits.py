@@ -15,7 +15,7 @@ READS = torch.ops.aten._local_scalar_dense.default
 """What `.item()`, `float()`, `bool()` and `if` come down to."""
 
 
-AT_HOME = {"reference.py", "step/overlaps.py"}
+AT_HOME = {"backends/reference.py", "step/overlaps.py"}
 """Files of ours that read σ, and only where the CPU is the device, or tables on the host."""
 
 
