@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from law_twin import assert_equal, break_law, losses_course, numbers, start
+from law_twin import assert_equal, both, break_law, losses_course, make, numbers, start
 from streams import (
+    Step,
     assert_alive,
     assert_same_course,
     course_of,
@@ -270,6 +271,20 @@ def test_reward_that_did_not_come_counts_as_zero() -> None:
     loop.act(state, numbers(control))
     assert state.log_lr == before
     assert state.reward_direction == 1.0  # the sensor rests
+
+
+@both
+def test_without_a_reward_a_resumed_direction_counts_as_zero(twin: str) -> None:
+    driven = make(twin, replace(BY_HAND, reward="none"))
+    driven.put(reward_direction=1.0, rewarded_pending=1.0)
+    states = [driven.step(Step(None, 3.0)) for _ in range(3)]
+    # α and μ stay, and σ has P alone: sig(2)·sig(5), since Δ̃ = v = 0.
+    assert [(state.log_lr, state.updates) for state in states] == [
+        (math.log(1e-3), n) for n in (1, 2, 3)
+    ]
+    assert len({state.logit_momentum for state in states}) == 1
+    assert_close(states[0].log_noise, math.log(1e-4) + 0.8749020344404308 / 2, "law")
+    assert states[-1].reward_direction == 1.0
 
 
 @pytest.mark.parametrize(
