@@ -300,7 +300,8 @@ class OracleController:
         """
         if self._alarmed:
             return Directions(1.0, 0.0 if self.reward_mode == "none" else -1.0, self.plateau)
-        reward = self.reward_direction if self._rewarded else 0.0
+        rewarded = self._rewarded and self.reward_mode != "none"
+        reward = self.reward_direction if rewarded else 0.0
         return Directions(self.loss_direction, reward, self.plateau)
 
     def _act(self) -> None:

@@ -6,12 +6,8 @@ Most tests are run on both twins: the Python law and the C++ controller.
 from __future__ import annotations
 
 import copy
-import io
 import itertools
-import logging
 import math
-import pickle
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -40,6 +36,7 @@ from torch import Tensor, nn
 from training import (
     assert_differ,
     assert_same,
+    clones,
     descend,
     draw_gradients,
     parameters,
@@ -88,91 +85,83 @@ def test_six_steps_by_hand(twin: str) -> None:
         (NAN, -0.30368, 0.765, 0.1, 0.4),  # x = −1, and z with it; h and RMS rest
         (0.5, -0.042944, 0.42, 0.1, 0.4),
     ]
-    driven = make(twin, ALIGNED, 1.0, 0.5)
+    driven, start = make(twin, ALIGNED, 1.0, 0.5), math.log(0.01)
     state = driven.step(Step(with_cosine(expected[0][0])))
-    assert_close(state.log_lr, math.log(0.01), "alignment_law")
     assert (state.alignment_mean, state.alignment, state.aligned_pending) == (0.0, 0.0, 1.0)
+    assert_close(state.log_lr, start, "alignment_law")
     for now, following in zip(expected, [*expected[1:], expected[0]], strict=True):
         cosine, mean, overshoot, downhill, log_lr = now
         state = driven.step(Step(with_cosine(following[0])))
-        assert state.alignment == (0.5 if cosine > 0 else -0.5)
-        assert_close(state.alignment_direction, 1.0 if cosine > 0 else -1.0, "alignment_law")
-        assert_close(state.alignment_mean, mean, "alignment_law")
+        sign = 1.0 if cosine > 0 else -1.0
+        assert (state.alignment, state.held) == (sign / 2, 0)
         assert_close(state.overshoot, overshoot, "alignment_law", scale=1.0)
-        assert_close(state.log_lr_downhill, math.log(0.01) + downhill, "alignment_law")
-        assert_close(state.log_lr, math.log(0.01) + log_lr, "alignment_law")
-        assert_close(state.lr, 0.01 * math.exp(log_lr), "alignment_law")
-        assert state.held == 0
+        for found, by_hand in (
+            (state.alignment_direction, sign),
+            (state.alignment_mean, mean),
+            (state.log_lr_downhill, start + downhill),
+            (state.log_lr, start + log_lr),
+            (state.lr, 0.01 * math.exp(log_lr)),
+        ):
+            assert_close(found, by_hand, "alignment_law")
     # Five finite h²: (1 − 0.95⁵)/4, which is to be divided by 1 − 0.95⁵.
     assert_close(state.alignment_square, (1 - 0.95**5) / 4, "alignment_law")
     assert_close(state.alignment_weight, 1 - 0.95**5, "alignment_law")
 
 
-def test_sense_alignment() -> None:
-    state = fresh()
-    tell(state, (3.0, 4.0, 25.0))  # h = 3/(2·5) = 0.3
-    assert_close(alignment.sense_alignment(state), 1.0, "alignment_law")
-    assert_close(state.alignment, 0.3, "alignment_law")
-    assert_close(state.alignment_square, 0.0045, "alignment_law")  # 0.05·0.09
-    assert state.alignment_weight == 0.05
-    tell(state, (-9.0, 4.0, 25.0))  # h = −0.9
-    # S2 = 0.95·0.0045 + 0.05·0.81 = 0.044775, over 0.95·0.05 + 0.05 = 0.0975: RMS = 0.677662.
-    assert_close(
-        alignment.sense_alignment(state), -0.9 / math.sqrt(0.044775 / 0.0975), "alignment_law"
-    )
-    assert state.alignment_direction == -1.0  # what e sees ends at ±1
-    assert_close(state.alignment_mean, 0.8 * 0.2 - 0.2, "alignment_law", scale=0.2)
-
-
-def test_one_step_says_no_more_than_two_units() -> None:
-    state = fresh()
-    for cosine, score in [(1e-3, 1.0)] * 20 + [(0.9, 2.0), (-0.9, -2.0), (0.0, 0.0)]:
-        tell(state, with_cosine(cosine))
-        # After 20 of 1/1000 their RMS is hardly more than that: 0.9 is 3.6 of them, −0.9 then 2.6.
-        assert alignment.sense_alignment(state) == pytest.approx(score, abs=1e-12)
-        assert state.alignment_direction == pytest.approx(np.sign(score), abs=1e-12)
-
-
 @pytest.mark.parametrize(
-    ("mean", "expected"),
+    ("function", "arguments", "expected"),
     [
-        (0.0, 0.0),
-        (0.3, 0.0),  # 0.09 is within its error of (1 − 0.09)/9 = 0.1011
-        (-0.3, 0.0),
-        (0.5, 0.5 - 0.75 / 9 / 0.5),
-        (-0.5, -0.5 + 0.75 / 9 / 0.5),
-        (1.0, 1.0),
-        (-1.0, -1.0),
+        (alignment.beyond_noise, (0.0,), 0.0),
+        (alignment.beyond_noise, (0.3,), 0.0),  # 0.09 is within its error of (1 − 0.09)/9 = 0.1011
+        (alignment.beyond_noise, (-0.3,), 0.0),
+        (alignment.beyond_noise, (0.5,), 0.5 - 0.75 / 9 / 0.5),
+        (alignment.beyond_noise, (-0.5,), -0.5 + 0.75 / 9 / 0.5),
+        (alignment.beyond_noise, (1.0,), 1.0),
+        (alignment.beyond_noise, (-1.0,), -1.0),
+        (alignment.next_overshoot, (0.0, -2.0), 0.555),
+        (alignment.next_overshoot, (1.0, 0.0), 0.955),
+        (alignment.next_overshoot, (0.2, 1.0), 0.0),
+        (alignment.next_overshoot, (0.5, 1.0), 0.155),
+        (alignment.next_overshoot, (0.0, 2.0), 0.0),
     ],
 )
-def test_beyond_noise(mean: float, expected: float) -> None:
-    assert_close(alignment.beyond_noise(mean), expected, "alignment_law", scale=1.0)
+def test_equation_by_hand(
+    function: Callable[..., float], arguments: tuple[float, ...], expected: float
+) -> None:
+    assert_close(function(*arguments), expected, "alignment_law", scale=1.0)
 
 
-@pytest.mark.parametrize(
-    ("overshoot", "score", "expected"),
-    [(0.0, -2.0, 0.555), (1.0, 0.0, 0.955), (0.2, 1.0, 0.0), (0.5, 1.0, 0.155), (0.0, 2.0, 0.0)],
-)
-def test_next_overshoot(overshoot: float, score: float, expected: float) -> None:
-    assert_close(alignment.next_overshoot(overshoot, score), expected, "alignment_law", scale=1.0)
+# After 3/(2·5) S2 = 0.05·0.09; after −0.9 it is 0.95·0.0045 + 0.05·0.81 = 0.044775, over 0.0975.
+UNITS = [((3.0, 4.0, 25.0), 1.0), ((-9.0, 4.0, 25.0), -0.9 / math.sqrt(0.044775 / 0.0975))]
+# After 20 of 1/1000 their RMS is hardly more than that: 0.9 is 3.6 of them, −0.9 then 2.6.
+LIMITED = [(with_cosine(0.001), 1.0)] * 20
+LIMITED += [(with_cosine(h), score) for h, score in ((0.9, 2.0), (-0.9, -2.0), (0.0, 0.0))]
+
+
+@pytest.mark.parametrize("course", [UNITS, LIMITED], ids=["units", "limited"])
+def test_a_cosine_in_units_of_its_root_mean_square(course: list[tuple[Sums, float]]) -> None:
+    state, mean = fresh(), 0.0
+    for sums, score in course:
+        state.aligned_gu, state.aligned_gg, state.aligned_uu = sums
+        state.aligned_pending = 1.0
+        assert alignment.sense_alignment(state) == pytest.approx(score, abs=1e-12)
+        direction = max(-1.0, min(score, 1.0))  # what e sees ends at ±1
+        mean += 0.2 * (direction - mean)
+        found = (state.alignment, state.alignment_direction, state.alignment_mean)
+        assert found == pytest.approx((sums[0] / math.sqrt(sums[1] * sums[2]), direction, mean))
 
 
 def fresh(control: Control = ALIGNED) -> State:
     return start(control, LR, MOMENTUM)
 
 
-def tell(state: State, sums: Sums) -> None:
-    state.aligned_gu, state.aligned_gg, state.aligned_uu = sums
-    state.aligned_pending = 1.0
-
-
-HORIZON = {"mode": "replace", "horizon": 10**6}
-KEPT = [
-    # Annealed by itself, by a scheduler, by a scheduler too, by nobody.
-    (HORIZON, 1.0),
+KEPT: list[tuple[dict[str, Any], float]] = [
+    # Annealed by itself, by a scheduler, by a scheduler too, by nobody; half is below the bound.
+    ({"mode": "replace", "horizon": 10**6}, 1.0),
     ({"mode": "modulate", "horizon": 10**6}, 1.0),
     ({"mode": "modulate"}, 1.0),
     ({"mode": "replace"}, 0.5),
+    ({"mode": "replace", "lr_bounds": (0.15 * LR, 1.0)}, 0.75),
 ]
 
 
@@ -201,17 +190,6 @@ def test_held_is_what_clearly_pointed_downhill_or_half_of_it(
         assert (after.held, after.log_lr, after.lr) == (1.0, state.log_lr, state.lr)
     # What is sensed goes on: e is still shown.
     assert after.alignment_mean != state.alignment_mean
-
-
-@both
-def test_half_of_a_rate_at_the_lower_bound_is_the_bound(twin: str) -> None:
-    driven = make(twin, Control(law="alignment", lr_bounds=(1e-4, 1.0)))
-    found = math.log(1.5e-4)
-    driven.put(overshoot=4.9, log_lr_downhill=found, log_lr=math.log(2e-4), log_lr_doubted=found)
-    driven.step(Step(with_cosine(-0.5)))
-    state = driven.step(Step(None))
-    assert state.held == 1
-    assert state.log_lr == math.log(1e-4)
 
 
 @both
@@ -273,35 +251,30 @@ def test_a_rate_is_marked_where_it_is_higher_or_nothing_speaks_against_it(
 
 @both
 @pytest.mark.parametrize(
-    ("cooldown", "held_from", "left"),
+    ("arguments", "held_from", "left"),
     [
         # T = 100. The default: from 60 on min(1, (100 − t)/40).
-        (0.4, 60, {1: 1.0, 59: 1.0, 60: 1.0, 70: 0.75, 80: 0.5, 90: 0.25, 99: 0.025, 100: 0.0}),
-        (0.8, 20, {19: 1.0, 20: 1.0, 30: 0.875, 60: 0.5, 100: 0.0}),
-        (0.0, 100, {1: 1.0, 99: 1.0, 100: 1.0, 150: 1.0}),
-        (0.25, 75, {75: 1.0, 80: 0.8, 95: 0.2, 100: 0.0, 101: 0.0, 150: 0.0}),
+        ({}, 60, {1: 1.0, 59: 1.0, 60: 1.0, 70: 0.75, 80: 0.5, 90: 0.25, 99: 0.025, 100: 0.0}),
+        ({"cooldown": 0.8}, 20, {19: 1.0, 20: 1.0, 30: 0.875, 60: 0.5, 100: 0.0}),
+        ({"cooldown": 0.0}, 100, {1: 1.0, 99: 1.0, 100: 1.0, 150: 1.0}),
+        ({"cooldown": 0.25}, 75, {75: 1.0, 80: 0.8, 95: 0.2, 100: 0.0, 101: 0.0, 150: 0.0}),
+        # A scheduler anneals.
+        ({"mode": "modulate"}, 60, dict.fromkeys(range(1, 151), 1.0)),
     ],
+    ids=str,
 )
 def test_the_cooldown_by_hand(
-    twin: str, cooldown: float, held_from: int, left: dict[int, float]
+    twin: str, arguments: dict[str, Any], held_from: int, left: dict[int, float]
 ) -> None:
-    control = Control(law="alignment", horizon=100, cooldown=cooldown)
+    control = Control(law="alignment", horizon=100, **arguments)
     # Nothing to read: α is still where the search starts when the cooldown ends the search.
     states = course(twin, control, [Step(None)] * 150)
     assert first_held(states) == held_from - 1
+    start = control.start_lr(LR) / 100
     for t, share in left.items():
         assert_close(states[t - 1].anneal, share, "alignment_law")
-        assert_close(states[t - 1].lr, share * LR / 100, "alignment_law")
-        assert_close(states[t - 1].log_lr, math.log(LR / 100), "alignment_law")
-
-
-@both
-def test_a_scheduler_anneals_in_modulate(twin: str) -> None:
-    control = Control(law="alignment", mode="modulate", horizon=100)
-    states = course(twin, control, [Step(None)] * 150)
-    assert first_held(states) == 59
-    assert {state.anneal for state in states} == {1.0}
-    assert_close([state.lr for state in states], [0.01] * 150, "alignment_law")
+        assert_close(states[t - 1].lr, share * start, "alignment_law")
+        assert_close(states[t - 1].log_lr, math.log(start), "alignment_law")
 
 
 @both
@@ -368,17 +341,8 @@ def test_nothing_to_read_moves_nothing(twin: str, nothing: Sums | None) -> None:
     for _ in range(3):
         after = driven.step(Step(nothing))
         assert search_of(after) == search_of(before)
-    assert after.step == before.step + 3
-
-
-@both
-def test_sums_are_read_once(twin: str) -> None:
-    driven = make(twin, ALIGNED)
-    driven.step(Step(with_cosine(0.5)))
-    read = driven.step(Step(None))
-    assert (read.alignment, read.aligned_pending) == (0.5, 0.0)
-    again = driven.step(Step(None))
-    assert search_of(again) == search_of(read)
+    # What there was is read once.
+    assert (after.step, after.aligned_pending) == (before.step + 3, float(nothing is not None))
 
 
 @both
@@ -415,10 +379,13 @@ def test_the_sums_of_all_tensors_are_added_in_order() -> None:
     controller = Controller(ALIGNED, LR, MOMENTUM)
     # In this order and no other: 1 is lost in 2^53, 2^53 + 2 is exact.
     rows = torch.tensor([[2.0**53] * 3, [1.0] * 3, [1.0] * 3, [2.0] * 3], dtype=torch.float64)
-    controller.reduce_alignment([rows[:1], rows[1:1], rows[1:]])
-    assert controller.alignment.tolist() == [2.0**53 + 2] * 3
-    controller.reduce_alignment([])
-    assert controller.alignment.tolist() == [0.0] * 3
+    for tables, expected in (
+        ([rows[:1], rows[1:1], rows[1:]], [2.0**53 + 2] * 3),
+        ([], [0.0] * 3),
+        ([torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64)], [1.0, 2.0, 4.0]),
+    ):
+        controller.reduce_alignment(tables)
+        assert controller.alignment.tolist() == expected
 
 
 # --- The oracle, and both twins ---------------------------------------------------------------
@@ -474,6 +441,17 @@ SWEEP: list[dict[str, Any]] = [
 ]
 
 
+PURE = np.random.default_rng(5)
+EDGES: list[tuple[str, list[Step], bool]] = [
+    # Whatever size h has, even one that no cosine has, the law measures it by itself.
+    *((f"h of {x}", sweeps(sums_of(cosines(300, 150, 4, size=x))), True) for x in (1e-150, 1e150)),
+    ("noise", sweeps(sums_of(0.1 * PURE.standard_normal(2000))), False),
+    ("three values", sweeps(sums_of(PURE.choice([-0.3, 0.0, 0.3], 500))), False),
+    ("late", [Step(None)] * 50 + sweeps(sums_of([1.0] * 300)), False),
+    ("nothing finite", [Step((NAN, 1.0, 1.0))] * 300, False),
+]
+
+
 @pytest.mark.parametrize("arguments", SWEEP, ids=str)
 def test_oracle_sweep(arguments: dict[str, Any]) -> None:
     found = compare(alignment_stream(2000, 1200, seed=len(str(arguments))), **arguments)
@@ -483,21 +461,10 @@ def test_oracle_sweep(arguments: dict[str, Any]) -> None:
     assert found["nonfinite"][-1] > 10
 
 
-@pytest.mark.parametrize("size", [1e-150, 1e-20, 1e150])
-def test_oracle_at_the_ends_of_float64(size: float) -> None:
-    """Cosines of a size that none has: whatever h is, the law measures it by itself."""
-    steps = sweeps(sums_of(cosines(300, 150, seed=4, size=size)))
+@pytest.mark.parametrize(("name", "steps", "ends"), EDGES, ids=[name for name, *_ in EDGES])
+def test_oracle_at_the_edges(name: str, steps: list[Step], ends: bool) -> None:
     found = compare(steps)
-    assert found["held"][-1] == 1
-    assert np.unique(found["log_lr"]).size > 100
-
-
-def test_oracle_in_pure_noise_and_at_rest() -> None:
-    rng = np.random.default_rng(5)
-    compare(sweeps(sums_of(0.1 * rng.standard_normal(2000))))
-    compare(sweeps(sums_of(rng.choice([-0.3, 0.0, 0.3], 500))))
-    compare([Step(None)] * 50 + sweeps(sums_of([1.0] * 300)))
-    compare([Step((NAN, 1.0, 1.0))] * 300)
+    assert not ends or (found["held"][-1] == 1 and np.unique(found["log_lr"]).size > 100)
 
 
 MUTANTS: dict[str, Callable[..., Any]] = {
@@ -531,14 +498,6 @@ def python_against_oracle() -> None:
         assert_same_alignment(actual, expected)
 
 
-@pytest.mark.parametrize("name", MUTANTS)
-def test_the_comparison_sees_a_mutant(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    python_against_oracle()
-    break_law(monkeypatch, name, MUTANTS[name])
-    with pytest.raises(AssertionError):
-        python_against_oracle()
-
-
 # Seldom does anything in one search come so close to these two.
 OTHERS = [(name, factor) for name in CONSTANTS for factor in (0.99, 1.01)]
 OTHERS += [("SAME_RATE", -1.0), ("OVERSHOOT_NONE", 0.2), ("OVERSHOOT_NONE", 5.0)]
@@ -554,15 +513,22 @@ def test_the_comparison_sees_another_constant(
 
 
 @pytest.mark.parametrize("name", MUTANTS)
-def test_the_comparison_of_the_twins_sees_a_mutant(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_comparisons_see_a_mutant(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     steps = alignment_stream(400, 200, seed=3)
     compiled = course("compiled", ALIGNED, steps)
-    assert_equal(compiled, course("python", ALIGNED, steps))
     break_law(monkeypatch, name, MUTANTS[name])
-    with pytest.raises(AssertionError):
-        assert_equal(compiled, course("python", ALIGNED, steps))
+    for comparison in (
+        python_against_oracle,
+        lambda: assert_equal(compiled, course("python", ALIGNED, steps)),
+    ):
+        with pytest.raises(AssertionError):
+            comparison()
+
+
+def test_the_comparisons_pass_without_one() -> None:
+    python_against_oracle()
+    steps = alignment_stream(400, 200, seed=3)
+    assert_equal(course("compiled", ALIGNED, steps), course("python", ALIGNED, steps))
 
 
 @pytest.mark.parametrize("name", ALIGNMENT_COURSES)
@@ -674,24 +640,22 @@ def test_promises_of_every_course(
         before = state
 
 
-@pytest.mark.parametrize(
-    ("name", "mutant"),
-    [
-        ("clip", lambda x, low, high: x),
-        ("hold", lambda *_: None),
-        ("next_overshoot", lambda s, z: s + 1.0),
-        ("beyond_noise", lambda mean: NAN),
-        ("ema", lambda average, sample, beta: average + sample),
-    ],
-)
-def test_a_broken_law_breaks_a_promise(
-    name: str, mutant: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+BROKEN: dict[str, Callable[..., Any]] = {
+    "clip": lambda x, low, high: x,
+    "hold": lambda *_: None,
+    "next_overshoot": lambda s, z: s + 1.0,
+    "beyond_noise": lambda mean: NAN,
+    "ema": lambda average, sample, beta: average + sample,
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_law_breaks_a_promise(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     check = test_promises_of_every_course.hypothesis.inner_test  # type: ignore[attr-defined]
     control = Control(law="alignment", horizon=300)
     steps = sweeps(sums_of(cosines(400, 200, seed=3, mean=3.0)))
     check("python", control, steps, MOMENTUM)
-    break_law(monkeypatch, name, mutant)
+    break_law(monkeypatch, name, BROKEN[name])
     with pytest.raises(AssertionError):
         check("python", control, steps, MOMENTUM)
 
@@ -709,6 +673,13 @@ def rescaled(steps: Sequence[Step], of_gradient: float, of_update: float) -> lis
     return [
         Step((s.sums[0] * c * d, s.sums[1] * c * c, s.sums[2] * d * d)) for s in steps if s.sums
     ]
+
+
+def test_another_angle_is_no_other_scale() -> None:
+    steps = sweeps(sums_of(cosines(100, 50, seed=1)))
+    shifted = [Step((s.sums[0] + 1e-3, *s.sums[1:])) for s in steps if s.sums]
+    found, plain = (unitless(course("python", ALIGNED, each)) for each in (shifted, steps))
+    assert (found != plain).any()
 
 
 @both
@@ -734,14 +705,6 @@ def test_any_factor_of_gradient_and_update_changes_rounding_only(
         # e and S pass through zero, in units of 1.
         scale = 1.0 if name in ("alignment_mean", "overshoot") else None
         assert_close(scaled[:, i], plain[:, i], "alignment_law", scale=scale)
-
-
-def test_the_comparison_of_scales_can_fail() -> None:
-    steps = sweeps(sums_of(cosines(100, 50, seed=1)))
-    shifted = [Step((s.sums[0] + 1e-3, *s.sums[1:])) for s in steps if s.sums]
-    assert (
-        unitless(course("python", ALIGNED, shifted)) != unitless(course("python", ALIGNED, steps))
-    ).any()
 
 
 @both
@@ -784,19 +747,16 @@ def test_where_updates_turn_uphill_the_rate_is_soon_held(
 @both
 def test_a_start_far_too_high_goes_down_and_is_not_held_there(twin: str) -> None:
     control = replace(ALIGNED, acquire_from=100 * LR)
-    uphill, downhill = [-0.5] * 40, [0.5] * 20
-    states = course(twin, control, sweeps(sums_of(uphill + downhill)))
+    states = course(twin, control, sweeps(sums_of([-0.5] * 40 + [0.5] * 20)))
     levels = [state.log_lr for state in states[:41]]
     # Nothing but −1, so that e = −(1 − 0.8^n): down as soon as that is beyond its error, and in
     # the end by 0.1·(−1 + 0.2) in a step.
     assert all(b < a for a, b in itertools.pairwise(levels[3:]))
     assert levels[-1] - levels[-2] == pytest.approx(-0.08, rel=1e-3)
-    assert levels[-1] < levels[0] - 2
-    assert {state.held for state in states} == {0.0}
-    assert {state.overshoot for state in states[:41]} == {0.0}
+    assert {(state.held, state.overshoot) for state in states[:41]} == {(0.0, 0.0)}
     assert states[40].log_lr_downhill == -INF
     # Once it is low enough it looks upwards again.
-    assert states[-1].log_lr > levels[-1]
+    assert (states[-1].log_lr > levels[-1], states[-1].held) == (True, 0.0)
     assert states[-1].log_lr_downhill > -INF
 
 
@@ -833,12 +793,6 @@ def test_noise_alone_holds_the_prototype_at_once_and_this_law_hardly_ever() -> N
     assert np.median(grown) > 2
 
 
-def test_the_compiled_law_does_the_same_in_noise() -> None:
-    for seed in range(3):
-        steps = sweeps(sums_of(0.3 * np.random.default_rng(seed).standard_normal(200)))
-        assert_equal(course("compiled", ALIGNED, steps), course("python", ALIGNED, steps))
-
-
 # --- In training ------------------------------------------------------------------------------
 
 SHAPES = ((7,), (6, 5), (), (3, 4))
@@ -870,22 +824,6 @@ def test_the_rate_that_is_found_hardly_depends_on_the_one_given() -> None:
     assert 0.1 < found[0] < 2
 
 
-def through_a_file(optimizer: AdaptiveAdamW, params: list[nn.Parameter]) -> Any:
-    buffer = io.BytesIO()
-    torch.save((optimizer.state_dict(), values(params)), buffer)
-    buffer.seek(0)
-    saved, numbers = torch.load(buffer, weights_only=True)
-    resumed = [nn.Parameter(x) for x in numbers]
-    other = searching(resumed, optimizer.control)
-    other.load_state_dict(saved)
-    return other, resumed
-
-
-COPIERS: dict[str, Callable[[AdaptiveAdamW, list[nn.Parameter]], Any]] = {
-    "torch.save": through_a_file,
-    "deepcopy": lambda optimizer, params: copy.deepcopy((optimizer, params)),
-    "pickle": lambda optimizer, params: pickle.loads(pickle.dumps((optimizer, params))),
-}
 RESUMED = {
     "no horizon": Control.find_lr(),
     "a horizon": Control.find_lr(150),
@@ -894,21 +832,21 @@ RESUMED = {
 }
 
 
-@pytest.mark.parametrize("way", COPIERS)
 @pytest.mark.parametrize("name", RESUMED)
-def test_resumed_in_mid_search_it_goes_on_to_the_bit(name: str, way: str) -> None:
+def test_resumed_in_mid_search_it_goes_on_to_the_bit(name: str) -> None:
     params = parameters(*SHAPES)
     optimizer = searching(params, RESUMED[name])
     descend(optimizer, params, 40)
     before = optimizer.knobs()
     assert (before["held"], before["step"]) == (0, 40)
-    other, resumed = COPIERS[way](optimizer, params)
-    for first in range(40, 140, 25):
-        for each, its in ((optimizer, params), (other, resumed)):
-            descend(each, its, 25, first=first)
-        assert_same(memory_of(other), memory_of(optimizer))
-        assert_same(values(resumed), values(params))
-        assert repr(other.knobs()) == repr(optimizer.knobs())
+    resumed = clones(params)
+    other = searching(resumed, RESUMED[name])
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for each, its in ((optimizer, params), (other, resumed)):
+        descend(each, its, 100, first=40)
+    assert_same(memory_of(other), memory_of(optimizer))
+    assert_same(values(resumed), values(params))
+    assert repr(other.knobs()) == repr(optimizer.knobs())
     assert optimizer.knobs()["held"] == 1
     assert optimizer.knobs()["alpha"] != before["alpha"]
 
@@ -921,63 +859,24 @@ def test_a_resumed_run_needs_all_of_its_memory(name: str) -> None:
     saved = copy.deepcopy(optimizer.state_dict())
     assert saved["param_groups"][0]["adaptive_state"][SLOT[name]] != 0
     saved["param_groups"][0]["adaptive_state"][SLOT[name]] = 0.0
-    resumed = parameters(*SHAPES)
+    resumed = clones(params)
     other = searching(resumed)
     other.load_state_dict(saved)
-    for param, now in zip(resumed, params, strict=True):
-        param.data.copy_(now.data)
     descend(optimizer, params, 10, first=60)
     descend(other, resumed, 10, first=60)
     assert_differ(memory_of(other), memory_of(optimizer))
-
-
-def test_losses_do_not_touch_alpha() -> None:
-    ends = []
-    for slope in (-1.0, 1.0, NAN):
-        params = parameters(*SHAPES)
-        optimizer = searching(params, replace(Control.find_lr(), every=2))
-        rates = []
-        for step in range(60):
-            draw_gradients(params, step)
-            optimizer.step(loss=10.0 + slope * step)
-            rates.append(optimizer.knobs()["alpha"])
-        ends.append((rates, optimizer.knobs()["loss_direction"]))
-    assert ends[0][0] == ends[1][0] == ends[2][0]
-    assert len(set(ends[0][0])) > 30
-    assert ends[0][1] < 0 < ends[1][1]
-
-
-@both
-@pytest.mark.parametrize("every", [1, 3, None])
-def test_momentum_and_noise_keep_their_laws(twin: str, every: int | None) -> None:
-    steps = [step for step in alignment_stream(500, 300, seed=2) if not step.skipped]
-    aligned = course(twin, Control(law="alignment", every=every, horizon=400), steps)
-    by_loss = course(twin, Control(law="loss", every=every), steps)
-    for name in ("logit_momentum", "momentum", "log_noise", "noise", "updates", "plateau"):
-        ours, theirs = ([getattr(state, name) for state in states] for states in (aligned, by_loss))
-        assert ours == theirs, name
-        assert len(set(ours)) > 20
-    assert aligned[-1].lr != by_loss[-1].lr
 
 
 @pytest.mark.parametrize("every", [2, 10, None])
 def test_nothing_need_be_observed(every: int | None) -> None:
     params = parameters(*SHAPES)
     optimizer = searching(params, Control(law="alignment", every=every))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        for step in range(30):
-            draw_gradients(params, step)
-            optimizer.step()
+    for step in range(30):
+        draw_gradients(params, step)
+        optimizer.step()
     knobs = optimizer.knobs()
     assert knobs["alpha"] > 0.1 / 100
     assert (knobs["updates"], knobs["noise"], knobs["momentum"]) == (0, 0.0, 0.5)
-    # The law of losses has something to say about that.
-    blind = searching(parameters(*SHAPES), Control(every=2))
-    for _ in range(9):
-        blind.step()
-    with pytest.warns(UserWarning, match="was never told a loss"):
-        blind.step()
 
 
 @pytest.mark.parametrize("observed", [False, True])
@@ -986,7 +885,10 @@ def test_knobs_and_trace_show_the_search(observed: bool) -> None:
     optimizer = searching(params, Control(law="alignment", every=5))
     states = {}
     for step in range(1, 203):
-        descend_unobserved(optimizer, params, step, observed)
+        loss = quadratic(params, step)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step(loss=loss if observed else None)
         states[step] = optimizer._controller.read()
         knobs = optimizer.knobs()
         for name in ("alignment", "alignment_direction", "alignment_mean", "held"):
@@ -1007,99 +909,12 @@ def test_knobs_and_trace_show_the_search(observed: bool) -> None:
     assert (trace["alignment_direction"].abs() <= 1).all()
 
 
-def descend_unobserved(
-    optimizer: AdaptiveAdamW, params: list[nn.Parameter], step: int, observed: bool
-) -> None:
-    loss = quadratic(params, step)
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step(loss=loss if observed else None)
-
-
 def test_the_law_of_losses_traces_what_is_observed_alone() -> None:
     controller = Controller(Control(every=2), LR, MOMENTUM)
     groups = torch.tensor([[LR, MOMENTUM, 0.999, 1e-8, 0.0]], dtype=torch.float64)
     for _ in range(6):
         controller.advance(groups, torch.zeros(1, 2, dtype=torch.float64))
     assert controller.trace()["step"].tolist() == []
-
-
-def test_groups_keep_their_ratios_in_training() -> None:
-    params = parameters(*SHAPES)
-    groups = [
-        {"params": params[:1], "lr": 0.1},
-        {"params": params[1:3], "lr": 0.7},
-        {"params": params[3:], "lr": 0.0},
-    ]
-    optimizer = AdaptiveAdamW(groups, betas=FAST, control=Control.find_lr(120))
-    start = values(params)
-    seen = set()
-    for step in range(130):
-        descend(optimizer, params, 1, first=step)
-        knobs = optimizer.knobs()
-        table = optimizer._round._group_table
-        assert table is not None
-        first, second, third = table.effective[:, 0].tolist()
-        assert first == pytest.approx(knobs["alpha"], rel=1e-12)
-        assert second == pytest.approx(7 * first, rel=1e-12)
-        assert third == 0
-        seen.add((knobs["held"], first < 0.1 / 100, first == 0))
-        if step == 119:
-            end = values(params)
-    # Above its start in the search, and when it is held; then down, to nothing.
-    assert {(0.0, False, False), (1.0, False, False), (1.0, True, True)} <= seen
-    # At a rate of zero nothing moves, weight decay included.
-    assert_same(values(params), end)
-    assert_differ(end[1], start[1])
-    assert_same(end[3], start[3])
-
-
-# --- What it says -----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("control", "what"),
-    [
-        (Control.find_lr(), "learning rate"),
-        (replace(Control.find_lr(), mode="modulate"), "factor of the learning rate"),
-    ],
-    ids=["replace", "modulate"],
-)
-def test_it_says_once_when_the_rate_is_held(
-    control: Control, what: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    params = parameters(*SHAPES)
-    optimizer = searching(params, control)
-    with caplog.at_level(logging.INFO, logger="adaptiverl"):
-        held = None
-        for step in range(220):
-            descend(optimizer, params, 1, first=step)
-            if held is None and optimizer.knobs()["held"]:
-                held = step + 1
-                assert len(caplog.records) == 1
-            assert held is not None or not caplog.records
-        assert held is not None
-        alpha = optimizer.knobs()["alpha"]
-        message = f"AdaptiveAdamW holds the {what} it found: {alpha:.3g}, by step {held}"
-        assert [(r.levelno, r.getMessage()) for r in caplog.records] == [(logging.INFO, message)]
-        # What a checkpoint already held is not news.
-        resumed = parameters(*SHAPES)
-        other = searching(resumed, control)
-        other.load_state_dict(optimizer.state_dict())
-        descend(other, resumed, 70, first=220)
-        assert len(caplog.records) == 1
-
-
-def test_it_warns_once_of_steps_beyond_the_horizon(caplog: pytest.LogCaptureFixture) -> None:
-    params = parameters((3,))
-    optimizer = searching(params, Control.find_lr(20))
-    with caplog.at_level(logging.WARNING, logger="adaptiverl"):
-        descend(optimizer, params, 20)
-        assert not caplog.records
-        descend(optimizer, params, 200, first=20)
-    (record,) = caplog.records
-    assert record.levelno == logging.WARNING
-    assert "beyond Control(horizon=20): the learning rate is 0" in record.getMessage()
 
 
 # A run goes on under another control
@@ -1111,31 +926,18 @@ def test_it_warns_once_of_steps_beyond_the_horizon(caplog: pytest.LogCaptureFixt
     ids=["loss law", "no horizon", "modulate", "frozen"],
 )
 def test_a_finished_run_can_go_on_under_a_control_that_does_not_anneal(control: Control) -> None:
-    def optimizer(control: Control) -> AdaptiveAdamW:
-        return AdaptiveAdamW([torch.nn.Parameter(torch.ones(3))], lr=1e-2, control=control)
-
-    def train(trained: AdaptiveAdamW, steps: int) -> None:
-        (parameter,) = trained.param_groups[0]["params"]
-        for _ in range(steps):
-            parameter.grad = parameter.detach().clone()
-            trained.step()
-
-    finished = optimizer(Control.find_lr(20))
-    train(finished, 20)
-    assert finished.knobs()["lr"] == 0
-    going_on = optimizer(control)
+    params = parameters((3,))
+    finished = searching(params, Control.find_lr(20))
+    descend(finished, params, 19)
+    (before,) = values(params)
+    # At a rate of zero nothing moves, weight decay included.
+    for step in (19, 20):
+        descend(finished, params, 1, first=step)
+        assert finished.knobs()["lr"] == 0
+        assert_same(values(params), [before])
+    going_on = searching(params, control)
     going_on.load_state_dict(finished.state_dict())
-    (before,) = going_on.param_groups[0]["params"]
-    before = before.detach().clone()
-    train(going_on, 1)
+    descend(going_on, params, 1, first=21)
     assert going_on.knobs()["lr"] > 0
     assert going_on.knobs()["alpha"] > 0
-    assert not torch.equal(before, going_on.param_groups[0]["params"][0])
-
-
-def test_rows_of_sums_are_counted_by_their_numbers() -> None:
-    controller = Controller(Control.find_lr(), 1e-3, 0.9)
-    controller.reduce_alignment([torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64)])
-    assert controller.alignment.tolist() == [1.0, 2.0, 4.0]
-    with pytest.raises(RuntimeError, match="sums must hold"):
-        controller.reduce_alignment([torch.zeros(4, dtype=torch.float64)])
+    assert_differ(values(params)[0], before)

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from law_twin import assert_equal, break_law, losses_course, numbers, start
+from law_twin import assert_equal, both, break_law, losses_course, make, numbers, start
 from streams import (
+    Step,
     assert_alive,
     assert_same_course,
     course_of,
@@ -51,84 +52,75 @@ def fresh(control: Control = BY_HAND, lr: float = 1e-3, momentum: float = 0.9) -
     return start(control, lr, momentum)
 
 
-# --- By hand: arithmetic ----------------------------------------------------------------------
+# --- By hand ----------------------------------------------------------------------------------
 
 
-def test_ema() -> None:
-    assert arithmetic.ema(2.0, 6.0, 0.25) == 3.0  # 0.75·2 + 0.25·6
-
-
-def test_sigmoid_and_logit() -> None:
-    assert arithmetic.sigmoid(0.0) == 0.5
-    assert_close(arithmetic.sigmoid(math.log(3)), 0.75, "law")  # 1/(1 + 1/3)
-    assert_close(arithmetic.sigmoid(-math.log(3)), 0.25, "law")  # (1/3)/(1 + 1/3)
-    assert_close(arithmetic.logit(0.75), math.log(3), "law")  # log(0.75/0.25)
-    assert (arithmetic.sigmoid(-1e4), arithmetic.sigmoid(1e4), arithmetic.logit(0.0)) == (
-        0.0,
-        1.0,
-        -INF,
-    )
-
-
-def test_ratio_guards_zero_only() -> None:
-    assert arithmetic.ratio(3.0, 4.0) == 0.75
-    assert arithmetic.ratio(3.0, 0.0) == 0.0
-    assert (
-        arithmetic.ratio(5e-324, 5e-324) == 1.0
-    )  # ε is no scale: the smallest number there is counts
-
-
-@pytest.mark.parametrize(
-    ("x", "expected"), [(-2.0, -1.0), (-0.5, -0.5), (0.25, 0.25), (7.0, 1.0), (INF, 1.0)]
-)
-def test_clip(x: float, expected: float) -> None:
-    assert arithmetic.clip(x, -1.0, 1.0) == expected
-
-
-# --- By hand: sensors -------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("sample", "mean", "scale", "count", "spike_clip", "expected"),
-    [
-        (10.0, 2.0, 0.5, 2, 5.0, 5.0),  # 8 is beyond c·S/β = 5·0.5/0.5 = 5
-        (-10.0, 2.0, 0.5, 2, 5.0, -5.0),
-        (4.0, 2.0, 0.5, 2, 5.0, 2.0),  # within
-        (10.0, 2.0, 0.5, 1, 5.0, 8.0),  # the second sample is never clipped
-        (10.0, 2.0, 0.0, 2, 5.0, 8.0),  # nor is anything where S = 0
-        (10.0, 2.0, 0.5, 2, INF, 8.0),  # the specification to the letter
-        (1.7e308, -1.7e308, 0.0, 2, 5.0, 2.0**1000),  # the difference overflows and saturates
+STRONG = numbers(replace(BY_HAND, gain_lr_reward=0.3, gain_lr_loss=0.3))
+OFF = numbers(replace(BY_HAND, noise_bounds=(0.0, 0.0)))
+LOG3, AT, NINE, LOW = math.log(3), math.log(1e-3), math.log(9), math.log(0.01)
+EXACT: list[tuple[Callable[..., float], tuple[float, ...], float]] = [
+    (arithmetic.ema, (2.0, 6.0, 0.25), 3.0),  # 0.75·2 + 0.25·6
+    (arithmetic.sigmoid, (0.0,), 0.5),
+    (arithmetic.sigmoid, (-1e4,), 0.0),
+    (arithmetic.sigmoid, (1e4,), 1.0),
+    (arithmetic.logit, (0.0,), -INF),
+    (arithmetic.ratio, (3.0, 4.0), 0.75),
+    (arithmetic.ratio, (3.0, 0.0), 0.0),
+    (arithmetic.ratio, (5e-324, 5e-324), 1.0),  # ε is no scale: the smallest number there is counts
+    *[
+        (arithmetic.clip, (x, -1.0, 1.0), clipped)
+        for x, clipped in ((-2.0, -1.0), (-0.5, -0.5), (0.25, 0.25), (7.0, 1.0), (INF, 1.0))
     ],
-)
-def test_innovation(
-    sample: float, mean: float, scale: float, count: float, spike_clip: float, expected: float
+    # Sample, mean, S, count, β, c: 8 is beyond c·S/β = 5·0.5/0.5 = 5.
+    (sensors.innovation, (10.0, 2.0, 0.5, 2, 0.5, 5.0), 5.0),
+    (sensors.innovation, (-10.0, 2.0, 0.5, 2, 0.5, 5.0), -5.0),
+    (sensors.innovation, (4.0, 2.0, 0.5, 2, 0.5, 5.0), 2.0),  # within
+    (sensors.innovation, (10.0, 2.0, 0.5, 1, 0.5, 5.0), 8.0),  # the second sample is never clipped
+    (sensors.innovation, (10.0, 2.0, 0.0, 2, 0.5, 5.0), 8.0),  # nor is anything where S = 0
+    (sensors.innovation, (10.0, 2.0, 0.5, 2, 0.5, INF), 8.0),  # the specification to the letter
+    (sensors.innovation, (1.7e308, -1.7e308, 0.0, 2, 0.5, 5.0), 2.0**1000),  # overflows: saturates
+    (sensors.scale_of, (9.0, -3.0, 1, 0.5), 3.0),  # a scale starts at its first sample
+    (sensors.scale_of, (9.0, -3.0, 2, 0.5), 6.0),  # 0.5·9 + 0.5·3
+    (sensors.direction, (-1.0, 2.0), -0.5),
+    (sensors.direction, (5.0, 2.0), 1.0),
+    (sensors.direction, (-5.0, 2.0), -1.0),
+    (sensors.direction, (1.0, 0.0), 0.0),
+    (knobs.next_log_noise, (-INF, 1.0, 0.0, OFF), -INF),
+]
+CLOSE: list[tuple[Callable[..., float], tuple[Any, ...], float]] = [
+    (arithmetic.sigmoid, (LOG3,), 0.75),  # 1/(1 + 1/3)
+    (arithmetic.sigmoid, (-LOG3,), 0.25),  # (1/3)/(1 + 1/3)
+    (arithmetic.logit, (0.75,), LOG3),  # log(0.75/0.25)
+    (sensors.plateau_score, (0.1, 1.0, NUMBERS), 0.25),  # both factors at their centre: sig(0)²
+    # sig((0.1−0.15)/0.05 = −1) · sig((1−0.8)/0.2 = 1); sig(2)·sig(5) = 0.880797 · 0.993307
+    (sensors.plateau_score, (-0.15, 0.8, NUMBERS), 0.19661193324148185),
+    (sensors.plateau_score, (0.0, 0.0, NUMBERS), 0.8749020344404308),
+    (next_log_lr, (AT, 1.0, 0.0, NUMBERS), AT + 0.02),
+    (next_log_lr, (AT, -0.5, 0.25, NUMBERS), AT - 0.02),  # −0.5·0.02 − 0.25·0.04
+    (next_log_lr, (AT, 1.0, 0.0, STRONG), AT + math.log(1.2)),  # capped at c↑
+    (next_log_lr, (AT, -1.0, 1.0, STRONG), AT + math.log(0.9)),  # −0.6 capped at c↓
+    (next_log_lr, (math.log(1e-2) - 0.01, 1.0, 0.0, NUMBERS), math.log(1e-2)),  # 10·1e-3
+    (next_log_lr, (math.log(1e-5) + 0.01, -1.0, 1.0, NUMBERS), math.log(1e-5)),  # 1e-3/100
+    (knobs.next_logit_momentum, (NINE, 1.0, 0.0, NUMBERS), NINE + 0.1),  # logit 0.9
+    (knobs.next_logit_momentum, (NINE, -1.0, 0.5, NUMBERS), NINE - 0.25),  # −0.1 − 0.5·0.3
+    (knobs.next_logit_momentum, (4.59, 1.0, 0.0, NUMBERS), math.log(99)),  # logit 0.99
+    (knobs.next_logit_momentum, (1.74, -1.0, 1.0, NUMBERS), math.log(0.85 / 0.15)),
+    (knobs.next_log_noise, (LOW, 1.0, 0.0, NUMBERS), LOW + 0.5),
+    (knobs.next_log_noise, (LOW, 0.2, 1.0, NUMBERS), LOW - 0.1),  # 0.2·0.5 − 0.2
+    (knobs.next_log_noise, (math.log(0.09), 1.0, 0.0, NUMBERS), math.log(0.1)),
+    (knobs.next_log_noise, (math.log(1.1e-4), 0.0, 1.0, NUMBERS), math.log(1e-4)),
+]
+
+
+@pytest.mark.parametrize(("law", "arguments", "expected"), EXACT + CLOSE)
+def test_equation_by_hand(
+    law: Callable[..., float], arguments: tuple[Any, ...], expected: float
 ) -> None:
-    assert sensors.innovation(sample, mean, scale, count, 0.5, spike_clip) == expected
-
-
-def test_scale_starts_at_its_first_sample() -> None:
-    assert sensors.scale_of(9.0, -3.0, 1, 0.5) == 3.0
-    assert sensors.scale_of(9.0, -3.0, 2, 0.5) == 6.0  # 0.5·9 + 0.5·3
-
-
-@pytest.mark.parametrize(
-    ("trend", "scale", "expected"),
-    [(-1.0, 2.0, -0.5), (5.0, 2.0, 1.0), (-5.0, 2.0, -1.0), (1.0, 0.0, 0.0)],
-)
-def test_direction(trend: float, scale: float, expected: float) -> None:
-    assert sensors.direction(trend, scale) == expected
-
-
-@pytest.mark.parametrize(
-    ("direction", "ratio", "expected"),
-    [
-        (0.1, 1.0, 0.25),  # both factors at their centre: sig(0)²
-        (-0.15, 0.8, 0.19661193324148185),  # sig((0.1−0.15)/0.05 = −1) · sig((1−0.8)/0.2 = 1)
-        (0.0, 0.0, 0.8749020344404308),  # sig(2)·sig(5) = 0.880797 · 0.993307
-    ],
-)
-def test_plateau_score(direction: float, ratio: float, expected: float) -> None:
-    assert_close(sensors.plateau_score(direction, ratio, NUMBERS), expected, "law")
+    found = law(*arguments)
+    if (law, arguments, expected) in EXACT:
+        assert found == expected
+    else:
+        assert_close(found, expected, "law")
 
 
 def test_sensors_over_four_losses() -> None:
@@ -180,52 +172,6 @@ def test_sensors_ignore_what_is_not_finite(bad: float) -> None:
     assert (state.nonfinite, state.nonfinite_pending) == (1.0, 1.0)
 
 
-# --- By hand: laws ----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("reward", "worsening", "gains", "expected"),
-    [
-        (1.0, 0.0, (0.02, 0.04), 0.02),
-        (-0.5, 0.25, (0.02, 0.04), -0.02),  # −0.5·0.02 − 0.25·0.04
-        (1.0, 0.0, (0.3, 0.3), math.log(1.2)),  # capped at c↑
-        (-1.0, 1.0, (0.3, 0.3), math.log(0.9)),  # −0.6 capped at c↓
-    ],
-)
-def test_next_log_lr(
-    reward: float, worsening: float, gains: tuple[float, float], expected: float
-) -> None:
-    control = replace(BY_HAND, gain_lr_reward=gains[0], gain_lr_loss=gains[1])
-    start = math.log(1e-3)
-    assert_close(next_log_lr(start, reward, worsening, numbers(control)), start + expected, "law")
-
-
-def test_next_log_lr_stops_at_the_bounds() -> None:
-    low, high = math.log(1e-5), math.log(1e-2)  # 1e-3/100 and 10·1e-3
-    assert_close(next_log_lr(high - 0.01, 1.0, 0.0, NUMBERS), high, "law")
-    assert_close(next_log_lr(low + 0.01, -1.0, 1.0, NUMBERS), low, "law")
-
-
-def test_next_logit_momentum() -> None:
-    start = math.log(9)  # logit 0.9
-    law = knobs.next_logit_momentum
-    assert_close(law(start, 1.0, 0.0, NUMBERS), start + 0.1, "law")
-    assert_close(law(start, -1.0, 0.5, NUMBERS), start - 0.25, "law")  # −0.1 − 0.5·0.3
-    assert_close(law(4.59, 1.0, 0.0, NUMBERS), math.log(99), "law")  # logit 0.99
-    assert_close(law(1.74, -1.0, 1.0, NUMBERS), math.log(0.85 / 0.15), "law")
-
-
-def test_next_log_noise() -> None:
-    start = math.log(0.01)
-    law = knobs.next_log_noise
-    assert_close(law(start, 1.0, 0.0, NUMBERS), start + 0.5, "law")
-    assert_close(law(start, 0.2, 1.0, NUMBERS), start - 0.1, "law")  # 0.2·0.5 − 0.2
-    assert_close(law(math.log(0.09), 1.0, 0.0, NUMBERS), math.log(0.1), "law")
-    assert_close(law(math.log(1.1e-4), 0.0, 1.0, NUMBERS), math.log(1e-4), "law")
-    off = replace(BY_HAND, noise_bounds=(0.0, 0.0))
-    assert law(-INF, 1.0, 0.0, numbers(off)) == -INF
-
-
 def test_one_update_of_all_knobs() -> None:
     state = fresh()
     state.loss_direction, state.reward_direction, state.plateau = -1.0, 1.0, 0.8
@@ -272,6 +218,20 @@ def test_reward_that_did_not_come_counts_as_zero() -> None:
     assert state.reward_direction == 1.0  # the sensor rests
 
 
+@both
+def test_without_a_reward_a_resumed_direction_counts_as_zero(twin: str) -> None:
+    driven = make(twin, replace(BY_HAND, reward="none"))
+    driven.put(reward_direction=1.0, rewarded_pending=1.0)
+    states = [driven.step(Step(None, 3.0)) for _ in range(3)]
+    # α and μ stay, and σ has P alone: sig(2)·sig(5), since Δ̃ = v = 0.
+    assert [(state.log_lr, state.updates) for state in states] == [
+        (math.log(1e-3), n) for n in (1, 2, 3)
+    ]
+    assert len({state.logit_momentum for state in states}) == 1
+    assert_close(states[0].log_noise, math.log(1e-4) + 0.8749020344404308 / 2, "law")
+    assert states[-1].reward_direction == 1.0
+
+
 @pytest.mark.parametrize(
     ("bounds", "floor", "log_noise", "expected"),
     [
@@ -307,26 +267,24 @@ def test_groups_see_ratios() -> None:
 
 
 @pytest.mark.parametrize(("mode", "alpha"), [("replace", 0.5), ("modulate", 1.0)])
-def test_start(mode: Any, alpha: float) -> None:
-    control = Control(mode=mode)
+@pytest.mark.parametrize(
+    ("law", "from_share", "acquire_from"),
+    [("loss", 1.0, None), ("alignment", 0.01, None), ("alignment", 1.0, 0.125)],
+)
+def test_start(
+    law: Any, from_share: float, acquire_from: float | None, mode: Any, alpha: float
+) -> None:
+    control = Control(law=law, mode=mode, acquire_from=acquire_from)
     state = start(control, 0.5, 0.9, seed=(7 << 32) + 5)
-    assert (state.lr, state.noise, state.step, state.updates) == (alpha, 0.0, 0.0, 0.0)
+    begins = acquire_from or from_share * alpha
+    assert_close(state.lr, begins, "law")
+    assert (state.noise, state.step, state.updates) == (0.0, 0.0, 0.0)
     assert_close(state.momentum, 0.9, "law")
     assert_close(state.log_noise, math.log(1e-4), "law")
     assert (state.seed_low, state.seed_high, state.version) == (5.0, 7.0, LAYOUT_VERSION)
-
-
-@pytest.mark.parametrize(("mode", "alpha"), [("replace", 0.5), ("modulate", 1.0)])
-@pytest.mark.parametrize("acquire_from", [None, 0.125])
-def test_the_alignment_law_starts_elsewhere(
-    mode: Any, alpha: float, acquire_from: float | None
-) -> None:
-    control = Control(law="alignment", mode=mode, acquire_from=acquire_from)
-    state = fresh(control, lr=0.5)
-    assert_close(state.lr, acquire_from or alpha / 100, "law")
     # Groups multiply what is theirs by α over where the user put it.
     assert_close(state.log_lr_start, math.log(alpha), "law", scale=1.0)
-    assert_close(knobs.group_lr(2.0, state), 2.0 * (acquire_from or alpha / 100) / alpha, "law")
+    assert_close(knobs.group_lr(2.0, state), 2.0 * begins / alpha, "law")
 
 
 # --- The loop ---------------------------------------------------------------------------------
@@ -363,34 +321,37 @@ def test_reflex_fires_once() -> None:
     assert rates[1:] == [rates[1]] * 5
 
 
-def test_replay_is_advance() -> None:
-    losses = loss_stream(200, seed=3)
-    state = fresh()
-    for loss, replayed in zip(losses, replay(losses, BY_HAND, lr=1e-3), strict=True):
-        loop.advance(state, NUMBERS, loss)
-        assert repr(state) == repr(replayed)
-
-
-def test_replay_by_epochs_acts_on_each() -> None:
-    history = replay([3.0, 2.0, 1.0], replace(BY_HAND, every=None), lr=1e-3)
-    assert [s.updates for s in history] == [1, 2, 3]
-    assert [s.step for s in history] == [0, 0, 0]
-    assert history[2].lr > history[0].lr
-
-
-def test_replay_refuses() -> None:
-    with pytest.raises(
-        ValueError, match=r"Control\.reward is 'neg_loss': use Control\(reward='given'"
+@pytest.mark.parametrize("every", [1, None])
+def test_replay_is_the_loop(every: int | None) -> None:
+    losses, control, state = loss_stream(200, seed=3), replace(BY_HAND, every=every), fresh()
+    move = loop.advance if every else loop.update
+    for n, (loss, replayed) in enumerate(
+        zip(losses, replay(losses, control, lr=1e-3), strict=True)
     ):
-        replay([1.0], Control(), lr=1e-3, rewards=[1.0])
-    with pytest.raises(ValueError, match="zip"):
-        replay([1.0, 2.0], Control(reward="given"), lr=1e-3, rewards=[1.0])
-    with pytest.raises(ValueError, match="must start inside"):
-        replay([1.0], Control(lr_bounds=(1.0, 2.0)), lr=1e-3)
-    reason = r"law='alignment'\): that law reads the gradients, .* Use law='loss', or train$"
-    for aligned in (Control.find_lr(100), Control(law="alignment", every=None, reward="given")):
-        with pytest.raises(ValueError, match=reason):
-            replay([3.0, 2.0], aligned, lr=1e-3, rewards=[1.0, 2.0])
+        move(state, numbers(control), loss)
+        assert repr(state) == repr(replayed)
+        assert (state.updates, state.step) == (n + 1, n + 1 if every else 0)
+
+
+ALIGNED = r"law='alignment'\): that law reads the gradients, .* Use law='loss', or train$"
+
+
+@pytest.mark.parametrize(
+    ("control", "losses", "rewards", "message"),
+    [
+        (Control(), [1.0], [1.0], r"Control\.reward is 'neg_loss': use Control\(reward='given'"),
+        (Control(reward="given"), [1.0, 2.0], [1.0], "zip"),
+        (Control(lr_bounds=(1.0, 2.0)), [1.0], None, "must start inside"),
+        (Control.find_lr(100), [3.0, 2.0], [1.0, 2.0], ALIGNED),
+        (Control(law="alignment", every=None, reward="given"), [3.0, 2.0], [1.0, 2.0], ALIGNED),
+    ],
+    ids=["reward", "lengths", "start", "find_lr", "aligned"],
+)
+def test_replay_refuses(
+    control: Control, losses: list[float], rewards: list[float | None] | None, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        replay(losses, control, lr=1e-3, rewards=rewards)
 
 
 # --- Against the oracle -----------------------------------------------------------------------
@@ -455,42 +416,41 @@ SWEEP: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("arguments", SWEEP, ids=str)
 def test_oracle_sweep(arguments: dict[str, Any]) -> None:
-    actual = compare(arguments, loss_stream(10_000, seed=len(str(arguments))))
+    actual = compare(arguments, loss_stream(5000, seed=len(str(arguments))))
     assert_alive(actual)
-    assert actual["nonfinite"][-1] > 50
+    assert actual["nonfinite"][-1] > 25
 
 
-@pytest.mark.parametrize("mode", ["replace", "modulate"])
-@pytest.mark.parametrize("reward", ["neg_loss", "given", "none"])
-@pytest.mark.parametrize("every", [1, 3, 10, None])
-def test_oracle_every_combination(mode: str, reward: str, every: int | None) -> None:
-    arguments = {"mode": mode, "reward": reward, "every": every}
-    compare(arguments, loss_stream(600, seed=5), lr=0.3, mu=0.95)
+CALM = [x for x in loss_stream(3000, seed=7) if not abs(x) > 1e9]
+EDGES: list[tuple[dict[str, Any], list[float], float, float]] = [
+    *(
+        ({"mode": mode, "reward": reward, "every": every}, loss_stream(600, seed=5), 0.3, 0.95)
+        for mode in ("replace", "modulate")
+        for reward in ("neg_loss", "given", "none")
+        for every in (1, 3, 10, None)
+    ),
+    # Where squares under- or overflow, and innovations saturate.
+    *(({}, [factor * x for x in CALM], 1e-3, 0.9) for factor in (1e-300, 1e-150, 1e150, 3e299)),
+    *(
+        ({}, odd + loss_stream(300, seed=9), 1e-3, 0.9)
+        for odd in ([1e300], [1.0, -1e300], [NAN, INF, 1e-300], [0.0] * 60)
+    ),
+    *(({}, loss_stream(2000, seed=10), 1e-3, momentum) for momentum in (0.999, 0.1)),
+]
 
 
-@pytest.mark.parametrize("factor", [1e-300, 1e-150, 1e150, 3e299])
-def test_oracle_at_the_ends_of_float64(factor: float) -> None:
-    """Where squares under- or overflow, and innovations saturate."""
-    losses = [loss * factor for loss in loss_stream(3000, seed=7) if not abs(loss) > 1e9]
-    compare({"every": 1}, losses)
+@pytest.mark.parametrize(("arguments", "losses", "lr", "momentum"), EDGES)
+def test_oracle_at_the_edges(
+    arguments: dict[str, Any], losses: list[float], lr: float, momentum: float
+) -> None:
+    compare({"every": 1} | arguments, losses, lr, momentum)
 
 
 def test_oracle_without_spike_clipping() -> None:
-    losses = [x for x in loss_stream(10_000, seed=8) if not 1e5 < abs(x) < INF]
+    losses = [x for x in loss_stream(3000, seed=8) if not 1e5 < abs(x) < INF]
     clipped = compare({"every": 1}, losses)
     unclipped = compare({"every": 1, "spike_clip": INF}, losses)
     assert (clipped["loss_mean"] != unclipped["loss_mean"]).any()
-
-
-@pytest.mark.parametrize("start", [[1e300], [1.0, -1e300], [NAN, INF, 1e-300], [0.0] * 60])
-def test_oracle_from_odd_starts(start: list[float]) -> None:
-    compare({"every": 1}, start + loss_stream(300, seed=9))
-
-
-def test_oracle_from_edge_momenta() -> None:
-    losses = loss_stream(2000, seed=10)
-    compare({"every": 1}, losses, mu=0.999)
-    compare({"every": 1}, losses, mu=0.1)
 
 
 MUTANTS: dict[str, Callable[..., Any]] = {
@@ -579,33 +539,26 @@ def test_sign_reflex(loss_direction: float, reward_direction: float, plateau: fl
 @settings(max_examples=40)
 def test_anti_windup(pushes: int, worsening: bool, back: float) -> None:
     """However long a knob was pushed against its bound, the first opposite push takes it off."""
-    limits = BY_HAND.limits(1e-3, 0.9)
-    state = fresh()
+    limits, state = BY_HAND.limits(1e-3, 0.9), fresh()
+
+    def push(sign: float, size: float) -> tuple[float, ...]:
+        state.loss_direction, state.reward_direction = sign * size, -sign * size
+        state.plateau = float(sign > 0)
+        loop.act(state, NUMBERS)
+        return state.log_lr, state.logit_momentum, state.log_noise
+
     # At its bounds already: what more pushes do must not be remembered.
     state.log_lr = math.log(limits.lr_min if worsening else limits.lr_max)
     bound = limits.momentum_min if worsening else limits.momentum_max
     state.logit_momentum = arithmetic.logit(bound)
     state.log_noise = math.log(limits.noise_max if worsening else limits.noise_floor)
-    pinned = replace(state)
+    pinned = state.log_lr, state.logit_momentum, state.log_noise
     sign = 1.0 if worsening else -1.0
     for _ in range(pushes):
-        state.loss_direction, state.reward_direction = sign, -sign
-        state.plateau = 1.0 if worsening else 0.0
-        loop.act(state, NUMBERS)
-    assert (state.log_lr, state.logit_momentum, state.log_noise) == (
-        pinned.log_lr,
-        pinned.logit_momentum,
-        pinned.log_noise,
+        assert push(sign, 1.0) == pinned
+    freed = push(-sign, back)
+    # α and μ leave one way, σ the other.
+    assert all(
+        way * sign * (now - before) > 0
+        for way, now, before in zip((1, 1, -1), freed, pinned, strict=True)
     )
-    state.loss_direction, state.reward_direction = -sign * back, sign * back
-    state.plateau = 0.0 if worsening else 1.0
-    loop.act(state, NUMBERS)
-    knobs.read_knobs(state, NUMBERS)
-    if worsening:
-        assert state.lr > limits.lr_min
-        assert state.momentum > limits.momentum_min
-        assert state.noise < limits.noise_max
-    else:
-        assert state.lr < limits.lr_max
-        assert state.momentum < limits.momentum_max
-        assert state.noise > limits.noise_floor

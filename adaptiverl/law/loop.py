@@ -14,7 +14,9 @@ def act(state: State, control: ControlNumbers) -> None:
     """One update of the knobs from the sensors as they stand, or from the regression reflex."""
     loss_direction = state.loss_direction
     reward_direction = state.reward_direction
-    if control.reward_source == REWARD_GIVEN and state.rewarded_pending == 0:
+    # A resumed memory may bring the direction of a reward that this control does not have.
+    unrewarded = control.reward_source == REWARD_GIVEN and state.rewarded_pending == 0
+    if unrewarded or control.reward_source == REWARD_NONE:
         reward_direction = 0.0
     if state.nonfinite_pending != 0:
         loss_direction = 1.0

@@ -16,7 +16,9 @@ namespace adaptiverl {
 ADAPTIVERL_BOTH void act(State& state, const ControlNumbers& control) {
   double loss_direction = state.loss_direction;
   double reward_direction = state.reward_direction;
-  if (control.reward_source == kRewardGiven && state.rewarded_pending == 0) {
+  // A resumed memory may bring the direction of a reward that this control does not have.
+  const bool unrewarded = control.reward_source == kRewardGiven && state.rewarded_pending == 0;
+  if (unrewarded || control.reward_source == kRewardNone) {
     reward_direction = 0;
   }
   if (state.nonfinite_pending != 0) {
