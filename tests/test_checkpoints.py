@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import io
 import math
-import os
 import signal
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import checkpointed_run
 import pytest
 import torch
 from pass_cases import CASES
@@ -203,16 +203,15 @@ def test_a_checkpoint_of_an_untrained_optimizer() -> None:
 # A real kill
 
 
-def checkpointed_run(folder: Path, pause: int = 0) -> subprocess.Popen[str]:
-    script = Path(__file__).parent / "checkpointed_run.py"
-    # As pytest itself was started: isolated where the installed wheel is to be tested.
-    isolated = ["-I"] if sys.flags.isolated else []
-    command = [sys.executable, *isolated, str(script), str(folder), "14", str(pause)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+STEPS = 14
 
 
 def kill_in_save(folder: Path, pause: int) -> None:
-    with checkpointed_run(folder, pause) as process:
+    script = Path(__file__).parent / "checkpointed_run.py"
+    # As pytest itself was started: isolated where the installed wheel is to be tested.
+    isolated = ["-I"] if sys.flags.isolated else []
+    command = [sys.executable, *isolated, str(script), str(folder), str(STEPS), str(pause)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "mid-save\n"
         process.send_signal(signal.SIGKILL)
@@ -224,24 +223,20 @@ def kill_in_save(folder: Path, pause: int) -> None:
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
 def test_a_run_killed_in_mid_save_ends_with_the_same_bits(tmp_path: Path) -> None:
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    whole.mkdir()
-    killed.mkdir()
-    with checkpointed_run(whole) as process:
-        assert process.wait(120) == 0
-    expected = torch.load(whole / "end.pt", weights_only=True)
-
-    kill_in_save(killed, pause=9)
-    assert torch.load(killed / "checkpoint.pt", weights_only=True)["step"] == 6
-    with checkpointed_run(killed) as process:
-        assert process.wait(120) == 0
-    end = torch.load(killed / "end.pt", weights_only=True)
-
-    assert (expected.pop("first"), end.pop("first")) == (0, 6)
-    assert_same(end, expected)
-    assert end["knobs"]["step"] == 14
-    assert end["knobs"]["noise"] > 0
-    assert not os.path.exists(killed / "checkpoint.unfinished")
+    ends = []
+    for killed in (False, True):
+        folder = tmp_path / str(killed)
+        folder.mkdir()
+        if killed:
+            kill_in_save(folder, pause=9)
+            assert torch.load(folder / "checkpoint.pt", weights_only=True)["step"] == 6
+        checkpointed_run.main(folder, STEPS, pause=0)
+        ends.append(torch.load(folder / "end.pt", weights_only=True))
+        assert not (folder / "checkpoint.unfinished").exists()
+    assert [end.pop("first") for end in ends] == [0, 6]
+    assert_same(ends[1], ends[0])
+    assert ends[1]["knobs"]["step"] == STEPS
+    assert ends[1]["knobs"]["noise"] > 0
 
 
 # To and from torch.optim
