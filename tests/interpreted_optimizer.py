@@ -45,6 +45,20 @@ def use_triton(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(backends, "resolve", lambda _, *dtypes: real("cuda", *dtypes))
 
 
+Trained = tuple[Any, list[nn.Parameter]]
+
+
+def by_both(train: Callable[[], Trained], other: str = "cpu") -> tuple[Trained, Trained]:
+    """The same training by Triton and by the backend that takes it otherwise."""
+    theirs = train()
+    assert backends_of(theirs[0]) == {other}
+    with pytest.MonkeyPatch.context() as patch:
+        use_triton(patch)
+        ours = train()
+    assert backends_of(ours[0]) == {"triton"}
+    return ours, theirs
+
+
 def parameters(*sizes: int, dtype: torch.dtype = torch.float32) -> list[nn.Parameter]:
     generator = torch.Generator().manual_seed(1)
     return [nn.Parameter(torch.randn(n, generator=generator).to(dtype)) for n in sizes]
@@ -77,63 +91,43 @@ def backends_of(optimizer: Any) -> set[str]:
     return {bucket.backend.name for bucket in optimizer._round.plan._sorted}
 
 
-def assert_same_training(
-    left: Any, right: Any, params: tuple[list[nn.Parameter], list[nn.Parameter]]
-) -> None:
-    for a, b in zip(*params, strict=True):
+def assert_same_training(ours: Trained, theirs: Trained) -> None:
+    for a, b in zip(ours[1], theirs[1], strict=True):
         assert_close(a.detach(), b.detach(), "step_float32")
-        assert left.state[a].keys() == right.state[b].keys()
-        for name, value in right.state[b].items():
-            assert_close(left.state[a][name], value, "step_float32")
+        assert ours[0].state[a].keys() == theirs[0].state[b].keys()
+        for name, value in theirs[0].state[b].items():
+            assert_close(ours[0].state[a][name], value, "step_float32")
 
 
-def compare(make: Make, sizes: tuple[int, ...], steps: int = 3, **scaler: Tensor) -> None:
+def compare(make: Make, sizes: tuple[int, ...], **scaler: Tensor) -> None:
     """The same training by both backends."""
-    theirs = parameters(*sizes)
-    by_cpu = run(make, theirs, steps, **scaler)
-    with pytest.MonkeyPatch.context() as patch:
-        use_triton(patch)
-        ours = parameters(*sizes)
-        by_triton = run(make, ours, steps, **scaler)
-        assert backends_of(by_triton) == {"triton"}
-    assert backends_of(by_cpu) == {"cpu"}
-    start = parameters(*sizes)
-    assert all(p.numel() == 0 or not torch.equal(p, s) for p, s in zip(ours, start, strict=True))
-    assert_same_training(by_triton, by_cpu, (ours, theirs))
+
+    def train() -> Trained:
+        params = parameters(*sizes)
+        return run(make, params, **scaler), params
+
+    ours, theirs = by_both(train)
+    for p, start in zip(ours[1], parameters(*sizes), strict=True):
+        assert p.numel() == 0 or not torch.equal(p, start)
+    assert_same_training(ours, theirs)
 
 
 # The whole optimizer
 
 
-@pytest.mark.parametrize("clipped", [False, True])
 @pytest.mark.parametrize("control", [QUIET, NOISY, ON_PARAMETER], ids=["quiet", "noisy", "on p"])
-def test_adamw_trains_as_on_the_cpu(control: Control, clipped: bool) -> None:
-    norm = 0.7 if clipped else None
-    compare(
-        lambda params: AdaptiveAdamW(params, 0.02, control=control, max_grad_norm=norm, seed=7),
-        (0, 1100, 1, 7, 0),
-    )
-
-
-@pytest.mark.parametrize("control", [QUIET, NOISY, ON_PARAMETER], ids=["quiet", "noisy", "on p"])
-def test_lion_trains_as_on_the_cpu(control: Control) -> None:
-    compare(
-        lambda params: AdaptiveLion(
-            params, 0.02, weight_decay=0.1, control=control, max_grad_norm=0.7
-        ),
-        (0, 700, 1, 7),
-    )
-
-
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
-@pytest.mark.parametrize("control", [QUIET, NOISY], ids=["quiet", "noisy"])
-def test_sgd_trains_as_on_the_cpu(control: Control, momentum: float) -> None:
-    compare(
-        lambda params: AdaptiveSGD(
-            params, 0.02, momentum, weight_decay=0.1, control=control, max_grad_norm=0.7
-        ),
-        (0, 700, 1, 7),
-    )
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (AdaptiveAdamW, {"max_grad_norm": 0.7, "seed": 7}),
+        (AdaptiveAdamW, {}),
+        (AdaptiveSGD, {"momentum": 0.0, "weight_decay": 0.1, "max_grad_norm": 0.7}),
+        (AdaptiveSGD, {"momentum": 0.9, "weight_decay": 0.1, "max_grad_norm": 0.7}),
+        (AdaptiveLion, {"weight_decay": 0.1, "max_grad_norm": 0.7}),
+    ],
+)
+def test_it_trains_as_on_the_cpu(kind: Any, options: dict[str, Any], control: Control) -> None:
+    compare(lambda params: kind(params, 0.02, control=control, **options), (0, 1100, 1, 7, 0))
 
 
 @settings(max_examples=6, phases=(Phase.generate,))
@@ -171,16 +165,16 @@ def test_adamw_trains_as_on_the_cpu_over_random_options(
 def test_the_noise_is_the_cpus() -> None:
     """σ = 1 and a momentum of 0.85: the moments after one step are the noise, to the bit of u."""
     control = Control(noise_bounds=(0.999, 0.999))
+
+    def train() -> Trained:
+        params = parameters(2050)
+        return run(lambda p: AdaptiveAdamW(p, 0.01, control=control, seed=11), params, 1), params
+
     moments = []
-    for backend in ("cpu", "triton"):
-        with pytest.MonkeyPatch.context() as patch:
-            if backend == "triton":
-                use_triton(patch)
-            params = parameters(2050)
-            optimizer = run(lambda p: AdaptiveAdamW(p, 0.01, control=control, seed=11), params, 1)
+    for optimizer, params in by_both(train):
         gradients(params, 0)
         moments.append(optimizer.state[params[0]]["exp_avg"] / 0.1 - params[0].grad)
-    assert_close(moments[1], moments[0], "normals", scale=1.0)
+    assert_close(moments[0], moments[1], "normals", scale=1.0)
     assert 0.4 < float(moments[0].std()) < 0.6
 
 
@@ -200,21 +194,17 @@ def test_an_overflow_changes_nothing(triton: None) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_steps_as_the_reference(dtype: torch.dtype) -> None:
-    outcomes = []
-    for backend in ("reference", "triton"):
-        with pytest.MonkeyPatch.context() as patch:
-            if backend == "triton":
-                use_triton(patch)
-            params = parameters(1100, 5, dtype=dtype)
-            optimizer = run(lambda p: AdaptiveAdamW(p, 0.1, control=NOISY), params, 1)
-        assert backends_of(optimizer) == {backend}
-        outcomes.append((params, optimizer))
-    for a, b in zip(outcomes[1][0], outcomes[0][0], strict=True):
+    def train() -> Trained:
+        params = parameters(1100, 5, dtype=dtype)
+        return run(lambda p: AdaptiveAdamW(p, 0.1, control=NOISY), params, 1), params
+
+    (ours, params), (theirs, expected) = by_both(train, "reference")
+    for a, b in zip(params, expected, strict=True):
         name = "step_bfloat16" if dtype == torch.bfloat16 else "step_float16"
         assert_close(a.detach(), b.detach(), name)
         for key in ("exp_avg", "exp_avg_sq"):
-            assert outcomes[1][1].state[a][key].dtype == torch.float32
-            assert_close(outcomes[1][1].state[a][key], outcomes[0][1].state[b][key], "step_float32")
+            assert ours.state[a][key].dtype == torch.float32
+            assert_close(ours.state[a][key], theirs.state[b][key], "step_float32")
 
 
 def test_dtypes_and_amsgrad_share_an_optimizer_but_no_launch(triton: None) -> None:
@@ -230,50 +220,47 @@ def test_dtypes_and_amsgrad_share_an_optimizer_but_no_launch(triton: None) -> No
 
 def test_gradients_may_be_views_into_one_bucket_at_odd_offsets() -> None:
     """As DistributedDataParallel makes them: without padding, so not aligned to 16 bytes."""
-    sizes, outcomes = (3, 1100, 5, 600), []
-    for backend in ("cpu", "triton"):
-        with pytest.MonkeyPatch.context() as patch:
-            if backend == "triton":
-                use_triton(patch)
-            params = parameters(*sizes)
-            bucket = torch.zeros(sum(sizes))
-            optimizer = AdaptiveAdamW(params, 0.02, control=NOISY)
-            for step in range(2):
-                gradients(params, step)
-                bucket.copy_(torch.cat([p.grad for p in params]))  # type: ignore[misc]
-                for p, view in zip(params, bucket.split(sizes), strict=True):
-                    p.grad = view
-                optimizer.step(loss=torch.tensor(1.0))
-        outcomes.append((optimizer, params))
-    assert any(p.grad.data_ptr() % 16 for p in outcomes[1][1])  # type: ignore[union-attr]
-    assert backends_of(outcomes[1][0]) == {"triton"}
-    assert_same_training(outcomes[1][0], outcomes[0][0], (outcomes[1][1], outcomes[0][1]))
+    sizes = (3, 1100, 5, 600)
+
+    def train() -> Trained:
+        params = parameters(*sizes)
+        bucket = torch.zeros(sum(sizes))
+        optimizer = AdaptiveAdamW(params, 0.02, control=NOISY)
+        for step in range(2):
+            gradients(params, step)
+            bucket.copy_(torch.cat([p.grad for p in params]))  # type: ignore[misc]
+            for p, view in zip(params, bucket.split(sizes), strict=True):
+                p.grad = view
+            optimizer.step(loss=torch.tensor(1.0))
+        return optimizer, params
+
+    ours, theirs = by_both(train)
+    assert any(p.grad.data_ptr() % 16 for p in ours[1])  # type: ignore[union-attr]
+    assert_same_training(ours, theirs)
 
 
 def test_scalars_and_gradients_that_come_and_go() -> None:
     """A 0-d parameter; one without a gradient in some steps; one that is frozen, then thaws."""
-    outcomes = []
-    for backend in ("cpu", "triton"):
-        with pytest.MonkeyPatch.context() as patch:
-            if backend == "triton":
-                use_triton(patch)
-            params = [nn.Parameter(torch.tensor(0.5)), *parameters(520, 40, 9)]
-            optimizer = AdaptiveAdamW(params, 0.02, control=NOISY, max_grad_norm=0.5)
-            for step in range(5):
-                gradients(params, step)
-                if step in (1, 3):
-                    params[1].grad = None
-                if step < 2:
-                    params[2].grad = None
-                optimizer.step(loss=torch.tensor(2.0))
-        outcomes.append((optimizer, params))
-    (by_cpu, theirs), (by_triton, ours) = outcomes
-    assert [int(by_triton.state[p]["step"]) for p in ours] == [5, 3, 3, 5]
-    assert_same_training(by_triton, by_cpu, (ours, theirs))
+
+    def train() -> Trained:
+        params = [nn.Parameter(torch.tensor(0.5)), *parameters(520, 40, 9)]
+        optimizer = AdaptiveAdamW(params, 0.02, control=NOISY, max_grad_norm=0.5)
+        for step in range(5):
+            gradients(params, step)
+            if step in (1, 3):
+                params[1].grad = None
+            if step < 2:
+                params[2].grad = None
+            optimizer.step(loss=torch.tensor(2.0))
+        return optimizer, params
+
+    ours, theirs = by_both(train)
+    assert [int(ours[0].state[p]["step"]) for p in ours[1]] == [5, 3, 3, 5]
+    assert_same_training(ours, theirs)
 
 
 def test_any_order_will_do_where_no_noise_is_drawn(triton: None) -> None:
-    def make(control: Control) -> tuple[Any, list[nn.Parameter]]:
+    def make(control: Control) -> Trained:
         weight = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(0))
         params = [
             nn.Parameter(weight.contiguous(memory_format=torch.channels_last)),
@@ -288,11 +275,9 @@ def test_any_order_will_do_where_no_noise_is_drawn(triton: None) -> None:
             optimizer.step(loss=torch.tensor(1.0))
         return optimizer, params
 
-    optimizer, params = make(QUIET)
-    assert backends_of(optimizer) == {"triton"}
-    twin, plain = make(Control(noise_bounds=(0.0, 0.05)))
-    assert backends_of(twin) == {"reference"}
-    assert_same_training(optimizer, twin, (params, plain))
+    ours, theirs = make(QUIET), make(Control(noise_bounds=(0.0, 0.05)))
+    assert (backends_of(ours[0]), backends_of(theirs[0])) == ({"triton"}, {"reference"})
+    assert_same_training(ours, theirs)
 
 
 def test_a_gradient_laid_out_otherwise_goes_to_the_reference(triton: None) -> None:

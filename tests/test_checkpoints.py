@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import io
 import math
-import os
 import signal
 import subprocess
 import sys
@@ -13,8 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import checkpointed_run
 import pytest
 import torch
+from pass_cases import CASES
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 from training import (
@@ -31,22 +32,30 @@ from training import (
     values,
 )
 
-from adaptiverl import AdaptiveAdamW, AdaptiveLion, AdaptiveSGD, Control, layout
+from adaptiverl import AdaptiveAdamW, AdaptiveSGD, Control, layout
 from adaptiverl.migrations import MIGRATIONS
 
 pytestmark = CAPTURABLE_WARNING
 SHAPES = ((7,), (6, 5), (), (3, 4))
-OPTIONS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "amsgrad": {"amsgrad": True, "maximize": True},
-    "clipped": {"max_grad_norm": 0.3, "seed": 11},
-    "fused": {"fused": True},
-    "foreach": {"foreach": True},
-    "tensor rate": {"lr": torch.tensor(1e-2), "capturable": True},
-    "modulate": {"control": Control(mode="modulate", every=3, noise_bounds=(0.05, 0.1))},
-    "alpha at its floor": {"control": Control(every=1, lr_bounds=(1e-2, 1e-2))},
+OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
+    "plain": ("adamw", {}),
+    "amsgrad": ("adamw", {"amsgrad": True, "maximize": True}),
+    "clipped": ("adamw", {"max_grad_norm": 0.3, "seed": 11}),
+    "fused": ("adamw", {"fused": True}),
+    "tensor rate": ("adamw", {"lr": torch.tensor(1e-2), "capturable": True}),
+    "modulate": (
+        "adamw",
+        {"control": Control(mode="modulate", every=3, noise_bounds=(0.05, 0.1))},
+    ),
+    "alpha at its floor": ("adamw", {"control": Control(every=1, lr_bounds=(1e-2, 1e-2))}),
     # Searching when it is saved, and annealing at the end.
-    "alignment": {"control": Control(law="alignment", every=3, horizon=28, noise_bounds=(0, 0.1))},
+    "alignment": (
+        "adamw",
+        {"control": Control(law="alignment", every=3, horizon=28, noise_bounds=(0, 0.1))},
+    ),
+    "sgd": ("sgd", {"decoupled_weight_decay": True, "seed": 9}),
+    "sgd without momentum": ("sgd", {"momentum": 0.0, "dampening": 0.0}),
+    "lion": ("lion", {"max_grad_norm": 1.0, "seed": 5}),
 }
 
 
@@ -56,6 +65,11 @@ def through_a_file(content: Any, map_location: str | None = None) -> Any:
     torch.save(content, buffer)
     buffer.seek(0)
     return torch.load(buffer, weights_only=True, map_location=map_location)
+
+
+def make(algorithm: str, params: list[nn.Parameter], **options: Any) -> Any:
+    case = CASES[algorithm]
+    return case.optimizer(params, **case.options | {"control": BUSY} | copy.deepcopy(options))
 
 
 def busy(params: list[nn.Parameter], **options: Any) -> AdaptiveAdamW:
@@ -72,14 +86,14 @@ def busy(params: list[nn.Parameter], **options: Any) -> AdaptiveAdamW:
 def test_a_resumed_run_has_the_bits_of_one_that_never_stopped(
     name: str, dtype: torch.dtype, device: str
 ) -> None:
-    options = OPTIONS[name]
+    algorithm, options = OPTIONS[name]
     params = parameters(*SHAPES, dtype=dtype, device=device)
-    optimizer = busy(params, **copy.deepcopy(options))
+    optimizer = make(algorithm, params, **options)
     descend(optimizer, params, 13)
     saved = through_a_file((optimizer.state_dict(), values(params)))
 
     resumed = [nn.Parameter(x) for x in saved[1]]
-    other = busy(resumed, **copy.deepcopy(options))
+    other = make(algorithm, resumed, **options)
     other.load_state_dict(saved[0])
     assert_same(snapshot(other, resumed), snapshot(optimizer, params))
     assert other.knobs() == pytest.approx(optimizer.knobs(), rel=0, abs=0, nan_ok=True)
@@ -141,25 +155,6 @@ def test_the_controllers_address_survives_a_load(device: str) -> None:
     assert optimizer.param_groups[0]["adaptive_state"].data_ptr() == address
 
 
-def test_moments_keep_their_dtype_under_half_precision() -> None:
-    params = parameters(*SHAPES, dtype=torch.bfloat16)
-    optimizer = busy(params, amsgrad=True)
-    descend(optimizer, params, 4)
-    other = busy(clones(params), amsgrad=True)
-    other.load_state_dict(through_a_file(optimizer.state_dict()))
-    for state in other.state.values():
-        assert {name: value.dtype for name, value in state.items()} == {
-            "step": torch.float32,
-            "exp_avg": torch.float32,
-            "exp_avg_sq": torch.float32,
-            "max_exp_avg_sq": torch.float32,
-            "mu_product": torch.float64,
-        }
-    # Not one value went through bfloat16 on the way.
-    exp_avg = other.state[other.param_groups[0]["params"][1]]["exp_avg"]
-    assert_differ(exp_avg, exp_avg.bfloat16().float())
-
-
 def test_an_old_checkpoint_lacks_flags_and_counts_in_floats() -> None:
     params = parameters(*SHAPES)
     optimizer = busy(params, control=Control(every=2))
@@ -208,16 +203,15 @@ def test_a_checkpoint_of_an_untrained_optimizer() -> None:
 # A real kill
 
 
-def checkpointed_run(folder: Path, pause: int = 0) -> subprocess.Popen[str]:
-    script = Path(__file__).parent / "checkpointed_run.py"
-    # As pytest itself was started: isolated where the installed wheel is to be tested.
-    isolated = ["-I"] if sys.flags.isolated else []
-    command = [sys.executable, *isolated, str(script), str(folder), "14", str(pause)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+STEPS = 14
 
 
 def kill_in_save(folder: Path, pause: int) -> None:
-    with checkpointed_run(folder, pause) as process:
+    script = Path(__file__).parent / "checkpointed_run.py"
+    # As pytest itself was started: isolated where the installed wheel is to be tested.
+    isolated = ["-I"] if sys.flags.isolated else []
+    command = [sys.executable, *isolated, str(script), str(folder), str(STEPS), str(pause)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "mid-save\n"
         process.send_signal(signal.SIGKILL)
@@ -228,59 +222,91 @@ def kill_in_save(folder: Path, pause: int) -> None:
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
-def test_a_run_killed_twice_in_mid_save_ends_with_the_same_bits(tmp_path: Path) -> None:
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    whole.mkdir()
-    killed.mkdir()
-    with checkpointed_run(whole) as process:
-        assert process.wait(120) == 0
-    expected = torch.load(whole / "end.pt", weights_only=True)
-
-    kill_in_save(killed, pause=3)
-    assert not (killed / "checkpoint.pt").exists()
-    kill_in_save(killed, pause=9)
-    assert torch.load(killed / "checkpoint.pt", weights_only=True)["step"] == 6
-    with checkpointed_run(killed) as process:
-        assert process.wait(120) == 0
-    end = torch.load(killed / "end.pt", weights_only=True)
-
-    assert (expected.pop("first"), end.pop("first")) == (0, 6)
-    assert_same(end, expected)
-    assert end["knobs"]["step"] == 14
-    assert end["knobs"]["noise"] > 0
-    assert not os.path.exists(killed / "checkpoint.unfinished")
+def test_a_run_killed_in_mid_save_ends_with_the_same_bits(tmp_path: Path) -> None:
+    ends = []
+    for killed in (False, True):
+        folder = tmp_path / str(killed)
+        folder.mkdir()
+        if killed:
+            kill_in_save(folder, pause=9)
+            assert torch.load(folder / "checkpoint.pt", weights_only=True)["step"] == 6
+        checkpointed_run.main(folder, STEPS, pause=0)
+        ends.append(torch.load(folder / "end.pt", weights_only=True))
+        assert not (folder / "checkpoint.unfinished").exists()
+    assert [end.pop("first") for end in ends] == [0, 6]
+    assert_same(ends[1], ends[0])
+    assert ends[1]["knobs"]["step"] == STEPS
+    assert ends[1]["knobs"]["noise"] > 0
 
 
-# To and from torch.optim.AdamW
+# To and from torch.optim
+
+
+TORCHS: dict[str, Any] = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
+ADAMW: dict[str, Any] = {"lr": 1e-2, "betas": (0.8, 0.99)}
+SGD: dict[str, Any] = {"lr": 1e-2, "weight_decay": 0.1}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize(
-    "options", [{}, {"amsgrad": True}, {"fused": True}, {"foreach": True}], ids=str
+    ("name", "options"),
+    [
+        ("adamw", ADAMW),
+        ("adamw", ADAMW | {"amsgrad": True}),
+        ("adamw", ADAMW | {"fused": True}),
+        ("adamw", ADAMW | {"foreach": True}),
+        ("sgd", SGD),
+        ("sgd", SGD | {"momentum": 0.9, "dampening": 0.5}),
+        ("sgd", SGD | {"momentum": 0.9, "nesterov": True}),
+    ],
+    ids=str,
 )
-def test_adamws_checkpoint_goes_on_here_and_ours_there(
-    options: dict[str, Any], dtype: torch.dtype
+def test_torchs_checkpoint_goes_on_here_and_ours_there(
+    name: str, options: dict[str, Any], dtype: torch.dtype
 ) -> None:
-    arguments = {"lr": 1e-2, "betas": (0.8, 0.99), **options}
     tolerance: dict[str, Any] = {"rtol": 1e-11, "atol": 1e-12} if dtype == torch.float64 else {}
     reference = parameters(*SHAPES, dtype=dtype)
-    theirs = torch.optim.AdamW(reference, **arguments)
+    theirs = TORCHS[name](reference, **options)
     descend(theirs, reference, 10)
     mine = clones(reference)
-    ours = AdaptiveAdamW(mine, **arguments, control=Control.frozen())
+    ours = CASES[name].optimizer(mine, **options, control=Control.frozen())
     ours.step(loss=3.0)
     ours.load_state_dict(through_a_file(theirs.state_dict()))
     assert ours.knobs()["step"] == 0
     assert math.isnan(ours.knobs()["loss"])
+    # torch.optim.SGD's has no such option: then it is what the constructor was given.
+    assert ours.param_groups[0]["decoupled_weight_decay"] is (name == "adamw")
     descend(theirs, reference, 10, first=10)
     descend(ours, mine, 10, first=10)
     torch.testing.assert_close(values(mine), values(reference), **tolerance)
 
-    back = torch.optim.AdamW(mine, **arguments)
+    back = TORCHS[name](mine, **options)
     back.load_state_dict(through_a_file(ours.state_dict()))
     descend(theirs, reference, 10, first=20)
     descend(back, mine, 10, first=20)
     torch.testing.assert_close(values(mine), values(reference), **tolerance)
+
+
+def test_the_option_that_torchs_sgd_lacks_is_the_constructors() -> None:
+    params = parameters(*SHAPES)
+    theirs = torch.optim.SGD(params, **SGD)
+    ours = AdaptiveSGD(clones(params), **SGD, decoupled_weight_decay=True)
+    ours.load_state_dict(theirs.state_dict())
+    assert ours.param_groups[0]["decoupled_weight_decay"] is True
+
+
+def test_an_old_checkpoint_of_sgd_has_empty_buffers() -> None:
+    options = {"lr": 1e-2, "momentum": 0.9, "dampening": 0.5}
+    reference = parameters(*SHAPES)
+    mine = clones(reference)
+    theirs = torch.optim.SGD(reference, **options)
+    ours = AdaptiveSGD(mine, **options, control=Control.frozen())
+    saved = theirs.state_dict()
+    saved["state"] = {i: {"momentum_buffer": None} for i in range(len(SHAPES))}
+    ours.load_state_dict(saved)
+    descend(theirs, reference, 20)
+    descend(ours, mine, 20)
+    torch.testing.assert_close(values(mine), values(reference))
 
 
 def test_a_half_precision_checkpoint_of_adamw_gets_float32_moments() -> None:
@@ -385,23 +411,18 @@ TREES: dict[str, Callable[[Any], Any]] = {
 }
 
 
-@pytest.mark.parametrize("kind", ["adamw", "sgd", "lion"])
+@pytest.mark.parametrize("kind", CASES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("tree", TREES)
 def test_a_checkpoint_that_was_numbers_and_float32_goes_on(
     tree: str, dtype: torch.dtype, kind: str
 ) -> None:
-    def make(params: list[nn.Parameter]) -> Any:
-        if kind == "sgd":
-            return AdaptiveSGD(params, lr=1e-2, momentum=0.9, control=BUSY, seed=2**40 + 12345679)
-        chosen = AdaptiveLion if kind == "lion" else AdaptiveAdamW
-        return chosen(params, lr=1e-2, control=BUSY, seed=2**40 + 12345679)
-
     params = parameters((4, 3), (), dtype=dtype)
-    optimizer = make(params)
+    seed = 2**40 + 12345679
+    optimizer = make(kind, params, seed=seed)
     descend(optimizer, params, 6)
     mine = clones(params)
-    again = make(mine)
+    again = make(kind, mine, seed=seed)
     state = tree_map_only(Tensor, TREES[tree], copy.deepcopy(optimizer.state_dict()))
     if "numbers" in tree:
         again.load_state_dict(state)
@@ -497,42 +518,34 @@ def in_layout(version: int, saved: dict[str, Any]) -> dict[str, Any]:
     return saved
 
 
-@pytest.mark.parametrize(("version", "size"), [(1, 32), (2, 45)])
-def test_a_checkpoint_of_an_earlier_layout_goes_on_as_its_own(version: int, size: int) -> None:
+@pytest.mark.parametrize(
+    ("version", "size", "control"),
+    [(1, 32, BUSY), (2, 45, BUSY), (2, 45, Control.find_lr())],
+    ids=["1", "2", "2, searching"],
+)
+def test_a_checkpoint_of_an_earlier_layout_goes_on_as_its_own(
+    version: int, size: int, control: Control
+) -> None:
     params = parameters(*SHAPES)
-    optimizer = busy(params)
-    descend(optimizer, params, 7)
+    optimizer = busy(params, control=control)
+    descend(optimizer, params, 20)
     saved = through_a_file(optimizer.state_dict())
     old = in_layout(version, saved)
     resumed = clones(params)
-    other = busy(resumed)
+    other = busy(resumed, control=control)
     other.load_state_dict(old)
-    # The memory of a run that knows no alignment law, to the bit.
     memory = other.param_groups[0]["adaptive_state"]
     assert_same(memory, saved["param_groups"][0]["adaptive_state"])
     assert memory[layout.SLOT["version"]] == 3
-    assert memory[layout.SLOT["log_lr_downhill"]] == -math.inf
+    assert (memory[layout.SLOT["log_lr_downhill"]] > -math.inf) == (control is not BUSY)
     assert memory[layout.SLOT["log_lr_doubted"]] == -math.inf
     assert memory[layout.SLOT["anneal"]] == 1
     # The checkpoint itself is left alone.
     assert old["param_groups"][0]["adaptive_state"].numel() == size
     assert old["param_groups"][0]["adaptive_state"][0] == version
-    descend(optimizer, params, 12, first=7)
-    descend(other, resumed, 12, first=7)
+    descend(optimizer, params, 12, first=20)
+    descend(other, resumed, 12, first=20)
     assert_same(snapshot(other, resumed), snapshot(optimizer, params))
-
-
-def test_a_search_goes_on_from_a_checkpoint_of_the_second_layout() -> None:
-    params = parameters(*SHAPES)
-    optimizer = busy(params, control=Control.find_lr())
-    descend(optimizer, params, 20)
-    saved = through_a_file(optimizer.state_dict())
-    memory = saved["param_groups"][0]["adaptive_state"]
-    assert memory[layout.SLOT["log_lr_downhill"]] > -math.inf
-    assert memory[layout.SLOT["log_lr_doubted"]] == -math.inf
-    other = busy(clones(params), control=Control.find_lr())
-    other.load_state_dict(in_layout(2, saved))
-    assert_same(other.param_groups[0]["adaptive_state"], memory)
 
 
 def test_the_alignment_law_goes_on_from_a_checkpoint_of_the_first_layout() -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import weakref
 from array import array
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def test_interpreted(name: str, tmp_path_factory: pytest.TempPathFactory) -> Non
 # The two smallest kernels, compiled
 
 
-@pytest.mark.parametrize("architecture", [75, 80, 90, 100])
+@pytest.mark.parametrize("architecture", [75, 100])
 @pytest.mark.parametrize("name", ["gradient_scale_kernel", "count_steps_kernel"])
 def test_small_kernels_compile_and_keep_everything_in_registers(
     name: str, architecture: int
@@ -126,15 +127,15 @@ def test_a_missing_triton_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_importing_adaptiverl_does_not_import_triton() -> None:
-    program = "import sys, adaptiverl; sys.exit('triton' in sys.modules)"
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     # torch brings some triton along by itself: compare with what it does alone.
-    alone = program.replace(", adaptiverl", ", torch")
-    codes = [
-        subprocess.run([sys.executable, "-c", p], env=environment, cwd="/").returncode
-        for p in (alone, program)
-    ]
-    assert codes[0] == codes[1]
+    program = """
+import sys, torch
+alone = "triton" in sys.modules
+import adaptiverl
+sys.exit(alone != ("triton" in sys.modules))
+"""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    assert subprocess.run([sys.executable, "-c", program], env=environment, cwd="/").returncode == 0
 
 
 def lies_alike(*tensors: Tensor, noisy: bool = False) -> bool:
@@ -252,88 +253,52 @@ def test_a_table_on_the_host_is_written_in_place(
     assert table.with_gradients(array("q", [-7, 2**62])) is moved
 
 
-def _replace_moment(optimizer: Any, params: list[nn.Parameter]) -> None:
-    optimizer.state[params[1]]["exp_avg"] = torch.zeros(8)
-
-
-def _replace_state(optimizer: Any, params: list[nn.Parameter]) -> None:
-    optimizer.state[params[1]] = {k: v.clone() for k, v in optimizer.state[params[1]].items()}
-
-
-def _replace_data(optimizer: Any, params: list[nn.Parameter]) -> None:
-    params[1].data = torch.ones(8)
-
-
-def _forget_state(optimizer: Any, params: list[nn.Parameter]) -> None:
-    del optimizer.state[params[1]]
-
-
-def _drop_gradient(optimizer: Any, params: list[nn.Parameter]) -> None:
-    params[1].grad = None
-
-
-def _ascend(optimizer: Any, params: list[nn.Parameter]) -> None:
-    optimizer.param_groups[0]["maximize"] = True
-
-
-def _keep_the_largest(optimizer: Any, params: list[nn.Parameter]) -> None:
-    optimizer.param_groups[0]["amsgrad"] = True
-
-
-def _lay_out_otherwise(optimizer: Any, params: list[nn.Parameter]) -> None:
-    params[1].grad = torch.ones(16)[::2]
-
-
-def _negate_lazily(optimizer: Any, params: list[nn.Parameter]) -> None:
-    params[1].grad = torch._neg_view(torch.ones(8))
-
-
 class Wrapped(Tensor):
     """Not known to lie where its address says."""
 
 
-def _wrap(optimizer: Any, params: list[nn.Parameter]) -> None:
-    params[1].grad = torch.ones(8).as_subclass(Wrapped)
-
-
-def _shrink(optimizer: Any, params: list[nn.Parameter]) -> None:
-    for t in (params[1], params[1].grad, *optimizer.state[params[1]].values()):
+def _shrink(optimizer: Any, p: nn.Parameter) -> None:
+    for t in (p, p.grad, *optimizer.state[p].values()):
         if t is not None and t.dim() == 1:
             t.data = t.data[:3]
 
 
-def _swap(optimizer: Any, params: list[nn.Parameter]) -> None:
-    optimizer.param_groups[0]["params"].reverse()
+def _set(**what: Any) -> Callable[[Any, nn.Parameter], None]:
+    """The parameter gets another attribute."""
+
+    def change(optimizer: Any, p: nn.Parameter) -> None:
+        for name, new in what.items():
+            setattr(p, name, new())
+
+    return change
 
 
-def _add_a_group(optimizer: Any, params: list[nn.Parameter]) -> None:
-    optimizer.add_param_group({"params": params_with_gradients(1)})
+CHANGES: dict[str, Callable[[Any, nn.Parameter], Any]] = {
+    "another moment": lambda o, p: o.state[p].update(exp_avg=torch.zeros(8)),
+    "another state": lambda o, p: o.state.update(
+        {p: {name: value.clone() for name, value in o.state[p].items()}}
+    ),
+    "a state less": lambda o, p: o.state.pop(p),
+    "other data": _set(data=lambda: torch.ones(8)),
+    "no gradient": _set(grad=lambda: None),
+    "a gradient with gaps": _set(grad=lambda: torch.ones(16)[::2]),
+    "a gradient to be negated": _set(grad=lambda: torch._neg_view(torch.ones(8))),
+    "a gradient of another class": _set(grad=lambda: torch.ones(8).as_subclass(Wrapped)),
+    "maximize": lambda o, p: o.param_groups[0].update(maximize=True),
+    "amsgrad": lambda o, p: o.param_groups[0].update(amsgrad=True),
+    "fewer elements": _shrink,
+    "another order": lambda o, p: o.param_groups[0]["params"].reverse(),
+    "another group": lambda o, p: o.add_param_group({"params": params_with_gradients(1)}),
+}
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        _replace_moment,
-        _replace_state,
-        _replace_data,
-        _forget_state,
-        _drop_gradient,
-        _ascend,
-        _keep_the_largest,
-        _lay_out_otherwise,
-        _negate_lazily,
-        _wrap,
-        _shrink,
-        _swap,
-        _add_a_group,
-    ],
-)
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_every_other_change_is_noticed(change: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     params = params_with_gradients(3)
     seen = Sorted(params, monkeypatch)
     seen.step()
     assert seen.step() == 0
-    change(seen.optimizer, params)
+    change(seen.optimizer, params[1])
     assert seen.step() > 0
 
 
@@ -360,15 +325,6 @@ def test_a_parameter_that_changes_groups_steps_with_its_new_groups_rate() -> Non
     before = params[1].detach().clone()
     optimizer.step()
     torch.testing.assert_close(before - params[1].detach(), torch.full((8,), 0.001))
-
-
-def test_a_sparse_gradient_is_still_refused() -> None:
-    params = params_with_gradients(2)
-    optimizer = AdaptiveAdamW(params, 0.02, control=QUIET)
-    optimizer.step()
-    params[1].grad = torch.ones(8).to_sparse()
-    with pytest.raises(RuntimeError, match="does not support sparse gradients"):
-        optimizer.step()
 
 
 def test_a_glance_ends_where_there_is_no_state() -> None:

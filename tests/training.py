@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from adaptiverl import AdaptiveAdamW, Control
+from adaptiverl import Control
+from adaptiverl.optimizer import AdaptiveOptimizer
 
 BUSY = Control(
     every=2, noise_bounds=(0.0, 0.1), plateau_trend=(10.0, 1.0), plateau_variance=(10.0, 1.0)
@@ -70,7 +71,7 @@ def descend(
         loss = quadratic(params, step)
         optimizer.zero_grad()
         loss.backward()
-        if isinstance(optimizer, AdaptiveAdamW):
+        if isinstance(optimizer, AdaptiveOptimizer):
             optimizer.observe(loss)
         optimizer.step()
         if after is not None:
