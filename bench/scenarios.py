@@ -19,7 +19,6 @@ import adaptiverl
 from bench.pictures.knobs import draw, draw_timescales
 from bench.studies.scenarios import LIMITS, SCENARIOS, Outcome, run
 from bench.studies.scenarios_page import page
-from bench.studies.stall import stall
 from bench.studies.timescales import CADENCES, SETTINGS, watch
 
 OUT = Path("runs/scenarios")
@@ -46,9 +45,8 @@ def main(arguments: Sequence[str]) -> int:
         f"Pictures show seed {SEEDS[0]}. adaptiverl {adaptiverl.__version__}, torch "
         f"{torch.__version__}, Python {platform.python_version()}, CPU."
     )
-    stalls = [stall(level) for level in (1 / 3, 0.7, 1.0, 2.3)]
     report = given.out / "README.md"
-    report.write_text(page(outcomes, rows, stalls, settings), encoding="utf-8")
+    report.write_text(page(outcomes, rows, settings), encoding="utf-8")
     if given.keep:
         KEPT.mkdir(parents=True, exist_ok=True)
         for file in (report, *given.out.glob("*.png")):

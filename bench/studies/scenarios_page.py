@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from bench.studies.scenarios import Outcome
-from bench.studies.stall import Stall
 from bench.studies.timescales import Watched, hunts
 
 MEASURED = (
@@ -16,9 +15,7 @@ MEASURED = (
 )
 
 
-def page(
-    outcomes: Sequence[Outcome], rows: Sequence[Watched], stalls: Sequence[Stall], settings: str
-) -> str:
+def page(outcomes: Sequence[Outcome], rows: Sequence[Watched], settings: str) -> str:
     """All of it, Markdown: outcomes of one scenario lie next to each other."""
     parts = [
         "# What the knobs do, on real training",
@@ -31,7 +28,6 @@ def page(
     for name in dict.fromkeys(outcome.scenario.name for outcome in outcomes):
         parts += _situation([o for o in outcomes if o.scenario.name == name])
     parts += _timescales(rows)
-    parts += _stalls(stalls)
     return "\n".join(parts) + "\n"
 
 
@@ -103,26 +99,6 @@ def _verdicts(rows: Sequence[Watched]) -> Iterable[str]:
                 "What K changes is how many such pushes there are per step, and with them how far "
                 "α wanders."
             )
-
-
-def _stalls(stalls: Sequence[Stall]) -> list[str]:
-    lines = [
-        [f"{s.level:.3g}", f"{s.residue:.0f}", f"{s.direction:.2f}", f"{s.rise:+.2f}"]
-        for s in stalls
-    ]
-    return [
-        "## A loss that stops to the last bit\n",
-        "A known limit. A loss falls, then stays the same exactly. Its slow average ℓ̄ closes in "
-        "until β·(ℓ − ℓ̄) is under half a unit of ℓ̄'s last place, and stays there: 1/(2β) = 25 "
-        "units away for ever. Trend and scale are then both that one rounding residue, so the loss "
-        "reads as falling at full speed and α climbs. Real minibatch losses have noise and never "
-        "get there; a full-batch loss that has converged to the last bit would. Counting a step "
-        "that ℓ̄ cannot take as none (ℓ̄ + Δℓ = ℓ̄ ⇒ Δℓ = 0) would end it, and would keep knobs "
-        "bit-identical for losses times 2^k; the law is left as the specification has it.\n",
-        *_table(
-            ["the loss stays at", "ℓ̄ − ℓ, units", "Δ̃ℓ", "log α meanwhile"], ["---:"] * 4, lines
-        ),
-    ]
 
 
 def _table(*parts: Sequence[Any]) -> list[str]:
