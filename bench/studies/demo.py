@@ -6,7 +6,6 @@ import os
 import shlex
 import sys
 import tempfile
-import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -22,7 +21,6 @@ from bench.requests import Parser, RequestError, number, whole
 from bench.run import ranks
 from bench.run.cells import Cell, losses_of, train
 from bench.studies import demo_report
-from bench.studies.demo_page import page
 from bench.studies.demo_report import ADAPTIVE, CONSTANT, COSINE, Report, Run, Settings, Trace
 from bench.tasks.characters import Characters
 
@@ -240,17 +238,11 @@ def _introduction(task: Characters, settings: Settings, parameters: int) -> str:
 
 
 def _publish(report: Report, out: Path) -> None:
-    print(f"\n{demo_report.table(report)}\n")
-    for line in demo_report.summary(report):
-        print(textwrap.fill(line, 96, initial_indent="- ", subsequent_indent="  "))
-    picture, html, numbers = (out / name for name in ("demo.png", "report.html", "demo.json"))
+    picture, numbers = out / "demo.png", out / "demo.json"
     draw(report, picture)
-    html.write_text(page(report, picture.read_bytes()), encoding="utf-8")
     numbers.write_text(demo_report.as_json(report), encoding="utf-8")
-    print(
-        f"\n{report.seconds:.0f} s in all. Look at {picture} or {html}; every number is in "
-        f"{numbers}."
-    )
+    print(f"\n{demo_report.table(report)}\n\n{report.seconds:.0f} s in all.", end=" ")
+    print(f"Look at {picture}; every number is in {numbers}.")
 
 
 def main(arguments: Sequence[str]) -> int:

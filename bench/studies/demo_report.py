@@ -1,26 +1,20 @@
-"""What the demo comes to: the table, the sentences under it, and every number as JSON.
-
-Every sentence is made from the numbers of this run; none is written beforehand.
-"""
+"""What the demo comes to: the table, and every number as JSON."""
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import math
-import os
-import platform
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import Any
 
 import torch
 
+from bench.machine import provenance
+
 CONSTANT, COSINE, ADAPTIVE = "AdamW constant", "AdamW warm-up + cosine", "AdaptiveAdamW"
-# Clocks differ by as much from one minute to the next on a shared machine.
-SAME_SPEED = 0.03
 
 # Column name to values, one per recorded step: "step", "lr", "momentum", "noise" and, where there
 # is a controller, "plateau" and its other sensors.
@@ -120,27 +114,6 @@ def measure(run: Run, target: float) -> Measures:
     )
 
 
-def versions(device: str) -> dict[str, str]:
-    """Name what the numbers depend on: the machine and the packages."""
-    if torch.device(device).type == "cuda":
-        name = torch.cuda.get_device_name(device)
-    else:
-        name = f"{platform.machine()}, {torch.get_num_threads()} threads of {os.cpu_count()} cores"
-    return {
-        "device": f"{device} ({name})",
-        "system": platform.platform(),
-        "Python": platform.python_version(),
-        **{package: _version(package) for package in ("adaptiverl", "torch", "numpy")},
-    }
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "source tree"
-
-
 # The table
 
 
@@ -165,84 +138,6 @@ def table(report: Report) -> str:
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
-# The sentences
-
-
-def summary(report: Report) -> list[str]:
-    """Say who was best on what and by how much, how AdaptiveAdamW did, and what its knobs did."""
-    rows = report.rows
-    return [
-        _rank("Final held-out loss", rows, lambda row: row.final),
-        _rank("Area under the curve", rows, lambda row: row.area),
-        _first_there(rows, report.target),
-        _fastest(rows),
-        _knobs(report),
-    ]
-
-
-def _rank(what: str, rows: dict[str, Measures], value: Callable[[Measures], float]) -> str:
-    winner, *others = sorted(rows, key=lambda name: _comparable(value(rows[name])))
-    lowest = value(rows[winner])
-    if not math.isfinite(lowest):
-        return f"{what}: every method diverged."
-    behind = (f"{name} {_behind(value(rows[name]), lowest)}" for name in others)
-    return f"{what}: {winner} is lowest with {lowest:.4f}; {', '.join(behind)}."
-
-
-def _comparable(number: float | None) -> float:
-    """A number to sort by: the lower the better, what is not finite or absent last."""
-    return number if number is not None and math.isfinite(number) else math.inf
-
-
-def _behind(number: float, lowest: float) -> str:
-    if not math.isfinite(number):
-        return "diverged"
-    difference = number - lowest
-    return "equals it" if round(difference, 4) == 0 else f"is {difference:.4f} above"
-
-
-def _first_there(rows: dict[str, Measures], target: float) -> str:
-    reached = {name: row.steps_to_target for name, row in rows.items()}
-    if reached[CONSTANT] == 0:
-        return f"The constant rate never came below its start, {loss_text(target)}."
-    there = sorted((s, name) for name, s in reached.items() if s is not None)
-    parts = [f"{name} after {steps} steps" for steps, name in there]
-    parts += [f"{name} never" for name, steps in reached.items() if steps is None]
-    return f"The constant rate's best loss, {loss_text(target)}: {', '.join(parts)}."
-
-
-def _fastest(rows: dict[str, Measures]) -> str:
-    seconds = {name: row.seconds_per_step for name, row in rows.items()}
-    winner, *others = sorted(seconds, key=seconds.__getitem__)
-    over = {name: seconds[name] / seconds[winner] - 1 for name in others}
-    if over[others[-1]] <= SAME_SPEED:
-        return f"Seconds per step: within {over[others[-1]]:.1%} of each other."
-    slower = ", ".join(f"{name} takes {share:.1%} longer" for name, share in over.items())
-    # The two AdamW runs do the same work: what they differ by is the machine's, not theirs.
-    twins = seconds[CONSTANT], seconds[COSINE]
-    noise = max(twins) / min(twins) - 1
-    doubt = (
-        f" The two AdamW runs do the same work, so the {noise:.1%} between them is the machine's "
-        "other business: no difference of that size means anything here."
-    )
-    return f"Seconds per step: {winner} is fastest; {slower}.{doubt if noise > SAME_SPEED else ''}"
-
-
-def _knobs(report: Report) -> str:
-    trace = next(run.trace for run in report.runs if run.method == ADAPTIVE)
-    if not trace["step"]:
-        return "The run was too short for the controller to move a knob."
-    rates, momenta, noises = trace["lr"], trace["momentum"], trace["noise"]
-    drawn = sum(noise > 0 for noise in noises)
-    return (
-        f"{ADAPTIVE}'s knobs over {len(rates)} updates: α from {report.settings.lr:.2e} to "
-        f"{rates[-1]:.2e} (lowest {min(rates):.2e}, highest {max(rates):.2e}); μ between "
-        f"{min(momenta):.3f} and "
-        f"{max(momenta):.3f}, {momenta[-1]:.3f} at the end; σ "
-        + (f"above zero in {drawn}, at most {max(noises):.2g}." if drawn else "never left zero.")
-    )
-
-
 # The numbers
 
 
@@ -254,11 +149,10 @@ def as_json(report: Report) -> str:
         "settings": asdict(report.settings),
         "text": report.text,
         "parameters": report.parameters,
-        "versions": versions(report.settings.device),
+        "versions": provenance(torch.device(report.settings.device)),
         "constant_rate_best": report.target,
         "measures": {name: asdict(row) for name, row in report.rows.items()},
         "runs": [asdict(run) for run in report.runs],
-        "printed": {"table": table(report).splitlines(), "summary": summary(report)},
     }
     return json.dumps(_finite(content), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
 
