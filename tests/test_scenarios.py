@@ -228,11 +228,8 @@ def test_the_page_says_what_happened_and_what_did_not() -> None:
     assert lines[held.claim].endswith("| happens |")
     assert lines[half.claim].endswith("| **only in 1 of 2** |")
     assert lines[failed.claim].endswith("| **does not happen** |")
-    assert "α hunts at K = 1, with a period of 50 steps at K = 1; from K = 20 on" in text
-    assert "at its bound" in text
-    calm = page(outcomes, [row(0.5)], "Settings.")
-    assert "no cycle at any K" in calm
-    assert "hunts at" not in calm
+    assert "| a quadratic | 1 | 30 | 30.0 | **2.00** | 50 | 0.10 |" in text
+    assert "| a quadratic | 20 | 30 | 1.5 | 0.50 | 50 | at its bound |" in text
 
 
 @pytest.mark.parametrize("holds", [True, False])

@@ -1,8 +1,7 @@
 """``torchrun --nproc-per-node=2 -m bench.ranks.scaling``: host time and collectives of one step.
 
 Every rank times the optimizer's own step, `observe` included; forward and backward are outside the
-clock. Contenders take turns in every round, and a barrier stands before each. The second table is
-what one more sharded tensor costs, its work being next to nothing.
+clock. Contenders take turns in every round, and a barrier stands before each.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard
 from torch.profiler import ProfilerActivity, profile
 
 from adaptiverl import AdaptiveAdamW, Control
@@ -38,8 +36,6 @@ CONTENDERS: dict[str, dict[str, Any] | None] = {
     "AdaptiveAdamW, σ on": {"control": ON},
     "AdaptiveAdamW, σ on, clipping": {"control": ON, "max_grad_norm": 1.0},
 }
-LAYERS = (10, 110)
-"""Of the models whose difference is the cost of a tensor; a layer has two"""
 
 Step = Callable[[], None]
 
@@ -67,15 +63,14 @@ def make(name: str, sharded: bool) -> Step:
     return stepper(name, model, loss.detach())
 
 
-def clock(step: Step, now: Callable[[], float], before: Step) -> Callable[[], Times]:
+def clock(step: Step) -> Callable[[], Times]:
     """Times a step, after a barrier that all ranks have reached."""
 
     def timed() -> Times:
-        before()
         dist.barrier()
-        begin = now()
+        begin = time.perf_counter()
         step()
-        elapsed = now() - begin
+        elapsed = time.perf_counter() - begin
         return elapsed, elapsed
 
     return timed
@@ -92,42 +87,13 @@ def collectives(step: Step) -> str:
 def rows_of(wrapper: str, rounds: int) -> list[tuple[str, ...]]:
     """One wrapper's rows, by this rank's clock."""
     steps = {name: make(name, wrapper == "FSDP2") for name in CONTENDERS}
-    clocks = {name: clock(step, time.perf_counter, lambda: None) for name, step in steps.items()}
+    clocks = {name: clock(step) for name, step in steps.items()}
     seconds = {name: [t for t, _ in ts] for name, ts in time_rounds(clocks, rounds).items()}
     rows: list[tuple[str, ...]] = []
     for name, step in steps.items():
         ratio = median_ratio(seconds[name], seconds[FUSED])
         milliseconds = 1e3 * statistics.median(seconds[name])
         rows.append((wrapper, name, collectives(step), f"{milliseconds:.2f}", f"{ratio:.2f}"))
-    return rows
-
-
-def tiny(name: str, layers: int) -> Callable[[], Times]:
-    """CPU time of a step on layers of 16 weights, each a unit of FSDP2; gradients are new."""
-    torch.manual_seed(0)
-    model = nn.Sequential(*[nn.Linear(4, 4) for _ in range(layers)])
-    for layer in model:
-        fully_shard(layer)
-    fully_shard(model)
-
-    def backward() -> None:
-        model.zero_grad()
-        model(torch.randn(2, 4)).square().mean().backward()
-
-    return clock(stepper(name, model, torch.tensor(1.0)), time.thread_time, backward)
-
-
-def rows_of_tensors(rounds: int) -> list[tuple[str, ...]]:
-    """What a tensor costs, and what a step costs without any: by the least of all rounds."""
-    names = (FUSED, FROZEN, OFF)
-    clocks = {(name, layers): tiny(name, layers) for name in names for layers in LAYERS}
-    least = {key: min(times)[0] for key, times in time_rounds(clocks, rounds).items()}
-    rows: list[tuple[str, ...]] = []
-    for name in names:
-        few, many = (least[name, layers] for layers in LAYERS)
-        slope = (many - few) / (2 * (LAYERS[1] - LAYERS[0]))
-        rest = few - slope * 2 * LAYERS[0]
-        rows.append((name, f"{slope * 1e6:.2f}", f"{rest * 1e6:.0f}"))
     return rows
 
 
@@ -142,14 +108,11 @@ def main() -> int:
     busy = load()
     dist.init_process_group("gloo")
     rows = [row for wrapper in ("DDP", "FSDP2") for row in rows_of(wrapper, rounds)]
-    tensors = rows_of_tensors(min(rounds, 30))
     if dist.get_rank() == 0:
         facts = ", ".join(f"{k} {v}" for k, v in provenance(torch.device("cpu")).items())
         print(f"{dist.get_world_size()} ranks on gloo; load average {busy:.1f}; {facts}\n")
         of_steps = ("wrapper", "optimizer", "collectives per step", "ms", "time / fused")
-        print(table(of_steps, rows) + "\n")
-        of_tensors = ("FSDP2, CPU time of a step", "µs per tensor", "without tensors, µs")
-        print(table(of_tensors, tensors))
+        print(table(of_steps, rows))
     dist.barrier()
     dist.destroy_process_group()
     return 0

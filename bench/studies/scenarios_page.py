@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+from bench.speed.tables import table
 from bench.studies.scenarios import Outcome
 from bench.studies.timescales import Watched, hunts
 
@@ -47,7 +47,7 @@ def _situation(outcomes: Sequence[Outcome]) -> list[str]:
         f"Here {scenario.situation}. {scenario.task.steps:,} steps from α = {scenario.lr:g}. "
         f"{scenario.limit}".rstrip()
         + "\n",
-        *_table(["§7 says", *seeds, "verdict"], ["---"] * (len(seeds) + 2), lines),
+        table(["§7 says", *seeds, "verdict"], lines),
         f"\n![{scenario.title}]({scenario.name}.png)\n",
     ]
 
@@ -70,38 +70,7 @@ def _timescales(rows: Sequence[Watched]) -> list[str]:
         "largest line of the push's spectrum over what chance explains (Fisher's test at 0.1 %: a "
         "number above 1 is a cycle) with its period; and how far log α wanders within 500 steps. "
         "Where every batch is the same nothing but the loop between α and the loss can move α.\n",
-        *_table(["task", "K", *MEASURED], ["---", *["---:"] * 6], lines),
-        "",
-        *_verdicts(rows),
+        table(["task", "K", *MEASURED], lines) + "\n",
         *([bound] if any(math.isnan(row.wander) for row in rows) else []),
         "\n![Hunting over K](timescales.png)\n",
     ]
-
-
-def _verdicts(rows: Sequence[Watched]) -> Iterable[str]:
-    """A sentence for each task, from its rows."""
-    for name in dict.fromkeys(row.setting for row in rows):
-        own = [row for row in rows if row.setting == name]
-        cycling = [row for row in own if hunts(row)]
-        changes = f"{min(r.changes for r in own):.0f} to {max(r.changes for r in own):.0f}"
-        if cycling:
-            calm = [row.every for row in own if row.every > max(r.every for r in cycling)]
-            after = f"from K = {calm[0]} on there is none" if calm else "at every K tried"
-            listed = ", ".join(str(row.every) for row in cycling)
-            yield (
-                f"- {name}: α hunts at K = {listed}, with a period of "
-                f"{cycling[0].period:.0f} steps at K = {cycling[0].every}; {after}."
-            )
-        else:
-            yield (
-                f"- {name}: no cycle at any K. {changes} sign changes per 100 updates are those of "
-                "a coin (50): the sensor passes the batches' noise on nearly white, whatever K is. "
-                "What K changes is how many such pushes there are per step, and with them how far "
-                "α wanders."
-            )
-
-
-def _table(*parts: Sequence[Any]) -> list[str]:
-    """Headings, a rule, and the rows."""
-    headings, rule, rows = parts
-    return ["| " + " | ".join(cells) + " |" for cells in (headings, rule, *rows)]
