@@ -44,32 +44,19 @@ class Cell:
 
     @property
     def error(self) -> float:
-        """The mean's standard error."""
         return _error(list(self.finals.values())) if math.isfinite(self.mean) else math.nan
 
 
 @dataclass(frozen=True)
 class Table:
-    """Everything about one task.
-
-    Attributes:
-        task: Its name.
-        steps: Of its runs.
-        rates: All starting rates, rising.
-        series: The lines, in the order of the report.
-        cells: By line and rate; runs that are not there yet are not in it.
-        initial: Mean held-out loss before the first step.
-    """
-
-    task: str
-    steps: int
-    rates: list[float]
-    series: list[Series]
-    cells: dict[tuple[Series, float], Cell]
-    initial: float
+    task: str  # its name
+    steps: int  # of its runs
+    rates: list[float]  # all starting rates, rising
+    series: list[Series]  # the lines, in the order of the report
+    cells: dict[tuple[Series, float], Cell]  # by line and rate
+    initial: float  # mean held-out loss before the first step
 
     def line(self, series: Series) -> dict[float, Cell]:
-        """The cells of a line by their rate."""
         return {r: self.cells[series, r] for r in self.rates if (series, r) in self.cells}
 
     def extreme(self, series: Series, which: Callable[..., float]) -> float | None:
@@ -99,7 +86,6 @@ class Table:
         return None if both is None else Estimate(both.value - 1, both.error)
 
     def diverged(self, series: Series) -> tuple[int, int]:
-        """How many of a line's runs diverged, and how many there are."""
         line = self.line(series).values()
         return sum(cell.diverged for cell in line), sum(len(cell.finals) for cell in line)
 
@@ -121,7 +107,6 @@ def ratio(above: Cell, below: Cell) -> Estimate | None:
 
 
 def tables(rows: Iterable[Row]) -> list[Table]:
-    """One table a task, in the order of the report."""
     by_task: dict[str, list[Row]] = {}
     for row in rows:
         by_task.setdefault(row.task, []).append(row)

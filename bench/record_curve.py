@@ -26,14 +26,12 @@ LR = 1e-3
 
 
 def record(task: Characters) -> list[float]:
-    """Train, and return the loss of every step in nats per character."""
     problem = task.start(0)
     stepper = Cell(task, PLAIN, LR, 0).stepper(problem.objective.parameters())
     return losses_of(train(problem, stepper, tqdm(range(task.steps), unit="step", mininterval=5)))
 
 
 def write(losses: Sequence[float], lr: float, path: Path) -> None:
-    """Write one row per step: step, loss, learning_rate."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")
@@ -42,7 +40,6 @@ def write(losses: Sequence[float], lr: float, path: Path) -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Record the curve into the file that the arguments name."""
     write(record(TASK), LR, Path(arguments[0]) if arguments else FILE)
 
 

@@ -23,7 +23,6 @@ LARGE = 10**7
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m bench.step",
         description="Time one optimizer step, torch's AdamW and AdaptiveAdamW side by side.",
@@ -54,11 +53,7 @@ def run(
     in_a_row: int = 1,
     against: Path | None = None,
 ) -> list[Row]:
-    """The rows of one set of parameters after the other, with what they depend on.
-
-    Raises:
-        ValueError: An option is out of range, or the other checkout is not built.
-    """
+    """The rows of one set of parameters after the other, with what they depend on."""
     if in_a_row < 1:
         raise ValueError(f"--in-a-row must be 1 or more, got {in_a_row}")
     rows: list[Row] = []
@@ -81,7 +76,6 @@ def run(
 
 
 def markdown(rows: Sequence[Row], command: str) -> str:
-    """A table for each set of parameters, and what they were measured on."""
     parts = []
     for workload in dict.fromkeys(row["workload"] for row in rows):
         chosen = [row for row in rows if row["workload"] == workload]
@@ -98,7 +92,6 @@ def markdown(rows: Sequence[Row], command: str) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Measure, print the tables, and write them if asked to."""
     given = parser().parse_args(arguments)
     if given.threads is not None:
         torch.set_num_threads(given.threads)

@@ -24,12 +24,6 @@ HOW_TO_READ = """\
 
 
 def report(rows: Sequence[Row], about: str = "") -> str:
-    """Everything, from the rows of one request.
-
-    Args:
-        rows: At least one.
-        about: A last line: when and by what command.
-    """
     every = tables(rows)
     parts = ["# How far off the learning rate may be", HOW_TO_READ]
     for table in every:
@@ -76,7 +70,6 @@ def overview(every: Sequence[Table], rival: str) -> str:
 
 
 def provenance(rows: Sequence[Row]) -> str:
-    """What the rows were taken with."""
     seeds = sorted({row.seed for row in rows})
     seconds = math.fsum(row.seconds for row in rows)
     return (

@@ -15,33 +15,21 @@ Controls = Callable[[int], Control]
 
 
 class Steered(Stepper):
-    """AdaptiveAdamW at work."""
-
     def show(self, loss: Tensor) -> None:
-        """The controller is shown every loss."""
         self.optimizer.observe(loss)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Adaptive(Method):
-    """AdaptiveAdamW.
-
-    Attributes:
-        control: Makes the ``Control``.
-        over_cosine: Multiplies a cosine to 0 (``mode="modulate"``) instead of owning the rate.
-        meets: Whether ranks decide together, where there are several.
-    """
-
     is_ours = True
 
-    control: Controls
+    control: Controls  # makes the Control
     over_cosine: bool = False
-    meets: bool = False
+    meets: bool = False  # whether ranks decide together, where there are several
 
     def start(
         self, parameters: Sequence[nn.Parameter], rate: float, horizon: int, seed: int
     ) -> Steered:
-        """Make the optimizer and, where it has one, the schedule that it multiplies."""
         control = self.control(horizon)
         optimizer = AdaptiveAdamW(
             parameters,
@@ -56,7 +44,6 @@ class Adaptive(Method):
 
 
 def loss_law(horizon: int) -> Control:
-    """The default."""
     return Control()
 
 

@@ -16,7 +16,6 @@ class Averaging(Stepper):
     """Schedule-Free at work: it trains one point and is judged at another."""
 
     def finish(self) -> None:
-        """Move the parameters to the average."""
         self.optimizer.eval()
 
 
@@ -29,7 +28,6 @@ class ScheduleFree(Method):
     def start(
         self, parameters: Sequence[nn.Parameter], rate: float, horizon: int, seed: int
     ) -> Averaging:
-        """Make the optimizer; it draws nothing."""
         from schedulefree import AdamWScheduleFree  # type: ignore[import-untyped]
 
         steps = self.warm_up_steps(horizon)
@@ -45,20 +43,16 @@ class Prodigy(Method):
     What is left to choose is d0, where its estimate starts. Its authors' 1e-6 is a thousandth of
     AdamW's default rate of 1e-3, so the starting rate here stands for a d0 of a thousandth of it:
     who leaves both at their defaults gets both authors' choice, and d0 too varies by a thousand.
-
-    Attributes:
-        d0_per_rate: d0 divided by the starting rate.
     """
 
     package: str = "prodigyopt"
     warm_up: float = 0.0
     has_horizon: bool = True
-    d0_per_rate: float = 1e-3
+    d0_per_rate: float = 1e-3  # d0 divided by the starting rate
 
     def start(
         self, parameters: Sequence[nn.Parameter], rate: float, horizon: int, seed: int
     ) -> Stepper:
-        """Make the optimizer; it draws nothing."""
         import prodigyopt  # type: ignore[import-untyped]
 
         advice = {"use_bias_correction": True, "safeguard_warmup": True}

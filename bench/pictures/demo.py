@@ -18,7 +18,6 @@ COLOURS = {CONSTANT: "#7a7a7a", COSINE: "#e69f00", ADAPTIVE: "#0072b2"}
 
 
 def draw(report: Report, path: Path) -> None:
-    """Draw the report and write it as PNG."""
     with picture(path, 9.5, 12, dpi=130, **{"font.size": 11, "lines.linewidth": 1.9}) as figure:
         loss, *knobs = figure.subplots(
             5, 1, sharex=True, gridspec_kw={"height_ratios": (3.6, 1.2, 1, 1, 1)}

@@ -18,7 +18,6 @@ SHADE: dict[str, Any] = {"color": "#d55e00", "alpha": 0.12, "linewidth": 0}
 
 
 def draw(outcome: Outcome, path: Path) -> None:
-    """Draw one run: the loss and the knobs, with the disturbance shaded."""
     scenario = outcome.scenario
     figure = plots.knobs(outcome.trace, title=scenario.title)
     if scenario.disturbance[0] <= scenario.disturbance[1]:

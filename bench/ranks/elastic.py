@@ -37,7 +37,6 @@ SIZES = {
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
     parser = argparse.ArgumentParser(
         prog=f"torchrun --nproc-per-node=2 {COMMAND}",
         description="Train the demo's GPT on several ranks with AdaptiveAdamW. A checkpoint every "
@@ -56,7 +55,6 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> int:
-    """Train or go on training; return the exit status: 0, or 2 for bad input."""
     given = parser().parse_args()
     if not started(COMMAND):
         return 2
@@ -98,7 +96,6 @@ def join() -> str:
 
 
 def attempt() -> int:
-    """How often torchrun has started this again."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
@@ -158,7 +155,6 @@ def cut(log: Path, done: int) -> None:
 
 
 def save(model: nn.Module, optimizer: AdaptiveAdamW, out: Path, done: int) -> None:
-    """Write a checkpoint, and then its name as the latest one."""
     weights, state = get_state_dict(model, optimizer)
     name = f"step-{done:08d}"
     dcp.save({"model": weights, "optimizer": state}, checkpoint_id=out / name)

@@ -55,7 +55,6 @@ def stepper(name: str, model: nn.Module, loss: Tensor) -> Step:
 
 
 def make(name: str, sharded: bool) -> Step:
-    """A contender on a GPT of its own, after one backward pass."""
     model = wrapped(CONFIG, 0, sharded)
     tokens = torch.randint(CONFIG.vocabulary, (4, CONFIG.context + 1))
     loss = model(tokens[:, :-1], tokens[:, 1:])
@@ -64,8 +63,6 @@ def make(name: str, sharded: bool) -> Step:
 
 
 def clock(step: Step) -> Callable[[], Times]:
-    """Times a step, after a barrier that all ranks have reached."""
-
     def timed() -> Times:
         dist.barrier()
         begin = time.perf_counter()
@@ -85,7 +82,6 @@ def collectives(step: Step) -> str:
 
 
 def rows_of(wrapper: str, rounds: int) -> list[tuple[str, ...]]:
-    """One wrapper's rows, by this rank's clock."""
     steps = {name: make(name, wrapper == "FSDP2") for name in CONTENDERS}
     clocks = {name: clock(step) for name, step in steps.items()}
     seconds = {name: [t for t, _ in ts] for name, ts in time_rounds(clocks, rounds).items()}
@@ -98,7 +94,6 @@ def rows_of(wrapper: str, rounds: int) -> list[tuple[str, ...]]:
 
 
 def main() -> int:
-    """Measure under both wrappers; return the exit status."""
     parser = argparse.ArgumentParser(prog="torchrun --nproc-per-node=2 -m bench.ranks.scaling")
     parser.add_argument("--rounds", type=int, default=50, help="(50)")
     rounds = parser.parse_args().rounds

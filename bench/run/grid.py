@@ -27,8 +27,6 @@ Engine = Literal["processes", "vmap"]
 
 @dataclass(frozen=True)
 class Failure:
-    """A cell that raised an exception, and the traceback."""
-
     cell: Cell
     message: str
 
@@ -45,13 +43,6 @@ def plan(
     A run that is interrupted has then whole tables of fewer seeds, and what compares with what is
     run next to each other. Within a seed long tasks come first, so that no core is left with one
     at the end.
-
-    Args:
-        tasks: What to learn.
-        methods: How.
-        rates: Starting learning rates.
-        seeds: At least one.
-        factors: Wrong horizons, beside the right one, for the methods that have one.
     """
     longest_first = sorted(tasks, key=lambda task: -task.seconds)
     return [
@@ -67,17 +58,7 @@ def plan(
 def complete(
     store: Rows, cells: Sequence[Cell], workers: int, engine: Engine = "processes"
 ) -> list[Failure]:
-    """Run the cells that have no row of the definition in force; add each row as it is made.
-
-    Args:
-        store: Where rows come from and go to.
-        cells: Everything that is asked for.
-        workers: As of `in_processes`.
-        engine: "vmap" trains the cells of a task and a method side by side, in this process.
-
-    Returns:
-        The cells that failed; they don't stop the others.
-    """
+    """Run the cells that have no row of the definition in force; add each row as it is made."""
     have = {(row.key, row.fingerprint) for row in store.rows}
     missing = [cell for cell in cells if _identity(cell) not in have]
     if not missing:
@@ -100,7 +81,6 @@ def _results(cells: Sequence[Cell], workers: int, engine: Engine) -> Generator[R
 
 
 def current(rows: Sequence[Row], cells: Sequence[Cell]) -> list[Row]:
-    """The rows of these cells, of the definitions in force."""
     wanted = set(map(_identity, cells))
     return newest(row for row in rows if (row.key, row.fingerprint) in wanted)
 
@@ -112,7 +92,6 @@ def stale(rows: Sequence[Row], cells: Sequence[Cell]) -> int:
 
 
 def make_row(cell: Cell, outcome: Outcome, revision: str, engine: Engine) -> Row:
-    """A finished cell as it is kept; ``revision`` is the project's commit."""
     measured = outcome.initial, outcome.final, round(outcome.seconds, 3)
     made_by = _fingerprint(cell.task, cell.method), cell.task.steps
     made_on = _processor(cell.task.device), torch.__version__, revision

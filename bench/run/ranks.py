@@ -33,12 +33,10 @@ def joined(device: str) -> Iterator[None]:
 
 
 def rank() -> int:
-    """This rank's number; 0 alone."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def size() -> int:
-    """How many ranks there are; 1 alone."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
@@ -54,7 +52,6 @@ def shared(problem: Problem) -> Problem:
 
 
 def mean(losses: list[Tensor]) -> list[Tensor]:
-    """The mean over the ranks of each of the losses that they measured."""
     if size() == 1:
         return losses
     together = torch.stack(losses) / size()
@@ -63,7 +60,6 @@ def mean(losses: list[Tensor]) -> list[Tensor]:
 
 
 def launcher() -> list[str]:
-    """The words that start a program on as many ranks as now."""
     if size() == 1:
         return ["python"]
     return ["torchrun", "--standalone", f"--nproc-per-node={size()}"]

@@ -22,14 +22,6 @@ from bench.tasks import Problem
 
 
 def run_together(cells: Sequence[Cell]) -> list[Outcome]:
-    """Train cells that share task and length.
-
-    Args:
-        cells: Of one task, which has no dropout. Methods, rates and seeds may differ.
-
-    Returns:
-        What each came to; the seconds are a cell's share.
-    """
     (task,) = {cell.task for cell in cells}
     problems = {seed: task.start(seed) for seed in {cell.seed for cell in cells}}
     own = [problems[cell.seed] for cell in cells]

@@ -36,11 +36,7 @@ def there(
     device: torch.device,
     in_a_row: int,
 ) -> Iterator[Any]:
-    """A `measure.Side` whose package is that of a checkout, built; None for the installed one.
-
-    Raises:
-        ValueError: The checkout is not built, or its package does not run.
-    """
+    """A `measure.Side` whose package is that of a checkout, built; None for the installed one."""
     from bench.speed.measure import Side
 
     if checkout is not None and not list(checkout.glob("adaptiverl/_C*")):
@@ -78,7 +74,6 @@ class Checkout(MetaPathFinder):
         self._folders = {"adaptiverl": root / "adaptiverl", "adaptiverl.kernels": root / "kernels"}
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        """Where a package is; its modules are found beside it."""
         folder = self._folders.get(name)
         if folder is None or not folder.exists():
             return None

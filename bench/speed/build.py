@@ -20,17 +20,7 @@ class BuildError(Exception):
 
 
 def build(folder: Path = FOLDER) -> Path:
-    """Copy the package and compile its operators, the CUDA controller among them.
-
-    Args:
-        folder: Where everything goes; a second build there compiles only what changed.
-
-    Returns:
-        The folder to put on PYTHONPATH.
-
-    Raises:
-        BuildError: Nothing was compiled.
-    """
+    """Copy the package and compile its operators, the CUDA controller among them."""
     library = stage(folder)
     command = [sys.executable, "setup.py", "build_ext", "--build-lib", str(library)]
     done = subprocess.run(
@@ -47,7 +37,6 @@ def build(folder: Path = FOLDER) -> Path:
 
 
 def stage(folder: Path) -> Path:
-    """Lay out the package as it is installed, and beside it what setup.py needs."""
     library, tree = folder / "lib", folder / "tree"
     package = library / "adaptiverl"
     for source, target in (

@@ -31,7 +31,6 @@ def copy_bandwidth(device: torch.device, size: int = COPIED) -> float:
 
 
 def rows_of(workload: Workload, device: torch.device, rounds: int = ROUNDS) -> list[Row]:
-    """A row per contender: its times, and what the allocator, the profiler and a graph show."""
     here = Here(workload, ON_A_CARD, device)
     rows = measure(workload, [here.side()], rounds)
     if device.type != "cuda":
@@ -68,13 +67,7 @@ def _launches(here: Here, name: str) -> Row:
 def summary(
     calls: Sequence[str], runs: Sequence[tuple[str, float]], whole: Sequence[tuple[str, float]]
 ) -> Row:
-    """Launches, waits, and the controller's share of the device's time.
-
-    Args:
-        calls: What the step asked of the runtime.
-        runs: What the device ran of it, with microseconds.
-        whole: The same with telling the loss.
-    """
+    """Launches, waits, and the controller's share of the device's time."""
     from gpu_checks import NOT_KERNELS, waits_among
 
     times = [(name, taken) for name, taken in whole if not name.startswith(NOT_KERNELS)]
@@ -145,7 +138,6 @@ def _release() -> None:
 
 
 def describe(part: Row) -> str:
-    """A part of the results in a line."""
     if "rows" not in part:
         return str(part)
     times = [f"{row['contender']} {statistics.median(row['seconds']):.3e}" for row in part["rows"]]

@@ -49,22 +49,12 @@ class Figure:
 
 @dataclass(frozen=True)
 class Results:
-    """What one run brought together.
-
-    Attributes:
-        rows: Of `card.rows_of`, with their ratios.
-        copy_bandwidth: Bytes per second, or None.
-        extra: By workload, bytes beyond AdamW's states, and chunks.
-        checks: Outcomes by name.
-    """
-
-    rows: Sequence[Row]
-    copy_bandwidth: float | None
-    extra: Mapping[str, Mapping[str, int]]
-    checks: Mapping[str, str]
+    rows: Sequence[Row]  # of card.rows_of, with their ratios
+    copy_bandwidth: float | None  # bytes per second, or None
+    extra: Mapping[str, Mapping[str, int]]  # by workload, bytes beyond AdamW's states, and chunks
+    checks: Mapping[str, str]  # outcomes by name
 
     def row(self, workload: Workload, contender: str) -> Row | None:
-        """A contender's measurements in a workload."""
         wanted = str(workload), contender
         return next((r for r in self.rows if (r["workload"], r["contender"]) == wanted), None)
 
@@ -91,7 +81,6 @@ def bytes_moved(workload: Workload, contender: str) -> int | None:
 
 
 def figures(results: Results) -> list[Figure]:
-    """The whole table."""
     lines = []
     for name, ours, rival, workloads, target in SPEEDUPS:
         for w in workloads:
@@ -121,7 +110,6 @@ def figures(results: Results) -> list[Figure]:
 
 
 def times(value: float) -> str:
-    """A factor."""
     return f"{value:.2f}×"
 
 

@@ -65,7 +65,6 @@ def column_of(tensors: int, device: torch.device) -> dict[str, float]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Measure and print."""
     parser = argparse.ArgumentParser(prog="python -m bench.speed.host")
     parser.add_argument("--tensors", type=int, nargs="+", default=(1, 148, 1000))
     given = parser.parse_args(arguments)

@@ -34,5 +34,4 @@ ON_A_CARD = (FUSED, FOREACH, CLIPPED, STOCK, PLAIN, NOISE, CLIP, ALL, ALIGNMENT)
 
 
 def is_ours(name: str) -> bool:
-    """Whether a contender is an AdaptiveAdamW."""
     return not name.startswith("torch")

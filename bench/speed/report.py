@@ -27,13 +27,6 @@ LEGEND = (
 def markdown(
     results: Results, about: Mapping[str, Any], checks: Sequence[Mapping[str, Any]]
 ) -> str:
-    """The whole report.
-
-    Args:
-        results: What was measured.
-        about: Card, versions, commit, date; and ``left_out``, ``sanitizer`` if there are.
-        checks: Outcomes of `checks.run`.
-    """
     copy = results.copy_bandwidth
     speed = "not measured" if copy is None else f"{copy / 1e12:.2f} TB/s read and written"
     versions = ", ".join(f"{key} {about[key]}" for key in VERSIONS if key in about)
@@ -59,7 +52,6 @@ def markdown(
 
 
 def _cells(results: Results, workload: Workload) -> dict[str, Cell]:
-    """What a row shows under each heading."""
     return {
         "contender": lambda row: row["contender"],
         "time": lambda row: duration(row["median_s"]),

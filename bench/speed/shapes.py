@@ -19,7 +19,6 @@ def gpt2(vocabulary: int, context: int, width: int, layers: int) -> Shapes:
 
 
 def mlp(*widths: int) -> Shapes:
-    """A weight and a bias for each layer."""
     return [shape for inside, out in pairwise(widths) for shape in ((out, inside), (out,))]
 
 
@@ -42,15 +41,10 @@ ON_A_CARD = ("gpt2-small", "1M-in-1000", "1B", "1B-in-1")
 
 @dataclass(frozen=True)
 class Workload:
-    """Parameters of these shapes and this dtype, with gradients of the same.
+    """Parameters of these shapes and this dtype, with gradients of the same."""
 
-    Attributes:
-        shapes: Key of `SHAPES`.
-        dtype: By torch's name.
-    """
-
-    shapes: str
-    dtype: str = "float32"
+    shapes: str  # key of SHAPES
+    dtype: str = "float32"  # by torch's name
 
     def __post_init__(self) -> None:
         if self.shapes not in SHAPES:
@@ -58,17 +52,14 @@ class Workload:
 
     @property
     def elements(self) -> int:
-        """Numbers in all parameters together."""
         return sum(math.prod(shape) for shape in SHAPES[self.shapes])
 
     @property
     def tensors(self) -> int:
-        """How many parameters."""
         return len(SHAPES[self.shapes])
 
     @property
     def width(self) -> int:
-        """Bytes of a parameter."""
         return {"float32": 4, "bfloat16": 2}[self.dtype]
 
     @property

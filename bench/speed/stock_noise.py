@@ -18,7 +18,6 @@ class PlainNoise:
         self._sigma = sigma
 
     def __call__(self, gradients: list[Tensor]) -> None:
-        """Add σ·RMS(g)·ξ to every gradient, in place."""
         for gradient in gradients:
             rms = gradient.square().mean().sqrt()
             gradient.add_(torch.randn_like(gradient) * (self._sigma * rms))
@@ -39,7 +38,6 @@ class TunedNoise:
         self._buffer = torch.empty(size, dtype=gradients[0].dtype, device=gradients[0].device)
 
     def __call__(self, gradients: list[Tensor]) -> None:
-        """Add σ·RMS(g)·ξ to every gradient, in place."""
         norms = torch._foreach_norm(gradients)
         if self._on_host:
             self._add_blocks(gradients, norms)

@@ -44,7 +44,6 @@ def with_ratios(rows: Sequence[Row]) -> list[Row]:
 
 
 def median_ratio(above: Sequence[float], below: Sequence[float]) -> float:
-    """The median of ratios within one round."""
     return statistics.median(a / b for a, b in zip(above, below, strict=True))
 
 
@@ -61,7 +60,6 @@ OTHER_COLUMN: dict[str, Cell] = {"time / other's": lambda row: ratio(row["ratio_
 
 
 def step_table(rows: Sequence[Row]) -> str:
-    """What ``python -m bench.step`` shows of one workload."""
     return columns(STEP_COLUMNS | (OTHER_COLUMN if any(row["of"] for row in rows) else {}), rows)
 
 
@@ -71,7 +69,6 @@ def columns(cells: Mapping[str, Cell], rows: Sequence[Row]) -> str:
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Markdown, everything but the first column to the right."""
     rule = ["---", *["---:"] * (len(headings) - 1)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (headings, rule, *rows))
 
@@ -84,25 +81,21 @@ def ratio(value: float | None) -> str:
 
 
 def share(value: float | None) -> str:
-    """As per cent."""
     return "–" if value is None else f"{value:.1%}"
 
 
 def duration(seconds: float) -> str:
-    """Three digits, in a unit that suits them."""
     scaled, unit = (seconds * 1e3, "ms") if seconds >= 1e-3 else (seconds * 1e6, "µs")
     return f"{scaled:.{2 if scaled < 10 else 1 if scaled < 100 else 0}f} {unit}"
 
 
 def size(count: int | None) -> str:
-    """Bytes, in a unit that suits them."""
     if count is None:
         return "–"
     return f"{count} B" if count < 4096 else f"{count / 2**20:.2f} MiB"
 
 
 def slug(text: str) -> str:
-    """The text as part of a file's name."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 

@@ -49,7 +49,6 @@ class Request:
 
     @property
     def task(self) -> Characters:
-        """What is learnt."""
         own = asdict(self.settings)
         for name in ("lr", "seed", "eval_every"):
             del own[name]
@@ -58,15 +57,6 @@ class Request:
 
 
 def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> Request:
-    """Read the arguments; what they leave open comes from LR, TEXT, STEPS and SEED, then defaults.
-
-    Args:
-        arguments: The command line without the program's name.
-        environment: Usually ``os.environ``; an empty value counts as unset.
-
-    Raises:
-        RequestError: A value is out of its range or not a number.
-    """
     given = vars(_parser(environment).parse_args(arguments))
     device = given["device"]
     if device == "auto":
@@ -120,11 +110,6 @@ def command(request: Request) -> str:
 
 
 def run(request: Request) -> None:
-    """Train three times, print the table, write the files.
-
-    Raises:
-        RequestError: The text cannot be used, or the folder cannot be written.
-    """
     begin = time.monotonic()
     settings, task = request.settings, request.task
     if settings.batch % ranks.size():
@@ -169,7 +154,6 @@ def follow(method: Method, task: Characters, settings: Settings) -> Run:
 
 
 def _trace(stepper: Stepper, method: Method, steps: int) -> Trace:
-    """What the knobs were over the run."""
     if method.is_ours:
         return {column: values.tolist() for column, values in stepper.optimizer.trace().items()}
     assert stepper.schedule is not None

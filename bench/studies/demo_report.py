@@ -60,21 +60,10 @@ class Run:
 
 @dataclass(frozen=True)
 class Measures:
-    """One row of the table.
-
-    Attributes:
-        final: Held-out loss after the last step, nats per character.
-        area: Mean height of the held-out curve over the run's steps; NaN where it is not finite.
-        steps_to_target: The first look at which the held-out loss was at or below the constant
-            rate's best; ``None`` if it never was.
-        seconds_per_step: Median over the stretches, of forward, backward and optimizer together:
-            the first one's warm-up and a busy moment do not count.
-    """
-
-    final: float
-    area: float
+    final: float  # held-out loss after the last step, nats per character
+    area: float  # mean height of the held-out curve over the run's steps
     steps_to_target: int | None
-    seconds_per_step: float
+    seconds_per_step: float  # median over the stretches
 
 
 @dataclass(frozen=True)
@@ -96,12 +85,10 @@ class Report:
 
     @property
     def rows(self) -> dict[str, Measures]:
-        """The measures by the method's title."""
         return {run.method: measure(run, self.target) for run in self.runs}
 
 
 def measure(run: Run, target: float) -> Measures:
-    """Take the four measures of a run against a target."""
     steps, losses = run.eval_steps, run.held_out
     pairs = list(zip(steps, losses, strict=True))
     area = sum((b - a) * (high + low) / 2 for (a, high), (b, low) in pairwise(pairs))
@@ -118,12 +105,10 @@ def measure(run: Run, target: float) -> Measures:
 
 
 def loss_text(loss: float) -> str:
-    """Format a loss; one that is not finite is called what it is."""
     return f"{loss:.4f}" if math.isfinite(loss) else "diverged"
 
 
 def table(report: Report) -> str:
-    """Lay the table out for a terminal."""
     target = loss_text(report.target)
     figures = ("final held-out loss", "area under the curve / steps", f"steps to {target}")
     rows = [["", *figures, "seconds per step"]]

@@ -34,24 +34,15 @@ KEPT = "Finished runs are kept, and the same command goes on from there"
 
 @dataclass(frozen=True)
 class Study:
-    """A grid that has a command of its own: what it is about where the arguments don't say.
+    """A grid that has a command of its own: what it is about where the arguments don't say."""
 
-    Attributes:
-        name: Of its files.
-        module: After ``python -m``.
-        about: For its ``--help``.
-        tasks, methods: Those there are.
-        quick: Tasks of the quick form.
-        engine: How its cells are run.
-    """
-
-    name: str
-    module: str
-    about: str
+    name: str  # of its files
+    module: str  # after python -m
+    about: str  # for its --help
     tasks: Mapping[str, Task]
-    methods: Mapping[str, Method]
-    quick: Sequence[str]
-    engine: Engine
+    methods: Mapping[str, Method]  # those there are
+    quick: Sequence[str]  # tasks of the quick form
+    engine: Engine  # how its cells are run
 
 
 LR_ROBUSTNESS = Study(
@@ -83,16 +74,6 @@ ALIGNMENT = Study(
 
 
 def main(study: Study, arguments: Sequence[str]) -> int:
-    """Run what is missing, then report.
-
-    Args:
-        study: What is asked for where the arguments don't say.
-        arguments: Of the command line.
-
-    Returns:
-        The exit status. 0: all is there. 1: some runs failed. 2: bad input. 130: interrupted.
-        After 1 and 130 the same command goes on where it was.
-    """
     try:
         given = _parser(study).parse_args(arguments)
         if given.report is not None:
@@ -145,11 +126,7 @@ def _tell_what_is_there(rows: Sequence[Row], cells: Sequence[Cell]) -> None:
 
 
 def requested(study: Study, given: argparse.Namespace) -> list[Cell]:
-    """The cells that the arguments ask for; what cannot run here is named on standard error.
-
-    Raises:
-        RequestError: Arguments that contradict each other or name what is not there; nothing left.
-    """
+    """The cells that the arguments ask for; what cannot run here is named on standard error."""
     if given.quick and given.tasks:
         raise RequestError("--quick chooses the tasks; give it or --tasks, not both")
     if 1 in given.horizon_factor:

@@ -37,25 +37,14 @@ class Finding(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Scenario:
-    """A situation.
-
-    Attributes:
-        name, title: Of its picture.
-        situation, prediction: What happens in it, and §7's line.
-        task: What is trained, for how long, and when it is disturbed.
-        lr: The starting rate.
-        judge: What to look at, from the trace, the losses and the scenario.
-        limit: Why some of it is not expected here; empty where all of it is.
-    """
-
     name: str
     title: str
     situation: str
-    prediction: str
-    task: Task
-    lr: float = 1e-3
+    prediction: str  # §7's line
+    task: Task  # what is trained, for how long, and when it is disturbed
+    lr: float = 1e-3  # the starting rate
     judge: Callable[[Columns, list[float], Scenario], list[Finding]]
-    limit: str = ""
+    limit: str = ""  # why some of it is not expected here; empty where all of it is
 
     @property
     def disturbance(self) -> tuple[int, int]:
@@ -110,7 +99,6 @@ def between(trace: Columns, column: str, first: float, last: float) -> list[floa
 
 
 def mean(values: list[float]) -> float:
-    """The arithmetic mean."""
     return math.fsum(values) / len(values)
 
 

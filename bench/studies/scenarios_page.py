@@ -16,7 +16,6 @@ MEASURED = (
 
 
 def page(outcomes: Sequence[Outcome], rows: Sequence[Watched], settings: str) -> str:
-    """All of it, Markdown: outcomes of one scenario lie next to each other."""
     parts = [
         "# What the knobs do, on real training",
         "",

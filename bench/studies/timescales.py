@@ -26,8 +26,6 @@ LOWEST = 1e-6
 
 
 class Setting(NamedTuple):
-    """A task to watch: what it is called, its rate and its seeds."""
-
     name: str
     task: Task
     lr: float
@@ -117,5 +115,4 @@ def watch(setting: Setting, every: int) -> Watched:
 
 
 def hunts(row: Watched) -> bool:
-    """Whether the largest line is more than chance."""
     return row.line > 1

@@ -68,17 +68,14 @@ def mislabelled_digits() -> Data:
 
 
 def to_themselves(data: Data) -> Data:
-    """The inputs as their own targets."""
     return Data(*((x, x) for x, _ in data))
 
 
 def standard_digits_to_themselves() -> Data:
-    """`standard_digits`, to be compressed."""
     return to_themselves(standard_digits())
 
 
 def digits_to_themselves() -> Data:
-    """`digits`, to be compressed."""
     return to_themselves(digits())
 
 
