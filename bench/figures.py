@@ -64,15 +64,14 @@ class Table:
         line = self.line(series)
         return which(line, key=lambda r: line[r].mean) if len(line) == len(self.rates) else None
 
-    def best_tuned(self, methods: Sequence[str]) -> tuple[Series, float] | None:
-        """The line and rate with the lowest mean of all; ``None`` where a line is not complete."""
-        best = [(line, self.extreme(line, min)) for line in map(Series, methods)]
-        tuned = [(line, rate) for line, rate in best if rate is not None]
-        return min(tuned, key=lambda at: self.cells[at].mean) if len(tuned) == len(best) else None
+    def best_tuned(self, method: str) -> tuple[Series, float] | None:
+        """A method's line and its rate with the lowest mean."""
+        rate = self.extreme(Series(method), min)
+        return None if rate is None else (Series(method), rate)
 
-    def worst_over_best(self, series: Series, rivals: Sequence[str]) -> Estimate | None:
-        """A line's worst cell over the best cell of all the rivals' lines."""
-        rate, tuned = self.extreme(series, max), self.best_tuned(rivals)
+    def worst_over_best(self, series: Series, rival: str) -> Estimate | None:
+        """A line's worst cell over the best cell of the rival's."""
+        rate, tuned = self.extreme(series, max), self.best_tuned(rival)
         if rate is None or tuned is None:
             return None
         return ratio(self.cells[series, rate], self.cells[tuned])

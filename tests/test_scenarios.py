@@ -211,7 +211,7 @@ def brief(scenario: Scenario) -> Scenario:
 
 
 def row(line: float, every: int = 1, wander: float = 0.1) -> Watched:
-    return Watched("a quadratic", every, 30.0, 30.0 / every, line, 50.0, wander, [0.0] * 40)
+    return Watched("a quadratic", every, 30.0, 30.0 / every, line, 50.0, wander)
 
 
 def test_the_page_says_what_happened_and_what_did_not() -> None:

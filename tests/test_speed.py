@@ -19,7 +19,7 @@ from tolerances import assert_close
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from bench import step
-from bench.speed import host, measure
+from bench.speed import measure
 from bench.speed.contenders import CLIP_SHARE, CONTENDERS, SIGMA, Contender
 from bench.speed.measure import Here, stopwatch
 from bench.speed.names import FOREACH, FUSED, IDLE, IN_A_STEP, NOISE, ON_SMALL_NETS, OURS, STOCK
@@ -285,14 +285,3 @@ def test_another_checkouts_package_is_timed_in_the_same_rounds(tmp_path: Path) -
     text = step.markdown(rows, "…")
     assert f"| {OURS} @ unknown |" in text
     assert "time / other's" in text
-
-
-def test_the_hosts_time_is_told_part_by_part(capsys: pytest.CaptureFixture[str]) -> None:
-    assert host.main(["--tensors", "1", "3"]) == 0
-    _, head, _, *lines = capsys.readouterr().out.splitlines()
-    assert head == "| microseconds of the host | 1 tensors | 3 tensors |"
-    cells = [line.split("|")[1:-1] for line in lines]
-    told = {name.strip(): [float(number) for number in numbers] for name, *numbers in cells}
-    assert {"torch fused, whole step", "ours, observe and step", "ours, observe"} < set(told)
-    # The parts are the package's own functions, and none takes longer than all of them.
-    assert told["optimizer.step"] >= told["controller.advance"] > [0, 0]

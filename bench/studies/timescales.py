@@ -45,7 +45,7 @@ class Watched(NamedTuple):
 
     Sign changes of what the law adds to log α are per 100 updates and per 100 steps; the
     spectrum's largest line is over what chance explains, its period in steps; log α wanders within
-    500 steps, and not at all (NaN) where it lay at its lower bound. log α/α₀ is the first seed's.
+    500 steps, and not at all (NaN) where it lay at its lower bound.
     """
 
     setting: str
@@ -55,7 +55,6 @@ class Watched(NamedTuple):
     line: float
     period: float
     wander: float
-    log_lr: list[float]
 
 
 def moves(trace: Columns, control: Control) -> Floats:
@@ -98,7 +97,7 @@ def watch(setting: Setting, every: int) -> Watched:
     """Train with every seed at the cadence K = ``every``; look at the second half of each run."""
     control = Control(every=every, lr_bounds=(setting.lr * LOWEST, setting.lr * 100))
     half = max(8, setting.task.steps // 2 // every)
-    rows, courses = [], []
+    rows = []
     for seed in setting.seeds:
         trace, _ = watched(setting.task, setting.lr, seed, control)
         series = moves(trace, control)[-half:]
@@ -108,10 +107,9 @@ def watch(setting: Setting, every: int) -> Watched:
         pinned = np.mean(log_lr < math.log(LOWEST) + 0.5) > 0.5
         spread = math.nan if pinned else wander(log_lr, every)
         rows.append((sign_changes(series), line_over_chance(power), period, spread))
-        courses.append(log_lr.tolist())
     changes, line, period, spread = (float(x) for x in np.median(np.array(rows), axis=0))
     name = setting.name
-    return Watched(name, every, changes, changes / every, line, period, spread, courses[0])
+    return Watched(name, every, changes, changes / every, line, period, spread)
 
 
 def hunts(row: Watched) -> bool:
