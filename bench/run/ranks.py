@@ -57,9 +57,3 @@ def mean(losses: list[Tensor]) -> list[Tensor]:
     together = torch.stack(losses) / size()
     dist.all_reduce(together)
     return list(together)
-
-
-def launcher() -> list[str]:
-    if size() == 1:
-        return ["python"]
-    return ["torchrun", "--standalone", f"--nproc-per-node={size()}"]

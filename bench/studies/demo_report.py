@@ -6,13 +6,17 @@ import json
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from bench.machine import provenance
+from bench.run import ranks
+from bench.tables import markdown
+from bench.tasks.characters import Characters
 
 CONSTANT, COSINE, ADAPTIVE = "AdamW constant", "AdamW warm-up + cosine", "AdaptiveAdamW"
 
@@ -22,24 +26,14 @@ Trace = dict[str, list[float]]
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Everything that the runs depend on besides the text and the method.
+class Request:
+    """What the user asked for, checked; the three runs depend on it and on the method alone."""
 
-    The held-out loss is taken every ``eval_every`` steps, on ``eval_batches`` fixed batches; the
-    sizes are those of `bench.tasks.characters.Characters`.
-    """
-
+    task: Characters
     lr: float
-    steps: int
     seed: int
-    device: str
-    layers: int
-    heads: int
-    width: int
-    context: int
-    batch: int
-    eval_every: int
-    eval_batches: int
+    eval_every: int  # steps between two looks at the held-out text
+    out: Path
 
 
 @dataclass
@@ -68,13 +62,10 @@ class Measures:
 
 @dataclass(frozen=True)
 class Report:
-    """A finished demo: `text` is what was learned from, `command` what to type for it again."""
-
-    settings: Settings
-    text: dict[str, str | int]
+    request: Request
+    text: dict[str, str | int]  # what was learned from
     parameters: int
     runs: list[Run]
-    command: str
     seconds: float
 
     @property
@@ -101,40 +92,32 @@ def measure(run: Run, target: float) -> Measures:
     )
 
 
-# The table
-
-
 def loss_text(loss: float) -> str:
     return f"{loss:.4f}" if math.isfinite(loss) else "diverged"
 
 
 def table(report: Report) -> str:
     target = loss_text(report.target)
-    figures = ("final held-out loss", "area under the curve / steps", f"steps to {target}")
-    rows = [["", *figures, "seconds per step"]]
+    figures = ["final held-out loss", "area under the curve / steps", f"steps to {target}"]
+    rows = []
     for name, row in report.rows.items():
         reached = "never" if row.steps_to_target is None else str(row.steps_to_target)
         losses = loss_text(row.final), loss_text(row.area)
         rows.append([name, *losses, reached, f"{row.seconds_per_step:.4f}"])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
-    ]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
-
-
-# The numbers
+    return markdown(["", *figures, "seconds per step"], rows)
 
 
 def as_json(report: Report) -> str:
     """Every number of the report as strict JSON; what is not finite becomes ``null``."""
+    request = report.request
+    sizes = {f.name: getattr(request.task, f.name) for f in fields(request.task) if f.repr}
+    asked = {"lr": request.lr, "seed": request.seed, "eval_every": request.eval_every}
     content = {
-        "command": report.command,
         "seconds": report.seconds,
-        "settings": asdict(report.settings),
+        "settings": asked | sizes | {"ranks": ranks.size()},
         "text": report.text,
         "parameters": report.parameters,
-        "versions": provenance(torch.device(report.settings.device)),
+        "versions": provenance(torch.device(request.task.device)),
         "constant_rate_best": report.target,
         "measures": {name: asdict(row) for name, row in report.rows.items()},
         "runs": [asdict(run) for run in report.runs],
