@@ -18,8 +18,7 @@ from bench.speed.names import FUSED, IN_A_STEP, ON_SMALL_NETS, is_ours
 from bench.speed.shapes import SHAPES, SMALL_NETS, Workload
 from bench.speed.tables import Row, save, slug, step_table, with_ratios
 
-LARGE = 10**7
-"""Numbers from which a step takes long enough to be timed a few times only"""
+LARGE = 10**7  # numbers from which a step takes long enough to be timed a few times only
 
 
 def parser() -> argparse.ArgumentParser:

@@ -367,7 +367,7 @@ def test_rows_of_another_definition_stay_and_do_not_count(
     assert rows[:24] == old
     assert len(rows) == 24 + len(ran) == 36
     said = capsys.readouterr()
-    assert "12 rows are of an earlier definition" in said.err
+    assert "12 of 24 runs are done already" in said.err
     assert "6 steps" in said.out
     assert "24 runs, seeds" in said.out
 

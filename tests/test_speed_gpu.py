@@ -126,10 +126,7 @@ def test_what_the_profiler_saw_is_summed_up() -> None:
         ("adamw_step_kernel", 150.0),
     ]
     whole = [("void adaptiverl::(anonymous namespace)::observe_kernel(Inbox*)", 6.0), *runs]
-    row = card.summary(
-        ["cudaLaunchKernel", "cudaStreamSynchronize", "cudaMemcpyAsync"], runs, whole
-    )
-    assert row == {"launches": 3, "controller_share": 10 / 200, "waits": 1}
+    assert card.summary(runs, whole) == {"launches": 3, "controller_share": 10 / 200}
 
 
 # The checks and the processes

@@ -16,6 +16,7 @@ COOLDOWN = 0.4
 
 Decay = Literal["none", "cosine", "linear", "cooldown"]
 Schedule = Callable[[int], float]
+Parameters = Sequence[nn.Parameter]
 
 
 @dataclass
@@ -63,9 +64,7 @@ class Method(ABC):
         return None
 
     @abstractmethod
-    def start(
-        self, parameters: Sequence[nn.Parameter], rate: float, horizon: int, seed: int
-    ) -> Stepper:
+    def start(self, parameters: Parameters, rate: float, horizon: int, seed: int) -> Stepper:
         """Make the optimizer of one run."""
 
     def shared(self) -> dict[str, Any]:
@@ -100,12 +99,10 @@ class AdamW(Method):
     decay: Decay = "none"  # how the rate comes down after the warm-up
     fused: bool | None = True  # torch's fastest form; None: whatever torch takes
 
-    def start(
-        self, parameters: Sequence[nn.Parameter], rate: float, horizon: int, seed: int
-    ) -> Stepper:
+    def start(self, parameters: Parameters, rate: float, horizon: int, seed: int) -> Stepper:
         return Stepper(self.optimizer(parameters, rate), self.schedule(rate, horizon, self.decay))
 
-    def optimizer(self, parameters: Sequence[nn.Parameter], rate: float) -> torch.optim.AdamW:
+    def optimizer(self, parameters: Parameters, rate: float) -> torch.optim.AdamW:
         return torch.optim.AdamW(parameters, lr=rate, fused=self.fused, **self.shared())
 
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from adaptiverl import AdaptiveAdamW, Control
-from bench.methods.base import Method, Stepper
+from bench.methods.base import Method, Parameters, Stepper
 
-Controls = Callable[[int], Control]
-"""What steers, by the number of steps that the method is told."""
+Controls = Callable[[int], Control]  # what steers, by the number of steps that the method is told
 
 
 class Steered(Stepper):
@@ -27,9 +26,7 @@ class Adaptive(Method):
     over_cosine: bool = False
     meets: bool = False  # whether ranks decide together, where there are several
 
-    def start(
-        self, parameters: Sequence[nn.Parameter], rate: float, horizon: int, seed: int
-    ) -> Steered:
+    def start(self, parameters: Parameters, rate: float, horizon: int, seed: int) -> Steered:
         control = self.control(horizon)
         optimizer = AdaptiveAdamW(
             parameters,

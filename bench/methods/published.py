@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import nn
-
-from bench.methods.base import Method, Stepper
+from bench.methods.base import Method, Parameters, Stepper
 
 
 class Averaging(Stepper):
@@ -25,9 +22,7 @@ class ScheduleFree(Method):
 
     package: str = "schedulefree"
 
-    def start(
-        self, parameters: Sequence[nn.Parameter], rate: float, horizon: int, seed: int
-    ) -> Averaging:
+    def start(self, parameters: Parameters, rate: float, horizon: int, seed: int) -> Averaging:
         from schedulefree import AdamWScheduleFree  # type: ignore[import-untyped]
 
         steps = self.warm_up_steps(horizon)
@@ -50,9 +45,7 @@ class Prodigy(Method):
     has_horizon: bool = True
     d0_per_rate: float = 1e-3  # d0 divided by the starting rate
 
-    def start(
-        self, parameters: Sequence[nn.Parameter], rate: float, horizon: int, seed: int
-    ) -> Stepper:
+    def start(self, parameters: Parameters, rate: float, horizon: int, seed: int) -> Stepper:
         import prodigyopt  # type: ignore[import-untyped]
 
         advice = {"use_bias_correction": True, "safeguard_warmup": True}

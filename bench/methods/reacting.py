@@ -6,15 +6,15 @@ as every schedule. Their settings were chosen once, for all tasks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from bench.methods.base import AdamW, Stepper
+from bench.methods.base import AdamW, Parameters, Stepper
 
 
 @dataclass
@@ -44,9 +44,7 @@ class ReactingAdamW(AdamW):
     patience: int  # steps that it waits before it does so
     beta: float = 0.02  # weight of the newest loss in the average
 
-    def start(
-        self, parameters: Sequence[nn.Parameter], rate: float, horizon: int, seed: int
-    ) -> Reacting:
+    def start(self, parameters: Parameters, rate: float, horizon: int, seed: int) -> Reacting:
         optimizer, warm_up = self.optimizer(parameters, rate), self.warm_up_steps(horizon)
         rising = self.schedule(rate, horizon, "none")
         scheduler = self.scheduler(optimizer, self.factor, self.patience)

@@ -5,16 +5,11 @@ from __future__ import annotations
 import os
 import sys
 
-import torch
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from bench.requests import RequestError
-from bench.tasks.gpt import GPT, GPTConfig
-from bench.tasks.text import Text, load_text
-
-__all__ = ["GPTConfig", "RequestError", "Text", "load_text", "started", "wrapped"]
+from bench.tasks.gpt import GPT
 
 
 def started(command: str) -> bool:
@@ -25,10 +20,8 @@ def started(command: str) -> bool:
     return False
 
 
-def wrapped(config: GPTConfig, seed: int, sharded: bool, device: str = "cpu") -> nn.Module:
-    """A GPT whose weights are the seed's, each block a unit of its own where it is sharded."""
-    torch.manual_seed(seed)
-    model = GPT(config).to(device)
+def wrapped(model: GPT, sharded: bool) -> nn.Module:
+    """Under DDP; or under FSDP2, each block a unit of its own."""
     if not sharded:
         return DistributedDataParallel(model)
     for block in model.blocks:

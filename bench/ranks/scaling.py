@@ -21,10 +21,11 @@ from torch.profiler import ProfilerActivity, profile
 
 from adaptiverl import AdaptiveAdamW, Control
 from bench.machine import load, provenance
-from bench.ranks.model import GPTConfig, started, wrapped
+from bench.ranks.model import started, wrapped
 from bench.speed.measure import Times, time_rounds
 from bench.speed.names import FROZEN, FUSED
 from bench.speed.tables import median_ratio, table
+from bench.tasks.gpt import GPT, GPTConfig
 
 CONFIG = GPTConfig(vocabulary=64, context=16, layers=12, heads=4, width=64)
 ON = Control(noise_bounds=(0.01, 0.01))
@@ -55,7 +56,8 @@ def stepper(name: str, model: nn.Module, loss: Tensor) -> Step:
 
 
 def make(name: str, sharded: bool) -> Step:
-    model = wrapped(CONFIG, 0, sharded)
+    torch.manual_seed(0)
+    model = wrapped(GPT(CONFIG), sharded)
     tokens = torch.randint(CONFIG.vocabulary, (4, CONFIG.context + 1))
     loss = model(tokens[:, :-1], tokens[:, 1:])
     loss.backward()

@@ -85,12 +85,6 @@ def current(rows: Sequence[Row], cells: Sequence[Cell]) -> list[Row]:
     return newest(row for row in rows if (row.key, row.fingerprint) in wanted)
 
 
-def stale(rows: Sequence[Row], cells: Sequence[Cell]) -> int:
-    """How many rows are of these cells by name, but of another definition."""
-    in_force = dict(map(_identity, cells))
-    return sum(in_force.get(row.key, row.fingerprint) != row.fingerprint for row in rows)
-
-
 def make_row(cell: Cell, outcome: Outcome, revision: str, engine: Engine) -> Row:
     measured = outcome.initial, outcome.final, round(outcome.seconds, 3)
     made_by = _fingerprint(cell.task, cell.method), cell.task.steps

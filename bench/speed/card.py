@@ -6,7 +6,6 @@ import gc
 import statistics
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 
 import torch
@@ -35,7 +34,7 @@ def rows_of(workload: Workload, device: torch.device, rounds: int = ROUNDS) -> l
     rows = measure(workload, [here.side()], rounds)
     if device.type != "cuda":
         nothing: Row = {"temporary_bytes": None, "graph_seconds": [], "graph_error": "not captured"}
-        return [row | nothing | summary([], [], []) | {"launches": None} for row in rows]
+        return [row | nothing | summary([], []) | {"launches": None} for row in rows]
     for look in (_temporary, _launches, _replays):
         for row in rows:
             row |= look(here, row["contender"])
@@ -60,15 +59,13 @@ def _launches(here: Here, name: str) -> Row:
 
     # Ours is told the loss by a call of its own; what stock steps do beside `step` is the step.
     stepper = here.steppers[name]
-    calls, runs = traced(stepper.optimizer.step if is_ours(name) else stepper.step)
-    return summary(calls, runs, traced(stepper.step)[1])
+    _, runs = traced(stepper.optimizer.step if is_ours(name) else stepper.step)
+    return summary(runs, traced(stepper.step)[1])
 
 
-def summary(
-    calls: Sequence[str], runs: Sequence[tuple[str, float]], whole: Sequence[tuple[str, float]]
-) -> Row:
-    """Launches, waits, and the controller's share of the device's time."""
-    from gpu_checks import NOT_KERNELS, waits_among
+def summary(runs: Sequence[tuple[str, float]], whole: Sequence[tuple[str, float]]) -> Row:
+    """Launches, and the controller's share of the device's time."""
+    from gpu_checks import NOT_KERNELS
 
     times = [(name, taken) for name, taken in whole if not name.startswith(NOT_KERNELS)]
     total = sum(taken for _, taken in times)
@@ -77,7 +74,6 @@ def summary(
     return {
         "launches": sum(not name.startswith(NOT_KERNELS) for name, _ in runs),
         "controller_share": controller / total if total else None,
-        "waits": sum(waits_among(Counter(calls)).values()),
     }
 
 

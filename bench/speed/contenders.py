@@ -20,8 +20,7 @@ NO_NOISE = Control(noise_bounds=(0.0, 0.0))
 STEADY_NOISE = Control(noise_bounds=(SIGMA, SIGMA))
 # The search is confined to the rate that everybody has.
 ALIGNED = Control(law="alignment", acquire_from=LR, lr_bounds=(LR, LR))
-CLIP_SHARE = 0.5
-"""Of the gradients' norm: clipping always has something to do."""
+CLIP_SHARE = 0.5  # of the gradients' norm: clipping always has something to do
 
 
 class Stepper(NamedTuple):
@@ -121,5 +120,4 @@ CONTENDERS: dict[str, Contender] = {
     names.STOCK: Contender(torchs(fused=True, noise=TunedNoise, clip=True), SIGMA),
     names.ALL: Contender(ours(STEADY_NOISE, clip=True), SIGMA, (names.STOCK,)),
     names.IDLE: Contender(ours(STEADY_NOISE, idle=True), SIGMA),
-}
-"""In the tables' order. Those without noise and clipping all do the same step."""
+}  # in the tables' order. Those without noise and clipping all do the same step

@@ -29,8 +29,7 @@ SPEEDUPS: tuple[tuple[str, str, str, tuple[Workload, ...], float], ...] = (
     ("noise + clip, against the stock composition", ALL, STOCK, LARGE, 1.7),
     ("clip only, against clip_grad_norm_ + torch fused", CLIP, CLIPPED, LARGE, 1.3),
     ("bfloat16 parameters and gradients, against torch fused", PLAIN, FUSED, HALF, 1.3),
-)
-"""How many times faster a contender is to be than another, and in which workloads"""
+)  # how many times faster a contender is to be than another, and in which workloads
 HOST_TARGET, BANDWIDTH_TARGET, LAUNCHES_TARGET = 0.3, 0.95, 4
 CONTROLLER_TARGET = 0.03
 """The most that the controller's launches may take of the step's time on the device"""
@@ -143,7 +142,7 @@ def fake_results() -> Results:
             host, graph = ([factor * s for s in seconds] for factor in (0.1, 0.9))
             row: Row = {"workload": str(workload), "contender": contender, "of": "", "rivals": ()}
             row |= {"seconds": seconds, "host_seconds": host, "graph_seconds": graph}
-            row |= {"graph_error": None, "temporary_bytes": 512 * i, "launches": 4, "waits": 0}
+            row |= {"graph_error": None, "temporary_bytes": 512 * i, "launches": 4}
             rows.append(row | {"controller_share": 0.01})
     extra = {str(LARGE[0]): {"bytes": 700_000, "chunks": 7600}}
     return Results(with_ratios(rows), 4e12, extra, dict.fromkeys((*NO_WAIT, *SAME_BITS), "passed"))

@@ -19,8 +19,7 @@ from bench.speed.tables import Row
 from bench.speed.workspace import Workspace
 
 WARMUP_ROUNDS = 3
-DELAY = 20_000_000
-"""Cycles that a GPU is kept busy with while the launches are queued: about 10 ms"""
+DELAY = 20_000_000  # cycles that a GPU is kept busy with while the launches are queued: about 10 ms
 
 Times = tuple[float, float]
 """Seconds that the work took on its device, and seconds until the call returned."""

@@ -27,8 +27,7 @@ IN_A_STEP = (
     STOCK,
     ALL,
     IDLE,
-)
-"""On a large model"""
+)  # on a large model
 ON_SMALL_NETS = (FUSED, OURS, UNTOLD, FROZEN, FROZEN_UNTOLD)
 ON_A_CARD = (FUSED, FOREACH, CLIPPED, STOCK, PLAIN, NOISE, CLIP, ALL, ALIGNMENT)
 

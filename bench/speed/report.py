@@ -11,8 +11,7 @@ from bench.speed.shapes import CARD_WORKLOADS, Workload
 from bench.speed.tables import Cell, columns, duration, ratio, share, size, table
 
 MET = {True: "yes", False: "**no**", None: "–"}
-SANITIZERS = ("memcheck", "racecheck")
-"""Tools of compute-sanitizer that go over a small case"""
+SANITIZERS = ("memcheck", "racecheck")  # tools of compute-sanitizer that go over a small case
 VERSIONS = ("torch", "triton", "cuda", "driver", "python", "adaptiverl", "commit")
 LEGEND = (
     "Time: the device's, median, contenders in turn, the launches queued while the device was "

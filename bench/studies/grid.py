@@ -21,7 +21,7 @@ from bench.methods import METHODS, Method
 from bench.pictures.rates import draw
 from bench.requests import Parser, RequestError, chosen, number, runnable, whole
 from bench.run.cells import Cell
-from bench.run.grid import Engine, Failure, complete, current, plan, stale
+from bench.run.grid import Engine, Failure, complete, current, plan
 from bench.run.rows import Row, Rows, RowsError, newest, read, write
 from bench.tables import report
 from bench.tasks import LAW_TASKS, QUICK, ROBUSTNESS, Task
@@ -105,24 +105,13 @@ def _report_only(path: Path, picture: Path | None) -> None:
 def _run(study: Study, given: argparse.Namespace, command: str) -> int:
     cells = requested(study, given)
     with Rows(given.out / "rows.csv") as store:
-        _tell_what_is_there(store.rows, cells)
+        if done := len(current(store.rows, cells)):
+            print(f"{done} of {len(cells)} runs are done already.", file=sys.stderr)
         failures = complete(store, cells, given.workers, given.engine)
         rows = current(store.rows, cells)
     if rows:
         _publish(study, rows, given, command)
     return _tell(failures)
-
-
-def _tell_what_is_there(rows: Sequence[Row], cells: Sequence[Cell]) -> None:
-    old, done = stale(rows, cells), len(current(rows, cells))
-    if old:
-        print(
-            f"{old} rows are of an earlier definition of their task or method; they stay in the "
-            "file and do not count.",
-            file=sys.stderr,
-        )
-    if done:
-        print(f"{done} of {len(cells)} runs are done already.", file=sys.stderr)
 
 
 def requested(study: Study, given: argparse.Namespace) -> list[Cell]:

@@ -16,12 +16,9 @@ from bench.tasks import TASKS, Task
 from bench.tasks.characters import Disturbed
 
 Columns = dict[str, list[float]]
-FALL = 0.8
-"""Early improvement lasts until this share of the loss's whole fall is done."""
-SMOOTH = 25
-"""Steps on either side over which a loss is averaged to find that point, after the fact."""
-FELT = 200
-"""Steps after a disturbance in which the knobs must have answered: four times 1/β."""
+FALL = 0.8  # early improvement lasts until this share of the loss's whole fall is done
+SMOOTH = 25  # steps on either side over which a loss is averaged to find that point, after the fact
+FELT = 200  # steps after a disturbance in which the knobs must have answered: four times 1/β
 AT_FLOOR = 1.5
 """σ counts as being at its floor up to this multiple of it; σ_max is a thousand times as much."""
 

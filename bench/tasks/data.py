@@ -14,8 +14,7 @@ from torch import Tensor
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")
 FASHION_FILES = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
-CONTEXT = 32
-"""Characters per window of `sources`."""
+CONTEXT = 32  # characters per window of `sources`
 
 
 class Data(NamedTuple):

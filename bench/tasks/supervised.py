@@ -173,5 +173,4 @@ def per_character(logits: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, 1), targets[:, : logits.shape[1]].flatten())
 
 
-perceptron_of = partial(partial, perceptron)
-"""``perceptron_of(64, 10)()`` makes the network."""
+perceptron_of = partial(partial, perceptron)  # ``perceptron_of(64, 10)()`` makes the network
