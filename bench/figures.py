@@ -38,7 +38,6 @@ class Cell:
 
     @property
     def mean(self) -> float:
-        """Of the final losses; infinite if one of them is not finite."""
         values = list(self.finals.values())
         return statistics.fmean(values) if all(map(math.isfinite, values)) else math.inf
 
@@ -60,7 +59,6 @@ class Table:
         return {r: self.cells[series, r] for r in self.rates if (series, r) in self.cells}
 
     def extreme(self, series: Series, which: Callable[..., float]) -> float | None:
-        """The rate with the lowest (`min`) or highest mean; None if the line is not complete."""
         line = self.line(series)
         return which(line, key=lambda r: line[r].mean) if len(line) == len(self.rates) else None
 
@@ -132,7 +130,6 @@ def _table(task: str, rows: list[Row]) -> Table:
 
 
 def _place(names: Iterable[str]) -> Callable[[str], tuple[int, str]]:
-    """A key that sorts as the registry does, names that it does not know last."""
     order = list(names)
     return lambda name: (order.index(name) if name in order else len(order), name)
 

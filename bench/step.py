@@ -52,7 +52,6 @@ def run(
     in_a_row: int = 1,
     against: Path | None = None,
 ) -> list[Row]:
-    """The rows of one set of parameters after the other, with what they depend on."""
     if in_a_row < 1:
         raise ValueError(f"--in-a-row must be 1 or more, got {in_a_row}")
     rows: list[Row] = []

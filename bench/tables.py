@@ -43,7 +43,6 @@ def _task_title(table: Table) -> str:
 
 
 def task_table(table: Table) -> str:
-    """A line per method, a column per starting rate, and what the line comes to."""
     tuned = table.best_tuned(COSINE)
     digits = _decimals(table.cells[tuned].mean if tuned else table.initial)
     figures = ["worst ÷ best cosine", "at cosine's best", "diverged"]
@@ -61,7 +60,6 @@ def task_table(table: Table) -> str:
 
 
 def overview(every: Sequence[Table], rival: str) -> str:
-    """A line per method, a column per task: the method's worst cell over the rival's best."""
     lines = [
         [_title(series), *(_ratio(table.worst_over_best(series, rival)) for table in every)]
         for series in dict.fromkeys(series for table in every for series in table.series)

@@ -50,5 +50,4 @@ def find_lr(horizon: int) -> Control:
 
 
 def find_lr_open(horizon: int) -> Control:
-    """The alignment law, not told."""
     return Control.find_lr(horizon=None)

@@ -76,7 +76,6 @@ def main() -> int:
 
 
 def join(device: str) -> None:
-    """Meet the other ranks of this attempt."""
     if device == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     else:

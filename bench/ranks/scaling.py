@@ -76,7 +76,6 @@ def clock(step: Step) -> Callable[[], Times]:
 
 
 def collectives(step: Step) -> str:
-    """Every collective of one optimizer step, as torch's profiler saw them."""
     with profile(activities=[ProfilerActivity.CPU]) as seen:
         step()
     names = Counter(e.name for e in seen.events() if e.name.startswith("c10d::"))

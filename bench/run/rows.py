@@ -38,7 +38,6 @@ class Row:
 
     @property
     def key(self) -> Key:
-        """Which run this is, whatever its fingerprint."""
         return self.task, self.method, self.factor, self.rate, self.seed
 
     @property
@@ -106,7 +105,6 @@ class Rows:
             self._write(COLUMNS)
 
     def append(self, row: Row) -> None:
-        """Add a row; it is the operating system's when this returns."""
         self.rows.append(row)
         self._write(astuple(row))
 

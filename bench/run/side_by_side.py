@@ -70,7 +70,6 @@ def _held_out(problem: Problem, parameters: Sequence[Tensor]) -> float:
 
 
 def side_by_side(cells: Sequence[Cell]) -> Generator[Result]:
-    """The engine "vmap": the cells of a task and a method together, in this process."""
     groups: dict[Any, list[Cell]] = {}
     for cell in cells:
         groups.setdefault((cell.task, cell.method.name, cell.factor), []).append(cell)

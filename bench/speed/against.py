@@ -68,8 +68,6 @@ def there(
 
 
 class Checkout(MetaPathFinder):
-    """Finds ``adaptiverl`` in a checkout, before whatever is installed."""
-
     def __init__(self, root: Path) -> None:
         self._folders = {"adaptiverl": root / "adaptiverl", "adaptiverl.kernels": root / "kernels"}
 

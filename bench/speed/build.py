@@ -20,7 +20,6 @@ class BuildError(Exception):
 
 
 def build(folder: Path = FOLDER) -> Path:
-    """Copy the package and compile its operators, the CUDA controller among them."""
     library = stage(folder)
     command = [sys.executable, "setup.py", "build_ext", "--build-lib", str(library)]
     done = subprocess.run(

@@ -42,7 +42,6 @@ def rows_of(workload: Workload, device: torch.device, rounds: int = ROUNDS) -> l
 
 
 def _temporary(here: Here, name: str) -> Row:
-    """Peak bytes that one step takes beside what it keeps."""
     here.workspace.restore_gradients()
     torch.cuda.synchronize()
     before = torch.cuda.memory_stats()["requested_bytes.all.current"]
@@ -54,7 +53,6 @@ def _temporary(here: Here, name: str) -> Row:
 
 
 def _launches(here: Here, name: str) -> Row:
-    """What the profiler sees of a step; `summary` has the keys."""
     from gpu_checks import traced
 
     # Ours is told the loss by a call of its own; what stock steps do beside `step` is the step.
@@ -64,7 +62,6 @@ def _launches(here: Here, name: str) -> Row:
 
 
 def summary(runs: Sequence[tuple[str, float]], whole: Sequence[tuple[str, float]]) -> Row:
-    """Launches, and the controller's share of the device's time."""
     from gpu_checks import NOT_KERNELS
 
     times = [(name, taken) for name, taken in whole if not name.startswith(NOT_KERNELS)]

@@ -38,8 +38,6 @@ Noise = Callable[[list[Tensor], float], Callable[[list[Tensor]], None]]
 def torchs(
     *, foreach: bool = False, fused: bool = False, noise: Noise | None = None, clip: bool = False
 ) -> Build:
-    """`torch.optim.AdamW`, with stock clipping and noise before it if wanted."""
-
     def build(w: Workspace) -> Stepper:
         capturable = fused and w.device.type == "cuda"
         optimizer = torch.optim.AdamW(

@@ -58,12 +58,10 @@ class Results:
         return next((r for r in self.rows if (r["workload"], r["contender"]) == wanted), None)
 
     def speedup(self, workload: Workload, name: str, rival: str, what: str) -> float | None:
-        """How many times faster a contender is than another by one of the two clocks."""
         ours, theirs = self.row(workload, name), self.row(workload, rival)
         return median_ratio(theirs[what], ours[what]) if ours and theirs else None
 
     def bandwidth_share(self, workload: Workload, contender: str) -> float | None:
-        """Bytes that a step has to move, over its time, over what a plain copy moves."""
         row, moved = self.row(workload, contender), bytes_moved(workload, contender)
         if row is None or moved is None or self.copy_bandwidth is None:
             return None

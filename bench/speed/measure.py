@@ -113,7 +113,6 @@ def time_rounds(clocks: Mapping[Any, Callable[[], Times]], rounds: int) -> dict[
 
 
 def measure(workload: Workload, sides: Sequence[Side], rounds: int) -> list[Row]:
-    """Time `rounds` steps of every contender of every side, in turn; a row for each."""
     if rounds < 2:
         raise ValueError(f"rounds must be 2 or more, got {rounds}: one shows no spread")
     places = [(name, side) for name in sides[0].names for side in sides if name in side.names]

@@ -104,7 +104,6 @@ class Parts:
         return self.verdict(tool, done.returncode, output)
 
     def verdict(self, tool: str, code: int, output: str) -> str:
-        """What an exit status and an output say; errors are a problem."""
         found_none = "ERROR SUMMARY: 0 errors" in output or "0 hazards displayed" in output
         if code == 0 and found_none and "stepped" in output:
             return "no errors"

@@ -41,8 +41,6 @@ ON_A_CARD = ("gpt2-small", "1M-in-1000", "1B", "1B-in-1")
 
 @dataclass(frozen=True)
 class Workload:
-    """Parameters of these shapes and this dtype, with gradients of the same."""
-
     shapes: str  # key of SHAPES
     dtype: str = "float32"  # by torch's name
 
@@ -64,7 +62,6 @@ class Workload:
 
     @property
     def gibibytes(self) -> float:
-        """Memory that its contenders need, the largest of their temporaries included."""
         moments = 2 * 4 + (2 * self.width if self.width < 4 else 0)
         return self.elements * (3 * self.width + moments + 4 * self.width) / 2**30
 

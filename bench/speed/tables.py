@@ -64,7 +64,6 @@ def step_table(rows: Sequence[Row]) -> str:
 
 
 def columns(cells: Mapping[str, Cell], rows: Sequence[Row]) -> str:
-    """A table of rows, by heading what a row shows under it."""
     return table(tuple(cells), [[cell(row) for cell in cells.values()] for row in rows])
 
 
@@ -74,7 +73,6 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def ratio(value: float | None) -> str:
-    """Two digits behind the point, or the power of ten of what is small."""
     if value is None:
         return "–"
     return f"{value:.2f}" if value >= 0.01 else f"{value:.1e}"

@@ -189,7 +189,6 @@ def _publish(report: Report) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the demo; return the exit status: 0, 2 for bad input, 130 when interrupted."""
     try:
         request = parse(arguments, os.environ)
         with ranks.joined(request.task.device):

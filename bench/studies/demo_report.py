@@ -70,7 +70,6 @@ class Report:
 
     @property
     def target(self) -> float:
-        """The constant rate's lowest finite held-out loss; NaN if there is none."""
         losses = next(run.held_out for run in self.runs if run.method == CONSTANT)
         return min(filter(math.isfinite, losses), default=math.nan)
 

@@ -44,14 +44,12 @@ class Watched(NamedTuple):
 
 
 def moves(trace: Columns, control: Control) -> Floats:
-    """What the law adds to log α at each update, before the change cap and the bounds."""
     up = control.gain_lr_reward * np.array(trace["reward_direction"])
     down = control.gain_lr_loss * np.maximum(trace["loss_direction"], 0)
     return up - down
 
 
 def spectrum(series: Floats) -> Floats:
-    """Power at 1, 2, … cycles over the whole series; a straight trend is taken out."""
     time = np.arange(len(series))
     detrended = series - np.polyval(np.polyfit(time, series, 1), time)
     return np.abs(np.fft.rfft(detrended))[1:] ** 2

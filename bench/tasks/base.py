@@ -23,7 +23,6 @@ class Problem:
     held_out: Sequence[Batch] = ()  # batches that are never trained on, the same for every seed
 
     def loss(self, step: int) -> Tensor:
-        """The loss of a step's batch, a scalar with a graph."""
         loss: Tensor = self.objective(*self.batch(step))
         return loss
 

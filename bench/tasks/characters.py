@@ -33,7 +33,6 @@ class Characters(Task):
         return _text(self.path, self.context)
 
     def data_version(self) -> str:
-        """The text's SHA-256: another Python has other sources."""
         return self.text().sha256
 
     def start(self, seed: int) -> Problem:

@@ -12,8 +12,6 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """Sizes of the model: heads divide the width, which is that of the residual stream."""
-
     vocabulary: int
     context: int
     layers: int

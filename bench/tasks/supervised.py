@@ -94,7 +94,6 @@ class Sines(Task):
 
 
 def mislabelled(labels: Tensor, share: float, seed: int) -> Tensor:
-    """The labels with a share of them replaced by classes 0 to 9 drawn at random."""
     generator = torch.Generator().manual_seed(seed)
     other = torch.randint(10, labels.shape, generator=generator)
     is_wrong = torch.rand(labels.shape, generator=generator) < share
@@ -112,7 +111,6 @@ def perceptron(*sizes: int, activation: Activation = nn.ReLU) -> nn.Sequential:
 
 
 def autoencoder() -> nn.Sequential:
-    """A perceptron 64-32-8-32-64 whose eight numbers in the middle are linear."""
     return nn.Sequential(perceptron(64, 32, 8), perceptron(8, 32, 64))
 
 

@@ -28,8 +28,6 @@ MIN_CONTEXTS = 40
 
 @dataclass(frozen=True)
 class Text:
-    """A text as two disjoint stretches of character indices."""
-
     source: str  # where it came from, for the report
     train: Tensor  # int64 (n,), the first nine tenths
     held_out: Tensor  # int64 (m,), the rest; never trained on
