@@ -1,9 +1,7 @@
 """Records the loss of a plain torch.optim.AdamW run, for `python -m adaptiverl replay` to read.
 
-Run it as ``python -m bench.record_curve [FILE]``: one to two minutes on two CPU cores. A small GPT
-learns the sources of Python's standard library at one constant rate; nothing of adaptiverl takes
-part. The file, by default ``bench/results/recorded_loss.csv``, has a row per step: the step, the
-loss of that step's batch in nats per character, and the learning rate.
+``python -m bench.record_curve [FILE]``: one to two minutes on two CPU cores; nothing of adaptiverl
+takes part. Losses are nats per character; the file is bench/results/recorded_loss.csv.
 """
 
 from __future__ import annotations

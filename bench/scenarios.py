@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import platform
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +21,6 @@ from bench.studies.scenarios import LIMITS, SCENARIOS, Outcome, run
 from bench.studies.timescales import CADENCES, SETTINGS, Watched, hunts, watch
 
 OUT = Path("runs/scenarios")
-KEPT = Path(__file__).parents[1] / "docs/scenarios"
 SEEDS = (0, 1, 2)
 
 
@@ -47,10 +45,6 @@ def main(arguments: Sequence[str]) -> int:
     )
     report = given.out / "README.md"
     report.write_text(page(outcomes, rows, settings), encoding="utf-8")
-    if given.keep:
-        KEPT.mkdir(parents=True, exist_ok=True)
-        for file in (report, *given.out.glob("*.png")):
-            shutil.copy(file, KEPT)
     print(f"pictures and the page: {report}")
     expected = [outcome for outcome in outcomes if not outcome.scenario.limit]
     return int(any(not finding.holds for o in expected for finding in o.findings))
@@ -120,7 +114,6 @@ def _parser() -> argparse.ArgumentParser:
         description="Stages §7's situations on real training; minutes on one core.",
     )
     parser.add_argument("--out", type=Path, default=OUT, help=f"folder to write to ({OUT})")
-    parser.add_argument("--keep", action="store_true", help="also copy into docs/scenarios")
     return parser
 
 

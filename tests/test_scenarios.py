@@ -242,14 +242,12 @@ def test_the_command_writes_everything(
         "SEEDS": (SEED,),
         "SETTINGS": SETTINGS[:1],
         "CADENCES": (1, 10),
-        "KEPT": tmp_path / "kept",
     }.items():
         monkeypatch.setattr(scenarios, name, value)
-    status = scenarios.main(["--out", str(tmp_path / "out"), *(["--keep"] if holds else [])])
+    status = scenarios.main(["--out", str(tmp_path / "out")])
     assert status == int(not holds)
     written = {path.name for path in (tmp_path / "out").iterdir()}
     assert written == {"README.md", "regression.png", "never.png", "timescales.png"}
-    assert (tmp_path / "kept").exists() is holds
     said = capsys.readouterr().out
     assert (f"regression, seed {SEED}: does not happen: α falls" in said) is not holds
     assert (f"regression, seed {SEED}: as §7 predicts" in said) is holds

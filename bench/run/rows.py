@@ -95,7 +95,7 @@ class Rows:
         self._file.seek(0)
         content = self._file.read()
         if b"\n" in content and not content.startswith(_lines([COLUMNS]).encode()):
-            self.close()
+            self._file.close()
             raise RowsError(
                 f"{path} is of an earlier version, with fewer columns: it can be reported, but no "
                 "rows can be added. Write to another folder"
@@ -108,14 +108,11 @@ class Rows:
         self.rows.append(row)
         self._write(astuple(row))
 
-    def close(self) -> None:
-        self._file.close()
-
     def __enter__(self) -> Rows:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.close()
+        self._file.close()
 
     def _write(self, values: Iterable[Any]) -> None:
         self._file.write(_lines([values]).encode())

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from bench.speed.measure import WARMUP_ROUNDS, Here, measure, stopwatch
-from bench.speed.names import FOREACH, ON_A_CARD, is_ours
+from bench.speed.names import ON_A_CARD, is_ours
 from bench.speed.parts import part_of
 from bench.speed.shapes import CARD_WORKLOADS, SHAPES, Workload
 from bench.speed.tables import Row
@@ -33,23 +33,8 @@ def rows_of(workload: Workload, device: torch.device, rounds: int = ROUNDS) -> l
     here = Here(workload, ON_A_CARD, device)
     rows = measure(workload, [here.side()], rounds)
     if device.type != "cuda":
-        nothing: Row = {"temporary_bytes": None, "graph_seconds": [], "graph_error": "not captured"}
-        return [row | nothing | summary([], []) | {"launches": None} for row in rows]
-    for look in (_temporary, _launches, _replays):
-        for row in rows:
-            row |= look(here, row["contender"])
-    return rows
-
-
-def _temporary(here: Here, name: str) -> Row:
-    here.workspace.restore_gradients()
-    torch.cuda.synchronize()
-    before = torch.cuda.memory_stats()["requested_bytes.all.current"]
-    torch.cuda.reset_peak_memory_stats()
-    here.steppers[name].step()
-    torch.cuda.synchronize()
-    peak = torch.cuda.memory_stats()["requested_bytes.all.peak"]
-    return {"temporary_bytes": int(peak - before)}
+        return [row | {"launches": None, "controller_share": None} for row in rows]
+    return [row | _launches(here, row["contender"]) for row in rows]
 
 
 def _launches(here: Here, name: str) -> Row:
@@ -72,30 +57,6 @@ def summary(runs: Sequence[tuple[str, float]], whole: Sequence[tuple[str, float]
         "launches": sum(not name.startswith(NOT_KERNELS) for name, _ in runs),
         "controller_share": controller / total if total else None,
     }
-
-
-def _replays(here: Here, name: str) -> Row:
-    """Seconds of a CUDA graph's replays, or why there are none.
-
-    The loss that a captured step was told stays where it is: every replay is told the same.
-    """
-    if name == FOREACH:
-        return {"graph_seconds": [], "graph_error": "not captured"}
-    step, workspace = here.steppers[name].step, here.workspace
-    watch, seconds = stopwatch(workspace.device), []
-    try:
-        workspace.restore_gradients()
-        step()
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            step()
-        for _ in range(WARMUP_ROUNDS + ROUNDS):
-            workspace.restore_gradients()
-            seconds.append(watch(graph.replay)[0])
-    except RuntimeError as error:
-        return {"graph_seconds": [], "graph_error": str(error).splitlines()[0]}
-    return {"graph_seconds": seconds[WARMUP_ROUNDS:], "graph_error": None}
 
 
 def measure_all(device: torch.device, deadline: float, report: Callable[[Row], None]) -> None:

@@ -6,7 +6,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -121,14 +121,14 @@ def follow(method: Method, request: Request) -> Run:
         for done in range(0, task.steps, every):
             until = min(done + every, task.steps)
             begin = _clock(task)
-            losses = train(problem, stepper, _counted(range(done, until), bar))
+            losses = train(problem, stepper, range(done, until))
             record.step_seconds.append((_clock(task) - begin) / (until - done))
             record.train_loss += losses_of(ranks.mean(losses))
             record.eval_steps.append(until)
             record.held_out.append(alone.held_out_loss())
-            # Shown by the next update, so that a log gets a line only every so often.
             rate = stepper.optimizer.param_groups[0]["lr"]
             bar.set_postfix_str(f"loss {record.train_loss[-1]:.3f}  α {rate:.2e}", refresh=False)
+            bar.update(until - done)
     record.trace = _trace(stepper, method, task.steps)
     return record
 
@@ -149,12 +149,6 @@ def _clock(task: Characters) -> float:
     if task.device == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
-
-
-def _counted(steps: range, bar: tqdm) -> Iterator[int]:
-    for step in steps:
-        yield step
-        bar.update()
 
 
 def _bar(name: str, steps: int) -> tqdm:
