@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import random
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +17,10 @@ from ranks import Crew, crew_in
 # The same examples in every run: a failure is the code's, never the day's.
 settings.register_profile("fixed", derandomize=True, deadline=None, database=None)
 settings.load_profile("fixed")
+
+# bench/ is not part of the wheel. At the end of the path, so that an installed adaptiverl wins
+# over the source tree.
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import math
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-
-# bench/ is not part of the wheel. At the end of the path, so that an installed adaptiverl wins
-# over the source tree.
-sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from bench.figures import Cell, Estimate, Series, ratio, tables
 from bench.pictures.rates import draw

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,20 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-# bench/ is not part of the wheel. At the end of the path, so that an installed adaptiverl wins
-# over the source tree.
-sys.path.append(str(Path(__file__).resolve().parents[1]))
-
 from adaptiverl import Control
 from adaptiverl.law.replay import replay
 from bench import scenarios
-from bench.pictures.knobs import draw, draw_timescales
 from bench.studies import timescales
 from bench.studies.scenarios import (
     IMPROVEMENT,
     PLATEAU,
     REGRESSION,
-    SCENARIOS,
     SHIFT,
     Outcome,
     Scenario,
@@ -94,11 +87,6 @@ def test_a_noise_that_never_leaves_its_floor_is_found_out() -> None:
 def test_a_noise_that_rises_while_the_loss_falls_is_found_out() -> None:
     eager = Control(plateau_trend=(1.5, 0.1), plateau_variance=(9.0, 0.1), gain_noise_reward=0)
     assert not claims(run(SHORT["improvement"], SEED, eager))["σ stays at its floor"]
-
-
-def test_the_scenarios_are_the_four_of_the_specification() -> None:
-    assert [s.name for s in SCENARIOS] == ["improvement", "plateau", "regression", "shift"]
-    assert set(SHORT) == {s.name for s in SCENARIOS}
 
 
 # --- The plateau score's numbers --------------------------------------------------------------
@@ -253,13 +241,3 @@ def test_the_command_writes_everything(
     assert (f"regression, seed {SEED}: as §7 predicts" in said) is holds
     assert f"never, seed {SEED} (a known limit): does not happen: α falls" in said
     assert "It cannot." in (tmp_path / "out/README.md").read_text(encoding="utf-8")
-
-
-def test_pictures_shade_the_disturbance(tmp_path: Path) -> None:
-    outcome = run(brief(REGRESSION), 0)
-    draw(outcome, tmp_path / "shaded.png")
-    calm = shortened(outcome.scenario, between=(0, -1))
-    draw(replace(outcome, scenario=calm), tmp_path / "plain.png")
-    assert (tmp_path / "shaded.png").read_bytes() != (tmp_path / "plain.png").read_bytes()
-    draw_timescales([row(2.0), row(0.5, 20)], tmp_path / "timescales.png")
-    assert (tmp_path / "timescales.png").stat().st_size > 10_000

@@ -14,10 +14,6 @@ from typing import Any
 import pytest
 import torch
 
-# bench/ is not part of the wheel. At the end of the path, so that an installed adaptiverl wins
-# over the source tree.
-sys.path.append(str(Path(__file__).resolve().parents[1]))
-
 from bench.speed import build, card, figures, gpu, shapes
 from bench.speed.checks import run as run_checks
 from bench.speed.figures import NO_WAIT, SAME_BITS, Results, fake_results

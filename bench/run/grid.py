@@ -6,7 +6,6 @@ import platform
 import sys
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
@@ -23,12 +22,6 @@ from bench.run.side_by_side import side_by_side
 from bench.tasks import Task
 
 Engine = Literal["processes", "vmap"]
-
-
-@dataclass(frozen=True)
-class Failure:
-    cell: Cell
-    message: str
 
 
 def plan(
@@ -57,7 +50,7 @@ def plan(
 
 def complete(
     store: Rows, cells: Sequence[Cell], workers: int, engine: Engine = "processes"
-) -> list[Failure]:
+) -> list[tuple[Cell, str]]:
     """Run the cells that have no row of the definition in force; add each row as it is made."""
     have = {(row.key, row.fingerprint) for row in store.rows}
     missing = [cell for cell in cells if _identity(cell) not in have]
@@ -70,7 +63,7 @@ def complete(
             if isinstance(result, Outcome):
                 store.append(make_row(cell, result, revision, engine))
             else:
-                failures.append(Failure(cell, result))
+                failures.append((cell, result))
             bar.set_postfix_str(f"{done} of {len(missing)} runs", refresh=False)
             bar.update(cell.task.seconds)
     return failures

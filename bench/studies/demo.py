@@ -46,7 +46,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> Request:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
         raise RequestError("--device cuda: torch sees no CUDA device; leave the argument out")
-    sizes = {name: given[name] or value for name, value in SIZES[device].items()}
+    sizes: Any = {name: given[name] or value for name, value in SIZES[device].items()}
     if sizes["width"] % sizes["heads"]:
         raise RequestError(
             f"--width must be a multiple of --heads, got {sizes['width']} and {sizes['heads']}"

@@ -21,7 +21,7 @@ from bench.methods import METHODS, Method
 from bench.pictures.rates import draw
 from bench.requests import Parser, RequestError, chosen, number, runnable, whole
 from bench.run.cells import Cell
-from bench.run.grid import Engine, Failure, complete, current, plan
+from bench.run.grid import Engine, complete, current, plan
 from bench.run.rows import Row, Rows, RowsError, newest, read, write
 from bench.tables import report
 from bench.tasks import LAW_TASKS, QUICK, ROBUSTNESS, Task
@@ -145,12 +145,12 @@ def _publish(study: Study, rows: list[Row], given: argparse.Namespace, command: 
     print("Wrote " + ", ".join(map(str, [given.out / "rows.csv", *pages, *pictures])))
 
 
-def _tell(failures: Sequence[Failure]) -> int:
+def _tell(failures: Sequence[tuple[Cell, str]]) -> int:
     if not failures:
         return 0
-    first = failures[0]
-    print(first.message, file=sys.stderr)
-    name = " ".join(map(str, first.cell.key))
+    cell, message = failures[0]
+    print(message, file=sys.stderr)
+    name = " ".join(map(str, cell.key))
     return _say(f"{len(failures)} runs failed, the first of them {name}, as above. {KEPT}", 1)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import sysconfig
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -66,21 +67,14 @@ def mislabelled_digits() -> Data:
     return Data((images, noisy), held_out)
 
 
-def to_themselves(data: Data) -> Data:
-    return Data(*((x, x) for x, _ in data))
-
-
-def standard_digits_to_themselves() -> Data:
-    return to_themselves(standard_digits())
-
-
-def digits_to_themselves() -> Data:
-    return to_themselves(digits())
-
-
-def signed_digits_to_themselves() -> Data:
+def signed_digits() -> Data:
     """The same from -1 to 1, for tanh."""
-    return to_themselves(Data(*((2 * x - 1, y) for x, y in digits())))
+    return Data(*((2 * x - 1, y) for x, y in digits()))
+
+
+def to_themselves(read: Callable[[], Data]) -> Data:
+    """The inputs as their own targets, to be compressed."""
+    return Data(*((x, x) for x, _ in read()))
 
 
 @cache

@@ -36,14 +36,9 @@ class Text:
     sha256: str  # of the text in UTF-8
 
     def described(self) -> dict[str, str | int]:
-        return {
-            "source": self.source,
-            "sha256": self.sha256,
-            "train_characters": len(self.train),
-            "held_out_characters": len(self.held_out),
-            "vocabulary": self.vocabulary,
-            "replaced": self.replaced,
-        }
+        sizes = {"train_characters": len(self.train), "held_out_characters": len(self.held_out)}
+        names = ("source", "sha256", "vocabulary", "replaced")
+        return {name: getattr(self, name) for name in names} | sizes
 
 
 def load_text(path: str | None, context: int) -> Text:
