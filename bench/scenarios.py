@@ -1,7 +1,4 @@
-"""``python -m bench.scenarios``: §7 on real training: what the knobs do, and whether they hunt.
-
-Stages the situations, writes pictures and a page, and says what did not happen.
-"""
+"""``python -m bench.scenarios``: §7 on real training: what the knobs do, and whether they hunt."""
 
 from __future__ import annotations
 

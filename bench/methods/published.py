@@ -35,9 +35,7 @@ class ScheduleFree(Method):
 class Prodigy(Method):
     """Prodigy, which finds its own rate: ``lr`` stays 1 and is annealed by a cosine.
 
-    What is left to choose is d0, where its estimate starts. Its authors' 1e-6 is a thousandth of
-    AdamW's default rate of 1e-3, so the starting rate here stands for a d0 of a thousandth of it:
-    who leaves both at their defaults gets both authors' choice, and d0 too varies by a thousand.
+    Its authors' d0, 1e-6, is a thousandth of AdamW's default rate; so it is of every rate here.
     """
 
     package: str = "prodigyopt"

@@ -21,8 +21,8 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 from adaptiverl import AdaptiveAdamW, Control
-from bench.ranks.model import started, wrapped
 from bench.requests import RequestError
+from bench.run.ranks import started, wrapped
 from bench.tasks.characters import Characters
 
 COMMAND = "--max-restarts=3 -m bench.ranks.elastic"
@@ -93,11 +93,7 @@ def attempt() -> int:
 
 
 def train(given: argparse.Namespace, task: Characters) -> None:
-    """Train until the last step, from the last checkpoint on where there is one.
-
-    Rank 0 logs a line per step: the step, the mean loss over the ranks, α and σ. Floats are
-    written so that they read back the same, so two logs can be compared by the byte.
-    """
+    """Train on from the last checkpoint; rank 0 logs floats that read back the same."""
     rank, size = dist.get_rank(), dist.get_world_size()
     problem = task.start(given.seed)
     model = wrapped(problem.objective, given.shard)  # type: ignore[arg-type]

@@ -1,7 +1,6 @@
 """``torchrun --nproc-per-node=2 -m bench.ranks.scaling``: host time and collectives of one step.
 
-Every rank times the optimizer's own step, `observe` included; forward and backward are outside the
-clock. Contenders take turns in every round, and a barrier stands before each.
+Forward and backward are outside the clock; contenders take turns, with a barrier before each.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from adaptiverl import AdaptiveAdamW, Control
 from bench.machine import load, provenance
-from bench.ranks.model import started, wrapped
+from bench.run.ranks import started, wrapped
 from bench.speed.measure import Times, time_rounds
 from bench.speed.names import FROZEN, FUSED
 from bench.speed.tables import median_ratio, table

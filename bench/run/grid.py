@@ -33,9 +33,7 @@ def plan(
 ) -> list[Cell]:
     """The runs, in their order: seed by seed, the longest task first.
 
-    A run that is interrupted has then whole tables of fewer seeds, and what compares with what is
-    run next to each other. Within a seed long tasks come first, so that no core is left with one
-    at the end.
+    What is interrupted has then whole tables of fewer seeds, and no core is left with a long task.
     """
     longest_first = sorted(tasks, key=lambda task: -task.seconds)
     return [

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from bench.tasks import Problem
+from bench.tasks.gpt import GPT
 
 
 @contextmanager
@@ -57,3 +60,21 @@ def mean(losses: list[Tensor]) -> list[Tensor]:
     together = torch.stack(losses) / size()
     dist.all_reduce(together)
     return list(together)
+
+
+def started(command: str) -> bool:
+    """Whether torchrun runs this; if not, say how to."""
+    if "RANK" in os.environ:
+        return True
+    print(f"start it with torchrun: torchrun --nproc-per-node=2 {command}", file=sys.stderr)
+    return False
+
+
+def wrapped(model: GPT, sharded: bool) -> nn.Module:
+    """Under DDP; or under FSDP2, each block a unit of its own."""
+    if not sharded:
+        return DistributedDataParallel(model)
+    for block in model.blocks:
+        fully_shard(block)
+    fully_shard(model)
+    return model

@@ -1,8 +1,7 @@
 """Many cells of one small task at once: torch.func.vmap takes all their gradients together.
 
-The models are so small that a step's time is the overhead of its operations; side by side, twelve
-cells' forward and backward passes take about as long as one's. Each cell has its own optimizer, on
-its own slice of the stacked parameters.
+Side by side, twelve small models' passes take about as long as one's. Each cell has its own
+optimizer, on its own slice of the stacked parameters.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 ``python -m bench.speed.against`` is such a process: it imports its ``adaptiverl`` under this
 checkout's contenders, which use public names only, and times a step whenever it is asked to.
-Both sides are one, for a process that has done other things before has other memory.
 """
 
 from __future__ import annotations

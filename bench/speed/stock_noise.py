@@ -24,12 +24,7 @@ class PlainNoise:
 
 
 class TunedNoise:
-    """The fastest composition we found; the ways that were tried are in bench/README.md.
-
-    All norms in one call. Then, on the CPU, blocks that fit a core's cache are drawn into one
-    buffer and added times the factor, which is on the host already. On CUDA one call draws for all
-    tensors, and one per tensor multiplies and adds, its factor never leaving the device.
-    """
+    """The fastest composition we found; bench/README.md says what it does on each device."""
 
     def __init__(self, gradients: list[Tensor], sigma: float) -> None:
         self._factors = [sigma / math.sqrt(g.numel()) for g in gradients]

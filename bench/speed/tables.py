@@ -18,9 +18,7 @@ Cell = Callable[[Row], str]
 def with_ratios(rows: Sequence[Row]) -> list[Row]:
     """The rows, each with its median, its spread, and its ratios to others of its workload.
 
-    Ratios are medians of ratios within one round, so that a machine that slows down for a while
-    slows both sides of them. A row of another commit is compared with its own process's;
-    `ratio_to_other` is this commit's time over that one's.
+    Ratios are medians of ratios within one round: a machine that slows down slows both sides.
     """
     known = {(row["workload"], row["of"], row["contender"]): row["seconds"] for row in rows}
     done = []

@@ -40,8 +40,7 @@ class Request:
 class Run:
     """What one method did; losses are nats per character.
 
-    The held-out loss was taken after each of ``eval_steps``, 0 first; ``step_seconds`` are means
-    over the stretches between two of them; ``train_loss`` is that of every step's batch.
+    ``step_seconds`` are means over the stretches between two of ``eval_steps``.
     """
 
     method: str

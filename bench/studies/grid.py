@@ -1,7 +1,6 @@
 """How far off the learning rate may be: every method from seven rates, on a set of tasks.
 
-The command line of `bench.lr_robustness` and `bench.alignment_variants`: every check before
-anything is run, then the runs, then the report.
+The command line of `bench.lr_robustness` and `bench.alignment_variants`.
 """
 
 from __future__ import annotations

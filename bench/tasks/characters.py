@@ -78,9 +78,8 @@ class Disturbed(Task):
 class Passages(Disturbed):
     """A GPT of one block on one of three texts, of characters that the first one has.
 
-    ``"code"`` is Python's standard library; ``"prose"`` the English of Python's reference;
-    ``"cipher"`` that prose with every character replaced by another, which is as foreign as a text
-    can be that is no harder to learn.
+    ``"code"``: Python's standard library; ``"prose"``: the English of its reference; ``"cipher"``:
+    that prose with every character replaced by another: foreign, and no harder to learn.
     """
 
     uses = (gpt, text)
