@@ -1,7 +1,5 @@
 """``python -m bench.demo``: see ``--help``."""
 
-from __future__ import annotations
-
 import sys
 
 from bench.studies.demo import main

@@ -1,7 +1,5 @@
 """From rows to numbers: means over seeds, ratios of paired runs, worst cells, regret."""
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence

@@ -1,7 +1,5 @@
 """What a time depends on besides the code."""
 
-from __future__ import annotations
-
 import datetime
 import os
 import platform

@@ -4,8 +4,6 @@
 takes part. Losses are nats per character; the file is bench/results/recorded_loss.csv.
 """
 
-from __future__ import annotations
-
 import csv
 import sys
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """What the command lines share: numbers that are checked, names that are looked up."""
 
-from __future__ import annotations
-
 import argparse
 import math
 import sys

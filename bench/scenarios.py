@@ -1,7 +1,5 @@
 """``python -m bench.scenarios``: §7 on real training: what the knobs do, and whether they hunt."""
 
-from __future__ import annotations
-
 import argparse
 import platform
 import sys

@@ -1,7 +1,5 @@
 """``python -m bench.step``: see ``--help`` and bench/README.md."""
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import shlex

@@ -1,7 +1,5 @@
 """The tables, in Markdown that reads well in a terminal too; every number is computed."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 

@@ -1,7 +1,5 @@
 """What a method is: a way to train from a given starting rate, told how long the run will be."""
 
-from __future__ import annotations
-
 import importlib.util
 import math
 from abc import ABC, abstractmethod

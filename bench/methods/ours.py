@@ -1,7 +1,5 @@
 """AdaptiveAdamW under any `Control`, alone or over a cosine."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 

@@ -1,7 +1,5 @@
 """Optimizers by others that promise less tuning, from PyPI, used as their authors recommend."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 from dataclasses import dataclass

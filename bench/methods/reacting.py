@@ -4,8 +4,6 @@ Both see the same average as AdaptiveAdamW's own sensors do, once per step, afte
 as every schedule. Their settings were chosen once, for all tasks.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any

@@ -1,7 +1,5 @@
 """The picture: held-out loss of the three, and under it what the knobs did."""
 
-from __future__ import annotations
-
 import math
 import textwrap
 from pathlib import Path

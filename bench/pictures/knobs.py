@@ -1,7 +1,5 @@
 """The knobs over a run of a scenario, and hunting over the cadence."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The picture: final loss against starting rate, one line a method, one panel a task."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from pathlib import Path

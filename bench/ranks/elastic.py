@@ -3,8 +3,6 @@
 ``torchrun --nproc-per-node=2 --max-restarts=3 -m bench.ranks.elastic``: see ``--help``.
 """
 
-from __future__ import annotations
-
 import argparse
 import gc
 import json

@@ -3,8 +3,6 @@
 Forward and backward are outside the clock; contenders take turns, with a barrier before each.
 """
 
-from __future__ import annotations
-
 import argparse
 import statistics
 import sys

@@ -1,7 +1,5 @@
 """One run: a task, a method, a starting rate and a seed; and the loop that all studies share."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ Rows of another fingerprint are kept, but neither counted as done nor reported. 
 docstrings and layout do not change a fingerprint.
 """
 
-from __future__ import annotations
-
 import ast
 import hashlib
 import inspect

@@ -1,7 +1,5 @@
 """A grid of cells: their order, which of them have a row already, and running the others."""
 
-from __future__ import annotations
-
 import platform
 import sys
 from collections.abc import Generator, Iterable, Sequence

@@ -1,7 +1,5 @@
 """The engine "processes": cells in parallel, one process a core, each outcome as it comes."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import signal

@@ -1,7 +1,5 @@
 """Training on several ranks: torchrun starts it, each rank takes its share of every batch."""
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Iterator

@@ -4,8 +4,6 @@ Side by side, twelve small models' passes take about as long as one's. Each cell
 optimizer, on its own slice of the stacked parameters.
 """
 
-from __future__ import annotations
-
 import time
 import traceback
 from collections.abc import Generator, Sequence

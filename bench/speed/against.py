@@ -4,8 +4,6 @@
 checkout's contenders, which use public names only, and times a step whenever it is asked to.
 """
 
-from __future__ import annotations
-
 import contextlib
 import gc
 import importlib.util

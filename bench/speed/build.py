@@ -3,8 +3,6 @@
 setup.py runs beside a copy of csrc/ and without pyproject.toml, so any setuptools will do.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

@@ -1,7 +1,5 @@
 """What a card does with a step. ``python -m bench.speed.card`` writes it as it comes."""
 
-from __future__ import annotations
-
 import gc
 import statistics
 import sys

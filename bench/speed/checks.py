@@ -3,8 +3,6 @@
 ``python -m bench.speed.checks --small`` is a few steps for a memory checker instead.
 """
 
-from __future__ import annotations
-
 import sys
 import time
 import traceback

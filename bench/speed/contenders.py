@@ -1,7 +1,5 @@
 """Who is compared: torch's AdamW, stock clipping and noise on top of it, and ours."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """The figures that a card is to reach: target, measured, met."""
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ Ends with 0 if every check passed and every figure was met, 1 if not, 2 if this 
 Nothing that is imported here imports the package, which is not built yet.
 """
 
-from __future__ import annotations
-
 import argparse
 import datetime
 import importlib

@@ -1,7 +1,5 @@
 """The clock: every contender once per round, in an order that is shuffled anew for each round."""
 
-from __future__ import annotations
-
 import gc
 import math
 import random

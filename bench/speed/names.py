@@ -1,7 +1,5 @@
 """What the contenders are called, and which of them meet; it imports nothing of the package."""
 
-from __future__ import annotations
-
 FUSED, FOREACH = "torch AdamW, fused", "torch AdamW, foreach"
 SINGLE = "torch AdamW, single-tensor"
 CLIPPED = "torch AdamW, fused, with clipping"

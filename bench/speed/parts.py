@@ -3,8 +3,6 @@
 A part is a module that writes JSON objects to a file, one a line, up to where it stopped.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import json

@@ -1,7 +1,5 @@
 """What a card did, as Markdown."""
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any

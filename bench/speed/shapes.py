@@ -1,7 +1,5 @@
 """The sets of parameters that a step is timed on, named by how many numbers in how many tensors."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from itertools import pairwise

@@ -1,7 +1,5 @@
 """Gradient noise (method.md#noise) composed from torch's own operations, in two ways."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """From seconds to medians, ratios, Markdown tables and files."""
 
-from __future__ import annotations
-
 import json
 import re
 import statistics

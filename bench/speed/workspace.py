@@ -3,8 +3,6 @@
 They share it: ten optimizers' moments would take 10 GB, and other pages would be measured along.
 """
 
-from __future__ import annotations
-
 import math
 from itertools import cycle
 

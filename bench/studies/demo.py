@@ -1,7 +1,5 @@
 """The demo: one small GPT on real text, three optimizers, one picture. ``python -m bench.demo``."""
 
-from __future__ import annotations
-
 import os
 import sys
 import tempfile

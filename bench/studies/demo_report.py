@@ -1,7 +1,5 @@
 """What the demo comes to: the table, and every number as JSON."""
 
-from __future__ import annotations
-
 import json
 import math
 import statistics

@@ -3,8 +3,6 @@
 The command line of `bench.lr_robustness` and `bench.alignment_variants`.
 """
 
-from __future__ import annotations
-
 import argparse
 import datetime
 import os

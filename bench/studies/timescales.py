@@ -4,8 +4,6 @@ Hunting is a cycle: α rises, the loss answers late, α falls, and so on. It sho
 spectrum of the moves; Fisher's test says whether the largest line is more than chance.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

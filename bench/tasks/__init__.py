@@ -1,7 +1,5 @@
 """Every task, by name, in the order in which tables show them; real data, none downloaded."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from typing import Any

@@ -1,7 +1,5 @@
 """What a task is: a model, batches and a held-out set, all functions of a seed alone."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """A GPT that predicts the next character: the demo's task, and from 30 thousand parameters up."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any

@@ -1,7 +1,5 @@
 """The data, all of it on the machine already; no seed changes what is held out."""
 
-from __future__ import annotations
-
 import gzip
 import sysconfig
 from collections.abc import Callable

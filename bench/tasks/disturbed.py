@@ -1,7 +1,5 @@
 """What the scenarios train beside `Passages`: noisy labels that go wrong, and a quadratic."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

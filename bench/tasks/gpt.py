@@ -1,7 +1,5 @@
 """A small GPT over characters in plain torch: pre-norm blocks, causal attention, tied output."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Inputs and targets: one kind of task, and the networks that learn them."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Text to learn from: Python's own sources, or a file of the user's, as a tensor of characters."""
 
-from __future__ import annotations
-
 import codecs
 import hashlib
 import platform
