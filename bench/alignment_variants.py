@@ -1,7 +1,5 @@
 """``python -m bench.alignment_variants``: see ``--help``."""
 
-from __future__ import annotations
-
 import sys
 
 from bench.studies.grid import ALIGNMENT, main

@@ -1,7 +1,5 @@
 """From rows to numbers: means over seeds, ratios of paired runs, worst cells, regret."""
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
@@ -38,54 +36,38 @@ class Cell:
 
     @property
     def mean(self) -> float:
-        """Of the final losses; infinite if one of them is not finite."""
         values = list(self.finals.values())
         return statistics.fmean(values) if all(map(math.isfinite, values)) else math.inf
 
     @property
     def error(self) -> float:
-        """The mean's standard error."""
         return _error(list(self.finals.values())) if math.isfinite(self.mean) else math.nan
 
 
 @dataclass(frozen=True)
 class Table:
-    """Everything about one task.
-
-    Attributes:
-        task: Its name.
-        steps: Of its runs.
-        rates: All starting rates, rising.
-        series: The lines, in the order of the report.
-        cells: By line and rate; runs that are not there yet are not in it.
-        initial: Mean held-out loss before the first step.
-    """
-
-    task: str
-    steps: int
-    rates: list[float]
-    series: list[Series]
-    cells: dict[tuple[Series, float], Cell]
-    initial: float
+    task: str  # its name
+    steps: int  # of its runs
+    rates: list[float]  # all starting rates, rising
+    series: list[Series]  # the lines, in the order of the report
+    cells: dict[tuple[Series, float], Cell]  # by line and rate
+    initial: float  # mean held-out loss before the first step
 
     def line(self, series: Series) -> dict[float, Cell]:
-        """The cells of a line by their rate."""
         return {r: self.cells[series, r] for r in self.rates if (series, r) in self.cells}
 
     def extreme(self, series: Series, which: Callable[..., float]) -> float | None:
-        """The rate with the lowest (`min`) or highest mean; None if the line is not complete."""
         line = self.line(series)
         return which(line, key=lambda r: line[r].mean) if len(line) == len(self.rates) else None
 
-    def best_tuned(self, methods: Sequence[str]) -> tuple[Series, float] | None:
-        """The line and rate with the lowest mean of all; ``None`` where a line is not complete."""
-        best = [(line, self.extreme(line, min)) for line in map(Series, methods)]
-        tuned = [(line, rate) for line, rate in best if rate is not None]
-        return min(tuned, key=lambda at: self.cells[at].mean) if len(tuned) == len(best) else None
+    def best_tuned(self, method: str) -> tuple[Series, float] | None:
+        """A method's line and its rate with the lowest mean."""
+        rate = self.extreme(Series(method), min)
+        return None if rate is None else (Series(method), rate)
 
-    def worst_over_best(self, series: Series, rivals: Sequence[str]) -> Estimate | None:
-        """A line's worst cell over the best cell of all the rivals' lines."""
-        rate, tuned = self.extreme(series, max), self.best_tuned(rivals)
+    def worst_over_best(self, series: Series, rival: str) -> Estimate | None:
+        """A line's worst cell over the best cell of the rival's."""
+        rate, tuned = self.extreme(series, max), self.best_tuned(rival)
         if rate is None or tuned is None:
             return None
         return ratio(self.cells[series, rate], self.cells[tuned])
@@ -99,7 +81,6 @@ class Table:
         return None if both is None else Estimate(both.value - 1, both.error)
 
     def diverged(self, series: Series) -> tuple[int, int]:
-        """How many of a line's runs diverged, and how many there are."""
         line = self.line(series).values()
         return sum(cell.diverged for cell in line), sum(len(cell.finals) for cell in line)
 
@@ -121,7 +102,6 @@ def ratio(above: Cell, below: Cell) -> Estimate | None:
 
 
 def tables(rows: Iterable[Row]) -> list[Table]:
-    """One table a task, in the order of the report."""
     by_task: dict[str, list[Row]] = {}
     for row in rows:
         by_task.setdefault(row.task, []).append(row)
@@ -148,7 +128,6 @@ def _table(task: str, rows: list[Row]) -> Table:
 
 
 def _place(names: Iterable[str]) -> Callable[[str], tuple[int, str]]:
-    """A key that sorts as the registry does, names that it does not know last."""
     order = list(names)
     return lambda name: (order.index(name) if name in order else len(order), name)
 

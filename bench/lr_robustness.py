@@ -1,7 +1,5 @@
 """``python -m bench.lr_robustness``: see ``--help``."""
 
-from __future__ import annotations
-
 import sys
 
 from bench.studies.grid import LR_ROBUSTNESS, main

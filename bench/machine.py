@@ -1,7 +1,5 @@
 """What a time depends on besides the code."""
 
-from __future__ import annotations
-
 import datetime
 import os
 import platform
@@ -28,7 +26,6 @@ def is_busy(load: float) -> bool:
 
 
 def provenance(device: torch.device) -> dict[str, str | int]:
-    """The commit, the versions, the processor, the threads, and the day in UTC."""
     return {
         "commit": commit(),
         "adaptiverl": adaptiverl.__version__,
@@ -58,7 +55,6 @@ def _git(checkout: Path, *arguments: str) -> str:
 
 
 def processor(device: torch.device) -> str:
-    """The GPU's name, or the CPU's and the vector instructions that torch uses on it."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{_cpu_model()} ({torch.backends.cpu.get_cpu_capability()})"

@@ -1,7 +1,5 @@
 """``python -m bench.migration`` prints what differs between examples/, before and after."""
 
-from __future__ import annotations
-
 import difflib
 from pathlib import Path
 

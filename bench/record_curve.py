@@ -1,12 +1,8 @@
 """Records the loss of a plain torch.optim.AdamW run, for `python -m adaptiverl replay` to read.
 
-Run it as ``python -m bench.record_curve [FILE]``: one to two minutes on two CPU cores. A small GPT
-learns the sources of Python's standard library at one constant rate; nothing of adaptiverl takes
-part. The file, by default ``bench/results/recorded_loss.csv``, has a row per step: the step, the
-loss of that step's batch in nats per character, and the learning rate.
+``python -m bench.record_curve [FILE]``: one to two minutes on two CPU cores; nothing of adaptiverl
+takes part. Losses are nats per character; the file is bench/results/recorded_loss.csv.
 """
-
-from __future__ import annotations
 
 import csv
 import sys
@@ -26,14 +22,12 @@ LR = 1e-3
 
 
 def record(task: Characters) -> list[float]:
-    """Train, and return the loss of every step in nats per character."""
     problem = task.start(0)
     stepper = Cell(task, PLAIN, LR, 0).stepper(problem.objective.parameters())
     return losses_of(train(problem, stepper, tqdm(range(task.steps), unit="step", mininterval=5)))
 
 
 def write(losses: Sequence[float], lr: float, path: Path) -> None:
-    """Write one row per step: step, loss, learning_rate."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")
@@ -42,7 +36,6 @@ def write(losses: Sequence[float], lr: float, path: Path) -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Record the curve into the file that the arguments name."""
     write(record(TASK), LR, Path(arguments[0]) if arguments else FILE)
 
 

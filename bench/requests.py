@@ -1,7 +1,5 @@
 """What the command lines share: numbers that are checked, names that are looked up."""
 
-from __future__ import annotations
-
 import argparse
 import math
 import sys
@@ -19,16 +17,11 @@ class Parser(argparse.ArgumentParser):
     """One that raises `RequestError` instead of leaving."""
 
     def error(self, message: str) -> NoReturn:
-        """Raise it."""
         raise RequestError(message)
 
 
 def chosen(kind: str, registry: Mapping[str, Named], names: Sequence[str] | None) -> list[Named]:
-    """What is asked for by name, in the registry's order; all of it where nothing is named.
-
-    Raises:
-        RequestError: A name that is not there.
-    """
+    """What is asked for by name, in the registry's order; all of it where nothing is named."""
     unknown = [name for name in names or () if name not in registry]
     if unknown:
         raise RequestError(f"no {kind} is called {unknown[0]!r}; there are {', '.join(registry)}")
@@ -36,11 +29,7 @@ def chosen(kind: str, registry: Mapping[str, Named], names: Sequence[str] | None
 
 
 def runnable(kind: str, items: Sequence[Any]) -> list[Any]:
-    """The tasks or methods that can run here; the others are named, with their reason.
-
-    Raises:
-        RequestError: None can.
-    """
+    """The tasks or methods that can run here; the others are named, with their reason."""
     reasons = [item.missing() for item in items]
     for item, reason in zip(items, reasons, strict=True):
         if reason is not None:
@@ -51,8 +40,6 @@ def runnable(kind: str, items: Sequence[Any]) -> list[Any]:
 
 
 def number(low: float, high: float) -> Callable[[str], float]:
-    """A number in a range, for argparse."""
-
     def parsed(text: str) -> float:
         try:
             value = float(text)

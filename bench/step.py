@@ -1,14 +1,11 @@
 """``python -m bench.step``: see ``--help`` and bench/README.md."""
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -19,12 +16,15 @@ from bench.speed.names import FUSED, IN_A_STEP, ON_SMALL_NETS, is_ours
 from bench.speed.shapes import SHAPES, SMALL_NETS, Workload
 from bench.speed.tables import Row, save, slug, step_table, with_ratios
 
-LARGE = 10**7
-"""Numbers from which a step takes long enough to be timed a few times only"""
+LARGE = 10**7  # numbers from which a step takes long enough to be timed a few times only
 
 
-def add_options(add: Callable[..., Any]) -> None:
-    """What ``pytest bench/speed`` takes as well, for argparse's or pytest's parser."""
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.step",
+        description="Time one optimizer step, torch's AdamW and AdaptiveAdamW side by side.",
+    )
+    add = parser.add_argument
     add(
         "--parameters",
         type=lambda text: [*SMALL_NETS] if text == "small-nets" else text.split(","),
@@ -36,16 +36,6 @@ def add_options(add: Callable[..., Any]) -> None:
     add("--in-a-row", type=int, default=1, help="steps of a contender in each round (1)")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     add("--device", default=device, help="default: cuda where there is one, else cpu")
-
-
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.step",
-        description="Time one optimizer step, torch's AdamW and AdaptiveAdamW side by side.",
-    )
-    add = parser.add_argument
-    add_options(add)
     add("--threads", type=int, help="CPU threads (default: torch's own choice)")
     add("--against", type=Path, metavar="CHECKOUT", help="time its built package as well")
     add("--save", action="store_true", help="write step-*.json and .md")
@@ -60,11 +50,6 @@ def run(
     in_a_row: int = 1,
     against: Path | None = None,
 ) -> list[Row]:
-    """The rows of one set of parameters after the other, with what they depend on.
-
-    Raises:
-        ValueError: An option is out of range, or the other checkout is not built.
-    """
     if in_a_row < 1:
         raise ValueError(f"--in-a-row must be 1 or more, got {in_a_row}")
     rows: list[Row] = []
@@ -87,7 +72,6 @@ def run(
 
 
 def markdown(rows: Sequence[Row], command: str) -> str:
-    """A table for each set of parameters, and what they were measured on."""
     parts = []
     for workload in dict.fromkeys(row["workload"] for row in rows):
         chosen = [row for row in rows if row["workload"] == workload]
@@ -104,7 +88,6 @@ def markdown(rows: Sequence[Row], command: str) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Measure, print the tables, and write them if asked to."""
     given = parser().parse_args(arguments)
     if given.threads is not None:
         torch.set_num_threads(given.threads)

@@ -1,7 +1,5 @@
 """The tables, in Markdown that reads well in a terminal too; every number is computed."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 
@@ -24,18 +22,12 @@ HOW_TO_READ = """\
 
 
 def report(rows: Sequence[Row], about: str = "") -> str:
-    """Everything, from the rows of one request.
-
-    Args:
-        rows: At least one.
-        about: A last line: when and by what command.
-    """
     every = tables(rows)
     parts = ["# How far off the learning rate may be", HOW_TO_READ]
     for table in every:
         parts += [f"## {_task_title(table)}", task_table(table)]
     for rival, name in ((COSINE, "cosine"), ("constant", "constant rate")):
-        if rival == COSINE or any(table.best_tuned([rival]) for table in every):
+        if rival == COSINE or any(table.best_tuned(rival) for table in every):
             parts += [f"## Worst cell ÷ best-tuned {name}", overview(every, rival)]
     parts.append(" ".join([provenance(rows), about]).strip())
     return "\n\n".join(parts) + "\n"
@@ -49,8 +41,7 @@ def _task_title(table: Table) -> str:
 
 
 def task_table(table: Table) -> str:
-    """A line per method, a column per starting rate, and what the line comes to."""
-    tuned = table.best_tuned([COSINE])
+    tuned = table.best_tuned(COSINE)
     digits = _decimals(table.cells[tuned].mean if tuned else table.initial)
     figures = ["worst ÷ best cosine", "at cosine's best", "diverged"]
     lines = []
@@ -59,7 +50,7 @@ def task_table(table: Table) -> str:
             _cell(table.cells.get((series, rate)), digits, (series, rate) == tuned)
             for rate in table.rates
         ]
-        worst, regret = table.worst_over_best(series, [COSINE]), table.regret(series)
+        worst, regret = table.worst_over_best(series, COSINE), table.regret(series)
         count, of = table.diverged(series)
         last = [_ratio(worst), _percent(regret), f"{count} of {of}"]
         lines.append([_title(series), *cells, *last])
@@ -67,16 +58,14 @@ def task_table(table: Table) -> str:
 
 
 def overview(every: Sequence[Table], rival: str) -> str:
-    """A line per method, a column per task: the method's worst cell over the rival's best."""
     lines = [
-        [_title(series), *(_ratio(table.worst_over_best(series, [rival])) for table in every)]
+        [_title(series), *(_ratio(table.worst_over_best(series, rival)) for table in every)]
         for series in dict.fromkeys(series for table in every for series in table.series)
     ]
     return markdown(["method", *(table.task for table in every)], lines)
 
 
 def provenance(rows: Sequence[Row]) -> str:
-    """What the rows were taken with."""
     seeds = sorted({row.seed for row in rows})
     seconds = math.fsum(row.seconds for row in rows)
     return (

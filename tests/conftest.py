@@ -19,6 +19,10 @@ from ranks import Crew, crew_in
 settings.register_profile("fixed", derandomize=True, deadline=None, database=None)
 settings.load_profile("fixed")
 
+# bench/ is not part of the wheel. At the end of the path, so that an installed adaptiverl wins
+# over the source tree.
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Commands of the source tree use its package, so they say nothing about an installed wheel."""

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
-
-# bench/ is not part of the wheel. At the end of the path, so that an installed adaptiverl wins
-# over the source tree.
-sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from bench.methods import METHODS, Method
 from bench.methods.base import AdamW, Stepper

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import struct
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +13,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 from training import assert_differ, assert_same
-
-# bench/ is not part of the wheel. At the end of the path, so that an installed adaptiverl wins
-# over the source tree.
-sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from bench.requests import RequestError
 from bench.tasks import LAW_TASKS, QUICK, ROBUSTNESS, TASKS, Problem, data

@@ -13,10 +13,6 @@ from typing import Any
 
 import pytest
 
-# bench/ is not part of the wheel. At the end of the path, so that an installed adaptiverl wins
-# over the source tree.
-sys.path.append(str(Path(__file__).resolve().parents[1]))
-
 from bench.migration import EXAMPLES, NAMES, differences
 
 README = EXAMPLES.parent / "README.md"

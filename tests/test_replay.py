@@ -16,10 +16,6 @@ import pytest
 from matplotlib import image
 from recorded_files import falling
 
-# bench/ is not part of the wheel. At the end of the path, so that an installed adaptiverl wins
-# over the source tree.
-sys.path.append(str(Path(__file__).resolve().parents[1]))
-
 from adaptiverl import Control
 from adaptiverl.law.replay import replay as replayed
 from adaptiverl.replay import arguments, command, recordings

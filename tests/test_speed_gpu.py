@@ -14,10 +14,6 @@ from typing import Any
 import pytest
 import torch
 
-# bench/ is not part of the wheel. At the end of the path, so that an installed adaptiverl wins
-# over the source tree.
-sys.path.append(str(Path(__file__).resolve().parents[1]))
-
 from bench.speed import build, card, figures, gpu, shapes
 from bench.speed.checks import run as run_checks
 from bench.speed.figures import NO_WAIT, SAME_BITS, Results, fake_results
@@ -111,7 +107,7 @@ def test_a_workload_is_measured_whatever_the_device(
     for row in rows:
         assert len(row["seconds"]) == len(row["host_seconds"]) == 2
         assert min(row["seconds"]) > 0
-        assert (row["graph_error"], row["launches"]) == ("not captured", None)
+        assert row["launches"] is None
     assert "with noise and clipping" in card.describe({"rows": rows})
     json.dumps(rows)
     assert card.copy_bandwidth(CPU, 2**16) > 1e6
@@ -126,10 +122,7 @@ def test_what_the_profiler_saw_is_summed_up() -> None:
         ("adamw_step_kernel", 150.0),
     ]
     whole = [("void adaptiverl::(anonymous namespace)::observe_kernel(Inbox*)", 6.0), *runs]
-    row = card.summary(
-        ["cudaLaunchKernel", "cudaStreamSynchronize", "cudaMemcpyAsync"], runs, whole
-    )
-    assert row == {"launches": 3, "controller_share": 10 / 200, "waits": 1}
+    assert card.summary(runs, whole) == {"launches": 3, "controller_share": 10 / 200}
 
 
 # The checks and the processes
@@ -301,7 +294,7 @@ def test_the_report_holds_everything(tmp_path: Path) -> None:
     assert "| memcheck on a small case | no errors |" in text
     assert all(f"| {name} | " in text for name in ON_A_CARD)
     # By hand, of the made-up numbers: 5.1 ms beside fused's 9.18, moving 28 bytes a number.
-    line = "| 5.10 ms | 0.56 | 17.1% | 4.59 ms | 510 µs | 4 | 2048 B | 1.0% |"
+    line = "| 5.10 ms | 0.56 | 17.1% | 510 µs | 4 | 1.0% |"
     assert f"| {PLAIN} {line}" in text
     data = json.loads(paths[0].read_text(encoding="utf-8"))
     assert data["card"] == "Some Card 80GB"

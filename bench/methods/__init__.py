@@ -1,7 +1,5 @@
 """Every method, by name, in the order in which tables show them."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from bench.methods.base import AdamW, Method, Stepper

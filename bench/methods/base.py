@@ -1,7 +1,5 @@
 """What a method is: a way to train from a given starting rate, told how long the run will be."""
 
-from __future__ import annotations
-
 import importlib.util
 import math
 from abc import ABC, abstractmethod
@@ -16,20 +14,15 @@ COOLDOWN = 0.4
 
 Decay = Literal["none", "cosine", "linear", "cooldown"]
 Schedule = Callable[[int], float]
+Parameters = Sequence[nn.Parameter]
 
 
 @dataclass
 class Stepper:
-    """A method at work on one model: an optimizer, and a rate for every step.
+    """A method at work on one model: an optimizer, and a rate for every step."""
 
-    Attributes:
-        optimizer: Any of torch's kind.
-        schedule: Maps the number of steps taken to the rate of the next; ``None``: it is left
-            alone.
-    """
-
-    optimizer: Any
-    schedule: Schedule | None = None
+    optimizer: Any  # any of torch's kind
+    schedule: Schedule | None = None  # maps the number of steps taken to the rate of the next
     taken: int = field(init=False, default=0)
 
     def step(self, loss: Tensor) -> None:
@@ -50,29 +43,17 @@ class Stepper:
 
 @dataclass(frozen=True, kw_only=True)
 class Method(ABC):
-    """A way to train. The fields in its ``repr`` are its definition.
+    """A way to train. The fields in its ``repr`` are its definition."""
 
-    Attributes:
-        name: On the command line and in the rows.
-        title: For people.
-        betas: Of the moments.
-        weight_decay: Decoupled, as in AdamW.
-        warm_up: Share of the run over which the rate rises linearly; one step at least.
-        has_horizon: Whether what it does depends on the number of steps it is told, beyond a
-            warm-up.
-        is_ours: Whether it depends on this project's code.
-        package: What has to be installed for it; empty where nothing has.
-    """
+    is_ours: ClassVar[bool] = False  # whether it depends on this project's code
 
-    is_ours: ClassVar[bool] = False
-
-    name: str
-    title: str = field(default="", repr=False)
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 1e-2
-    warm_up: float = 0.05
-    has_horizon: bool = False
-    package: str = field(default="", repr=False)
+    name: str  # on the command line and in the rows
+    title: str = field(default="", repr=False)  # for people
+    betas: tuple[float, float] = (0.9, 0.999)  # of the moments
+    weight_decay: float = 1e-2  # decoupled, as in AdamW
+    warm_up: float = 0.05  # share of the run over which the rate rises linearly; one step at least
+    has_horizon: bool = False  # what it does, warm-up apart, depends on the steps it is told
+    package: str = field(default="", repr=False)  # what has to be installed for it
 
     def missing(self) -> str | None:
         """Why this method cannot run here, with what would help; ``None`` where it can."""
@@ -81,20 +62,10 @@ class Method(ABC):
         return None
 
     @abstractmethod
-    def start(
-        self, parameters: Sequence[nn.Parameter], rate: float, horizon: int, seed: int
-    ) -> Stepper:
-        """Make the optimizer of one run.
-
-        Args:
-            parameters: Of the model.
-            rate: The starting learning rate, > 0.
-            horizon: The number of steps that the method is told the run will have.
-            seed: Of what the method itself draws.
-        """
+    def start(self, parameters: Parameters, rate: float, horizon: int, seed: int) -> Stepper:
+        """Make the optimizer of one run."""
 
     def shared(self) -> dict[str, Any]:
-        """The settings that every optimizer here is given alike."""
         return {"betas": self.betas, "weight_decay": self.weight_decay}
 
     def warm_up_steps(self, horizon: int) -> int:
@@ -102,14 +73,7 @@ class Method(ABC):
         return max(1, round(self.warm_up * horizon)) if self.warm_up else 0
 
     def schedule(self, rate: float, horizon: int, decay: Decay) -> Schedule:
-        """The rate of every step: the warm-up to ``rate``, then the decay to zero at ``horizon``.
-
-        Args:
-            rate: The highest rate.
-            horizon: The step at which the decay reaches zero, where it then stays.
-            decay: ``"none"``; ``"cosine"`` and ``"linear"`` from the end of the warm-up on;
-                ``"cooldown"``, linear over the last 40 %.
-        """
+        """The rate of every step: a warm-up to ``rate``, then a decay to zero at ``horizon``."""
         rise = self.warm_up_steps(horizon)
         rest = max(1, horizon - rise)
 
@@ -128,28 +92,18 @@ class Method(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class AdamW(Method):
-    """torch's, at a rate that is a function of the step: what most people use.
+    """torch's, at a rate that is a function of the step: what most people use."""
 
-    Attributes:
-        decay: How the rate comes down after the warm-up.
-        fused: torch's fastest form; ``None``: whatever torch takes.
-    """
+    decay: Decay = "none"  # how the rate comes down after the warm-up
+    fused: bool | None = True  # torch's fastest form; None: whatever torch takes
 
-    decay: Decay = "none"
-    fused: bool | None = True
-
-    def start(
-        self, parameters: Sequence[nn.Parameter], rate: float, horizon: int, seed: int
-    ) -> Stepper:
-        """Make the optimizer; it draws nothing."""
+    def start(self, parameters: Parameters, rate: float, horizon: int, seed: int) -> Stepper:
         return Stepper(self.optimizer(parameters, rate), self.schedule(rate, horizon, self.decay))
 
-    def optimizer(self, parameters: Sequence[nn.Parameter], rate: float) -> torch.optim.AdamW:
-        """The optimizer without its schedule."""
+    def optimizer(self, parameters: Parameters, rate: float) -> torch.optim.AdamW:
         return torch.optim.AdamW(parameters, lr=rate, fused=self.fused, **self.shared())
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give every group this learning rate."""
     for group in optimizer.param_groups:
         group["lr"] = rate

@@ -1,47 +1,30 @@
 """AdaptiveAdamW under any `Control`, alone or over a cosine."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from adaptiverl import AdaptiveAdamW, Control
-from bench.methods.base import Method, Stepper
+from bench.methods.base import Method, Parameters, Stepper
 
-Controls = Callable[[int], Control]
-"""What steers, by the number of steps that the method is told."""
+Controls = Callable[[int], Control]  # what steers, by the number of steps that the method is told
 
 
 class Steered(Stepper):
-    """AdaptiveAdamW at work."""
-
     def show(self, loss: Tensor) -> None:
-        """The controller is shown every loss."""
         self.optimizer.observe(loss)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Adaptive(Method):
-    """AdaptiveAdamW.
-
-    Attributes:
-        control: Makes the ``Control``.
-        over_cosine: Multiplies a cosine to 0 (``mode="modulate"``) instead of owning the rate.
-        meets: Whether ranks decide together, where there are several.
-    """
-
     is_ours = True
 
-    control: Controls
+    control: Controls  # makes the Control
     over_cosine: bool = False
-    meets: bool = False
+    meets: bool = False  # whether ranks decide together, where there are several
 
-    def start(
-        self, parameters: Sequence[nn.Parameter], rate: float, horizon: int, seed: int
-    ) -> Steered:
-        """Make the optimizer and, where it has one, the schedule that it multiplies."""
+    def start(self, parameters: Parameters, rate: float, horizon: int, seed: int) -> Steered:
         control = self.control(horizon)
         optimizer = AdaptiveAdamW(
             parameters,
@@ -56,7 +39,6 @@ class Adaptive(Method):
 
 
 def loss_law(horizon: int) -> Control:
-    """The default."""
     return Control()
 
 
@@ -66,5 +48,4 @@ def find_lr(horizon: int) -> Control:
 
 
 def find_lr_open(horizon: int) -> Control:
-    """The alignment law, not told."""
     return Control.find_lr(horizon=None)

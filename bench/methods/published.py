@@ -1,22 +1,16 @@
 """Optimizers by others that promise less tuning, from PyPI, used as their authors recommend."""
 
-from __future__ import annotations
-
 import contextlib
 import io
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import nn
-
-from bench.methods.base import Method, Stepper
+from bench.methods.base import Method, Parameters, Stepper
 
 
 class Averaging(Stepper):
     """Schedule-Free at work: it trains one point and is judged at another."""
 
     def finish(self) -> None:
-        """Move the parameters to the average."""
         self.optimizer.eval()
 
 
@@ -26,10 +20,7 @@ class ScheduleFree(Method):
 
     package: str = "schedulefree"
 
-    def start(
-        self, parameters: Sequence[nn.Parameter], rate: float, horizon: int, seed: int
-    ) -> Averaging:
-        """Make the optimizer; it draws nothing."""
+    def start(self, parameters: Parameters, rate: float, horizon: int, seed: int) -> Averaging:
         from schedulefree import AdamWScheduleFree  # type: ignore[import-untyped]
 
         steps = self.warm_up_steps(horizon)
@@ -42,23 +33,15 @@ class ScheduleFree(Method):
 class Prodigy(Method):
     """Prodigy, which finds its own rate: ``lr`` stays 1 and is annealed by a cosine.
 
-    What is left to choose is d0, where its estimate starts. Its authors' 1e-6 is a thousandth of
-    AdamW's default rate of 1e-3, so the starting rate here stands for a d0 of a thousandth of it:
-    who leaves both at their defaults gets both authors' choice, and d0 too varies by a thousand.
-
-    Attributes:
-        d0_per_rate: d0 divided by the starting rate.
+    Its authors' d0, 1e-6, is a thousandth of AdamW's default rate; so it is of every rate here.
     """
 
     package: str = "prodigyopt"
     warm_up: float = 0.0
     has_horizon: bool = True
-    d0_per_rate: float = 1e-3
+    d0_per_rate: float = 1e-3  # d0 divided by the starting rate
 
-    def start(
-        self, parameters: Sequence[nn.Parameter], rate: float, horizon: int, seed: int
-    ) -> Stepper:
-        """Make the optimizer; it draws nothing."""
+    def start(self, parameters: Parameters, rate: float, horizon: int, seed: int) -> Stepper:
         import prodigyopt  # type: ignore[import-untyped]
 
         advice = {"use_bias_correction": True, "safeguard_warmup": True}

@@ -4,32 +4,24 @@ Both see the same average as AdaptiveAdamW's own sensors do, once per step, afte
 as every schedule. Their settings were chosen once, for all tasks.
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from bench.methods.base import AdamW, Stepper
+from bench.methods.base import AdamW, Parameters, Stepper
 
 
 @dataclass
 class Reacting(Stepper):
-    """A warm-up, then a scheduler that is told the smoothed loss of every step.
+    """A warm-up, then a scheduler that is told the smoothed loss of every step."""
 
-    Attributes:
-        scheduler: Moves the optimizer's rate when its ``step`` is told a metric.
-        warm_up: Number of steps before it is told any.
-        beta: Weight of the newest loss in the average.
-    """
-
-    scheduler: Any = None
-    warm_up: int = 0
-    beta: float = 1.0
+    scheduler: Any = None  # moves the optimizer's rate when its step is told a metric
+    warm_up: int = 0  # number of steps before it is told any
+    beta: float = 1.0  # weight of the newest loss in the average
     average: float = field(init=False, default=0.0)
 
     def step(self, loss: Tensor) -> None:
@@ -45,24 +37,12 @@ class Reacting(Stepper):
 
 @dataclass(frozen=True, kw_only=True)
 class ReactingAdamW(AdamW):
-    """AdamW under one of them.
-
-    Attributes:
-        scheduler: Makes what moves an optimizer's rate, from the optimizer and the next two.
-        factor: What the rate is multiplied by.
-        patience: Steps that it waits before it does so.
-        beta: Weight of the newest loss in the average.
-    """
-
     scheduler: Callable[[torch.optim.Optimizer, float, int], Any]
-    factor: float
-    patience: int
-    beta: float = 0.02
+    factor: float  # what the rate is multiplied by
+    patience: int  # steps that it waits before it does so
+    beta: float = 0.02  # weight of the newest loss in the average
 
-    def start(
-        self, parameters: Sequence[nn.Parameter], rate: float, horizon: int, seed: int
-    ) -> Reacting:
-        """Make the optimizer; it draws nothing."""
+    def start(self, parameters: Parameters, rate: float, horizon: int, seed: int) -> Reacting:
         optimizer, warm_up = self.optimizer(parameters, rate), self.warm_up_steps(horizon)
         rising = self.schedule(rate, horizon, "none")
         scheduler = self.scheduler(optimizer, self.factor, self.patience)

@@ -1,7 +1,5 @@
 """What the studies draw, in one style."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path

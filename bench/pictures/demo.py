@@ -1,7 +1,5 @@
 """The picture: held-out loss of the three, and under it what the knobs did."""
 
-from __future__ import annotations
-
 import math
 import textwrap
 from pathlib import Path
@@ -18,7 +16,6 @@ COLOURS = {CONSTANT: "#7a7a7a", COSINE: "#e69f00", ADAPTIVE: "#0072b2"}
 
 
 def draw(report: Report, path: Path) -> None:
-    """Draw the report and write it as PNG."""
     with picture(path, 9.5, 12, dpi=130, **{"font.size": 11, "lines.linewidth": 1.9}) as figure:
         loss, *knobs = figure.subplots(
             5, 1, sharex=True, gridspec_kw={"height_ratios": (3.6, 1.2, 1, 1, 1)}
@@ -27,14 +24,14 @@ def draw(report: Report, path: Path) -> None:
         _losses(loss, report)
         _knobs(knobs, report)
         knobs[-1].set_xlabel("optimizer step")
-        knobs[-1].set_xlim(0, report.settings.steps)
+        knobs[-1].set_xlim(0, report.request.task.steps)
         figure.align_ylabels()
 
 
 def _title(figure: Figure, report: Report) -> None:
-    settings = report.settings
+    request = report.request
     what = f"A GPT of {report.parameters:,} parameters learns {report.text['source']}"
-    how = f"starting rate {settings.lr:g}, seed {settings.seed}, {settings.device}"
+    how = f"starting rate {request.lr:g}, seed {request.seed}, {request.task.device}"
     lines = [*textwrap.wrap(what, 90), how]
     # A path may hold dollar signs, which are no formula.
     figure.suptitle("\n".join(lines), fontsize=12, parse_math=False)
@@ -43,18 +40,6 @@ def _title(figure: Figure, report: Report) -> None:
 def _losses(axes: Axes, report: Report) -> None:
     for run in report.runs:
         axes.plot(run.eval_steps, run.held_out, color=COLOURS[run.method], label=run.method)
-    _target_line(axes, report)
-    axes.set_ylabel("held-out loss\n(nats per character)")
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, fontsize=10)
-    finite = [loss for run in report.runs for loss in run.held_out if math.isfinite(loss)]
-    if max(finite, default=1.0) > 2 * max(run.held_out[0] for run in report.runs):
-        # A rate that is far too high sends the loss into the hundreds.
-        axes.set_yscale("log")
-    else:
-        _zoom(axes, report)
-
-
-def _target_line(axes: Axes, report: Report) -> None:
     if math.isfinite(report.target):
         axes.axhline(
             report.target,
@@ -63,38 +48,12 @@ def _target_line(axes: Axes, report: Report) -> None:
             linewidth=1.4,
             label=f"best of the constant rate, {report.target:.3f}",
         )
-
-
-def _zoom(axes: Axes, report: Report) -> None:
-    """Repeat the second half larger, where falling curves leave the corner empty."""
-    left, bottom = 0.42, 0.40
-    low, high = axes.get_ylim()
-    points = [
-        (step / report.settings.steps, loss)
-        for run in report.runs
-        for step, loss in zip(run.eval_steps, run.held_out, strict=True)
-    ]
-    late = [loss for share, loss in points if share >= 0.5]
-    beneath = [loss for share, loss in points if share >= left - 0.05]
-    # Also false where a loss is not a number.
-    if len(late) < 2 or not all((loss - low) < (bottom - 0.1) * (high - low) for loss in beneath):
-        return
-    inset = axes.inset_axes((left, bottom, 0.99 - left, 0.98 - bottom))
-    for run in report.runs:
-        inset.plot(
-            run.eval_steps, run.held_out, color=COLOURS[run.method], marker="o", markersize=2.5
-        )
-    _target_line(inset, report)
-    margin = 0.06 * (max(late) - min(late)) or 0.01
-    inset.set_xlim(report.settings.steps / 2, report.settings.steps)
-    inset.set_ylim(min(late) - margin, max(late) + margin)
-    inset.annotate(
-        "the second half, larger", (0.98, 0.94), xycoords="axes fraction", ha="right", fontsize=10
-    )
-    inset.tick_params(labelsize=9)
-    for side in ("top", "right"):
-        inset.spines[side].set_visible(True)
-    axes.indicate_inset_zoom(inset, edgecolor="#9a9a9a")
+    axes.set_ylabel("held-out loss\n(nats per character)")
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, fontsize=10)
+    finite = [loss for run in report.runs for loss in run.held_out if math.isfinite(loss)]
+    if max(finite, default=1.0) > 2 * max(run.held_out[0] for run in report.runs):
+        # A rate that is far too high sends the loss into the hundreds.
+        axes.set_yscale("log")
 
 
 def _knobs(panels: list[Axes], report: Report) -> None:
@@ -108,7 +67,7 @@ def _knobs(panels: list[Axes], report: Report) -> None:
     rate.set_yscale("log")
     rate.yaxis.set_minor_formatter(NullFormatter())
     # The cosine goes to zero; a tenth below what the controller did is low enough to see it go.
-    rate.set_ylim(bottom=min([report.settings.lr, *ours.trace["lr"]]) / 10)
+    rate.set_ylim(bottom=min([report.request.lr, *ours.trace["lr"]]) / 10)
     rate.set_ylabel("learning\nrate α")
     momentum.set_ylabel("momentum\nμ (β₁)")
     noise.set_ylabel("noise σ\n(share of the\ngradient's RMS)")

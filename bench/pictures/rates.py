@@ -1,7 +1,5 @@
 """The picture: final loss against starting rate, one line a method, one panel a task."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,27 +13,23 @@ from bench.methods import METHODS
 from bench.pictures import picture
 from bench.run.rows import Row
 
-# Okabe and Ito's colours, told apart by every kind of colour vision; where one serves twice, the
-# dashes differ. Ours stand out by the width of the line and the size of its dots.
-COLOURS = {
-    **dict.fromkeys(("constant", "plateau"), "#7a7a7a"),
-    "cosine": "#e69f00",
-    "linear": "#b8860b",
-    "cooldown": "#d55e00",
-    "greedy": "#009e73",
-    "schedule-free": "#cc79a7",
-    "prodigy": "#8c564b",
-    **dict.fromkeys(("loss", "loss-cosine"), "#56b4e9"),
-    **dict.fromkeys(("alignment", "alignment-open", "alignment-cosine"), "#0072b2"),
-}
-DASHES = {
-    **dict.fromkeys(("linear", "plateau", "loss-cosine", "alignment-cosine"), "--"),
-    "alignment-open": ":",
-}
-WIDTHS = {
-    **dict.fromkeys(("loss", "loss-cosine"), (1.8, 3.0)),
-    **dict.fromkeys(("alignment-open", "alignment-cosine"), (2.2, 3.5)),
-    "alignment": (3.0, 4.5),
+# Colour, dashes, width of the line, size of its dots. Okabe and Ito's colours, told apart by every
+# kind of colour vision; where one serves twice, the dashes differ.
+PLAIN, SECOND, FIRST = (1.3, 2.5), (1.8, 3.0), (2.2, 3.5)
+STYLES: dict[str, tuple[str, str, tuple[float, float]]] = {
+    "constant": ("#7a7a7a", "-", PLAIN),
+    "cosine": ("#e69f00", "-", PLAIN),
+    "linear": ("#b8860b", "--", PLAIN),
+    "cooldown": ("#d55e00", "-", PLAIN),
+    "plateau": ("#7a7a7a", "--", PLAIN),
+    "greedy": ("#009e73", "-", PLAIN),
+    "schedule-free": ("#cc79a7", "-", PLAIN),
+    "prodigy": ("#8c564b", "-", PLAIN),
+    "loss": ("#56b4e9", "-", SECOND),
+    "loss-cosine": ("#56b4e9", "--", SECOND),
+    "alignment": ("#0072b2", "-", (3.0, 4.5)),
+    "alignment-open": ("#0072b2", ":", FIRST),
+    "alignment-cosine": ("#0072b2", "--", FIRST),
 }
 COLUMNS = 3
 LINEAR_UP_TO = 5.0
@@ -79,12 +73,12 @@ def _line(axes: Axes, table: Table, series: Series) -> list[float]:
     cells = table.line(series)
     means = [cell.mean for cell in cells.values()]
     method = METHODS.get(series.method)
-    width, dot = WIDTHS.get(series.method, (1.3, 2.5))
+    colour, dashes, (width, dot) = STYLES.get(series.method, ("black", "-", PLAIN))
     axes.plot(
         list(cells),
         [mean if math.isfinite(mean) else math.nan for mean in means],
-        color=COLOURS.get(series.method, "black"),
-        linestyle=DASHES.get(series.method, "-"),
+        color=colour,
+        linestyle=dashes,
         linewidth=width,
         marker="o",
         markersize=dot,

@@ -3,8 +3,6 @@
 ``torchrun --nproc-per-node=2 --max-restarts=3 -m bench.ranks.elastic``: see ``--help``.
 """
 
-from __future__ import annotations
-
 import argparse
 import gc
 import json
@@ -12,6 +10,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -20,24 +19,17 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 from adaptiverl import AdaptiveAdamW, Control
-from bench.ranks.model import GPTConfig, RequestError, Text, load_text, started, wrapped
+from bench.requests import RequestError
+from bench.run.ranks import started, wrapped
+from bench.tasks.characters import Characters
 
 COMMAND = "--max-restarts=3 -m bench.ranks.elastic"
 # σ is on from the start: a restart must also draw the noise that would have been drawn.
 CONTROL = Control(every=5, noise_bounds=(0.01, 0.1))
-SIZES = {
-    "steps": 60,
-    "checkpoint-every": 10,
-    "seed": 0,
-    "layers": 4,
-    "width": 128,
-    "context": 128,
-    "batch": 16,
-}
+SIZES = {"steps": 60, "layers": 4, "width": 128, "context": 128, "batch": 16}
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
     parser = argparse.ArgumentParser(
         prog=f"torchrun --nproc-per-node=2 {COMMAND}",
         description="Train the demo's GPT on several ranks with AdaptiveAdamW. A checkpoint every "
@@ -50,29 +42,29 @@ def parser() -> argparse.ArgumentParser:
     add("--shard", action="store_true", help="FSDP2 instead of DDP")
     add("--kill-rank", type=int, help="this rank kills itself, once")
     add("--kill-at", type=int, default=0, help="before this step")
-    for name, value in SIZES.items():
+    for name, value in {"checkpoint-every": 10, "seed": 0, **SIZES}.items():
         add(f"--{name}", type=int, default=value, help=f"({value})")
     return parser
 
 
 def main() -> int:
-    """Train or go on training; return the exit status: 0, or 2 for bad input."""
     given = parser().parse_args()
     if not started(COMMAND):
         return 2
+    sizes: Any = {name: getattr(given, name) for name in SIZES}
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    task = Characters(name="elastic", device=device, heads=4, path=given.text, **sizes)
     try:
-        text = load_text(given.text, given.context)
+        task.text()
         ranks = int(os.environ["WORLD_SIZE"])
-        if given.batch % ranks:
-            raise RequestError(
-                f"--batch must be a multiple of the {ranks} ranks, got {given.batch}"
-            )
+        if task.batch % ranks:
+            raise RequestError(f"--batch must be a multiple of the {ranks} ranks, got {task.batch}")
     except RequestError as error:
         print(f"elastic: {error}", file=sys.stderr)
         return 2
-    device = join()
+    join(device)
     try:
-        train(given, text, device)
+        train(given, task)
     finally:
         # FSDP2's cycles hold the group, whose threads must end before the interpreter does: without
         # this, every fifth run was seen to abort at its exit.
@@ -81,42 +73,28 @@ def main() -> int:
     return 0
 
 
-def join() -> str:
-    """Meet the other ranks of this attempt; the device to train on."""
-    device, backend = "cpu", "gloo"
-    if torch.cuda.is_available():
+def join(device: str) -> None:
+    if device == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        device, backend = "cuda", "cpu:gloo,cuda:nccl"
     else:
         # torchrun asks for one thread each anyway; sums must not depend on how many there are.
         torch.set_num_threads(1)
+    backend = "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl"
     # torchrun's attempts share one store, where gloo would find the dead ranks' addresses.
     store, rank, size = next(dist.rendezvous("env://"))
     store = dist.PrefixStore(f"attempt-{attempt()}", store)
     dist.init_process_group(backend, store=store, rank=rank, world_size=size)
-    return device
 
 
 def attempt() -> int:
-    """How often torchrun has started this again."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
-def train(given: argparse.Namespace, text: Text, device: str) -> None:
-    """Train until the last step, from the last checkpoint on where there is one.
-
-    Rank 0 logs a line per step: the step, the mean loss over the ranks, α and σ. Floats are
-    written so that they read back the same, so two logs can be compared by the byte.
-    """
+def train(given: argparse.Namespace, task: Characters) -> None:
+    """Train on from the last checkpoint; rank 0 logs floats that read back the same."""
     rank, size = dist.get_rank(), dist.get_world_size()
-    config = GPTConfig(
-        vocabulary=len(text.vocabulary),
-        context=given.context,
-        layers=given.layers,
-        heads=4,
-        width=given.width,
-    )
-    model = wrapped(config, given.seed, given.shard, device)
+    problem = task.start(given.seed)
+    model = wrapped(problem.objective, given.shard)  # type: ignore[arg-type]
     optimizer = AdaptiveAdamW(
         model.parameters(), lr=1e-3, control=CONTROL, max_grad_norm=1.0, seed=given.seed
     )
@@ -126,15 +104,10 @@ def train(given: argparse.Namespace, text: Text, device: str) -> None:
         cut(log, done)
         print(f"attempt {attempt()}: from step {done} on", flush=True)
     # Data is a function of the step alone, so a checkpoint needs no state of a loader.
-    generator = torch.Generator().manual_seed(given.seed)
-    last = len(text.train) - given.context
-    starts = torch.randint(last, (given.steps, given.batch), generator=generator)[:, rank::size]
-    window = torch.arange(given.context + 1)
-    for step in range(done, given.steps):
+    for step in range(done, task.steps):
         if rank == given.kill_rank and step == given.kill_at and attempt() == 0:
             os.kill(os.getpid(), signal.SIGKILL)
-        batch = text.train[starts[step][:, None] + window].to(device)
-        loss = model(batch[:, :-1], batch[:, 1:])
+        loss = model(*(part[rank::size] for part in problem.batch(step)))
         optimizer.zero_grad()
         loss.backward()
         optimizer.observe(loss)
@@ -158,7 +131,6 @@ def cut(log: Path, done: int) -> None:
 
 
 def save(model: nn.Module, optimizer: AdaptiveAdamW, out: Path, done: int) -> None:
-    """Write a checkpoint, and then its name as the latest one."""
     weights, state = get_state_dict(model, optimizer)
     name = f"step-{done:08d}"
     dcp.save({"model": weights, "optimizer": state}, checkpoint_id=out / name)

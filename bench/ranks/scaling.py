@@ -1,11 +1,7 @@
 """``torchrun --nproc-per-node=2 -m bench.ranks.scaling``: host time and collectives of one step.
 
-Every rank times the optimizer's own step, `observe` included; forward and backward are outside the
-clock. Contenders take turns in every round, and a barrier stands before each. The second table is
-what one more sharded tensor costs, its work being next to nothing.
+Forward and backward are outside the clock; contenders take turns, with a barrier before each.
 """
-
-from __future__ import annotations
 
 import argparse
 import statistics
@@ -18,15 +14,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard
 from torch.profiler import ProfilerActivity, profile
 
 from adaptiverl import AdaptiveAdamW, Control
 from bench.machine import load, provenance
-from bench.ranks.model import GPTConfig, started, wrapped
+from bench.run.ranks import started, wrapped
 from bench.speed.measure import Times, time_rounds
 from bench.speed.names import FROZEN, FUSED
 from bench.speed.tables import median_ratio, table
+from bench.tasks.gpt import GPT, GPTConfig
 
 CONFIG = GPTConfig(vocabulary=64, context=16, layers=12, heads=4, width=64)
 ON = Control(noise_bounds=(0.01, 0.01))
@@ -38,8 +34,6 @@ CONTENDERS: dict[str, dict[str, Any] | None] = {
     "AdaptiveAdamW, σ on": {"control": ON},
     "AdaptiveAdamW, σ on, clipping": {"control": ON, "max_grad_norm": 1.0},
 }
-LAYERS = (10, 110)
-"""Of the models whose difference is the cost of a tensor; a layer has two"""
 
 Step = Callable[[], None]
 
@@ -59,30 +53,26 @@ def stepper(name: str, model: nn.Module, loss: Tensor) -> Step:
 
 
 def make(name: str, sharded: bool) -> Step:
-    """A contender on a GPT of its own, after one backward pass."""
-    model = wrapped(CONFIG, 0, sharded)
+    torch.manual_seed(0)
+    model = wrapped(GPT(CONFIG), sharded)
     tokens = torch.randint(CONFIG.vocabulary, (4, CONFIG.context + 1))
     loss = model(tokens[:, :-1], tokens[:, 1:])
     loss.backward()
     return stepper(name, model, loss.detach())
 
 
-def clock(step: Step, now: Callable[[], float], before: Step) -> Callable[[], Times]:
-    """Times a step, after a barrier that all ranks have reached."""
-
+def clock(step: Step) -> Callable[[], Times]:
     def timed() -> Times:
-        before()
         dist.barrier()
-        begin = now()
+        begin = time.perf_counter()
         step()
-        elapsed = now() - begin
+        elapsed = time.perf_counter() - begin
         return elapsed, elapsed
 
     return timed
 
 
 def collectives(step: Step) -> str:
-    """Every collective of one optimizer step, as torch's profiler saw them."""
     with profile(activities=[ProfilerActivity.CPU]) as seen:
         step()
     names = Counter(e.name for e in seen.events() if e.name.startswith("c10d::"))
@@ -90,9 +80,8 @@ def collectives(step: Step) -> str:
 
 
 def rows_of(wrapper: str, rounds: int) -> list[tuple[str, ...]]:
-    """One wrapper's rows, by this rank's clock."""
     steps = {name: make(name, wrapper == "FSDP2") for name in CONTENDERS}
-    clocks = {name: clock(step, time.perf_counter, lambda: None) for name, step in steps.items()}
+    clocks = {name: clock(step) for name, step in steps.items()}
     seconds = {name: [t for t, _ in ts] for name, ts in time_rounds(clocks, rounds).items()}
     rows: list[tuple[str, ...]] = []
     for name, step in steps.items():
@@ -102,37 +91,7 @@ def rows_of(wrapper: str, rounds: int) -> list[tuple[str, ...]]:
     return rows
 
 
-def tiny(name: str, layers: int) -> Callable[[], Times]:
-    """CPU time of a step on layers of 16 weights, each a unit of FSDP2; gradients are new."""
-    torch.manual_seed(0)
-    model = nn.Sequential(*[nn.Linear(4, 4) for _ in range(layers)])
-    for layer in model:
-        fully_shard(layer)
-    fully_shard(model)
-
-    def backward() -> None:
-        model.zero_grad()
-        model(torch.randn(2, 4)).square().mean().backward()
-
-    return clock(stepper(name, model, torch.tensor(1.0)), time.thread_time, backward)
-
-
-def rows_of_tensors(rounds: int) -> list[tuple[str, ...]]:
-    """What a tensor costs, and what a step costs without any: by the least of all rounds."""
-    names = (FUSED, FROZEN, OFF)
-    clocks = {(name, layers): tiny(name, layers) for name in names for layers in LAYERS}
-    least = {key: min(times)[0] for key, times in time_rounds(clocks, rounds).items()}
-    rows: list[tuple[str, ...]] = []
-    for name in names:
-        few, many = (least[name, layers] for layers in LAYERS)
-        slope = (many - few) / (2 * (LAYERS[1] - LAYERS[0]))
-        rest = few - slope * 2 * LAYERS[0]
-        rows.append((name, f"{slope * 1e6:.2f}", f"{rest * 1e6:.0f}"))
-    return rows
-
-
 def main() -> int:
-    """Measure under both wrappers; return the exit status."""
     parser = argparse.ArgumentParser(prog="torchrun --nproc-per-node=2 -m bench.ranks.scaling")
     parser.add_argument("--rounds", type=int, default=50, help="(50)")
     rounds = parser.parse_args().rounds
@@ -142,14 +101,11 @@ def main() -> int:
     busy = load()
     dist.init_process_group("gloo")
     rows = [row for wrapper in ("DDP", "FSDP2") for row in rows_of(wrapper, rounds)]
-    tensors = rows_of_tensors(min(rounds, 30))
     if dist.get_rank() == 0:
         facts = ", ".join(f"{k} {v}" for k, v in provenance(torch.device("cpu")).items())
         print(f"{dist.get_world_size()} ranks on gloo; load average {busy:.1f}; {facts}\n")
         of_steps = ("wrapper", "optimizer", "collectives per step", "ms", "time / fused")
-        print(table(of_steps, rows) + "\n")
-        of_tensors = ("FSDP2, CPU time of a step", "µs per tensor", "without tensors, µs")
-        print(table(of_tensors, tensors))
+        print(table(of_steps, rows))
     dist.barrier()
     dist.destroy_process_group()
     return 0

@@ -1,7 +1,5 @@
 """One run: a task, a method, a starting rate and a seed; and the loop that all studies share."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,29 +15,17 @@ Key = tuple[str, str, float, float, int]
 
 @dataclass(frozen=True)
 class Cell:
-    """What is run.
-
-    Attributes:
-        task: What is learnt.
-        method: How.
-        rate: The starting learning rate.
-        seed: Of the weights and batches, the same for every method and rate.
-        factor: The horizon that the method is told, over the steps that the run has.
-    """
-
-    task: Task
-    method: Method
-    rate: float
-    seed: int
-    factor: float = 1.0
+    task: Task  # what is learnt
+    method: Method  # how
+    rate: float  # the starting learning rate
+    seed: int  # of the weights and batches, the same for every method and rate
+    factor: float = 1.0  # the horizon that the method is told, over the steps that the run has
 
     @property
     def key(self) -> Key:
-        """As of `Row.key`."""
         return self.task.name, self.method.name, self.factor, self.rate, self.seed
 
     def stepper(self, parameters: Iterable[nn.Parameter]) -> Stepper:
-        """The method at work on these parameters."""
         horizon = max(1, round(self.factor * self.task.steps))
         return self.method.start(list(parameters), self.rate, horizon, self.seed)
 
@@ -65,7 +51,6 @@ def train(problem: Problem, stepper: Stepper, steps: Iterable[int]) -> list[Tens
 
 
 def losses_of(losses: Sequence[Tensor]) -> list[float]:
-    """As numbers; waits for the device once."""
     return torch.stack(list(losses)).tolist()  # type: ignore[no-any-return]
 
 

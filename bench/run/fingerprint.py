@@ -4,8 +4,6 @@ Rows of another fingerprint are kept, but neither counted as done nor reported. 
 docstrings and layout do not change a fingerprint.
 """
 
-from __future__ import annotations
-
 import ast
 import hashlib
 import inspect
@@ -53,7 +51,6 @@ def _files(kind: type) -> list[Path]:
 
 
 def _project() -> Iterable[Path]:
-    """Everything that may decide a step of AdaptiveAdamW."""
     python = [*ROOT.glob("adaptiverl/**/*.py"), *ROOT.glob("kernels/*.py")]
     deciding = [path for path in python if path.stem not in NOT_IN_A_STEP]
     return sorted([*deciding, *filter(Path.is_file, ROOT.glob("csrc/**/*"))])
@@ -66,7 +63,6 @@ def _code(path: Path) -> str:
 
 
 def python_code(text: str) -> str:
-    """What Python makes of a source, without docstrings."""
     tree = ast.parse(text)
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
@@ -81,5 +77,4 @@ def _is_text(node: ast.AST) -> bool:
 
 
 def c_code(text: str) -> str:
-    """C++ source without comments and spacing."""
     return re.sub(r"\s", "", re.sub(r"/\*.*?\*/|//[^\n]*", "", text, flags=re.DOTALL))

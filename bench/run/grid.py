@@ -1,12 +1,9 @@
 """A grid of cells: their order, which of them have a row already, and running the others."""
 
-from __future__ import annotations
-
 import platform
 import sys
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
@@ -25,14 +22,6 @@ from bench.tasks import Task
 Engine = Literal["processes", "vmap"]
 
 
-@dataclass(frozen=True)
-class Failure:
-    """A cell that raised an exception, and the traceback."""
-
-    cell: Cell
-    message: str
-
-
 def plan(
     tasks: Iterable[Task],
     methods: Sequence[Method],
@@ -42,16 +31,7 @@ def plan(
 ) -> list[Cell]:
     """The runs, in their order: seed by seed, the longest task first.
 
-    A run that is interrupted has then whole tables of fewer seeds, and what compares with what is
-    run next to each other. Within a seed long tasks come first, so that no core is left with one
-    at the end.
-
-    Args:
-        tasks: What to learn.
-        methods: How.
-        rates: Starting learning rates.
-        seeds: At least one.
-        factors: Wrong horizons, beside the right one, for the methods that have one.
+    What is interrupted has then whole tables of fewer seeds, and no core is left with a long task.
     """
     longest_first = sorted(tasks, key=lambda task: -task.seconds)
     return [
@@ -66,18 +46,8 @@ def plan(
 
 def complete(
     store: Rows, cells: Sequence[Cell], workers: int, engine: Engine = "processes"
-) -> list[Failure]:
-    """Run the cells that have no row of the definition in force; add each row as it is made.
-
-    Args:
-        store: Where rows come from and go to.
-        cells: Everything that is asked for.
-        workers: As of `in_processes`.
-        engine: "vmap" trains the cells of a task and a method side by side, in this process.
-
-    Returns:
-        The cells that failed; they don't stop the others.
-    """
+) -> list[tuple[Cell, str]]:
+    """Run the cells that have no row of the definition in force; add each row as it is made."""
     have = {(row.key, row.fingerprint) for row in store.rows}
     missing = [cell for cell in cells if _identity(cell) not in have]
     if not missing:
@@ -89,7 +59,7 @@ def complete(
             if isinstance(result, Outcome):
                 store.append(make_row(cell, result, revision, engine))
             else:
-                failures.append(Failure(cell, result))
+                failures.append((cell, result))
             bar.set_postfix_str(f"{done} of {len(missing)} runs", refresh=False)
             bar.update(cell.task.seconds)
     return failures
@@ -100,19 +70,11 @@ def _results(cells: Sequence[Cell], workers: int, engine: Engine) -> Generator[R
 
 
 def current(rows: Sequence[Row], cells: Sequence[Cell]) -> list[Row]:
-    """The rows of these cells, of the definitions in force."""
     wanted = set(map(_identity, cells))
     return newest(row for row in rows if (row.key, row.fingerprint) in wanted)
 
 
-def stale(rows: Sequence[Row], cells: Sequence[Cell]) -> int:
-    """How many rows are of these cells by name, but of another definition."""
-    in_force = dict(map(_identity, cells))
-    return sum(in_force.get(row.key, row.fingerprint) != row.fingerprint for row in rows)
-
-
 def make_row(cell: Cell, outcome: Outcome, revision: str, engine: Engine) -> Row:
-    """A finished cell as it is kept; ``revision`` is the project's commit."""
     measured = outcome.initial, outcome.final, round(outcome.seconds, 3)
     made_by = _fingerprint(cell.task, cell.method), cell.task.steps
     made_on = _processor(cell.task.device), torch.__version__, revision

@@ -1,7 +1,5 @@
 """The engine "processes": cells in parallel, one process a core, each outcome as it comes."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import signal
@@ -20,17 +18,7 @@ Result = tuple[Cell, Outcome | str]
 
 
 def in_processes(cells: Sequence[Cell], workers: int) -> Generator[Result]:
-    """Run cells in about their order; those that fail don't stop the others.
-
-    Args:
-        cells: Those on the CPU share the workers; then those on CUDA run one by one, on the first
-            device.
-        workers: Processes; with one, everything runs in this process.
-
-    Raises:
-        KeyboardInterrupt: The workers were stopped; what was finished has been handed over.
-        concurrent.futures.BrokenExecutor: A worker died; likewise.
-    """
+    """Run cells in about their order; those that fail don't stop the others."""
     on_cpu = [cell for cell in cells if cell.task.device == "cpu"]
     on_cuda = [cell for cell in cells if cell.task.device != "cpu"]
     for phase, count in ((on_cpu, workers), (on_cuda, 1)):

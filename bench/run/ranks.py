@@ -1,18 +1,19 @@
 """Training on several ranks: torchrun starts it, each rank takes its share of every batch."""
 
-from __future__ import annotations
-
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from bench.tasks import Problem
+from bench.tasks.gpt import GPT
 
 
 @contextmanager
@@ -33,12 +34,10 @@ def joined(device: str) -> Iterator[None]:
 
 
 def rank() -> int:
-    """This rank's number; 0 alone."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def size() -> int:
-    """How many ranks there are; 1 alone."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
@@ -54,7 +53,6 @@ def shared(problem: Problem) -> Problem:
 
 
 def mean(losses: list[Tensor]) -> list[Tensor]:
-    """The mean over the ranks of each of the losses that they measured."""
     if size() == 1:
         return losses
     together = torch.stack(losses) / size()
@@ -62,8 +60,19 @@ def mean(losses: list[Tensor]) -> list[Tensor]:
     return list(together)
 
 
-def launcher() -> list[str]:
-    """The words that start a program on as many ranks as now."""
-    if size() == 1:
-        return ["python"]
-    return ["torchrun", "--standalone", f"--nproc-per-node={size()}"]
+def started(command: str) -> bool:
+    """Whether torchrun runs this; if not, say how to."""
+    if "RANK" in os.environ:
+        return True
+    print(f"start it with torchrun: torchrun --nproc-per-node=2 {command}", file=sys.stderr)
+    return False
+
+
+def wrapped(model: GPT, sharded: bool) -> nn.Module:
+    """Under DDP; or under FSDP2, each block a unit of its own."""
+    if not sharded:
+        return DistributedDataParallel(model)
+    for block in model.blocks:
+        fully_shard(block)
+    fully_shard(model)
+    return model

@@ -19,44 +19,25 @@ class RowsError(Exception):
 
 @dataclass(frozen=True)
 class Row:
-    """A finished run; the columns of the file.
-
-    Attributes:
-        task, method: Their names.
-        factor: The horizon that the method was told, over the run's steps.
-        rate: The starting learning rate.
-        seed: Of the weights and batches.
-        initial, final: Held-out loss before the first step and after the last.
-        seconds: Wall clock of the training.
-        fingerprint: Of the task's and the method's definition.
-        steps: Of the run.
-        device, torch: What it ran on, and torch's version.
-        commit: Of the project, with ``+`` where files differed from it.
-        threads: That torch computed with.
-        python: Its version; empty in rows from before there was this column.
-        engine: "processes" or "vmap".
-    """
-
     task: str
     method: str
-    factor: float
-    rate: float
-    seed: int
+    factor: float  # the horizon that the method was told, over the run's steps
+    rate: float  # the starting learning rate
+    seed: int  # of the weights and batches
     initial: float
-    final: float
-    seconds: float
-    fingerprint: str
-    steps: int
+    final: float  # both held-out losses
+    seconds: float  # wall clock of the training
+    fingerprint: str  # of the task's and the method's definition and code
+    steps: int  # of the run
     device: str
     torch: str
-    commit: str
-    threads: int = 1
-    python: str = ""
-    engine: str = "processes"
+    commit: str  # of the project, with + where files differed from it
+    threads: int = 1  # that torch computed with
+    python: str = ""  # its version; empty in rows from before there was this column
+    engine: str = "processes"  # "processes" or "vmap"
 
     @property
     def key(self) -> Key:
-        """Which run this is, whatever its fingerprint."""
         return self.task, self.method, self.factor, self.rate, self.seed
 
     @property
@@ -75,9 +56,6 @@ def read(path: Path) -> list[Row]:
     """Every whole row, in the order in which they were written.
 
     A last line without its end is left out: whoever wrote it was killed while at it.
-
-    Raises:
-        RowsError: The file cannot be read, is not one of rows, or has a line that is none.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -105,14 +83,7 @@ def read(path: Path) -> list[Row]:
 
 
 class Rows:
-    """A file of rows that is being added to, by one process.
-
-    Args:
-        path: The file; made, with its folder, where there is none. A torn last line is cut off.
-
-    Raises:
-        RowsError: As of `read`, or the file cannot be written.
-    """
+    """A file of rows that is being added to, by one process."""
 
     def __init__(self, path: Path) -> None:
         self.rows = read(path) if path.exists() else []
@@ -124,7 +95,7 @@ class Rows:
         self._file.seek(0)
         content = self._file.read()
         if b"\n" in content and not content.startswith(_lines([COLUMNS]).encode()):
-            self.close()
+            self._file.close()
             raise RowsError(
                 f"{path} is of an earlier version, with fewer columns: it can be reported, but no "
                 "rows can be added. Write to another folder"
@@ -134,19 +105,14 @@ class Rows:
             self._write(COLUMNS)
 
     def append(self, row: Row) -> None:
-        """Add a row; it is the operating system's when this returns."""
         self.rows.append(row)
         self._write(astuple(row))
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
 
     def __enter__(self) -> Rows:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.close()
+        self._file.close()
 
     def _write(self, values: Iterable[Any]) -> None:
         self._file.write(_lines([values]).encode())
@@ -154,7 +120,6 @@ class Rows:
 
 
 def write(rows: Iterable[Row], path: Path) -> None:
-    """Write these rows as a file of their own."""
     path.write_text(_lines([COLUMNS, *map(astuple, rows)]), encoding="utf-8")
 
 
@@ -165,14 +130,7 @@ def _lines(records: Iterable[Iterable[Any]]) -> str:
 
 
 def newest(rows: Iterable[Row]) -> list[Row]:
-    """The rows that belong together: for each task and method, those of its last fingerprint.
-
-    Args:
-        rows: In the order in which they were written.
-
-    Returns:
-        One row a run, the last where it was made twice.
-    """
+    """The rows that belong together: for each task and method, those of its last fingerprint."""
     rows = list(rows)
     wanted = {(row.task, row.method): row.fingerprint for row in rows}
     kept = [row for row in rows if row.fingerprint == wanted[row.task, row.method]]

@@ -1,11 +1,8 @@
 """Many cells of one small task at once: torch.func.vmap takes all their gradients together.
 
-The models are so small that a step's time is the overhead of its operations; side by side, twelve
-cells' forward and backward passes take about as long as one's. Each cell has its own optimizer, on
-its own slice of the stacked parameters.
+Side by side, twelve small models' passes take about as long as one's. Each cell has its own
+optimizer, on its own slice of the stacked parameters.
 """
-
-from __future__ import annotations
 
 import time
 import traceback
@@ -22,14 +19,6 @@ from bench.tasks import Problem
 
 
 def run_together(cells: Sequence[Cell]) -> list[Outcome]:
-    """Train cells that share task and length.
-
-    Args:
-        cells: Of one task, which has no dropout. Methods, rates and seeds may differ.
-
-    Returns:
-        What each came to; the seconds are a cell's share.
-    """
     (task,) = {cell.task for cell in cells}
     problems = {seed: task.start(seed) for seed in {cell.seed for cell in cells}}
     own = [problems[cell.seed] for cell in cells]
@@ -78,7 +67,6 @@ def _held_out(problem: Problem, parameters: Sequence[Tensor]) -> float:
 
 
 def side_by_side(cells: Sequence[Cell]) -> Generator[Result]:
-    """The engine "vmap": the cells of a task and a method together, in this process."""
     groups: dict[Any, list[Cell]] = {}
     for cell in cells:
         groups.setdefault((cell.task, cell.method.name, cell.factor), []).append(cell)

@@ -2,10 +2,7 @@
 
 ``python -m bench.speed.against`` is such a process: it imports its ``adaptiverl`` under this
 checkout's contenders, which use public names only, and times a step whenever it is asked to.
-Both sides are one, for a process that has done other things before has other memory.
 """
-
-from __future__ import annotations
 
 import contextlib
 import gc
@@ -36,11 +33,7 @@ def there(
     device: torch.device,
     in_a_row: int,
 ) -> Iterator[Any]:
-    """A `measure.Side` whose package is that of a checkout, built; None for the installed one.
-
-    Raises:
-        ValueError: The checkout is not built, or its package does not run.
-    """
+    """A `measure.Side` whose package is that of a checkout, built; None for the installed one."""
     from bench.speed.measure import Side
 
     if checkout is not None and not list(checkout.glob("adaptiverl/_C*")):
@@ -72,13 +65,10 @@ def there(
 
 
 class Checkout(MetaPathFinder):
-    """Finds ``adaptiverl`` in a checkout, before whatever is installed."""
-
     def __init__(self, root: Path) -> None:
         self._folders = {"adaptiverl": root / "adaptiverl", "adaptiverl.kernels": root / "kernels"}
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        """Where a package is; its modules are found beside it."""
         folder = self._folders.get(name)
         if folder is None or not folder.exists():
             return None

@@ -3,8 +3,6 @@
 setup.py runs beside a copy of csrc/ and without pyproject.toml, so any setuptools will do.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess
@@ -20,17 +18,6 @@ class BuildError(Exception):
 
 
 def build(folder: Path = FOLDER) -> Path:
-    """Copy the package and compile its operators, the CUDA controller among them.
-
-    Args:
-        folder: Where everything goes; a second build there compiles only what changed.
-
-    Returns:
-        The folder to put on PYTHONPATH.
-
-    Raises:
-        BuildError: Nothing was compiled.
-    """
     library = stage(folder)
     command = [sys.executable, "setup.py", "build_ext", "--build-lib", str(library)]
     done = subprocess.run(
@@ -47,7 +34,6 @@ def build(folder: Path = FOLDER) -> Path:
 
 
 def stage(folder: Path) -> Path:
-    """Lay out the package as it is installed, and beside it what setup.py needs."""
     library, tree = folder / "lib", folder / "tree"
     package = library / "adaptiverl"
     for source, target in (

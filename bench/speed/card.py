@@ -1,18 +1,15 @@
 """What a card does with a step. ``python -m bench.speed.card`` writes it as it comes."""
 
-from __future__ import annotations
-
 import gc
 import statistics
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 
 import torch
 
 from bench.speed.measure import WARMUP_ROUNDS, Here, measure, stopwatch
-from bench.speed.names import FOREACH, ON_A_CARD, is_ours
+from bench.speed.names import ON_A_CARD, is_ours
 from bench.speed.parts import part_of
 from bench.speed.shapes import CARD_WORKLOADS, SHAPES, Workload
 from bench.speed.tables import Row
@@ -31,51 +28,24 @@ def copy_bandwidth(device: torch.device, size: int = COPIED) -> float:
 
 
 def rows_of(workload: Workload, device: torch.device, rounds: int = ROUNDS) -> list[Row]:
-    """A row per contender: its times, and what the allocator, the profiler and a graph show."""
     here = Here(workload, ON_A_CARD, device)
     rows = measure(workload, [here.side()], rounds)
     if device.type != "cuda":
-        nothing: Row = {"temporary_bytes": None, "graph_seconds": [], "graph_error": "not captured"}
-        return [row | nothing | summary([], [], []) | {"launches": None} for row in rows]
-    for look in (_temporary, _launches, _replays):
-        for row in rows:
-            row |= look(here, row["contender"])
-    return rows
-
-
-def _temporary(here: Here, name: str) -> Row:
-    """Peak bytes that one step takes beside what it keeps."""
-    here.workspace.restore_gradients()
-    torch.cuda.synchronize()
-    before = torch.cuda.memory_stats()["requested_bytes.all.current"]
-    torch.cuda.reset_peak_memory_stats()
-    here.steppers[name].step()
-    torch.cuda.synchronize()
-    peak = torch.cuda.memory_stats()["requested_bytes.all.peak"]
-    return {"temporary_bytes": int(peak - before)}
+        return [row | {"launches": None, "controller_share": None} for row in rows]
+    return [row | _launches(here, row["contender"]) for row in rows]
 
 
 def _launches(here: Here, name: str) -> Row:
-    """What the profiler sees of a step; `summary` has the keys."""
     from gpu_checks import traced
 
     # Ours is told the loss by a call of its own; what stock steps do beside `step` is the step.
     stepper = here.steppers[name]
-    calls, runs = traced(stepper.optimizer.step if is_ours(name) else stepper.step)
-    return summary(calls, runs, traced(stepper.step)[1])
+    _, runs = traced(stepper.optimizer.step if is_ours(name) else stepper.step)
+    return summary(runs, traced(stepper.step)[1])
 
 
-def summary(
-    calls: Sequence[str], runs: Sequence[tuple[str, float]], whole: Sequence[tuple[str, float]]
-) -> Row:
-    """Launches, waits, and the controller's share of the device's time.
-
-    Args:
-        calls: What the step asked of the runtime.
-        runs: What the device ran of it, with microseconds.
-        whole: The same with telling the loss.
-    """
-    from gpu_checks import NOT_KERNELS, waits_among
+def summary(runs: Sequence[tuple[str, float]], whole: Sequence[tuple[str, float]]) -> Row:
+    from gpu_checks import NOT_KERNELS
 
     times = [(name, taken) for name, taken in whole if not name.startswith(NOT_KERNELS)]
     total = sum(taken for _, taken in times)
@@ -84,32 +54,7 @@ def summary(
     return {
         "launches": sum(not name.startswith(NOT_KERNELS) for name, _ in runs),
         "controller_share": controller / total if total else None,
-        "waits": sum(waits_among(Counter(calls)).values()),
     }
-
-
-def _replays(here: Here, name: str) -> Row:
-    """Seconds of a CUDA graph's replays, or why there are none.
-
-    The loss that a captured step was told stays where it is: every replay is told the same.
-    """
-    if name == FOREACH:
-        return {"graph_seconds": [], "graph_error": "not captured"}
-    step, workspace = here.steppers[name].step, here.workspace
-    watch, seconds = stopwatch(workspace.device), []
-    try:
-        workspace.restore_gradients()
-        step()
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            step()
-        for _ in range(WARMUP_ROUNDS + ROUNDS):
-            workspace.restore_gradients()
-            seconds.append(watch(graph.replay)[0])
-    except RuntimeError as error:
-        return {"graph_seconds": [], "graph_error": str(error).splitlines()[0]}
-    return {"graph_seconds": seconds[WARMUP_ROUNDS:], "graph_error": None}
 
 
 def measure_all(device: torch.device, deadline: float, report: Callable[[Row], None]) -> None:
@@ -145,7 +90,6 @@ def _release() -> None:
 
 
 def describe(part: Row) -> str:
-    """A part of the results in a line."""
     if "rows" not in part:
         return str(part)
     times = [f"{row['contender']} {statistics.median(row['seconds']):.3e}" for row in part["rows"]]

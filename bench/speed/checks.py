@@ -3,8 +3,6 @@
 ``python -m bench.speed.checks --small`` is a few steps for a memory checker instead.
 """
 
-from __future__ import annotations
-
 import sys
 import time
 import traceback
@@ -20,14 +18,6 @@ def run(
     deadline: float,
     report: Callable[[Object], None],
 ) -> None:
-    """Run every check, whatever the others do.
-
-    Args:
-        checks: By name.
-        skip: What a check raises where this machine cannot show it.
-        deadline: Of `time.monotonic`; checks that have not begun by then are left out.
-        report: Takes each outcome: name, outcome, seconds, message.
-    """
     for name, function in checks.items():
         start = time.monotonic()
         outcome, message = "passed", ""
@@ -65,7 +55,6 @@ def small() -> None:
 
 
 def describe(outcome: Object) -> str:
-    """An outcome in a line, and its message below."""
     return f"{outcome['outcome']:>8}  {outcome['name']}\n{outcome['message']}".rstrip()
 
 

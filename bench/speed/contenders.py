@@ -1,7 +1,5 @@
 """Who is compared: torch's AdamW, stock clipping and noise on top of it, and ours."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -20,8 +18,7 @@ NO_NOISE = Control(noise_bounds=(0.0, 0.0))
 STEADY_NOISE = Control(noise_bounds=(SIGMA, SIGMA))
 # The search is confined to the rate that everybody has.
 ALIGNED = Control(law="alignment", acquire_from=LR, lr_bounds=(LR, LR))
-CLIP_SHARE = 0.5
-"""Of the gradients' norm: clipping always has something to do."""
+CLIP_SHARE = 0.5  # of the gradients' norm: clipping always has something to do
 
 
 class Stepper(NamedTuple):
@@ -39,8 +36,6 @@ Noise = Callable[[list[Tensor], float], Callable[[list[Tensor]], None]]
 def torchs(
     *, foreach: bool = False, fused: bool = False, noise: Noise | None = None, clip: bool = False
 ) -> Build:
-    """`torch.optim.AdamW`, with stock clipping and noise before it if wanted."""
-
     def build(w: Workspace) -> Stepper:
         capturable = fused and w.device.type == "cuda"
         optimizer = torch.optim.AdamW(
@@ -121,5 +116,4 @@ CONTENDERS: dict[str, Contender] = {
     names.STOCK: Contender(torchs(fused=True, noise=TunedNoise, clip=True), SIGMA),
     names.ALL: Contender(ours(STEADY_NOISE, clip=True), SIGMA, (names.STOCK,)),
     names.IDLE: Contender(ours(STEADY_NOISE, idle=True), SIGMA),
-}
-"""In the tables' order. Those without noise and clipping all do the same step."""
+}  # in the tables' order. Those without noise and clipping all do the same step

@@ -1,7 +1,5 @@
 """The figures that a card is to reach: target, measured, met."""
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,8 +27,7 @@ SPEEDUPS: tuple[tuple[str, str, str, tuple[Workload, ...], float], ...] = (
     ("noise + clip, against the stock composition", ALL, STOCK, LARGE, 1.7),
     ("clip only, against clip_grad_norm_ + torch fused", CLIP, CLIPPED, LARGE, 1.3),
     ("bfloat16 parameters and gradients, against torch fused", PLAIN, FUSED, HALF, 1.3),
-)
-"""How many times faster a contender is to be than another, and in which workloads"""
+)  # how many times faster a contender is to be than another, and in which workloads
 HOST_TARGET, BANDWIDTH_TARGET, LAUNCHES_TARGET = 0.3, 0.95, 4
 CONTROLLER_TARGET = 0.03
 """The most that the controller's launches may take of the step's time on the device"""
@@ -49,32 +46,20 @@ class Figure:
 
 @dataclass(frozen=True)
 class Results:
-    """What one run brought together.
-
-    Attributes:
-        rows: Of `card.rows_of`, with their ratios.
-        copy_bandwidth: Bytes per second, or None.
-        extra: By workload, bytes beyond AdamW's states, and chunks.
-        checks: Outcomes by name.
-    """
-
-    rows: Sequence[Row]
-    copy_bandwidth: float | None
-    extra: Mapping[str, Mapping[str, int]]
-    checks: Mapping[str, str]
+    rows: Sequence[Row]  # of card.rows_of, with their ratios
+    copy_bandwidth: float | None  # bytes per second, or None
+    extra: Mapping[str, Mapping[str, int]]  # by workload, bytes beyond AdamW's states, and chunks
+    checks: Mapping[str, str]  # outcomes by name
 
     def row(self, workload: Workload, contender: str) -> Row | None:
-        """A contender's measurements in a workload."""
         wanted = str(workload), contender
         return next((r for r in self.rows if (r["workload"], r["contender"]) == wanted), None)
 
     def speedup(self, workload: Workload, name: str, rival: str, what: str) -> float | None:
-        """How many times faster a contender is than another by one of the two clocks."""
         ours, theirs = self.row(workload, name), self.row(workload, rival)
         return median_ratio(theirs[what], ours[what]) if ours and theirs else None
 
     def bandwidth_share(self, workload: Workload, contender: str) -> float | None:
-        """Bytes that a step has to move, over its time, over what a plain copy moves."""
         row, moved = self.row(workload, contender), bytes_moved(workload, contender)
         if row is None or moved is None or self.copy_bandwidth is None:
             return None
@@ -91,7 +76,6 @@ def bytes_moved(workload: Workload, contender: str) -> int | None:
 
 
 def figures(results: Results) -> list[Figure]:
-    """The whole table."""
     lines = []
     for name, ours, rival, workloads, target in SPEEDUPS:
         for w in workloads:
@@ -121,20 +105,19 @@ def figures(results: Results) -> list[Figure]:
 
 
 def times(value: float) -> str:
-    """A factor."""
     return f"{value:.2f}×"
 
 
 def _least(name: str, value: Any, bound: float, show: Callable[[Any], str]) -> Figure:
-    met = None if value is None else value >= bound
-    shown = "not measured" if value is None else show(value)
-    return Figure(name, f"at least {show(bound)}", shown, met)
+    if value is None:
+        return Figure(name, f"at least {show(bound)}", "not measured", None)
+    return Figure(name, f"at least {show(bound)}", show(value), value >= bound)
 
 
 def _most(name: str, value: Any, bound: float, show: Callable[[Any], str]) -> Figure:
-    met = None if value is None else value <= bound
-    shown = "not measured" if value is None else show(value)
-    return Figure(name, f"at most {show(bound)}", shown, met)
+    if value is None:
+        return Figure(name, f"at most {show(bound)}", "not measured", None)
+    return Figure(name, f"at most {show(bound)}", show(value), value <= bound)
 
 
 def _checked(results: Results, name: str, target: str, needed: Iterable[str]) -> Figure:
@@ -152,10 +135,9 @@ def fake_results() -> Results:
     for workload in (*LARGE, *HALF, MANY):
         for i, contender in enumerate(CONTENDERS):
             seconds = [1e-3 * (len(CONTENDERS) - i) * (1 + 0.01 * k) for k in range(5)]
-            host, graph = ([factor * s for s in seconds] for factor in (0.1, 0.9))
+            host = [0.1 * s for s in seconds]
             row: Row = {"workload": str(workload), "contender": contender, "of": "", "rivals": ()}
-            row |= {"seconds": seconds, "host_seconds": host, "graph_seconds": graph}
-            row |= {"graph_error": None, "temporary_bytes": 512 * i, "launches": 4, "waits": 0}
-            rows.append(row | {"controller_share": 0.01})
+            row |= {"seconds": seconds, "host_seconds": host}
+            rows.append(row | {"launches": 4, "controller_share": 0.01})
     extra = {str(LARGE[0]): {"bytes": 700_000, "chunks": 7600}}
     return Results(with_ratios(rows), 4e12, extra, dict.fromkeys((*NO_WAIT, *SAME_BITS), "passed"))

@@ -4,8 +4,6 @@ Ends with 0 if every check passed and every figure was met, 1 if not, 2 if this 
 Nothing that is imported here imports the package, which is not built yet.
 """
 
-from __future__ import annotations
-
 import argparse
 import datetime
 import importlib
@@ -36,7 +34,6 @@ class Unfit(Exception):
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run it; the exit status is in this module's docstring."""
     parser = argparse.ArgumentParser(
         prog="bench/gpu.sh",
         description="Build, check and measure the fused step on this machine's GPU.",
@@ -89,7 +86,6 @@ def _tools() -> str:
 
 
 def run(given: argparse.Namespace) -> int:
-    """All of it, on a machine with a GPU."""
     start = time.monotonic()
 
     def left(most: float = float("inf")) -> float:
@@ -120,11 +116,6 @@ def run(given: argparse.Namespace) -> int:
 
 
 def check_machine() -> str:
-    """The card's name.
-
-    Raises:
-        Unfit: There is no GPU, or something that it needs is missing.
-    """
     if importlib.util.find_spec("torch") is None:
         raise Unfit(f"{sys.executable} has no torch: set PYTHON to one that has, with CUDA")
     import torch
@@ -143,12 +134,10 @@ def check_machine() -> str:
 
 
 def merged(parts: Sequence[Mapping[str, Any]], key: str) -> dict[str, Any]:
-    """All that the parts have under one key."""
     return {name: value for part in parts for name, value in part.get(key, {}).items()}
 
 
 def gather(parts: Sequence[Mapping[str, Any]], checks: Sequence[Mapping[str, Any]]) -> Results:
-    """What the card and the checks reported, put together."""
     rows = [row for part in parts for row in part.get("rows", [])]
     copies = [part["copy_bandwidth"] for part in parts if "copy_bandwidth" in part]
     outcomes = {check["name"]: check["outcome"] for check in checks}
@@ -158,7 +147,6 @@ def gather(parts: Sequence[Mapping[str, Any]], checks: Sequence[Mapping[str, Any
 def save_report(
     results: Results, about: Mapping[str, Any], checks: Sequence[Mapping[str, Any]], folder: Path
 ) -> tuple[Path, Path]:
-    """Write ``<card>-<date>.json`` and ``.md``."""
     data = {
         **about,
         "copy_bandwidth": results.copy_bandwidth,

@@ -1,7 +1,5 @@
 """The clock: every contender once per round, in an order that is shuffled anew for each round."""
 
-from __future__ import annotations
-
 import gc
 import math
 import random
@@ -19,8 +17,7 @@ from bench.speed.tables import Row
 from bench.speed.workspace import Workspace
 
 WARMUP_ROUNDS = 3
-DELAY = 20_000_000
-"""Cycles that a GPU is kept busy with while the launches are queued: about 10 ms"""
+DELAY = 20_000_000  # cycles that a GPU is kept busy with while the launches are queued: about 10 ms
 
 Times = tuple[float, float]
 """Seconds that the work took on its device, and seconds until the call returned."""
@@ -58,19 +55,12 @@ def stopwatch(device: torch.device) -> Callable[[Callable[[], object]], Times]:
 
 @dataclass(frozen=True)
 class Side:
-    """A process with contenders: this one, or one with another commit's package.
+    """A process with contenders: this one, or one with another commit's package."""
 
-    Attributes:
-        commit: Of the package that it runs; empty for this one.
-        names: Of the contenders, keys of `CONTENDERS`.
-        time: One step of a contender.
-        noise: σ in effect.
-    """
-
-    commit: str
-    names: Sequence[str]
-    time: Callable[[str], Times]
-    noise: Callable[[str], float]
+    commit: str  # of the package that it runs; empty for this one
+    names: Sequence[str]  # of the contenders, keys of CONTENDERS
+    time: Callable[[str], Times]  # one step of a contender
+    noise: Callable[[str], float]  # σ in effect
 
 
 class Here:
@@ -94,11 +84,9 @@ class Here:
         return sorted(times)[self._in_a_row // 2]
 
     def noise(self, name: str) -> float:
-        """σ in effect; waits for the device."""
         return self.steppers[name].noise()
 
     def side(self) -> Side:
-        """For `measure`."""
         return Side("", list(self.steppers), self.time, self.noise)
 
 
@@ -123,12 +111,6 @@ def time_rounds(clocks: Mapping[Any, Callable[[], Times]], rounds: int) -> dict[
 
 
 def measure(workload: Workload, sides: Sequence[Side], rounds: int) -> list[Row]:
-    """Time `rounds` steps of every contender of every side, in turn; a row for each.
-
-    Raises:
-        ValueError: Too few rounds.
-        RuntimeError: A contender drew noise that it should not, or none that it should.
-    """
     if rounds < 2:
         raise ValueError(f"rounds must be 2 or more, got {rounds}: one shows no spread")
     places = [(name, side) for name in sides[0].names for side in sides if name in side.names]

@@ -1,7 +1,5 @@
 """What the contenders are called, and which of them meet; it imports nothing of the package."""
 
-from __future__ import annotations
-
 FUSED, FOREACH = "torch AdamW, fused", "torch AdamW, foreach"
 SINGLE = "torch AdamW, single-tensor"
 CLIPPED = "torch AdamW, fused, with clipping"
@@ -27,12 +25,10 @@ IN_A_STEP = (
     STOCK,
     ALL,
     IDLE,
-)
-"""On a large model"""
+)  # on a large model
 ON_SMALL_NETS = (FUSED, OURS, UNTOLD, FROZEN, FROZEN_UNTOLD)
 ON_A_CARD = (FUSED, FOREACH, CLIPPED, STOCK, PLAIN, NOISE, CLIP, ALL, ALIGNMENT)
 
 
 def is_ours(name: str) -> bool:
-    """Whether a contender is an AdaptiveAdamW."""
     return not name.startswith("torch")

@@ -3,8 +3,6 @@
 A part is a module that writes JSON objects to a file, one a line, up to where it stopped.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import json
@@ -26,7 +24,6 @@ print(json.dumps(about | {"triton": triton.__version__, "cuda": torch.version.cu
 
 
 def find_tool(name: str) -> str | None:
-    """Where a program is, on PATH or in CUDA's usual folder."""
     beside = Path("/usr/local/cuda/bin") / name
     return shutil.which(name) or (str(beside) if beside.exists() else None)
 
@@ -51,16 +48,7 @@ def part_of(
 
 
 class Parts:
-    """The command's side: runs modules of a built package.
-
-    Args:
-        library: Of `build.build`: where they run.
-        environment: Of `build.environment`: what they find.
-        folder: For what they write.
-
-    Attributes:
-        problems: What went wrong with a process, in words.
-    """
+    """The command's side: runs modules of a built package."""
 
     def __init__(self, library: Path, environment: Mapping[str, str], folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -76,7 +64,6 @@ class Parts:
         )  # fmt: skip
 
     def run(self, module: str, seconds: float) -> list[Object]:
-        """What a part reports within its time."""
         if seconds <= 0:
             self.problems.append(f"{module} was not run: the time was up")
             return []
@@ -115,7 +102,6 @@ class Parts:
         return self.verdict(tool, done.returncode, output)
 
     def verdict(self, tool: str, code: int, output: str) -> str:
-        """What an exit status and an output say; errors are a problem."""
         found_none = "ERROR SUMMARY: 0 errors" in output or "0 hazards displayed" in output
         if code == 0 and found_none and "stepped" in output:
             return "no errors"
@@ -126,7 +112,6 @@ class Parts:
         return f"it could not check (exit {code}): {last}"
 
     def about(self) -> Object:
-        """Versions, commit, day and driver, as the built package has them."""
         done, about = self._run([sys.executable, "-c", ABOUT], 120), {}
         if done.returncode == 0:
             about = json.loads(done.stdout.splitlines()[-1])

@@ -1,24 +1,21 @@
 """What a card did, as Markdown."""
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bench.speed.figures import Results, figures
 from bench.speed.shapes import CARD_WORKLOADS, Workload
-from bench.speed.tables import Cell, columns, duration, ratio, share, size, table
+from bench.speed.tables import Cell, columns, duration, ratio, share, table
 
 MET = {True: "yes", False: "**no**", None: "–"}
-SANITIZERS = ("memcheck", "racecheck")
-"""Tools of compute-sanitizer that go over a small case"""
+SANITIZERS = ("memcheck", "racecheck")  # tools of compute-sanitizer that go over a small case
 VERSIONS = ("torch", "triton", "cuda", "driver", "python", "adaptiverl", "commit")
 LEGEND = (
     "Time: the device's, median, contenders in turn, the launches queued while the device was "
     "still busy; ratios are medians of ratios within a round. Host time: until the call returns. "
-    "Launches: of `step` alone; telling the loss is one more. Temporary: peak memory of one step "
-    "beside what is kept. Controller: its share of the device's time. Bandwidth: the bytes that "
+    "Launches: of `step` alone; telling the loss is one more. "
+    "Controller: its share of the device's time. Bandwidth: the bytes that "
     "one pass over the tensors must move (two over the gradient with noise or clipping), over the "
     "time."
 )
@@ -27,13 +24,6 @@ LEGEND = (
 def markdown(
     results: Results, about: Mapping[str, Any], checks: Sequence[Mapping[str, Any]]
 ) -> str:
-    """The whole report.
-
-    Args:
-        results: What was measured.
-        about: Card, versions, commit, date; and ``left_out``, ``sanitizer`` if there are.
-        checks: Outcomes of `checks.run`.
-    """
     copy = results.copy_bandwidth
     speed = "not measured" if copy is None else f"{copy / 1e12:.2f} TB/s read and written"
     versions = ", ".join(f"{key} {about[key]}" for key in VERSIONS if key in about)
@@ -59,18 +49,13 @@ def markdown(
 
 
 def _cells(results: Results, workload: Workload) -> dict[str, Cell]:
-    """What a row shows under each heading."""
     return {
         "contender": lambda row: row["contender"],
         "time": lambda row: duration(row["median_s"]),
         "over torch fused's": lambda row: ratio(row["ratio_to_fused"]),
         "of copy bandwidth": lambda row: share(results.bandwidth_share(workload, row["contender"])),
-        "in a CUDA graph": lambda row: (
-            row["graph_error"] or duration(statistics.median(row["graph_seconds"]))
-        ),
         "host time": lambda row: duration(statistics.median(row["host_seconds"])),
         "launches": lambda row: "–" if row["launches"] is None else str(row["launches"]),
-        "temporary": lambda row: size(row["temporary_bytes"]),
         "controller": lambda row: share(row["controller_share"]),
     }
 

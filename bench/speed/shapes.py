@@ -1,7 +1,5 @@
 """The sets of parameters that a step is timed on, named by how many numbers in how many tensors."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from itertools import pairwise
@@ -19,7 +17,6 @@ def gpt2(vocabulary: int, context: int, width: int, layers: int) -> Shapes:
 
 
 def mlp(*widths: int) -> Shapes:
-    """A weight and a bias for each layer."""
     return [shape for inside, out in pairwise(widths) for shape in ((out, inside), (out,))]
 
 
@@ -42,15 +39,8 @@ ON_A_CARD = ("gpt2-small", "1M-in-1000", "1B", "1B-in-1")
 
 @dataclass(frozen=True)
 class Workload:
-    """Parameters of these shapes and this dtype, with gradients of the same.
-
-    Attributes:
-        shapes: Key of `SHAPES`.
-        dtype: By torch's name.
-    """
-
-    shapes: str
-    dtype: str = "float32"
+    shapes: str  # key of SHAPES
+    dtype: str = "float32"  # by torch's name
 
     def __post_init__(self) -> None:
         if self.shapes not in SHAPES:
@@ -58,22 +48,18 @@ class Workload:
 
     @property
     def elements(self) -> int:
-        """Numbers in all parameters together."""
         return sum(math.prod(shape) for shape in SHAPES[self.shapes])
 
     @property
     def tensors(self) -> int:
-        """How many parameters."""
         return len(SHAPES[self.shapes])
 
     @property
     def width(self) -> int:
-        """Bytes of a parameter."""
         return {"float32": 4, "bfloat16": 2}[self.dtype]
 
     @property
     def gibibytes(self) -> float:
-        """Memory that its contenders need, the largest of their temporaries included."""
         moments = 2 * 4 + (2 * self.width if self.width < 4 else 0)
         return self.elements * (3 * self.width + moments + 4 * self.width) / 2**30
 

@@ -1,7 +1,5 @@
 """Gradient noise (method.md#noise) composed from torch's own operations, in two ways."""
 
-from __future__ import annotations
-
 import math
 
 import torch
@@ -18,19 +16,13 @@ class PlainNoise:
         self._sigma = sigma
 
     def __call__(self, gradients: list[Tensor]) -> None:
-        """Add σ·RMS(g)·ξ to every gradient, in place."""
         for gradient in gradients:
             rms = gradient.square().mean().sqrt()
             gradient.add_(torch.randn_like(gradient) * (self._sigma * rms))
 
 
 class TunedNoise:
-    """The fastest composition we found; the ways that were tried are in bench/README.md.
-
-    All norms in one call. Then, on the CPU, blocks that fit a core's cache are drawn into one
-    buffer and added times the factor, which is on the host already. On CUDA one call draws for all
-    tensors, and one per tensor multiplies and adds, its factor never leaving the device.
-    """
+    """The fastest composition we found; bench/README.md says what it does on each device."""
 
     def __init__(self, gradients: list[Tensor], sigma: float) -> None:
         self._factors = [sigma / math.sqrt(g.numel()) for g in gradients]
@@ -39,7 +31,6 @@ class TunedNoise:
         self._buffer = torch.empty(size, dtype=gradients[0].dtype, device=gradients[0].device)
 
     def __call__(self, gradients: list[Tensor]) -> None:
-        """Add σ·RMS(g)·ξ to every gradient, in place."""
         norms = torch._foreach_norm(gradients)
         if self._on_host:
             self._add_blocks(gradients, norms)

@@ -1,7 +1,5 @@
 """From seconds to medians, ratios, Markdown tables and files."""
 
-from __future__ import annotations
-
 import json
 import re
 import statistics
@@ -18,9 +16,7 @@ Cell = Callable[[Row], str]
 def with_ratios(rows: Sequence[Row]) -> list[Row]:
     """The rows, each with its median, its spread, and its ratios to others of its workload.
 
-    Ratios are medians of ratios within one round, so that a machine that slows down for a while
-    slows both sides of them. A row of another commit is compared with its own process's;
-    `ratio_to_other` is this commit's time over that one's.
+    Ratios are medians of ratios within one round: a machine that slows down slows both sides.
     """
     known = {(row["workload"], row["of"], row["contender"]): row["seconds"] for row in rows}
     done = []
@@ -44,7 +40,6 @@ def with_ratios(rows: Sequence[Row]) -> list[Row]:
 
 
 def median_ratio(above: Sequence[float], below: Sequence[float]) -> float:
-    """The median of ratios within one round."""
     return statistics.median(a / b for a, b in zip(above, below, strict=True))
 
 
@@ -61,48 +56,40 @@ OTHER_COLUMN: dict[str, Cell] = {"time / other's": lambda row: ratio(row["ratio_
 
 
 def step_table(rows: Sequence[Row]) -> str:
-    """What ``python -m bench.step`` shows of one workload."""
     return columns(STEP_COLUMNS | (OTHER_COLUMN if any(row["of"] for row in rows) else {}), rows)
 
 
 def columns(cells: Mapping[str, Cell], rows: Sequence[Row]) -> str:
-    """A table of rows, by heading what a row shows under it."""
     return table(tuple(cells), [[cell(row) for cell in cells.values()] for row in rows])
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Markdown, everything but the first column to the right."""
     rule = ["---", *["---:"] * (len(headings) - 1)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (headings, rule, *rows))
 
 
 def ratio(value: float | None) -> str:
-    """Two digits behind the point, or the power of ten of what is small."""
     if value is None:
         return "–"
     return f"{value:.2f}" if value >= 0.01 else f"{value:.1e}"
 
 
 def share(value: float | None) -> str:
-    """As per cent."""
     return "–" if value is None else f"{value:.1%}"
 
 
 def duration(seconds: float) -> str:
-    """Three digits, in a unit that suits them."""
     scaled, unit = (seconds * 1e3, "ms") if seconds >= 1e-3 else (seconds * 1e6, "µs")
     return f"{scaled:.{2 if scaled < 10 else 1 if scaled < 100 else 0}f} {unit}"
 
 
 def size(count: int | None) -> str:
-    """Bytes, in a unit that suits them."""
     if count is None:
         return "–"
     return f"{count} B" if count < 4096 else f"{count / 2**20:.2f} MiB"
 
 
 def slug(text: str) -> str:
-    """The text as part of a file's name."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 

@@ -1,10 +1,7 @@
 """The memory that every contender works on.
 
-They share it, one after the other: ten optimizers of GPT-2-small's size would need 10 GB for their
-moments alone, and pages that one got and another didn't would be measured along with the step.
+They share it: ten optimizers' moments would take 10 GB, and other pages would be measured along.
 """
-
-from __future__ import annotations
 
 import math
 from itertools import cycle

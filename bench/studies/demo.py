@@ -1,15 +1,11 @@
 """The demo: one small GPT on real text, three optimizers, one picture. ``python -m bench.demo``."""
 
-from __future__ import annotations
-
 import os
-import shlex
 import sys
 import tempfile
-import textwrap
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +18,9 @@ from bench.requests import Parser, RequestError, number, whole
 from bench.run import ranks
 from bench.run.cells import Cell, losses_of, train
 from bench.studies import demo_report
-from bench.studies.demo_page import page
-from bench.studies.demo_report import ADAPTIVE, CONSTANT, COSINE, Report, Run, Settings, Trace
+from bench.studies.demo_report import ADAPTIVE, CONSTANT, COSINE, Report, Request, Run, Trace
 from bench.tasks.characters import Characters
+from bench.tasks.text import Text
 
 SIZES = {
     "cpu": {"layers": 4, "heads": 4, "width": 128, "context": 128, "batch": 16, "steps": 600},
@@ -41,48 +37,23 @@ THREE: tuple[Method, ...] = (
 )
 
 
-@dataclass(frozen=True)
-class Request:
-    """What the user asked for, checked: the text's path is None for Python's own sources."""
-
-    settings: Settings
-    text: str | None
-    out: Path
-
-    @property
-    def task(self) -> Characters:
-        """What is learnt."""
-        own = asdict(self.settings)
-        for name in ("lr", "seed", "eval_every"):
-            del own[name]
-        looks = own.pop("eval_batches")
-        return Characters(name="demo", held_out_batches=looks, path=self.text, **own)
-
-
 def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> Request:
-    """Read the arguments; what they leave open comes from LR, TEXT, STEPS and SEED, then defaults.
-
-    Args:
-        arguments: The command line without the program's name.
-        environment: Usually ``os.environ``; an empty value counts as unset.
-
-    Raises:
-        RequestError: A value is out of its range or not a number.
-    """
     given = vars(_parser(environment).parse_args(arguments))
     device = given["device"]
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
         raise RequestError("--device cuda: torch sees no CUDA device; leave the argument out")
-    sizes = {name: value for name, value in SIZES[device].items() if given[name] is None}
-    values = {**given, **sizes, "device": device}
-    if values["width"] % values["heads"]:
+    sizes: Any = {name: given[name] or value for name, value in SIZES[device].items()}
+    if sizes["width"] % sizes["heads"]:
         raise RequestError(
-            f"--width must be a multiple of --heads, got {values['width']} and {values['heads']}"
+            f"--width must be a multiple of --heads, got {sizes['width']} and {sizes['heads']}"
         )
-    settings = Settings(**{field.name: values[field.name] for field in fields(Settings)})
-    return Request(settings, given["text"], given["out"])
+    looks = given["eval_batches"]
+    task = Characters(
+        name="demo", device=device, held_out_batches=looks, path=given["text"], **sizes
+    )
+    return Request(task, given["lr"], given["seed"], given["eval_every"], given["out"])
 
 
 def _parser(environment: Mapping[str, str]) -> Parser:
@@ -111,67 +82,56 @@ def _parser(environment: Mapping[str, str]) -> Parser:
     return parser
 
 
-def command(request: Request) -> str:
-    """A command that makes the same report, every setting spelled out."""
-    words = [*ranks.launcher(), "-m", "bench.demo"]
-    for name, value in asdict(request.settings).items():
-        words += [f"--{name.replace('_', '-')}", str(value)]
-    if request.text is not None:
-        words += ["--text", request.text]
-    return shlex.join([*words, "--out", str(request.out)])
-
-
 def run(request: Request) -> None:
-    """Train three times, print the table, write the files.
-
-    Raises:
-        RequestError: The text cannot be used, or the folder cannot be written.
-    """
-    begin = time.monotonic()
-    settings, task = request.settings, request.task
-    if settings.batch % ranks.size():
+    begin, task = time.monotonic(), request.task
+    if task.batch % ranks.size():
         raise RequestError(
-            f"--batch must be a multiple of the {ranks.size()} ranks, got {settings.batch}"
+            f"--batch must be a multiple of the {ranks.size()} ranks, got {task.batch}"
         )
-    task.text()
-    if reason := _unwritable(request.out):
-        raise RequestError(f"cannot write to --out {request.out}: {reason}")
+    text = task.text()
+    try:
+        # Found out now and not after minutes of training.
+        request.out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=request.out).close()
+    except OSError as error:
+        raise RequestError(f"cannot write to --out {request.out}: {error.strerror}") from None
     parameters = sum(p.numel() for p in task.start(0).objective.parameters())
-    if ranks.rank() == 0:
-        print(_introduction(task, settings, parameters), flush=True)
-    runs = [follow(method, task, settings) for method in THREE]
-    if ranks.rank() == 0:
+    is_first = ranks.rank() == 0
+    if is_first:
+        print(_introduction(text, request, parameters), flush=True)
+    runs = [follow(method, request) for method in THREE]
+    if is_first:
         seconds = time.monotonic() - begin
-        text = task.text().described()
-        _publish(Report(settings, text, parameters, runs, command(request), seconds), request.out)
+        _publish(Report(request, text.described(), parameters, runs, seconds))
 
 
-def follow(method: Method, task: Characters, settings: Settings) -> Run:
+def follow(method: Method, request: Request) -> Run:
     """Train a fresh model with one method, and look at the held-out text now and then.
 
     A loss that is not finite is recorded and training goes on: every method has the same budget.
     """
-    alone = task.start(settings.seed)
-    stepper = Cell(task, method, settings.lr, settings.seed).stepper(alone.objective.parameters())
+    task, every = request.task, request.eval_every
+    alone = task.start(request.seed)
+    stepper = Cell(task, method, request.lr, request.seed).stepper(alone.objective.parameters())
     problem = ranks.shared(alone)
     record = Run(method.title, [0], [alone.held_out_loss()])
-    with _bar(method.title, settings.steps) as bar:
-        for done in range(0, settings.steps, settings.eval_every):
-            until = min(done + settings.eval_every, settings.steps)
-            begin = _clock(settings)
-            losses = train(problem, stepper, _counted(range(done, until), bar))
-            record.step_seconds.append((_clock(settings) - begin) / (until - done))
+    with _bar(method.title, task.steps) as bar:
+        for done in range(0, task.steps, every):
+            until = min(done + every, task.steps)
+            begin = _clock(task)
+            losses = train(problem, stepper, range(done, until))
+            record.step_seconds.append((_clock(task) - begin) / (until - done))
             record.train_loss += losses_of(ranks.mean(losses))
             record.eval_steps.append(until)
             record.held_out.append(alone.held_out_loss())
-            # Shown by the next update, so that a log gets a line only every so often.
-            bar.set_postfix_str(_now(stepper, method, record.train_loss[-1]), refresh=False)
-    record.trace = _trace(stepper, method, settings.steps)
+            rate = stepper.optimizer.param_groups[0]["lr"]
+            bar.set_postfix_str(f"loss {record.train_loss[-1]:.3f}  α {rate:.2e}", refresh=False)
+            bar.update(until - done)
+    record.trace = _trace(stepper, method, task.steps)
     return record
 
 
 def _trace(stepper: Stepper, method: Method, steps: int) -> Trace:
-    """What the knobs were over the run."""
     if method.is_ours:
         return {column: values.tolist() for column, values in stepper.optimizer.trace().items()}
     assert stepper.schedule is not None
@@ -183,26 +143,10 @@ def _trace(stepper: Stepper, method: Method, steps: int) -> Trace:
     }
 
 
-def _now(stepper: Stepper, method: Method, loss: float) -> str:
-    rate = stepper.optimizer.param_groups[0]["lr"]
-    knobs = {"lr": rate, "momentum": method.betas[0], "noise": 0.0}
-    if method.is_ours:
-        knobs = stepper.optimizer.knobs()
-    return (
-        f"loss {loss:.3f}  α {knobs['lr']:.2e}  μ {knobs['momentum']:.3f}  σ {knobs['noise']:.2g}"
-    )
-
-
-def _clock(settings: Settings) -> float:
-    if settings.device == "cuda":
+def _clock(task: Characters) -> float:
+    if task.device == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
-
-
-def _counted(steps: range, bar: tqdm) -> Iterator[int]:
-    for step in steps:
-        yield step
-        bar.update()
 
 
 def _bar(name: str, steps: int) -> tqdm:
@@ -217,47 +161,29 @@ def _bar(name: str, steps: int) -> tqdm:
     )
 
 
-def _unwritable(folder: Path) -> str | None:
-    """Why results cannot be written, found out now and not after minutes of training."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-        return None
-    except OSError as error:
-        return error.strerror or str(error)
-
-
-def _introduction(task: Characters, settings: Settings, parameters: int) -> str:
-    text, count = task.text(), ranks.size()
+def _introduction(text: Text, request: Request, parameters: int) -> str:
     replaced = f", {text.replaced:,} rare ones replaced" if text.replaced else ""
-    place = settings.device if count == 1 else f"{count} ranks, {settings.device}"
     return (
         f"Text: {text.source}; {len(text.train):,} characters to train on, "
         f"{len(text.held_out):,} held out; {len(text.vocabulary)} different ones{replaced}.\n"
-        f"Model: a GPT of {parameters:,} parameters on {place}; "
-        f"{settings.steps} steps three times, starting rate {settings.lr:g}, seed {settings.seed}."
+        f"Model: a GPT of {parameters:,} parameters on {request.task.device}, "
+        f"{ranks.size()} rank(s); {request.task.steps} steps three times, starting rate "
+        f"{request.lr:g}, seed {request.seed}."
     )
 
 
-def _publish(report: Report, out: Path) -> None:
-    print(f"\n{demo_report.table(report)}\n")
-    for line in demo_report.summary(report):
-        print(textwrap.fill(line, 96, initial_indent="- ", subsequent_indent="  "))
-    picture, html, numbers = (out / name for name in ("demo.png", "report.html", "demo.json"))
+def _publish(report: Report) -> None:
+    picture, numbers = (report.request.out / name for name in ("demo.png", "demo.json"))
     draw(report, picture)
-    html.write_text(page(report, picture.read_bytes()), encoding="utf-8")
     numbers.write_text(demo_report.as_json(report), encoding="utf-8")
-    print(
-        f"\n{report.seconds:.0f} s in all. Look at {picture} or {html}; every number is in "
-        f"{numbers}."
-    )
+    print(f"\n{demo_report.table(report)}\n\n{report.seconds:.0f} s in all.", end=" ")
+    print(f"Look at {picture}; every number is in {numbers}.")
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the demo; return the exit status: 0, 2 for bad input, 130 when interrupted."""
     try:
         request = parse(arguments, os.environ)
-        with ranks.joined(request.settings.device):
+        with ranks.joined(request.task.device):
             run(request)
         return 0
     except RequestError as error:

@@ -1,10 +1,7 @@
 """How far off the learning rate may be: every method from seven rates, on a set of tasks.
 
-The command line of `bench.lr_robustness` and `bench.alignment_variants`: every check before
-anything is run, then the runs, then the report.
+The command line of `bench.lr_robustness` and `bench.alignment_variants`.
 """
-
-from __future__ import annotations
 
 import argparse
 import datetime
@@ -21,7 +18,7 @@ from bench.methods import METHODS, Method
 from bench.pictures.rates import draw
 from bench.requests import Parser, RequestError, chosen, number, runnable, whole
 from bench.run.cells import Cell
-from bench.run.grid import Engine, Failure, complete, current, plan, stale
+from bench.run.grid import Engine, complete, current, plan
 from bench.run.rows import Row, Rows, RowsError, newest, read, write
 from bench.tables import report
 from bench.tasks import LAW_TASKS, QUICK, ROBUSTNESS, Task
@@ -34,24 +31,15 @@ KEPT = "Finished runs are kept, and the same command goes on from there"
 
 @dataclass(frozen=True)
 class Study:
-    """A grid that has a command of its own: what it is about where the arguments don't say.
+    """A grid that has a command of its own: what it is about where the arguments don't say."""
 
-    Attributes:
-        name: Of its files.
-        module: After ``python -m``.
-        about: For its ``--help``.
-        tasks, methods: Those there are.
-        quick: Tasks of the quick form.
-        engine: How its cells are run.
-    """
-
-    name: str
-    module: str
-    about: str
+    name: str  # of its files
+    module: str  # after python -m
+    about: str  # for its --help
     tasks: Mapping[str, Task]
-    methods: Mapping[str, Method]
-    quick: Sequence[str]
-    engine: Engine
+    methods: Mapping[str, Method]  # those there are
+    quick: Sequence[str]  # tasks of the quick form
+    engine: Engine  # how its cells are run
 
 
 LR_ROBUSTNESS = Study(
@@ -83,16 +71,6 @@ ALIGNMENT = Study(
 
 
 def main(study: Study, arguments: Sequence[str]) -> int:
-    """Run what is missing, then report.
-
-    Args:
-        study: What is asked for where the arguments don't say.
-        arguments: Of the command line.
-
-    Returns:
-        The exit status. 0: all is there. 1: some runs failed. 2: bad input. 130: interrupted.
-        After 1 and 130 the same command goes on where it was.
-    """
     try:
         given = _parser(study).parse_args(arguments)
         if given.report is not None:
@@ -124,7 +102,8 @@ def _report_only(path: Path, picture: Path | None) -> None:
 def _run(study: Study, given: argparse.Namespace, command: str) -> int:
     cells = requested(study, given)
     with Rows(given.out / "rows.csv") as store:
-        _tell_what_is_there(store.rows, cells)
+        if done := len(current(store.rows, cells)):
+            print(f"{done} of {len(cells)} runs are done already.", file=sys.stderr)
         failures = complete(store, cells, given.workers, given.engine)
         rows = current(store.rows, cells)
     if rows:
@@ -132,24 +111,8 @@ def _run(study: Study, given: argparse.Namespace, command: str) -> int:
     return _tell(failures)
 
 
-def _tell_what_is_there(rows: Sequence[Row], cells: Sequence[Cell]) -> None:
-    old, done = stale(rows, cells), len(current(rows, cells))
-    if old:
-        print(
-            f"{old} rows are of an earlier definition of their task or method; they stay in the "
-            "file and do not count.",
-            file=sys.stderr,
-        )
-    if done:
-        print(f"{done} of {len(cells)} runs are done already.", file=sys.stderr)
-
-
 def requested(study: Study, given: argparse.Namespace) -> list[Cell]:
-    """The cells that the arguments ask for; what cannot run here is named on standard error.
-
-    Raises:
-        RequestError: Arguments that contradict each other or name what is not there; nothing left.
-    """
+    """The cells that the arguments ask for; what cannot run here is named on standard error."""
     if given.quick and given.tasks:
         raise RequestError("--quick chooses the tasks; give it or --tasks, not both")
     if 1 in given.horizon_factor:
@@ -179,12 +142,12 @@ def _publish(study: Study, rows: list[Row], given: argparse.Namespace, command: 
     print("Wrote " + ", ".join(map(str, [given.out / "rows.csv", *pages, *pictures])))
 
 
-def _tell(failures: Sequence[Failure]) -> int:
+def _tell(failures: Sequence[tuple[Cell, str]]) -> int:
     if not failures:
         return 0
-    first = failures[0]
-    print(first.message, file=sys.stderr)
-    name = " ".join(map(str, first.cell.key))
+    cell, message = failures[0]
+    print(message, file=sys.stderr)
+    name = " ".join(map(str, cell.key))
     return _say(f"{len(failures)} runs failed, the first of them {name}, as above. {KEPT}", 1)
 
 

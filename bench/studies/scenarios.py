@@ -16,12 +16,9 @@ from bench.tasks import TASKS, Task
 from bench.tasks.characters import Disturbed
 
 Columns = dict[str, list[float]]
-FALL = 0.8
-"""Early improvement lasts until this share of the loss's whole fall is done."""
-SMOOTH = 25
-"""Steps on either side over which a loss is averaged to find that point, after the fact."""
-FELT = 200
-"""Steps after a disturbance in which the knobs must have answered: four times 1/β."""
+FALL = 0.8  # early improvement lasts until this share of the loss's whole fall is done
+SMOOTH = 25  # steps on either side over which a loss is averaged to find that point, after the fact
+FELT = 200  # steps after a disturbance in which the knobs must have answered: four times 1/β
 AT_FLOOR = 1.5
 """σ counts as being at its floor up to this multiple of it; σ_max is a thousand times as much."""
 
@@ -37,25 +34,14 @@ class Finding(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Scenario:
-    """A situation.
-
-    Attributes:
-        name, title: Of its picture.
-        situation, prediction: What happens in it, and §7's line.
-        task: What is trained, for how long, and when it is disturbed.
-        lr: The starting rate.
-        judge: What to look at, from the trace, the losses and the scenario.
-        limit: Why some of it is not expected here; empty where all of it is.
-    """
-
     name: str
     title: str
     situation: str
-    prediction: str
-    task: Task
-    lr: float = 1e-3
+    prediction: str  # §7's line
+    task: Task  # what is trained, for how long, and when it is disturbed
+    lr: float = 1e-3  # the starting rate
     judge: Callable[[Columns, list[float], Scenario], list[Finding]]
-    limit: str = ""
+    limit: str = ""  # why some of it is not expected here; empty where all of it is
 
     @property
     def disturbance(self) -> tuple[int, int]:
@@ -65,8 +51,6 @@ class Scenario:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A scenario run once: `optimizer.trace()` as lists, the loss of every step, the findings."""
-
     scenario: Scenario
     seed: int
     trace: Columns
@@ -81,7 +65,6 @@ def run(scenario: Scenario, seed: int, control: Control | None = None) -> Outcom
 
 
 def watched(task: Task, lr: float, seed: int, control: Control) -> tuple[Columns, list[float]]:
-    """Train a task with `AdaptiveAdamW`; return its trace and the loss of every step."""
     method = replace(METHODS["loss"], control=lambda horizon: control)  # type: ignore[call-arg]
     problem = task.start(seed)
     stepper = Cell(task, method, lr, seed).stepper(problem.objective.parameters())
@@ -99,18 +82,15 @@ def end_of_fall(losses: list[float]) -> int:
 
 
 def at(trace: Columns, column: str, step: float) -> float:
-    """A column's value at the last update up to a step."""
     return [value for s, value in zip(trace["step"], trace[column], strict=True) if s <= step][-1]
 
 
 def between(trace: Columns, column: str, first: float, last: float) -> list[float]:
-    """A column's values at the updates from one step to another."""
     pairs = zip(trace["step"], trace[column], strict=True)
     return [value for step, value in pairs if first <= step <= last]
 
 
 def mean(values: list[float]) -> float:
-    """The arithmetic mean."""
     return math.fsum(values) / len(values)
 
 
@@ -124,7 +104,6 @@ def lifted(noise: float) -> float:
 
 
 def judge_improvement(trace: Columns, losses: list[float], scenario: Scenario) -> list[Finding]:
-    """α ↑, μ ↑, σ ↓ → 0."""
     end = end_of_fall(losses)
     rate, momentum = at(trace, "lr", end), at(trace, "momentum", end)
     noise = max(lifted(value) for value in between(trace, "noise", 0, end))
@@ -136,7 +115,6 @@ def judge_improvement(trace: Columns, losses: list[float], scenario: Scenario) -
 
 
 def judge_plateau(trace: Columns, losses: list[float], scenario: Scenario) -> list[Finding]:
-    """P ↑ ⇒ σ ↑; α holds or cools."""
     end, begin = end_of_fall(losses), min(1000, scenario.task.steps / 4)
     falling = mean(between(trace, "plateau", 0, end))
     flat = mean(between(trace, "plateau", begin, scenario.task.steps))
@@ -151,7 +129,6 @@ def judge_plateau(trace: Columns, losses: list[float], scenario: Scenario) -> li
 
 
 def judge_regression(trace: Columns, losses: list[float], scenario: Scenario) -> list[Finding]:
-    """α ↓, μ ↓; σ may increase briefly, then decays as improvement resumes."""
     first, last = scenario.disturbance
     rate, momentum = at(trace, "lr", first - 1), at(trace, "momentum", first - 1)
     cooled = min(between(trace, "lr", first, last))
@@ -168,7 +145,6 @@ def judge_regression(trace: Columns, losses: list[float], scenario: Scenario) ->
 
 
 def judge_shift(trace: Columns, losses: list[float], scenario: Scenario) -> list[Finding]:
-    """A brief dip in α and μ and a bump in σ, then recovery."""
     first, _ = scenario.disturbance
     rate, momentum = at(trace, "lr", first - 1), at(trace, "momentum", first - 1)
     dip = min(between(trace, "lr", first, first + FELT))

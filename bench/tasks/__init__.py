@@ -1,7 +1,5 @@
 """Every task, by name, in the order in which tables show them; real data, none downloaded."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -38,7 +36,7 @@ ON_FASHION: dict[str, Any] = {"absent": data.fashion_missing, "batch": 32}
 
 CLOTHES_CNN: dict[str, Any] = {"data": data.fashion, "net": fashion_cnn, "chunk": 500, **ON_FASHION}
 COMPRESS: dict[str, Any] = {
-    "data": data.standard_digits_to_themselves,
+    "data": partial(data.to_themselves, data.standard_digits),
     "net": autoencoder,
     "measure": F.mse_loss,
 }
@@ -96,8 +94,8 @@ def _law(
 _chosen, _seen, _unseen = (partial(_law, r) for r in ("development", "looked at", "held out"))
 _mlp, _tanh = perceptron_of, partial(perceptron_of, activation=nn.Tanh)
 SQUARED: dict[str, Any] = {"measure": F.mse_loss}
-AE = data.digits_to_themselves, _mlp(64, 128, 16, 128, 64)
-SIGNED_AE = data.signed_digits_to_themselves, _tanh(64, 64, 8, 64, 64)
+AE = partial(data.to_themselves, data.digits), _mlp(64, 128, 16, 128, 64)
+SIGNED_AE = partial(data.to_themselves, data.signed_digits), _tanh(64, 64, 8, 64, 64)
 SINES = data.noisy_sines, _tanh(1, 64, 64, 1)
 WRONG = data.mislabelled_digits, _mlp(64, 64, 10)
 FRIEDMAN = data.friedman, _mlp(10, 64, 64, 1)

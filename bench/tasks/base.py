@@ -1,7 +1,5 @@
 """What a task is: a model, batches and a held-out set, all functions of a seed alone."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -13,24 +11,16 @@ from torch import Tensor, nn
 
 Batch = tuple[Tensor, ...]
 Role = Literal["development", "looked at", "held out"]
+"""Of a task for the alignment law: chosen on it, results seen meanwhile, or neither."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A task as one seed has it.
-
-    Attributes:
-        objective: Maps a batch to its mean loss, a scalar; freshly initialised, in training mode.
-        batch: The tensors of a step, by its number from 0; always the same ones.
-        held_out: Batches that are never trained on, the same for every seed.
-    """
-
-    objective: nn.Module
-    batch: Callable[[int], Batch]
-    held_out: Sequence[Batch] = ()
+    objective: nn.Module  # maps a batch to its mean loss, a scalar
+    batch: Callable[[int], Batch]  # the tensors of a step, by its number from 0
+    held_out: Sequence[Batch] = ()  # batches that are never trained on, the same for every seed
 
     def loss(self, step: int) -> Tensor:
-        """The loss of a step's batch, a scalar with a graph."""
         loss: Tensor = self.objective(*self.batch(step))
         return loss
 
@@ -44,42 +34,27 @@ class Problem:
 
 
 class Objective(nn.Module):
-    """A model and the loss that compares its outputs with the targets."""
-
     def __init__(self, model: nn.Module, measure: Callable[[Tensor, Tensor], Tensor]) -> None:
         super().__init__()
         self.model, self.measure = model, measure
 
     def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """The mean loss of a batch, a scalar."""
         return self.measure(self.model(inputs), targets)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task(ABC):
-    """What is learnt, from what, for how long. The fields in its ``repr`` are its definition.
+    """What is learnt, from what, for how long. The fields in its ``repr`` are its definition."""
 
-    Attributes:
-        name: On the command line and in the rows.
-        title: For people, with the loss's unit.
-        seconds: What a run takes on one core, roughly; decides only the order of the runs.
-        role: Set on the alignment law's own tasks. ``"development"``: its numbers were chosen on
-            it. ``"looked at"``: its results were seen meanwhile. ``"held out"``: neither.
-        steps: Optimizer steps of a run, T.
-        batch: Examples per step.
-        device: A torch device type; "cuda" tasks are left out where there is none.
-        uses: Modules beside its own that its numbers depend on.
-    """
+    uses: ClassVar[tuple[ModuleType, ...]] = ()  # modules beside its own that its numbers depend on
 
-    uses: ClassVar[tuple[ModuleType, ...]] = ()
-
-    name: str
-    title: str = field(default="", repr=False)
-    seconds: float = field(default=1.0, repr=False)
+    name: str  # on the command line and in the rows
+    title: str = field(default="", repr=False)  # for people, with the loss's unit
+    seconds: float = field(default=1.0, repr=False)  # what a run takes on one core, roughly
     role: Role | None = field(default=None, repr=False)
-    steps: int
-    batch: int
-    device: str = "cpu"
+    steps: int  # optimizer steps of a run, T
+    batch: int  # examples per step
+    device: str = "cpu"  # a torch device type; "cuda" tasks are left out where there is none
 
     def missing(self) -> str | None:
         """Why this task cannot run here, with what would help; ``None`` where it can."""

@@ -1,7 +1,5 @@
 """A GPT that predicts the next character: the demo's task, and from 30 thousand parameters up."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -18,36 +16,24 @@ from bench.tasks.text import Text, load_text
 
 @dataclass(frozen=True, kw_only=True)
 class Characters(Task):
-    """Windows of a text; each step's begin where the seed says.
-
-    Attributes:
-        layers: Blocks of the GPT.
-        heads: Attention heads per block.
-        width: Of the residual stream.
-        context: Characters per window.
-        held_out_batches: Of ``batch`` windows each, spread evenly over the held-out text.
-        path: A text file; ``None`` for Python's own sources.
-    """
+    """Windows of a text; each step's begin where the seed says."""
 
     uses = (gpt, text)
 
-    layers: int
-    heads: int
-    width: int
-    context: int
-    held_out_batches: int = 16
-    path: str | None = field(default=None, repr=False)
+    layers: int  # blocks of the GPT
+    heads: int  # attention heads per block
+    width: int  # of the residual stream
+    context: int  # characters per window
+    held_out_batches: int = 16  # of batch windows each, spread evenly over the held-out text
+    path: str | None = field(default=None, repr=False)  # A text file; None for Python's own sources
 
     def text(self) -> Text:
-        """The characters, numbered."""
         return _text(self.path, self.context)
 
     def data_version(self) -> str:
-        """The text's SHA-256: another Python has other sources."""
         return self.text().sha256
 
     def start(self, seed: int) -> Problem:
-        """Draw the weights and where each window begins."""
         text = self.text()
         if self.device == "cuda":
             torch.set_float32_matmul_precision("high")
@@ -78,16 +64,11 @@ class Characters(Task):
 
 @dataclass(frozen=True, kw_only=True)
 class Disturbed(Task):
-    """A task whose batches are of another kind between two steps.
+    """A task whose batches are of another kind between two steps."""
 
-    Attributes:
-        between: First and last disturbed step, counted from 1.
-    """
-
-    between: tuple[int, int] = (0, -1)
+    between: tuple[int, int] = (0, -1)  # first and last disturbed step, counted from 1
 
     def is_disturbed(self, step: int) -> bool:
-        """Whether this step, counted from 0, is."""
         return self.between[0] <= step + 1 <= self.between[1]
 
 
@@ -95,25 +76,19 @@ class Disturbed(Task):
 class Passages(Disturbed):
     """A GPT of one block on one of three texts, of characters that the first one has.
 
-    ``"code"`` is Python's standard library; ``"prose"`` the English of Python's reference;
-    ``"cipher"`` that prose with every character replaced by another, which is as foreign as a text
-    can be that is no harder to learn.
-
-    Attributes:
-        learnt: Which.
-        disturbed: What it changes to while the task is disturbed.
+    ``"code"``: Python's standard library; ``"prose"``: the English of its reference; ``"cipher"``:
+    that prose with every character replaced by another: foreign, and no harder to learn.
     """
 
     uses = (gpt, text)
 
     batch: int = 16
-    learnt: str = "code"
-    disturbed: str = "cipher"
+    learnt: str = "code"  # which
+    disturbed: str = "cipher"  # what it changes to while the task is disturbed
     context: int = 32
     width: int = 32
 
     def start(self, seed: int) -> Problem:
-        """Draw the weights; a window's place is drawn when its step comes, in the steps' order."""
         torch.manual_seed(seed)
         vocabulary, texts = _texts()
         model = GPT(GPTConfig(vocabulary, self.context, layers=1, heads=4, width=self.width))

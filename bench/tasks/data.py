@@ -1,9 +1,8 @@
 """The data, all of it on the machine already; no seed changes what is held out."""
 
-from __future__ import annotations
-
 import gzip
 import sysconfig
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -14,8 +13,7 @@ from torch import Tensor
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")
 FASHION_FILES = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
-CONTEXT = 32
-"""Characters per window of `sources`."""
+CONTEXT = 32  # characters per window of `sources`
 
 
 class Data(NamedTuple):
@@ -67,24 +65,14 @@ def mislabelled_digits() -> Data:
     return Data((images, noisy), held_out)
 
 
-def to_themselves(data: Data) -> Data:
-    """The inputs as their own targets."""
-    return Data(*((x, x) for x, _ in data))
-
-
-def standard_digits_to_themselves() -> Data:
-    """`standard_digits`, to be compressed."""
-    return to_themselves(standard_digits())
-
-
-def digits_to_themselves() -> Data:
-    """`digits`, to be compressed."""
-    return to_themselves(digits())
-
-
-def signed_digits_to_themselves() -> Data:
+def signed_digits() -> Data:
     """The same from -1 to 1, for tanh."""
-    return to_themselves(Data(*((2 * x - 1, y) for x, y in digits())))
+    return Data(*((2 * x - 1, y) for x, y in digits()))
+
+
+def to_themselves(read: Callable[[], Data]) -> Data:
+    """The inputs as their own targets, to be compressed."""
+    return Data(*((x, x) for x, _ in read()))
 
 
 @cache

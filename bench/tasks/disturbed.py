@@ -1,7 +1,5 @@
 """What the scenarios train beside `Passages`: noisy labels that go wrong, and a quadratic."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch
@@ -16,20 +14,13 @@ from bench.tasks.supervised import perceptron
 
 @dataclass(frozen=True, kw_only=True)
 class WrongLabels(Disturbed):
-    """Digits drawn at random by a perceptron 64-64-10, some of the labels wrong.
-
-    Attributes:
-        wrong: Share of labels replaced by a class drawn at random, anew for every batch. No model
-            can learn them, so the loss stops at a floor well above zero: a true plateau.
-        disturbed: That share while the task is disturbed.
-    """
+    """Digits drawn at random by a perceptron 64-64-10, some of the labels wrong."""
 
     batch: int = 32
-    wrong: float = 0.0
-    disturbed: float = 1.0
+    wrong: float = 0.0  # share of labels replaced by a class drawn at random, anew for every batch
+    disturbed: float = 1.0  # that share while the task is disturbed
 
     def start(self, seed: int) -> Problem:
-        """Draw the weights and every step's images and labels, in the steps' order."""
         torch.manual_seed(seed)
         images, labels = digits_in_unit()
         objective = Objective(perceptron(64, 64, 10), F.cross_entropy)
@@ -59,24 +50,17 @@ class Bowl(nn.Module):
         self.x, self.curvature = nn.Parameter(x), torch.logspace(-2, 0, len(x))
 
     def forward(self, target: Tensor) -> Tensor:
-        """The loss, a scalar."""
         return (0.5 * self.curvature * (self.x - target) ** 2).mean()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Quadratic(Task):
-    """A bowl in 200 dimensions whose minimum jumps about.
-
-    Attributes:
-        noise: Standard deviation of the jumps. 0: every batch is the same, and the loop between α
-            and the loss is all there is.
-    """
+    """A bowl in 200 dimensions whose minimum jumps about."""
 
     batch: int = 1
-    noise: float = 0.0
+    noise: float = 0.0  # standard deviation of the jumps
 
     def start(self, seed: int) -> Problem:
-        """Draw the start and the targets."""
         generator = torch.Generator().manual_seed(seed)
         bowl = Bowl(3 * torch.randn(200, generator=generator))
         targets = [self.noise * torch.randn(200, generator=generator) for _ in range(self.steps)]

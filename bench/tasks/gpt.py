@@ -1,7 +1,5 @@
 """A small GPT over characters in plain torch: pre-norm blocks, causal attention, tied output."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 
@@ -12,8 +10,6 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """Sizes of the model: heads divide the width, which is that of the residual stream."""
-
     vocabulary: int
     context: int
     layers: int
@@ -31,7 +27,6 @@ class CausalSelfAttention(nn.Module):
         self.proj = nn.Linear(config.width, config.width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (batch, time, width) to the same shape."""
         batch, time, width = x.shape
         shape = (batch, time, self.heads, width // self.heads)
         q, k, v = (part.view(shape).transpose(1, 2) for part in self.qkv(x).chunk(3, dim=-1))
@@ -40,15 +35,12 @@ class CausalSelfAttention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two linear layers, four times as wide between them."""
-
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.fc = nn.Linear(config.width, 4 * config.width, bias=False)
         self.proj = nn.Linear(4 * config.width, config.width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (batch, time, width) to the same shape."""
         return self.proj(F.gelu(self.fc(x)))
 
 
@@ -63,7 +55,6 @@ class Block(nn.Module):
         self.mlp = MLP(config)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (batch, time, width) to the same shape."""
         x = x + self.attention(self.norm1(x))
         return x + self.mlp(self.norm2(x))
 
@@ -85,15 +76,6 @@ class GPT(nn.Module):
                 nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * config.layers))
 
     def forward(self, characters: Tensor, targets: Tensor) -> Tensor:
-        """Return the mean cross-entropy of the next character.
-
-        Args:
-            characters: int64 (batch, time), time at most ``context``.
-            targets: int64 (batch, time), the characters that follow.
-
-        Returns:
-            The loss in nats per character, a scalar float32 tensor.
-        """
         positions = torch.arange(characters.shape[1], device=characters.device)
         x = self.token(characters) + self.position(positions)
         for block in self.blocks:

@@ -1,7 +1,5 @@
 """Inputs and targets: one kind of task, and the networks that learn them."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,35 +23,22 @@ def nothing_absent() -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Supervised(Task):
-    """Epochs over a training set, each in a new order.
-
-    Attributes:
-        data: Reads it.
-        net: Makes the model; its weights are drawn by torch's own generator.
-        measure: The mean loss, of outputs and targets.
-        wrong: Share of the training labels that are replaced by a class drawn at random, anew in
-            every batch: no model can learn them by heart. Held-out labels stay right.
-        chunk: Examples per held-out batch.
-        order: Added to the run's seed to draw the order of the examples.
-        absent: Says why the data cannot be read here.
-    """
+    """Epochs over a training set, each in a new order."""
 
     uses = (data,)
 
-    data: Callable[[], Data]
-    net: Callable[[], nn.Module]
-    measure: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy
-    wrong: float = 0.0
-    chunk: int = 1024
-    order: int = 0
-    absent: Callable[[], str | None] = nothing_absent
+    data: Callable[[], Data]  # reads it
+    net: Callable[[], nn.Module]  # makes the model; its weights are drawn by torch's own generator
+    measure: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy  # the mean loss
+    wrong: float = 0.0  # share of training labels replaced at random, anew in every batch
+    chunk: int = 1024  # examples per held-out batch
+    order: int = 0  # added to the run's seed to draw the order of the examples
+    absent: Callable[[], str | None] = nothing_absent  # says why the data cannot be read here
 
     def missing(self) -> str | None:
-        """What the device or the data lack."""
         return self.absent() or super().missing()
 
     def start(self, seed: int) -> Problem:
-        """Draw the weights, the order of the examples and the wrong labels."""
         (inputs, labels), held_out = self.data()
         torch.manual_seed(seed)
         objective = Objective(self.net(), self.measure)
@@ -73,7 +58,6 @@ class Redrawn(Supervised):
     """Weights from a generator of their own, as the alignment law's tasks have always had them."""
 
     def start(self, seed: int) -> Problem:
-        """Draw the weights anew, layer by layer."""
         problem = super().start(seed)
         generator = torch.Generator().manual_seed(seed)
         for module in problem.objective.modules():
@@ -90,18 +74,13 @@ class Redrawn(Supervised):
 
 @dataclass(frozen=True, kw_only=True)
 class Sines(Task):
-    """`data.sines` on [-1, 1] by a tanh network 1-64-64-1, at new points in every step.
-
-    Attributes:
-        noise: Standard deviation of what is added to the training targets.
-    """
+    """`data.sines` on [-1, 1] by a tanh network 1-64-64-1, at new points in every step."""
 
     uses = (data,)
 
-    noise: float = 0.2
+    noise: float = 0.2  # standard deviation of what is added to the training targets
 
     def start(self, seed: int) -> Problem:
-        """Draw the weights, the points and the noise."""
         torch.manual_seed(seed)
         model = perceptron(1, 64, 64, 1, activation=nn.Tanh)
         generator = torch.Generator().manual_seed(seed)
@@ -113,7 +92,6 @@ class Sines(Task):
 
 
 def mislabelled(labels: Tensor, share: float, seed: int) -> Tensor:
-    """The labels with a share of them replaced by classes 0 to 9 drawn at random."""
     generator = torch.Generator().manual_seed(seed)
     other = torch.randint(10, labels.shape, generator=generator)
     is_wrong = torch.rand(labels.shape, generator=generator) < share
@@ -124,7 +102,6 @@ def mislabelled(labels: Tensor, share: float, seed: int) -> Tensor:
 
 
 def perceptron(*sizes: int, activation: Activation = nn.ReLU) -> nn.Sequential:
-    """Linear layers with an activation between them."""
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(sizes):
         layers += [nn.Linear(inputs, outputs), activation()]
@@ -132,7 +109,6 @@ def perceptron(*sizes: int, activation: Activation = nn.ReLU) -> nn.Sequential:
 
 
 def autoencoder() -> nn.Sequential:
-    """A perceptron 64-32-8-32-64 whose eight numbers in the middle are linear."""
     return nn.Sequential(perceptron(64, 32, 8), perceptron(8, 32, 64))
 
 
@@ -152,10 +128,7 @@ def small_cnn(first: int = 8, second: int = 16) -> nn.Sequential:
 
 
 class Scaled(nn.Module):
-    """Bytes as numbers from 0 to 1."""
-
     def forward(self, pixels: Tensor) -> Tensor:
-        """Divide by 255."""
         return pixels / 255
 
 
@@ -180,7 +153,6 @@ class CharacterGRU(nn.Module):
         self.out_bias = nn.Parameter(torch.zeros(vocabulary))
 
     def forward(self, characters: Tensor) -> Tensor:
-        """Map int64 (batch, time or more) to logits (batch, time, vocabulary)."""
         inputs = self.below(self.embedding(characters[:, : self.time])) + self.bias
         state = torch.zeros_like(inputs[:, 0, : self.before.in_features])
         states = []
@@ -194,9 +166,7 @@ class CharacterGRU(nn.Module):
 
 
 def per_character(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy over as many characters as there are logits of."""
     return F.cross_entropy(logits.flatten(0, 1), targets[:, : logits.shape[1]].flatten())
 
 
-perceptron_of = partial(partial, perceptron)
-"""``perceptron_of(64, 10)()`` makes the network."""
+perceptron_of = partial(partial, perceptron)  # ``perceptron_of(64, 10)()`` makes the network

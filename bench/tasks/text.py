@@ -1,7 +1,5 @@
 """Text to learn from: Python's own sources, or a file of the user's, as a tensor of characters."""
 
-from __future__ import annotations
-
 import codecs
 import hashlib
 import platform
@@ -28,46 +26,20 @@ MIN_CONTEXTS = 40
 
 @dataclass(frozen=True)
 class Text:
-    """A text as two disjoint stretches of character indices.
-
-    Attributes:
-        source: where it came from, for the report.
-        train: int64 (n,), the first nine tenths.
-        held_out: int64 (m,), the rest; never trained on.
-        vocabulary: the characters, in order of their index.
-        replaced: how many characters were too rare for the vocabulary.
-        sha256: of the text in UTF-8.
-    """
-
-    source: str
-    train: Tensor
-    held_out: Tensor
-    vocabulary: str
-    replaced: int
-    sha256: str
+    source: str  # where it came from, for the report
+    train: Tensor  # int64 (n,), the first nine tenths
+    held_out: Tensor  # int64 (m,), the rest; never trained on
+    vocabulary: str  # the characters, in order of their index
+    replaced: int  # how many characters were too rare for the vocabulary
+    sha256: str  # of the text in UTF-8
 
     def described(self) -> dict[str, str | int]:
-        """Everything but the characters themselves."""
-        return {
-            "source": self.source,
-            "sha256": self.sha256,
-            "train_characters": len(self.train),
-            "held_out_characters": len(self.held_out),
-            "vocabulary": self.vocabulary,
-            "replaced": self.replaced,
-        }
+        sizes = {"train_characters": len(self.train), "held_out_characters": len(self.held_out)}
+        names = ("source", "sha256", "vocabulary", "replaced")
+        return {name: getattr(self, name) for name in names} | sizes
 
 
 def load_text(path: str | None, context: int) -> Text:
-    """Load the user's text, or Python's standard library.
-
-    Args:
-        path: A UTF-8 text file; ``None`` for the standard library's sources.
-        context: The model's context in characters; the text must hold forty of them.
-
-    Raises:
-        RequestError: The file is missing, unreadable, empty, not text, or too short.
-    """
     source, content = _standard_library() if path is None else (path, _read(path))
     least = MIN_CONTEXTS * context
     if not content.strip():
