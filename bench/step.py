@@ -4,8 +4,9 @@ import argparse
 import contextlib
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,12 +20,8 @@ from bench.speed.tables import Row, save, slug, step_table, with_ratios
 LARGE = 10**7  # numbers from which a step takes long enough to be timed a few times only
 
 
-def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.step",
-        description="Time one optimizer step, torch's AdamW and AdaptiveAdamW side by side.",
-    )
-    add = parser.add_argument
+def add_options(add: Callable[..., Any]) -> None:
+    """What ``pytest bench/speed`` takes as well, for argparse's or pytest's parser."""
     add(
         "--parameters",
         type=lambda text: [*SMALL_NETS] if text == "small-nets" else text.split(","),
@@ -36,6 +33,15 @@ def parser() -> argparse.ArgumentParser:
     add("--in-a-row", type=int, default=1, help="steps of a contender in each round (1)")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     add("--device", default=device, help="default: cuda where there is one, else cpu")
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.step",
+        description="Time one optimizer step, torch's AdamW and AdaptiveAdamW side by side.",
+    )
+    add = parser.add_argument
+    add_options(add)
     add("--threads", type=int, help="CPU threads (default: torch's own choice)")
     add("--against", type=Path, metavar="CHECKOUT", help="time its built package as well")
     add("--save", action="store_true", help="write step-*.json and .md")

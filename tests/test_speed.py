@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -258,3 +261,26 @@ def test_another_checkouts_package_is_timed_in_the_same_rounds(tmp_path: Path) -
     text = step.markdown(rows, "…")
     assert f"| {OURS} @ unknown |" in text
     assert "time / other's" in text
+
+
+@pytest.mark.source_tree
+def test_pytest_benchmark_shows_the_same_rounds(tmp_path: Path) -> None:
+    pytest.importorskip("pytest_benchmark", reason="the comparison's pytest view needs it")
+    saved = tmp_path / "benchmark.json"
+    command = [sys.executable, "-m", "pytest", "bench/speed", "-q", "-p", "no:cacheprovider"]
+    # pytest-benchmark measures nothing in a process of pytest-xdist, which is known by these.
+    alone = {name: value for name, value in os.environ.items() if "XDIST" not in name}
+    done = subprocess.run(
+        [*command, *OPTIONS, f"--benchmark-json={saved}"],
+        cwd=ROOT,
+        env={**alone, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    benchmarks = json.loads(saved.read_text(encoding="utf-8"))["benchmarks"]
+    assert [b["params"]["name"] for b in benchmarks] == list(IN_A_STEP)
+    for benchmark in benchmarks:
+        assert benchmark["stats"]["rounds"] == 2
+        assert benchmark["stats"]["median"] == pytest.approx(benchmark["extra_info"]["median_s"])
