@@ -1,4 +1,4 @@
-"""Does the loop hunt? The spectrum of α's moves, over the cadence K (§2, §3).
+"""Does the loop hunt? The spectrum of α's moves, over the cadence K (method.md#cadence).
 
 Hunting is a cycle: α rises, the loss answers late, α falls, and so on. It shows as a line in the
 spectrum of the moves; Fisher's test says whether the largest line is more than chance.
