@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from bench.figures import Cell, Estimate, Series, ratio, tables
-from bench.pictures.rates import draw
 from bench.run.rows import Row, newest, read
 from bench.tables import report
 
@@ -97,14 +95,6 @@ def test_figures_without_their_runs_are_left_open() -> None:
     assert plateau == ["diverged†", "–", "–", "–", "1 of 3"]
 
 
-def test_a_line_that_overflows_has_no_finite_ratio() -> None:
-    text = report(
-        [*HAND, *rows_of("linear", 1e-3, 1, 1, 1), *rows_of("linear", 1e-2, 1, math.inf, 1)]
-    )
-    linear = line_of(text, "AdamW linear to 0", "## tiny")
-    assert linear == ["1.000(0)", "diverged†", "∞", "+∞ %", "1 of 6"]
-
-
 @pytest.mark.parametrize("kept", sorted(RESULTS.glob("lr-robustness-*.csv")), ids=lambda p: p.stem)
 def test_a_kept_report_s_tables_are_those_of_its_rows(kept: Path) -> None:
     """To the letter: README.md quotes them."""
@@ -114,15 +104,3 @@ def test_a_kept_report_s_tables_are_those_of_its_rows(kept: Path) -> None:
     )
     assert then == now[: len(then)]
     assert now[len(then) :][:1] in ([], ["## Worst cell ÷ best-tuned constant rate"])
-
-
-def test_the_picture_has_every_line(tmp_path: Path) -> None:
-    rows = [*HAND, *rows_of("cosine", 1e-3, 50.0, task="other"), *rows_of("gone", 1e-3, math.nan)]
-    wrong = [replace(row, factor=2.0) for row in rows_of("linear", 1e-3, 1.0)]
-    fewer = [row for row in rows if row.method != "cooldown"]
-    pictures = []
-    for name, drawn in (("all", rows), ("fewer", fewer), ("wrong", wrong + rows)):
-        draw(drawn, tmp_path / f"{name}.png")
-        pictures.append((tmp_path / f"{name}.png").read_bytes())
-    assert pictures[0] != pictures[1]
-    assert pictures[0] == pictures[2]

@@ -169,19 +169,6 @@ def test_rare_characters_share_one_symbol(monkeypatch: pytest.MonkeyPatch) -> No
     assert (text.replaced, len(text.vocabulary)) == (4, 3)
 
 
-@pytest.mark.parametrize(("mark", "kept"), [(b"\xef\xbb\xbf", 999), (b"", 1000)])
-def test_the_cap_may_fall_inside_a_character(
-    mark: bytes, kept: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # 2001 bytes are the mark's 3 and 999 letters of 2; without it 1000, and half of one is lost.
-    monkeypatch.setattr(text_module, "MAX_BYTES", 2001)
-    path = tmp_path / "greek.txt"
-    path.write_bytes(mark + "αβγδ".encode() * 1000)
-    text = load_text(str(path), CONTEXT)
-    assert len(text.train) + len(text.held_out) == kept
-    assert text.vocabulary == "αβγδ"
-
-
 # --- The GPT ----------------------------------------------------------------------------------
 
 
