@@ -2,49 +2,222 @@
 
 from __future__ import annotations
 
+import os
+import warnings
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
-import rank_jobs_checkpoints as jobs
-from rank_jobs_training import fed_alone
-from ranks import Crew
+import torch
+import torch.distributed.checkpoint as dcp
+from rank_jobs import FED_OPTIONS, ZeroRedundancyOptimizer, fed_alone, feed, whole_parameters
+from ranks import Crew, bits, counted_collectives
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from adaptiverl import AdaptiveAdamW, Control
+from adaptiverl.distributed import number_parameters
+
+Answer = tuple[list[bytes], dict[str, float]]
+
+
+class Holder(nn.Module):
+    """Parameters of every shape that a shard can have; no forward, gradients come by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights = nn.ParameterList([nn.Parameter(p) for p in whole_parameters()])
+
+
+def prepared(size: int, how: str = "") -> tuple[nn.Module, Any, Any, list[nn.Parameter]]:
+    mesh = init_device_mesh("cpu", (size,))
+    model: nn.Module = Holder()
+    if how == "replicas":
+        model = DistributedDataParallel(model)
+    else:
+        fully_shard(model, mesh=mesh)
+    optimizer = AdaptiveAdamW(model.parameters(), **FED_OPTIONS)
+    return model, optimizer, mesh, list(model.parameters())
+
+
+def answer(params: list[nn.Parameter], optimizer: Any) -> Answer:
+    whole = [p.full_tensor() for p in params]  # type: ignore[attr-defined]
+    return [bits(p) for p in whole], optimizer.knobs()
+
+
+def options_of(how: str) -> StateDictOptions:
+    return StateDictOptions(
+        flatten_optimizer_state_dict=how == "flattened",
+        cpu_offload=how in ("offloaded", "from rank 0"),
+        full_state_dict=how == "from rank 0",
+        broadcast_from_rank0=how == "from rank 0",
+    )
+
+
+def save(rank: int, size: int, folder: str, how: str, steps: int) -> None:
+    """Train for some steps on shards, or on DDP's replicas; save with DCP."""
+    model, optimizer, mesh, params = prepared(size, how)
+    feed(optimizer, params, range(steps), mesh)
+    options = options_of(how)
+    if how == "from rank 0":
+        options.broadcast_from_rank0 = False
+    contents: dict[str, Any] = {
+        "model": get_model_state_dict(model, options=options),
+        "optimizer": get_optimizer_state_dict(model, optimizer, options=options),
+    }
+    if how == "from rank 0":
+        if rank == 0:
+            torch.save(contents, os.path.join(folder, "whole.pt"))
+    else:
+        dcp.save(contents, checkpoint_id=folder)
+
+
+def load_and_go_on(rank: int, size: int, folder: str, how: str, done: int, until: int) -> Answer:
+    """Load on however many ranks there are now; making state first decides nothing."""
+    model, optimizer, mesh, params = prepared(size)
+    options = options_of(how)
+    if how == "from rank 0":
+        contents: dict[str, Any] = {"model": {}, "optimizer": {}}
+        if rank == 0:
+            contents = torch.load(os.path.join(folder, "whole.pt"), weights_only=True)
+    else:
+        with counted_collectives() as seen:
+            contents = {
+                "model": get_model_state_dict(model, options=options),
+                "optimizer": get_optimizer_state_dict(model, optimizer, options=options),
+            }
+        sums = (size, len(params), torch.float64)
+        assert seen == ([sums] if size > 1 else []), "only shards' sums of squares are met for"
+        assert optimizer.knobs()["step"] == 0
+        dcp.load(contents, checkpoint_id=folder)
+    set_model_state_dict(model, contents["model"], options=options)
+    set_optimizer_state_dict(model, optimizer, contents["optimizer"], options=options)
+    feed(optimizer, params, range(done, until), mesh)
+    return answer(params, optimizer)
+
+
+# ZeRO
+
+
+def zero_around(params: Any) -> Any:
+    """What is no group's entry goes into a partial: ZeRO puts the rest into its checkpoints."""
+    own: Any = partial(AdaptiveAdamW, control=FED_OPTIONS["control"], seed=FED_OPTIONS["seed"])
+    return ZeroRedundancyOptimizer(params, own, lr=FED_OPTIONS["lr"])
+
+
+def zero(
+    rank: int, size: int, numbered: bool, steps: int, groups: int
+) -> tuple[list[bytes], bytes, int]:
+    """ZeroRedundancyOptimizer around ours, on gradients that all ranks have."""
+    params: list[Tensor] = [nn.Parameter(p) for p in whole_parameters()]
+    if numbered:
+        number_parameters(params)
+    given: Any = params
+    if groups > 1:
+        cut = len(params) // groups
+        given = [{"params": params[i * cut : (i + 1) * cut]} for i in range(groups)]
+    optimizer = zero_around(given)
+    feed(Told(optimizer), params, range(steps), None)  # type: ignore[arg-type]
+    local = optimizer.optim
+    owned = sum(len(group["params"]) for group in local.param_groups)
+    return [bits(p) for p in params], bits(local.param_groups[0]["adaptive_state"]), owned
+
+
+class Told:
+    """ZeRO does not hand on `observe`; its `step` hands on `loss`."""
+
+    def __init__(self, zero: Any) -> None:
+        self.zero, self.loss = zero, None
+
+    def observe(self, loss: Any) -> None:
+        self.loss = loss
+
+    def step(self) -> None:
+        self.zero.step(loss=self.loss)
+
+
+def zero_alone(steps: int) -> Answer:
+    params = [nn.Parameter(p) for p in whole_parameters()]
+    optimizer = AdaptiveAdamW(params, **FED_OPTIONS | {"max_grad_norm": None})
+    feed(optimizer, params, range(steps), None)
+    return [bits(p) for p in params], optimizer.knobs()
+
+
+def zero_owns_nothing(rank: int, size: int) -> tuple[bytes, bytes, int]:
+    """One parameter for two ranks: the other's optimizer has groups without any."""
+    param = nn.Parameter(torch.ones(8))
+    own: Any = partial(AdaptiveAdamW, control=Control(every=1))
+    optimizer: Any = ZeroRedundancyOptimizer([param], own, lr=1e-2)
+    for step in range(12):
+        param.grad = torch.ones(8)
+        # Only the rank that owns nothing observes, at a rate of 0 at first; the other is warned.
+        optimizer.param_groups[0]["lr"] = 1e-2 * min(1.0, step / 3)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "AdaptiveAdamW took 10 steps", UserWarning)
+            optimizer.step(loss=2.0 - 0.1 * step if rank == 1 else None)
+    local = optimizer.optim
+    owned = sum(len(group["params"]) for group in local.param_groups)
+    return bits(param), bits(local.param_groups[0]["adaptive_state"]), owned
+
+
+def zero_save(rank: int, size: int, path: str, steps: int) -> None:
+    params: list[Tensor] = number_parameters([nn.Parameter(p) for p in whole_parameters()])
+    optimizer = zero_around(params)
+    feed(Told(optimizer), params, range(steps), None)  # type: ignore[arg-type]
+    optimizer.consolidate_state_dict(to=0)
+    if rank == 0:
+        torch.save({"params": params, "optimizer": optimizer.state_dict()}, path)
+
+
+def zero_load(rank: int, size: int, path: str, done: int, until: int) -> list[bytes]:
+    saved = torch.load(path, weights_only=True)
+    params: list[Tensor] = number_parameters(saved["params"])
+    optimizer = zero_around(params)
+    optimizer.load_state_dict(saved["optimizer"])
+    feed(Told(optimizer), params, range(done, until), None)  # type: ignore[arg-type]
+    return [bits(p) for p in params]
+
 
 SAVED, END = 13, 24
-WAYS = ["nested", "flattened", "offloaded", "from rank 0"]
 
 
-@pytest.mark.parametrize("how", WAYS)
-def test_from_four_ranks_to_two_and_to_one(crew: Crew, tmp_path: Path, how: str) -> None:
+@pytest.mark.parametrize(
+    ("saved_on", "how", "sizes"),
+    [
+        (4, "nested", (2, 1)),
+        (4, "flattened", (2,)),
+        (4, "offloaded", (2,)),
+        (4, "from rank 0", (2, 1)),
+        (2, "nested", (4,)),
+        (2, "replicas", (4,)),
+    ],
+)
+def test_from_some_ranks_to_others(
+    crew: Crew, tmp_path: Path, saved_on: int, how: str, sizes: tuple[int, ...]
+) -> None:
     expected, knobs = fed_alone(END)
     assert knobs["noise"] > 0, "σ never rose: the noise was not put to the test"
-    crew.run(4, jobs.save, str(tmp_path), how, SAVED)
-    for size in (2, 1) if how in ("nested", "from rank 0") else (2,):
-        answers = crew.run(size, jobs.load_and_go_on, str(tmp_path), how, SAVED, END)
-        for whole, others in answers:
+    crew.run(saved_on, save, str(tmp_path), how, SAVED)
+    for size in sizes:
+        for whole, others in crew.run(size, load_and_go_on, str(tmp_path), how, SAVED, END):
             assert whole == expected
             assert others == knobs
 
 
-def test_from_two_ranks_to_four(crew: Crew, tmp_path: Path) -> None:
-    expected, knobs = fed_alone(END)
-    crew.run(2, jobs.save, str(tmp_path), "nested", SAVED)
-    for whole, others in crew.run(4, jobs.load_and_go_on, str(tmp_path), "nested", SAVED, END):
-        assert whole == expected
-        assert others == knobs
-
-
-def test_from_replicas_to_shards(crew: Crew, tmp_path: Path) -> None:
-    expected, knobs = fed_alone(END)
-    crew.run(2, jobs.save_replicas, str(tmp_path), SAVED)
-    for whole, others in crew.run(4, jobs.load_and_go_on, str(tmp_path), "nested", SAVED, END):
-        assert whole == expected
-        assert others == knobs
-
-
 @pytest.mark.parametrize("groups", [1, 2])
 def test_zero_draws_what_one_rank_draws(crew: Crew, groups: int) -> None:
-    expected, _ = jobs.zero_alone(12)
-    results = crew.run(2, jobs.zero, True, 12, groups)
+    expected, _ = zero_alone(12)
+    results = crew.run(2, zero, True, 12, groups)
     assert len({memory for _, memory, _ in results}) == 1
     assert sum(owned for _, _, owned in results) == len(expected)
     for params, _, owned in results:
@@ -53,22 +226,22 @@ def test_zero_draws_what_one_rank_draws(crew: Crew, groups: int) -> None:
 
 
 def test_zero_without_numbers_keeps_replicas_equal_and_draws_other_noise(crew: Crew) -> None:
-    expected, _ = jobs.zero_alone(12)
-    (one, memory, _), (other, others_memory, _) = crew.run(2, jobs.zero, False, 12, 1)
+    expected, _ = zero_alone(12)
+    (one, memory, _), (other, others_memory, _) = crew.run(2, zero, False, 12, 1)
     assert one == other != expected
     assert memory == others_memory
 
 
 def test_zero_with_a_rank_that_owns_nothing(crew: Crew) -> None:
-    (one, memory, _), (other, others_memory, owned) = crew.run(2, jobs.zero_owns_nothing)
+    (one, memory, _), (other, others_memory, owned) = crew.run(2, zero_owns_nothing)
     assert owned == 0
     assert one == other
     assert memory == others_memory
 
 
 def test_zero_from_two_ranks_to_three(crew: Crew, tmp_path: Path) -> None:
-    expected, _ = jobs.zero_alone(END)
+    expected, _ = zero_alone(END)
     path = str(tmp_path / "zero.pt")
-    crew.run(2, jobs.zero_save, path, SAVED)
-    for params in crew.run(3, jobs.zero_load, path, SAVED, END):
+    crew.run(2, zero_save, path, SAVED)
+    for params in crew.run(3, zero_load, path, SAVED, END):
         assert params == expected

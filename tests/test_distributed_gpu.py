@@ -2,11 +2,79 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
-import rank_jobs_gpu as jobs
 import torch
-from rank_jobs_training import SHAPES
-from ranks import Crew
+import torch.distributed as dist
+from rank_jobs import (
+    FED_OPTIONS,
+    SHAPES,
+    Perceptron,
+    digest,
+    samples,
+    whole_gradients,
+    whole_parameters,
+)
+from ranks import Crew, bits, counted_collectives
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from adaptiverl import AdaptiveAdamW, Control
+
+STEPS = 30
+
+
+def nccl_replicas(rank: int, size: int) -> tuple[str, dict[str, float]]:
+    """DDP on NCCL, a GPU per rank, data of its own for each."""
+    torch.cuda.set_device(rank)
+    group = dist.new_group(backend="nccl")
+    model = DistributedDataParallel(Perceptron().cuda(), process_group=group)
+    control = Control(every=5, noise_bounds=(0.01, 0.1))
+    optimizer = AdaptiveAdamW(
+        model.parameters(), lr=3e-3, control=control, max_grad_norm=1.0, process_group=group
+    )
+    for step in range(200):
+        x, y = (t.cuda() for t in samples(4, seed=10 * step + rank))
+        loss = (model(x) - y).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.observe(loss)
+        optimizer.step()
+    return digest(optimizer, model.parameters()), optimizer.knobs()
+
+
+def feed(optimizer: Any, params: list[Any], mesh: Any) -> None:
+    for step in range(STEPS):
+        for param, grad in zip(params, whole_gradients(step), strict=True):
+            grad = grad.cuda()
+            sharded = isinstance(param, DTensor)
+            param.grad = distribute_tensor(grad, mesh, [Shard(0)]) if sharded else grad
+        optimizer.observe(2.0 - 0.01 * step)
+        optimizer.step()
+
+
+def alone() -> tuple[list[bytes], dict[str, float]]:
+    params = [nn.Parameter(p.cuda()) for p in whole_parameters()]
+    optimizer = AdaptiveAdamW(params, **FED_OPTIONS)
+    feed(optimizer, params, None)
+    return [bits(p) for p in params], optimizer.knobs()
+
+
+def shards_on_one_gpu(rank: int, size: int) -> tuple[list[bytes], dict[str, float], list[int]]:
+    """All ranks' shards on the same GPU, where gloo carries what NCCL would refuse to."""
+    mesh = init_device_mesh("cuda", (size,))
+    params = [
+        nn.Parameter(distribute_tensor(p.cuda(), mesh, [Shard(0)])) for p in whole_parameters()
+    ]
+    optimizer = AdaptiveAdamW(params, **FED_OPTIONS)
+    with counted_collectives() as seen:
+        feed(optimizer, params, mesh)
+    whole = [bits(p.full_tensor()) for p in params]  # type: ignore[attr-defined]
+    return whole, optimizer.knobs(), [numbers for _, numbers, _ in seen]
+
 
 pytestmark = pytest.mark.gpu
 
@@ -15,15 +83,15 @@ pytestmark = pytest.mark.gpu
     torch.cuda.device_count() < 2, reason="NCCL wants a GPU per rank: needs two CUDA devices"
 )
 def test_replicas_on_nccl_are_equal_to_the_bit(crew: Crew) -> None:
-    one, other = crew.run(2, jobs.nccl_replicas, limit=180.0)
+    one, other = crew.run(2, nccl_replicas, limit=180.0)
     assert one == other
     assert one[1]["updates"] == 40
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_shards_on_a_gpu_equal_one_rank(crew: Crew) -> None:
-    expected, knobs = jobs.alone()
-    for whole, others, seen in crew.run(2, jobs.shards_on_one_gpu, limit=180.0):
+    expected, knobs = alone()
+    for whole, others, seen in crew.run(2, shards_on_one_gpu, limit=180.0):
         assert others == pytest.approx(knobs, rel=1e-9, nan_ok=True)
         assert whole == expected
-        assert seen == [4, len(SHAPES)] * jobs.STEPS
+        assert seen == [4, len(SHAPES)] * STEPS

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import pytest
-import rank_jobs_training as jobs
+import rank_jobs as jobs
 import torch
 from ranks import Crew
 from torch.distributed.tensor import Replicate, Shard
@@ -101,63 +102,48 @@ def test_a_model_whose_losses_depend_on_it_decides_alike(crew: Crew, wrapper: st
 # Shards
 
 
-@pytest.mark.parametrize("size", [2, 4])
-def test_shards_equal_one_rank_bit_for_bit(crew: Crew, size: int) -> None:
-    expected, knobs = jobs.fed_alone(40)
-    assert knobs["noise"] > 0, "σ never rose: the noise was not put to the test"
-    for whole, others, seen, told in crew.run(size, jobs.fed_shards, (size,), [Shard(0)], 40, {}):
-        assert whole == expected
-        assert others == knobs
-        assert told == []
-        # The observation's, and one for the squares of all six tensors.
-        assert seen == [(size, 4, torch.float64), (size, len(jobs.SHAPES), torch.float64)]
+ROWS, COPY = Shard(0), Replicate()
+PARAMETER = jobs.Control(every=2, noise_bounds=(0.1, 0.2), noise_target="parameter")
 
 
 @pytest.mark.parametrize(
-    "placements", [[Replicate(), Shard(0)], [Shard(0), Replicate()], [Shard(0), Shard(0)]]
-)
-def test_meshes_of_two_dimensions(crew: Crew, placements: list[Any]) -> None:
-    expected, knobs = jobs.fed_alone(10)
-    sharded = sum(isinstance(p, Shard) for p in placements)
-    for whole, others, seen, told in crew.run(4, jobs.fed_shards, (2, 2), placements, 10, {}):
-        assert whole == expected
-        assert others == knobs
-        assert told == []
-        assert [size for size, _, _ in seen] == [4, 2**sharded]
-
-
-def test_a_mesh_whose_tensors_are_cut_in_different_ways(crew: Crew) -> None:
-    expected, knobs = jobs.fed_alone(10)
-    ways = [[Shard(0), Shard(0)], [Shard(0), Replicate()], [Replicate(), Replicate()]]
-    for whole, others, seen, _ in crew.run(4, jobs.fed_shards, (2, 2), ways, 10, {}):
-        assert whole == expected
-        assert others == knobs
-        # Still one collective, for the four of six that are cut at all.
-        assert seen == [(4, 4, torch.float64), (4, 4, torch.float64)]
-
-
-@pytest.mark.parametrize(
-    "options",
+    ("mesh", "ways", "steps", "options", "members"),
     [
-        {"algorithm": AdaptiveSGD, "momentum": 0.9},
-        {"amsgrad": True, "maximize": True},
-        {"algorithm": AdaptiveLion},
-        {"dtype": torch.bfloat16},
+        ((2,), [ROWS], 40, {}, 2),
+        ((4,), [ROWS], 40, {}, 4),
+        ((2, 2), [COPY, ROWS], 10, {}, 2),
+        ((2, 2), [ROWS, COPY], 10, {}, 2),
+        ((2, 2), [ROWS, ROWS], 10, {}, 4),
+        # Still one collective, for the four of six that are cut at all.
+        ((2, 2), [[ROWS, ROWS], [ROWS, COPY], [COPY, COPY]], 10, {}, 4),
+        ((3,), [ROWS], 12, {"algorithm": AdaptiveSGD, "momentum": 0.9}, 3),
+        ((3,), [ROWS], 12, {"amsgrad": True, "maximize": True}, 3),
+        ((3,), [ROWS], 12, {"algorithm": AdaptiveLion}, 3),
+        ((3,), [ROWS], 12, {"dtype": torch.bfloat16}, 3),
+        ((2,), [ROWS], 6, {"control": PARAMETER}, 2),
     ],
-    ids=["SGD", "amsgrad", "Lion", "bfloat16"],
+    ids=str,
 )
-def test_other_algorithms_and_dtypes_on_shards(crew: Crew, options: dict[str, Any]) -> None:
-    expected, knobs = jobs.fed_alone(12, **options)
-    for whole, others, _, _ in crew.run(3, jobs.fed_shards, (3,), [Shard(0)], 12, options):
+def test_shards_equal_one_rank_bit_for_bit(
+    crew: Crew,
+    mesh: tuple[int, ...],
+    ways: list[Any],
+    steps: int,
+    options: dict[str, Any],
+    members: int,
+) -> None:
+    expected, knobs = jobs.fed_alone(steps, **options)
+    assert steps < 40 or knobs["noise"] > 0, "σ never rose: the noise was not put to the test"
+    size = prod(mesh)
+    uncut = 2 if isinstance(ways[0], list) else 0
+    for whole, others, seen, told in crew.run(size, jobs.fed_shards, mesh, ways, steps, options):
         assert whole == expected
         assert others == knobs
-
-
-def test_noise_on_the_parameter(crew: Crew) -> None:
-    control = jobs.Control(every=2, noise_bounds=(0.1, 0.2), noise_target="parameter")
-    expected, _ = jobs.fed_alone(6, control=control)
-    for whole, _, _, _ in crew.run(2, jobs.fed_shards, (2,), [Shard(0)], 6, {"control": control}):
-        assert whole == expected
+        assert told == []
+        # The observation's, and one for the squares of all tensors that are cut: of gradients,
+        # and of parameters where those have the noise.
+        squares = [(members, len(jobs.SHAPES) - uncut, torch.float64)]
+        assert seen == [(size, 4, torch.float64), *squares * (2 if "control" in options else 1)]
 
 
 def test_shards_that_are_no_runs_draw_their_own_noise_and_say_so_once(crew: Crew) -> None:

@@ -1,4 +1,4 @@
-"""Jobs of test_distributed_training.py: the same training on one rank and on several."""
+"""The same training on one rank and on several: jobs of test_distributed_training.py and others."""
 
 from __future__ import annotations
 
@@ -19,6 +19,11 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 from torch.nn.parallel import DistributedDataParallel
 
 from adaptiverl import AdaptiveAdamW, Control
+
+with warnings.catch_warnings():
+    # torch.distributed.optim scripts functions of its own, which torch itself warns of.
+    warnings.simplefilter("ignore", DeprecationWarning)
+    from torch.distributed.optim import ZeroRedundancyOptimizer as ZeroRedundancyOptimizer
 
 BATCH = 8
 """Samples of all ranks together"""
