@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from streams import Step
+from streams import Floats, Step, assert_same_course, course_of, oracle_course
 
 from adaptiverl.control import Control
 from adaptiverl.controller import Controller
@@ -34,8 +34,11 @@ def start(control: Control, lr: float = LR, momentum: float = MOMENTUM, seed: in
     return knobs.start(numbers(control, lr, momentum), control.start_lr(lr), momentum, seed)
 
 
-class PythonTwin:
-    """The Python law, told what an optimizer would tell its controller."""
+SUMS = ("aligned_gu", "aligned_gg", "aligned_uu", "aligned_pending")
+
+
+class Twin:
+    """A law told what an optimizer would tell its controller, by way of `step` and `effective`."""
 
     def __init__(
         self,
@@ -45,11 +48,16 @@ class PythonTwin:
         seed: int = 0,
         groups: Sequence[Sequence[float]] = GROUPS,
     ) -> None:
-        self.control, self.groups = control, groups
-        self.numbers, self.state = (
-            numbers(control, lr, momentum),
-            start(control, lr, momentum, seed),
-        )
+        self.control = control
+        self.begin(control, (lr, momentum, seed), groups)
+
+
+class PythonTwin(Twin):
+    """The Python law."""
+
+    def begin(self, control: Control, at: Any, groups: Sequence[Sequence[float]]) -> None:
+        self.groups = groups
+        self.numbers, self.state = numbers(control, *at[:2]), start(control, *at)
 
     def step(self, step: Step) -> State:
         """One optimizer step; of an epoch-wise control, and an update behind it."""
@@ -62,14 +70,8 @@ class PythonTwin:
         if by_epoch and step.loss is not None:
             loop.update(state, self.numbers, step.loss, step.reward)
         if step.sums is not None:
-            state.aligned_gu, state.aligned_gg, state.aligned_uu = step.sums
-            state.aligned_pending = 1.0
+            self.put(**dict(zip(SUMS, (*step.sums, 1.0), strict=True)))
         return replace(state)
-
-    def update(self, loss: float, reward: float | None) -> State:
-        """One epoch."""
-        loop.update(self.state, self.numbers, loss, reward)
-        return replace(self.state)
 
     def effective(self) -> list[list[float]]:
         """Every group's rate and momentum as a step uses them."""
@@ -84,26 +86,14 @@ class PythonTwin:
             setattr(self.state, name, value)
 
 
-class CompiledTwin:
-    """The C++ controller, likewise."""
+class CompiledTwin(Twin):
+    """The C++ controller."""
 
-    def __init__(
-        self,
-        control: Control,
-        lr: float = LR,
-        momentum: float = MOMENTUM,
-        seed: int = 0,
-        groups: Sequence[Sequence[float]] = GROUPS,
-    ) -> None:
-        self.control = control
-        self.controller = Controller(control, lr, momentum, seed=seed)
+    def begin(self, control: Control, at: Any, groups: Sequence[Sequence[float]]) -> None:
+        self.controller = Controller(control, *at[:2], seed=at[2])
         rows = [[*group[:2], 0.999, 1e-8, 0.0] for group in groups]
         self.groups = torch.tensor(rows, dtype=torch.float64)
         self._effective = torch.zeros(len(rows), 2, dtype=torch.float64)
-
-    @property
-    def state(self) -> State:
-        return self.controller.read()
 
     def step(self, step: Step) -> State:
         """One optimizer step; of an epoch-wise control, and an update behind it."""
@@ -116,12 +106,7 @@ class CompiledTwin:
             self.controller.update(step.loss, step.reward)
         if step.sums is not None:
             self.controller.reduce_alignment([torch.tensor([step.sums], dtype=torch.float64)])
-        return self.state
-
-    def update(self, loss: float, reward: float | None) -> State:
-        """One epoch."""
-        self.controller.update(loss, reward)
-        return self.state
+        return self.controller.read()
 
     def effective(self) -> list[list[float]]:
         """Every group's rate and momentum as a step uses them."""
@@ -149,24 +134,21 @@ def course(twin: str, control: Control, steps: Iterable[Step], *start: Any) -> l
     return [driven.step(step) for step in steps]
 
 
-def told(driven: Any, loss: float, reward: float | None) -> State:
-    """A step with this loss, or an epoch where the control is epoch-wise."""
-    if driven.control.every is None:
-        return driven.update(loss, reward)
-    return driven.step(Step(None, loss, reward))
-
-
-def losses_course(
-    twin: str,
-    control: Control,
-    losses: Sequence[float],
-    rewards: Sequence[float | None] | None = None,
-    *start: Any,
-) -> list[State]:
-    """The state after each loss."""
-    driven = make(twin, control, *start)
-    pairs = zip(losses, rewards or [None] * len(losses), strict=True)
-    return [told(driven, loss, reward) for loss, reward in pairs]
+def compare(
+    steps: Sequence[Step],
+    lr: float = LR,
+    momentum: float = MOMENTUM,
+    seed: int = 0,
+    **arguments: Any,
+) -> dict[str, Floats]:
+    """Hold both twins to the oracle, and each other; return the course."""
+    control = Control(**arguments)
+    python = course("python", control, steps, lr, momentum, seed)
+    actual = course_of(python, control.law)
+    expected = oracle_course(steps, lr=lr, momentum=momentum, **arguments)
+    assert_same_course(actual, expected)
+    assert_equal(course("compiled", control, steps, lr, momentum, seed), python)
+    return actual
 
 
 def assert_equal(actual: Sequence[State], expected: Sequence[State]) -> None:

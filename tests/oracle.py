@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -148,6 +149,11 @@ class Directions(NamedTuple):
     loss: float
     reward: float
     plateau: float
+
+
+def _reading(path: str) -> Any:
+    """A property: what a sensor of the controller reads."""
+    return property(attrgetter(path))
 
 
 class OracleController:
@@ -357,55 +363,17 @@ class OracleController:
         flatness = sigmoid((flat - abs(self.loss_direction)) / flat_slope)
         return flatness * sigmoid((calm - self.variance_sensor.ratio) / calm_slope)
 
-    @property
-    def loss_mean(self) -> float:
-        """The loss's EMA."""
-        return self.loss_sensor.mean
-
-    @property
-    def loss_trend(self) -> float:
-        """The last change of the loss's EMA."""
-        return self.loss_sensor.trend
-
-    @property
-    def loss_scale(self) -> float:
-        """S_l, the EMA of the trend's magnitude."""
-        return self.loss_sensor.scale.value
-
-    @property
-    def loss_direction(self) -> float:
-        """The loss's normalised trend, in [-1, 1]."""
-        return self.loss_sensor.direction
-
-    @property
-    def variance(self) -> float:
-        """The variance proxy v."""
-        return self.variance_sensor.variance.value
-
-    @property
-    def variance_scale(self) -> float:
-        """S_v, the variance proxy's EMA."""
-        return self.variance_sensor.scale.value
-
-    @property
-    def reward_mean(self) -> float:
-        """The reward's EMA."""
-        return self.reward_sensor.mean
-
-    @property
-    def reward_trend(self) -> float:
-        """The last change of the reward's EMA."""
-        return self.reward_sensor.trend
-
-    @property
-    def reward_scale(self) -> float:
-        """S_r, the EMA of the trend's magnitude."""
-        return self.reward_sensor.scale.value
-
-    @property
-    def reward_direction(self) -> float:
-        """The reward's normalised trend, in [-1, 1], whether or not the laws would count it."""
-        return self.reward_sensor.direction
+    # The sensors' numbers under the names that `State` has for them.
+    loss_mean = _reading("loss_sensor.mean")
+    loss_trend = _reading("loss_sensor.trend")
+    loss_scale = _reading("loss_sensor.scale.value")
+    loss_direction = _reading("loss_sensor.direction")
+    variance = _reading("variance_sensor.variance.value")
+    variance_scale = _reading("variance_sensor.scale.value")
+    reward_mean = _reading("reward_sensor.mean")
+    reward_trend = _reading("reward_sensor.trend")
+    reward_scale = _reading("reward_sensor.scale.value")
+    reward_direction = _reading("reward_sensor.direction")
 
 
 def _check_start(name: str, start: float, bounds: tuple[float, float]) -> None:

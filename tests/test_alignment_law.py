@@ -17,18 +17,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from law_twin import assert_equal, both, break_law, course, make, start
+from law_twin import assert_equal, both, break_law, compare, course, make, start
 from oracle import OracleAlignmentController
 from oracle import group_lr as oracle_group_lr
 from streams import (
     ALIGNMENT_COURSES,
     Step,
     Sums,
-    alignment_course_of,
     alignment_stream,
-    assert_same_alignment,
+    assert_same_course,
     cosines,
-    oracle_alignment_course,
+    course_of,
+    oracle_course,
     sums_of,
 )
 from tolerances import assert_close
@@ -391,19 +391,6 @@ def test_the_sums_of_all_tensors_are_added_in_order() -> None:
 # --- The oracle, and both twins ---------------------------------------------------------------
 
 
-def compare(
-    steps: list[Step], lr: float = LR, momentum: float = MOMENTUM, **arguments: Any
-) -> dict[str, Any]:
-    """Hold both twins to the oracle, and each other; return the course."""
-    control = Control(law="alignment", **arguments)
-    python = course("python", control, steps, lr, momentum)
-    assert_equal(course("compiled", control, steps, lr, momentum), python)
-    actual = alignment_course_of(python)
-    expected = oracle_alignment_course(steps, lr=lr, momentum=momentum, **arguments)
-    assert_same_alignment(actual, expected)
-    return actual
-
-
 @pytest.mark.parametrize("every", [1, 3, None])
 @pytest.mark.parametrize("cooldown", [0, 0.4, 0.9])
 @pytest.mark.parametrize("horizon", [None, 60, 600])
@@ -415,7 +402,7 @@ def test_oracle_every_combination(
         steps = alignment_stream(500, 250, seed + 10, rewarded=reward == "given")
         arguments: dict[str, Any] = {"mode": mode, "horizon": horizon, "every": every}
         arguments |= {"cooldown": cooldown, "reward": reward}
-        found = compare(steps, momentum=momentum, **arguments)
+        found = compare(steps, momentum=momentum, law="alignment", **arguments)
         held = int(found["held"].argmax())
         if horizon is None or (horizon, cooldown) in ((600, 0), (600, 0.4)):
             assert 250 < held < 340, "it was to be held by what the stream says"
@@ -454,7 +441,8 @@ EDGES: list[tuple[str, list[Step], bool]] = [
 
 @pytest.mark.parametrize("arguments", SWEEP, ids=str)
 def test_oracle_sweep(arguments: dict[str, Any]) -> None:
-    found = compare(alignment_stream(2000, 1200, seed=len(str(arguments))), **arguments)
+    steps = alignment_stream(2000, 1200, seed=len(str(arguments)))
+    found = compare(steps, law="alignment", **arguments)
     assert np.unique(found["log_lr"]).size > 25
     assert np.unique(found["overshoot"]).size > 50
     assert found["held"][-1] == 1
@@ -463,7 +451,7 @@ def test_oracle_sweep(arguments: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(("name", "steps", "ends"), EDGES, ids=[name for name, *_ in EDGES])
 def test_oracle_at_the_edges(name: str, steps: list[Step], ends: bool) -> None:
-    found = compare(steps)
+    found = compare(steps, law="alignment")
     assert not ends or (found["held"][-1] == 1 and np.unique(found["log_lr"]).size > 100)
 
 
@@ -493,9 +481,9 @@ def python_against_oracle() -> None:
     streams = [alignment_stream(400, 200, seed) for seed in (3, 4, 5)] + [sweeps(sums_of(noise))]
     streams += [sweeps(sums_of(cosines(400, 150, seed, mean=0.3))) for seed in range(20)]
     for steps in streams:
-        actual = alignment_course_of(course("python", ALIGNED, steps, LR, 0.5))
-        expected = oracle_alignment_course(steps, lr=LR, momentum=0.5, every=1)
-        assert_same_alignment(actual, expected)
+        actual = course_of(course("python", ALIGNED, steps, LR, 0.5), "alignment")
+        expected = oracle_course(steps, "alignment", lr=LR, momentum=0.5, every=1)
+        assert_same_course(actual, expected)
 
 
 # Seldom does anything in one search come so close to these two.
@@ -534,11 +522,11 @@ def test_the_comparisons_pass_without_one() -> None:
 @pytest.mark.parametrize("name", ALIGNMENT_COURSES)
 def test_the_comparison_sees_a_millionth(name: str) -> None:
     steps = alignment_stream(400, 200, seed=3)
-    right = oracle_alignment_course(steps, lr=LR, momentum=MOMENTUM, horizon=500)
+    right = oracle_course(steps, "alignment", lr=LR, momentum=MOMENTUM, horizon=500)
     wrong = right | {name: right[name] * (1 + 1e-6)}
-    assert_same_alignment(right, right)
+    assert_same_course(right, right)
     with pytest.raises(AssertionError, match=f"^{name}: alignment_law: "):
-        assert_same_alignment(wrong, right)
+        assert_same_course(wrong, right)
 
 
 def test_the_comparison_sees_sums_read_a_step_late(monkeypatch: pytest.MonkeyPatch) -> None:

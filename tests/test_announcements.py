@@ -6,9 +6,9 @@ import copy
 import logging
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +17,8 @@ from torch import Tensor
 from adaptiverl import AdaptiveAdamW, AdaptiveSGD, Control, devices
 from adaptiverl.layout import FIELDS, SLOT
 from adaptiverl.log import LOOK_EVERY, Announcements
+
+Said = Callable[[], list[tuple[int, str]]]
 
 
 def state(**values: float) -> Tensor:
@@ -42,93 +44,100 @@ def new_weight() -> torch.nn.Parameter:
     return torch.nn.Parameter(torch.zeros(4))
 
 
-@pytest.mark.parametrize("kind", [AdaptiveAdamW, AdaptiveSGD])
-def test_a_run_says_once_when_and_at_what_rate_it_settled(
-    kind: type[AdaptiveAdamW] | type[AdaptiveSGD], caplog: pytest.LogCaptureFixture
-) -> None:
-    options = {} if kind is AdaptiveAdamW else {"momentum": 0.9}
-    optimizer = kind([new_weight()], lr=1e-2, control=Control.find_lr(200), **options)  # type: ignore[arg-type]
+@pytest.fixture
+def said(caplog: pytest.LogCaptureFixture) -> Iterator[Said]:
+    """What was said so far: levels and messages."""
     with caplog.at_level(logging.INFO, logger="adaptiverl"):
-        for step in range(1, 201):
-            before = len(caplog.records)
-            train(optimizer, 1)
-            if len(caplog.records) > before:
-                settled = step, optimizer.knobs()
-    (record,) = caplog.records
-    assert record.levelno == logging.INFO
-    said = re.fullmatch(
-        rf"{kind.__name__} holds the learning rate it found: (\S+), by step (\d+)",
-        record.getMessage(),
-    )
-    assert said is not None
-    step, knobs = settled
-    assert int(said[2]) == step
+        yield lambda: [(record.levelno, record.getMessage()) for record in caplog.records]
+
+
+def found(rate: str, step: int, what: str = "learning rate") -> list[tuple[int, str]]:
+    return [(logging.INFO, f"It holds the {what} it found: {rate}, by step {step}")]
+
+
+FIND = Control.find_lr(9)
+FACTOR = Control(law="alignment", mode="modulate", horizon=10)
+
+
+def it(control: Control = FIND, speaks: bool = True) -> Announcements:
+    return Announcements(control, "It", lambda: speaks)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"), [(AdaptiveAdamW, {}), (AdaptiveSGD, {"momentum": 0.9})]
+)
+def test_a_run_says_once_when_and_at_what_rate_it_settled(
+    kind: Any, options: dict[str, Any], said: Said
+) -> None:
+    optimizer = kind([new_weight()], lr=1e-2, control=Control.find_lr(200), **options)
+    for step in range(1, 201):
+        before = len(said())
+        train(optimizer, 1)
+        if len(said()) > before:
+            settled, knobs = step, optimizer.knobs()
+    ((level, message),) = said()
+    start = rf"{kind.__name__} holds the learning rate it found: (\S+), by step {settled}"
+    match = re.fullmatch(start, message)
+    assert level == logging.INFO
+    assert match is not None
     assert knobs["held"] == 1
-    annealed = min(1, (200 - step) / 80)
-    assert math.isclose(float(said[1]) * annealed, knobs["alpha"], rel_tol=5e-3)
+    annealed = min(1, (200 - settled) / 80)
+    assert math.isclose(float(match[1]) * annealed, knobs["alpha"], rel_tol=5e-3)
 
 
-def test_a_run_beyond_its_horizon_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_run_beyond_its_horizon_is_warned_of_once(said: Said) -> None:
     optimizer = AdaptiveAdamW([new_weight()], lr=1e-2, control=Control.find_lr(50))
-    with caplog.at_level(logging.WARNING, logger="adaptiverl"):
-        train(optimizer, 50)
-        assert not caplog.records
-        train(optimizer, 3 * LOOK_EVERY)
-    (record,) = caplog.records
-    assert record.levelno == logging.WARNING
-    assert "beyond Control(horizon=50): the learning rate is 0 from there on" in record.getMessage()
+    train(optimizer, 50)
+    held = said()
+    assert len(held) <= 1
+    train(optimizer, 3 * LOOK_EVERY)
+    ((level, message),) = said()[len(held) :]
+    assert level == logging.WARNING
+    assert "beyond Control(horizon=50): the learning rate is 0 from there on" in message
     assert optimizer.knobs()["lr"] == 0
 
 
-def test_a_resumed_or_copied_run_does_not_say_it_again(caplog: pytest.LogCaptureFixture) -> None:
-    optimizer = AdaptiveAdamW([new_weight()], lr=1e-2, control=Control.find_lr(400))
-    train(optimizer, 300)
-    assert optimizer.knobs()["held"] == 1
-    resumed = AdaptiveAdamW([new_weight()], lr=1e-2, control=Control.find_lr(400))
+@pytest.mark.parametrize(("steps", "held", "news"), [(300, 1, 0), (5, 0, 1)])
+def test_a_resumed_or_copied_run_says_what_was_not_said(
+    steps: int, held: int, news: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    control = Control.find_lr(400)
+    optimizer = AdaptiveAdamW([new_weight()], lr=1e-2, control=control)
+    train(optimizer, steps)
+    assert optimizer.knobs()["held"] == held
+    resumed = AdaptiveAdamW([new_weight()], lr=1e-2, control=control)
     resumed.load_state_dict(optimizer.state_dict())
     with caplog.at_level(logging.INFO, logger="adaptiverl"):
-        train(resumed, 20)
-        train(copy.deepcopy(optimizer), 20)
-    assert not caplog.records
+        for going_on in (resumed, copy.deepcopy(optimizer)):
+            caplog.clear()
+            train(going_on, 20 if held else 300)
+            assert len(caplog.records) == news
 
 
-def test_a_run_resumed_before_it_settled_still_says_it(caplog: pytest.LogCaptureFixture) -> None:
-    optimizer = AdaptiveAdamW([new_weight()], lr=1e-2, control=Control.find_lr(400))
-    train(optimizer, 5)
-    assert optimizer.knobs()["held"] == 0
-    resumed = AdaptiveAdamW([new_weight()], lr=1e-2, control=Control.find_lr(400))
-    resumed.load_state_dict(optimizer.state_dict())
-    with caplog.at_level(logging.INFO, logger="adaptiverl"):
-        train(resumed, 300)
-    assert len(caplog.records) == 1
+@pytest.mark.parametrize(
+    ("watching", "values", "expected"),
+    [
+        (it(Control()), {"log_lr": -3}, []),
+        (it(Control.frozen()), {"log_lr": -3}, []),
+        (it(speaks=False), {"log_lr": -3}, []),  # of many ranks one speaks
+        (it(), {"log_lr": math.log(3e-3)}, found("0.003", 9)),
+        # Over a scheduler it is a factor, and nothing ends.
+        (it(FACTOR), {"step": 99}, found("1", 99, "factor of the learning rate")),
+    ],
+    ids=["law of losses", "frozen", "another rank", "found", "factor"],
+)
+def test_what_is_said_of_a_state(
+    watching: Announcements, values: dict[str, float], expected: list[Any], said: Said
+) -> None:
+    for _ in range(2 * LOOK_EVERY):
+        watching.look(state(**({"held": 1, "step": 9} | values)))
+    assert said() == expected
 
 
-@pytest.mark.parametrize("control", [Control(), Control.frozen()])
-def test_other_laws_have_nothing_to_say(control: Control, caplog: pytest.LogCaptureFixture) -> None:
-    announcements = Announcements(control, "It", lambda: True)
-    with caplog.at_level(logging.DEBUG, logger="adaptiverl"):
-        announcements.look(state(held=1, step=9, log_lr=-3))
-    assert not caplog.records
-
-
-def test_of_many_ranks_one_speaks(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, logger="adaptiverl"):
-        for speaks in (False, True):
-            announcements = Announcements(Control.find_lr(9), "It", partial(bool, speaks))
-            announcements.look(state(held=1, step=9, log_lr=math.log(3e-3)))
-            announcements.look(state(held=1, step=9, log_lr=math.log(3e-3)))
-    (record,) = caplog.records
-    assert record.getMessage() == "It holds the learning rate it found: 0.003, by step 9"
-
-
-def test_over_a_scheduler_it_is_a_factor_and_nothing_ends(caplog: pytest.LogCaptureFixture) -> None:
-    control = Control(law="alignment", mode="modulate", horizon=10)
-    announcements = Announcements(control, "It", lambda: True)
-    with caplog.at_level(logging.INFO, logger="adaptiverl"):
-        for _ in range(2 * LOOK_EVERY):
-            announcements.look(state(held=1, step=99, log_lr=0))
-    (record,) = caplog.records
-    assert record.getMessage() == "It holds the factor of the learning rate it found: 1, by step 99"
+@pytest.mark.parametrize("number", [1e308, math.inf, -math.inf, math.nan])
+def test_no_number_ends_a_step(number: float, said: Said) -> None:
+    it().look(state(held=1, step=number, log_lr=number))
+    assert "It holds" in said()[0][1]
 
 
 # From a GPU: what is asked of "the current device", with the state on another one
@@ -203,36 +212,29 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch) -> Machine:
     machine.__init__()  # type: ignore[misc]
     garbage = state(held=1, step=math.nan, log_lr=1e6)
     monkeypatch.setattr(torch, "empty_like", lambda *_, **__: garbage.clone())
-    for name, value in (
-        ("device", machine.device),
-        ("Event", Event),
-        ("is_current_stream_capturing", machine.capturing),
-    ):
-        monkeypatch.setattr(torch.cuda, name, value)
+    monkeypatch.setattr(torch.cuda, "device", machine.device)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", machine.capturing)
     return machine
 
 
+def look(watching: Announcements, step: int, log_lr: float = 0.0, held: float = 1.0) -> None:
+    watching.look(state(held=held, step=step, log_lr=log_lr).as_subclass(OnCuda))
+
+
 def test_a_block_on_another_device_than_the_current_one_is_read_once_it_arrived(
-    two_gpus: Machine, caplog: pytest.LogCaptureFixture
+    two_gpus: Machine, said: Said
 ) -> None:
-    announcements = Announcements(Control.find_lr(99), "It", lambda: True)
-    with caplog.at_level(logging.INFO, logger="adaptiverl"):
-        for step in range(1, 5):
-            announcements.look(state(held=1, step=step, log_lr=0).as_subclass(OnCuda))
-            if step < 4:
-                assert not caplog.records, "told of memory that the copy has not reached"
-            if step == 3:
-                two_gpus.arrive()
-    (record,) = caplog.records
-    assert record.getMessage() == "It holds the learning rate it found: 1, by step 1"
+    watching = it(Control.find_lr(99))
+    for step in range(1, 5):
+        look(watching, step)
+        assert step == 4 or not said(), "told of memory that the copy has not reached"
+        if step == 3:
+            two_gpus.arrive()
+    assert said() == found("1", 1)
     assert {device for _, device in two_gpus.asked} == {OnCuda.device.index}
-    assert {what for what, _ in two_gpus.asked} == {
-        "capturing?",
-        "event",
-        "record",
-        "query",
-        "copy",
-    }
+    asked = {what for what, _ in two_gpus.asked}
+    assert asked == {"capturing?", "event", "record", "query", "copy"}
     assert two_gpus.current == 0
 
 
@@ -241,46 +243,33 @@ class OnAnotherCuda(OnCuda):
 
 
 def test_a_block_that_moves_to_another_device_has_an_event_there(
-    two_gpus: Machine, caplog: pytest.LogCaptureFixture
+    two_gpus: Machine, said: Said
 ) -> None:
-    announcements = Announcements(Control.find_lr(99), "It", lambda: True)
-    with caplog.at_level(logging.INFO, logger="adaptiverl"):
-        announcements.look(state(held=1, step=1, log_lr=1).as_subclass(OnCuda))
+    watching = it(Control.find_lr(99))
+    look(watching, 1, 1.0)
+    two_gpus.arrive()
+    for step in (2, 3):
+        watching.look(state(held=1, step=step, log_lr=0).as_subclass(OnAnotherCuda))
         two_gpus.arrive()
-        for step in (2, 3):
-            announcements.look(state(held=1, step=step, log_lr=0).as_subclass(OnAnotherCuda))
-            two_gpus.arrive()
-    (record,) = caplog.records
-    assert record.getMessage() == "It holds the learning rate it found: 1, by step 2"
+    assert said() == found("1", 2)
 
 
 def test_what_was_on_its_way_when_a_memory_was_loaded_is_not_told(
-    two_gpus: Machine, caplog: pytest.LogCaptureFixture
+    two_gpus: Machine, said: Said
 ) -> None:
-    announcements = Announcements(Control.find_lr(99), "It", lambda: True)
-    with caplog.at_level(logging.INFO, logger="adaptiverl"):
-        announcements.look(state(held=1, step=50, log_lr=1).as_subclass(OnCuda))
+    watching = it(Control.find_lr(99))
+    look(watching, 50, 1.0)
+    two_gpus.arrive()
+    watching.resume(state(held=0))
+    for step in (7, 8):
+        look(watching, step, held=step == 8)
         two_gpus.arrive()
-        announcements.resume(state(held=0))
-        for step in (7, 8):
-            announcements.look(state(held=step == 8, step=step).as_subclass(OnCuda))
-            two_gpus.arrive()
-        assert not caplog.records
-        announcements.look(state(held=1, step=9).as_subclass(OnCuda))
-    (record,) = caplog.records
-    assert record.getMessage() == "It holds the learning rate it found: 1, by step 8"
+    assert not said()
+    look(watching, 9)
+    assert said() == found("1", 8)
 
 
 def test_whether_a_device_captures_is_asked_of_its_own_stream(two_gpus: Machine) -> None:
     assert not devices.is_capturing(OnCuda.device)
-    assert two_gpus.asked == [("capturing?", OnCuda.device.index)]
     assert not devices.is_capturing(torch.device("cpu"))
-    assert len(two_gpus.asked) == 1
-
-
-@pytest.mark.parametrize("number", [1e308, math.inf, -math.inf, math.nan])
-def test_no_number_ends_a_step(number: float, caplog: pytest.LogCaptureFixture) -> None:
-    announcements = Announcements(Control.find_lr(9), "It", lambda: True)
-    with caplog.at_level(logging.INFO, logger="adaptiverl"):
-        announcements.look(state(held=1, step=number, log_lr=number))
-    assert "It holds" in caplog.records[0].getMessage()
+    assert two_gpus.asked == [("capturing?", OnCuda.device.index)]

@@ -10,16 +10,8 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from law_twin import assert_equal, both, break_law, losses_course, make, numbers, start
-from streams import (
-    Step,
-    assert_alive,
-    assert_same_course,
-    course_of,
-    loss_stream,
-    oracle_course,
-    reward_stream,
-)
+from law_twin import assert_equal, both, break_law, compare, course, make, numbers, start
+from streams import Step, assert_alive, loss_stream, observed, reward_stream
 from tolerances import assert_close
 
 from adaptiverl import Control
@@ -357,17 +349,12 @@ def test_replay_refuses(
 # --- Against the oracle -----------------------------------------------------------------------
 
 
-def compare(
+def compared(
     arguments: dict[str, Any], losses: list[float], lr: float = 1e-3, mu: float = 0.9
 ) -> Any:
-    """Hold both twins to the oracle, and each other; return the course."""
+    """Both twins and the oracle over these losses, with rewards where the user gives them."""
     rewards = reward_stream(len(losses), 1) if arguments.get("reward") == "given" else None
-    control, seed = Control(**arguments), (3 << 32) + 5
-    python = losses_course("python", control, losses, rewards, lr, mu, seed)
-    actual = course_of(python)
-    assert_same_course(actual, oracle_course(losses, rewards, lr=lr, momentum=mu, **arguments))
-    assert_equal(losses_course("compiled", control, losses, rewards, lr, mu, seed), python)
-    return actual
+    return compare(observed(losses, rewards), lr, mu, (3 << 32) + 5, **arguments)
 
 
 SWEEP: list[dict[str, Any]] = [
@@ -416,7 +403,7 @@ SWEEP: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("arguments", SWEEP, ids=str)
 def test_oracle_sweep(arguments: dict[str, Any]) -> None:
-    actual = compare(arguments, loss_stream(5000, seed=len(str(arguments))))
+    actual = compared(arguments, loss_stream(5000, seed=len(str(arguments))))
     assert_alive(actual)
     assert actual["nonfinite"][-1] > 25
 
@@ -443,13 +430,13 @@ EDGES: list[tuple[dict[str, Any], list[float], float, float]] = [
 def test_oracle_at_the_edges(
     arguments: dict[str, Any], losses: list[float], lr: float, momentum: float
 ) -> None:
-    compare({"every": 1} | arguments, losses, lr, momentum)
+    compared({"every": 1} | arguments, losses, lr, momentum)
 
 
 def test_oracle_without_spike_clipping() -> None:
     losses = [x for x in loss_stream(3000, seed=8) if not 1e5 < abs(x) < INF]
-    clipped = compare({"every": 1}, losses)
-    unclipped = compare({"every": 1, "spike_clip": INF}, losses)
+    clipped = compared({"every": 1}, losses)
+    unclipped = compared({"every": 1, "spike_clip": INF}, losses)
     assert (clipped["loss_mean"] != unclipped["loss_mean"]).any()
 
 
@@ -472,13 +459,13 @@ def test_the_sweep_sees_a_mutant(name: str, monkeypatch: pytest.MonkeyPatch) -> 
     """An error in any one equation makes both comparisons above raise."""
     losses = [x for x in loss_stream(400, seed=11) if not abs(x) > 1e9]
     control = Control(every=1)
-    compare({"every": 1}, losses)
-    compiled = losses_course("compiled", control, losses)
+    compared({"every": 1}, losses)
+    compiled = course("compiled", control, observed(losses))
     break_law(monkeypatch, name, MUTANTS[name])
     with pytest.raises(AssertionError, match="law: "):
-        compare({"every": 1}, losses)
+        compared({"every": 1}, losses)
     with pytest.raises(AssertionError, match="Arrays are not equal"):
-        assert_equal(compiled, losses_course("python", control, losses))
+        assert_equal(compiled, course("python", control, observed(losses)))
 
 
 def test_the_sweep_sees_a_mean_updated_too_late(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -495,10 +482,10 @@ def test_the_sweep_sees_a_mean_updated_too_late(monkeypatch: pytest.MonkeyPatch)
 
     losses = [x for x in loss_stream(400, seed=11) if not abs(x) > 1e9]
     still = {"every": 1, "noise_bounds": (0.0, 0.0)}
-    compare(still, losses)
+    compared(still, losses)
     break_law(monkeypatch, "sense_loss", late)
     with pytest.raises(AssertionError, match=r"^variance: law: "):
-        compare(still, losses)
+        compared(still, losses)
 
 
 # --- Properties (method.md#invariants); those of whole courses are in test_promises.py -----------

@@ -17,6 +17,7 @@ import pytest
 import torch
 from adaptiverl.kernels import layout as in_kernels
 from layout_files import FILES, ROOT, members
+from streams import observed
 from torch import Tensor
 
 from adaptiverl import Control, control, layout
@@ -231,7 +232,7 @@ def test_a_line_more_is_all_that_cpp_needs(tmp_path: Path) -> None:
     )
     assert state.pop("probe") == 0.25 + sum(range(8))
     assert state.pop("version") == LAYOUT_VERSION + 1
-    expected = law_twin.losses_course("python", given, [3.0 - 0.25 * i for i in range(8)])
+    expected = law_twin.course("python", given, observed([3.0 - 0.25 * i for i in range(8)]))
     for name, value in state.items():
         wanted = getattr(expected[-1], name, LAYOUT_VERSION)
         assert value == pytest.approx(wanted, rel=1e-12, nan_ok=True), name

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from law_twin import break_law, make, told
+from law_twin import break_law, make
+from streams import observed
 
 from adaptiverl import Control
 from adaptiverl.layout import FIELDS, ControlNumbers
@@ -50,8 +51,7 @@ def course_of(
     rewards: Sequence[float | None] | None = None,
 ) -> list[Row]:
     driven = make(twin, control, LR, MOMENTUM, 0, GROUPS)
-    pairs = zip(losses, rewards or [None] * len(losses), strict=True)
-    return [Row(told(driven, loss, reward), driven.effective()) for loss, reward in pairs]
+    return [Row(driven.step(step), driven.effective()) for step in observed(losses, rewards)]
 
 
 compiled_course = functools.partial(course_of, "compiled")
