@@ -13,12 +13,13 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import recorded_graph
 import torch
-from adaptiverl.kernels import reference
+from adaptiverl.kernels.normals import normals
 from tolerances import assert_close
 from torch import Tensor, nn
 
@@ -113,6 +114,12 @@ def train(optimizer: Any, params: list[nn.Parameter], steps: int, first: int = 0
             set_gradients(params, step)
             optimizer.observe(loss)
             optimizer.step()
+
+
+def observe_and_step(optimizer: Any, loss: Tensor) -> None:
+    """What a graph captures beside forward and backward."""
+    optimizer.observe(loss)
+    optimizer.step()
 
 
 def backends_of(optimizer: Any) -> set[str]:
@@ -309,7 +316,7 @@ def the_noise_is_the_cpus() -> None:
         rms = params[0].grad.double().square().mean().sqrt()
         noise = optimizer.state[params[0]]["exp_avg"].double() / (1 - 0.9) - params[0].grad
         drawn.append((noise / (0.999 * rms)).cpu())
-    xi = reference.normals(
+    xi = normals(
         (torch.tensor(11), torch.tensor(1 << 31)), 0, torch.tensor(1), 0, 100_003, torch.float64
     )
     assert_close(drawn[0], drawn[1], "normals", scale=1.0)
@@ -389,11 +396,7 @@ def an_overflow_changes_nothing() -> None:
 def more_than_two_to_the_thirty_first_elements() -> None:
     """The last elements of a tensor of 2^31 + 2,054, noise included, against plain torch."""
     numel, tail = 2**31 + 2054, 4100
-    free, _ = torch.cuda.mem_get_info(Where.device)
-    if free < 17 * numel:
-        raise Skip(
-            f"needs {17 * numel / 2**30:.0f} GiB of free memory, there are {free / 2**30:.0f}"
-        )
+    expect_free(17 * numel)
     param = nn.Parameter(torch.full((numel,), 0.5, device=Where.device))
     param.grad = torch.full_like(param, 0.25)
     param.grad[-tail:] = torch.linspace(-1, 1, tail, device=Where.device)
@@ -402,7 +405,7 @@ def more_than_two_to_the_thirty_first_elements() -> None:
     optimizer.step(loss=losses(1)[0])
     expect_triton(optimizer)
     rms = _rms(param.grad)
-    xi = reference.normals(
+    xi = normals(
         (torch.tensor(11), torch.tensor(0)),
         0,
         torch.tensor(1),
@@ -422,6 +425,13 @@ def more_than_two_to_the_thirty_first_elements() -> None:
     assert bool((param.detach()[:: 2**12] != 0.5).all()), "elements were left out on the way"
 
 
+def expect_free(needed: int) -> None:
+    """Skip where fewer bytes of memory than that are free."""
+    free, _ = torch.cuda.mem_get_info(Where.device)
+    if free < needed:
+        raise Skip(f"needs {needed / 2**30:.0f} GiB of free memory, there are {free / 2**30:.0f}")
+
+
 def _rms(tensor: Tensor) -> float:
     sums = [float(piece.double().square().sum()) for piece in tensor.split(2**28)]
     return math.sqrt(sum(sums) / tensor.numel())
@@ -436,13 +446,7 @@ def _steady(control: Control = NOISY, sizes: Iterable[Any] = SIZES) -> tuple[Any
     optimizer = AdaptiveAdamW(params, 0.01, control=control, max_grad_norm=1.0, capturable=True)
     train(optimizer, params, 3)
     expect_triton(optimizer)
-    loss = losses(1)[0]
-
-    def step() -> None:
-        optimizer.observe(loss)
-        optimizer.step()
-
-    return optimizer, step
+    return optimizer, partial(observe_and_step, optimizer, losses(1)[0])
 
 
 @contextlib.contextmanager
@@ -616,10 +620,7 @@ def _capture_and_compare(moving: Control) -> None:
         )
         loss, course = torch.zeros((), device=Where.device), losses(20)
 
-        def step(optimizer: Any = optimizer, loss: Tensor = loss) -> None:
-            optimizer.observe(loss)
-            optimizer.step()
-
+        step = partial(observe_and_step, optimizer, loss)
         graph, alphas = None, []
         for t in range(20):
             set_gradients(params, t)
@@ -694,10 +695,7 @@ def a_step_outside_does_not_disturb_a_graph() -> None:
         own = [p.grad for p in params]
         loss = losses(1)[0]
 
-        def step(optimizer: Any = optimizer, loss: Tensor = loss) -> None:
-            optimizer.observe(loss)
-            optimizer.step()
-
+        step = partial(observe_and_step, optimizer, loss)
         replay = captured(step).replay if graphed else step
         replay()
         for p in params:
@@ -705,7 +703,7 @@ def a_step_outside_does_not_disturb_a_graph() -> None:
         set_gradients(params, 9)
         step()
         # What took the freed table's place in memory must not be read as a table.
-        rubbish = [torch.full((26,), -1, device=Where.device) for _ in range(256)]
+        rubbish = take_freed_memory()
         for p, grad in zip(params, own, strict=True):
             p.grad = grad
         replay()
@@ -751,11 +749,7 @@ def _replay_between_other_steps(control: Control, graphed: bool) -> list[Tensor]
     )
     optimizer._log.announcements._silent = True  # which on a CPU reads, and so would wait
     loss = losses(1)[0]
-
-    def step() -> None:
-        optimizer.observe(loss)
-        optimizer.step()
-
+    step = partial(observe_and_step, optimizer, loss)
     set_gradients(params, 0)
     whole = [p.grad for p in params]
     params[2].grad = None
@@ -785,10 +779,7 @@ def a_graph_and_plain_steps_have_each_their_own_numbers() -> None:
         optimizer = AdaptiveAdamW(params, 0.01, control=control, capturable=name == "graph", seed=3)
         loss, (group,) = losses(1)[0], optimizer.param_groups
 
-        def step(optimizer: Any = optimizer, loss: Tensor = loss) -> None:
-            optimizer.observe(loss)
-            optimizer.step()
-
+        step = partial(observe_and_step, optimizer, loss)
         with graphs():
             set_gradients(params, 0)
             step()
@@ -923,11 +914,7 @@ def capture_a_wait() -> None:
 def a_step_needs_little_memory_beyond_adamws_states() -> None:
     """Less than a megabyte and eight bytes per chunk, with noise and clipping."""
     numel = 300_000_000
-    free, _ = torch.cuda.mem_get_info(Where.device)
-    if free < 20 * numel:
-        raise Skip(
-            f"needs {20 * numel / 2**30:.0f} GiB of free memory, there are {free / 2**30:.0f}"
-        )
+    expect_free(20 * numel)
     extra, chunks = extra_memory([numel // 3] * 3)
     assert extra < 2**20 + 8 * chunks, f"{extra} bytes beyond AdamW's states, {chunks} chunks"
 

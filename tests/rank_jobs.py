@@ -42,6 +42,22 @@ def digest(optimizer: Any, params: Iterator[nn.Parameter]) -> str:
     return seen.hexdigest()
 
 
+def learn(optimizer: Any, loss: Tensor) -> None:
+    """Backward, observed, and a step."""
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.observe(loss)
+    optimizer.step()
+
+
+def wrap(model: nn.Module, wrapper: str) -> Any:
+    """In DDP, or sharded in its place."""
+    if wrapper == "ddp":
+        return DistributedDataParallel(model)
+    fully_shard(model)
+    return model
+
+
 # A long run of DDP
 
 
@@ -77,10 +93,7 @@ def long_run(rank: int, size: int, steps: int, group: Any) -> tuple[str, dict[st
     for step in range(steps):
         x, y = samples(4, seed=10 * step + rank)
         loss = (model(x) - y).square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.observe(loss)
-        optimizer.step()
+        learn(optimizer, loss)
     return digest(optimizer, model.parameters()), optimizer.knobs()
 
 
@@ -138,10 +151,7 @@ def unused_parameters(rank: int, size: int) -> tuple[str, dict[str, float], list
         x, y = samples(4, seed=10 * step + rank)
         head = (step + rank) % 2 if step % 3 else 0
         loss = (model(x, head) - y).square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.observe(loss)
-        optimizer.step()
+        learn(optimizer, loss)
     heads = model.module.heads
     steps = [int(optimizer.state[h.weight].get("step", 0)) for h in heads]  # type: ignore[union-attr]
     return digest(optimizer, model.parameters()), optimizer.knobs(), steps
@@ -201,11 +211,7 @@ def same_batch(
 ) -> tuple[list[Tensor], dict[str, float], list[Tensor]]:
     """Whole parameters, knobs, and how far rounding in the gradients' sums can move a parameter."""
     model = Products()
-    net: Any = model
-    if wrapper == "ddp":
-        net = DistributedDataParallel(model)
-    else:
-        fully_shard(model)
+    net = wrap(model, wrapper)
     optimizer = AdaptiveAdamW(model.parameters(), lr=1e-2, control=NOISY, weight_decay=0.01)
     share = slice(rank * BATCH // size, (rank + 1) * BATCH // size)
     bound = Bound(optimizer)
@@ -260,20 +266,13 @@ class Bound:
 def nonlinear(rank: int, size: int, wrapper: str) -> tuple[list[Tensor], dict[str, float]]:
     """A real model in float64, whose losses depend on its parameters."""
     model = Perceptron(torch.float64)
-    net: Any = model
-    if wrapper == "ddp":
-        net = DistributedDataParallel(model)
-    else:
-        fully_shard(model)
+    net = wrap(model, wrapper)
     optimizer = AdaptiveAdamW(model.parameters(), lr=3e-3, control=NOISY, max_grad_norm=0.3)
     share = slice(rank * BATCH // size, (rank + 1) * BATCH // size)
     for step in range(STEPS):
         x, y = samples(BATCH, seed=step, dtype=torch.float64)
         loss = (net(x[share]) - y[share]).square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.observe(loss)
-        optimizer.step()
+        learn(optimizer, loss)
     whole = [p.full_tensor() if isinstance(p, DTensor) else p for p in model.parameters()]
     return [p.detach() for p in whole], optimizer.knobs()
 
@@ -426,10 +425,7 @@ def fsdp(
     for step in range(20):
         x, y = samples(4, seed=10 * step + rank)
         loss = (model(x).float() - y).square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.observe(loss)
-        optimizer.step()
+        learn(optimizer, loss)
         losses.append(optimizer.knobs()["loss"])
     whole = [bits(p.full_tensor()) for p in model.parameters()]  # type: ignore[attr-defined]
     memory = bits(optimizer.param_groups[0]["adaptive_state"])

@@ -12,6 +12,7 @@ from rank_jobs import (
     SHAPES,
     Perceptron,
     digest,
+    learn,
     samples,
     whole_gradients,
     whole_parameters,
@@ -39,10 +40,7 @@ def nccl_replicas(rank: int, size: int) -> tuple[str, dict[str, float]]:
     for step in range(200):
         x, y = (t.cuda() for t in samples(4, seed=10 * step + rank))
         loss = (model(x) - y).square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.observe(loss)
-        optimizer.step()
+        learn(optimizer, loss)
     return digest(optimizer, model.parameters()), optimizer.knobs()
 
 

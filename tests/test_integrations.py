@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import torch
 
 from adaptiverl import AdaptiveAdamW, Control
 from adaptiverl.control import Mode
+from adaptiverl.integrations.checks import UpdateWatch
 from adaptiverl.integrations.steering import knob_logs, rate_in_effect, rescaled, steered
 
 NEEDS = {
@@ -76,6 +78,17 @@ def test_a_share_of_half_precision_is_rescaled_in_single() -> None:
     assert not share.requires_grad
     assert share.item() == 3 * 1.0078125
     assert rescaled(torch.tensor(0.1, dtype=torch.float64), 3).item() == 0.1 * 3
+
+
+def test_a_run_whose_knobs_had_moved_before_is_not_told_of_a_late_update() -> None:
+    param = torch.nn.Parameter(torch.ones(2))
+    optimizer = AdaptiveAdamW([param], lr=0.5, control=Control(every=None))
+    for late in (True, False):
+        watch = UpdateWatch(optimizer, "x", "y", evaluates=True)
+        optimizer.update(1.0)
+        watch.updated(6)
+        with pytest.warns(UserWarning, match="too late") if late else contextlib.nullcontext():
+            watch.look(6)
 
 
 @pytest.mark.parametrize("module", NEEDS)
