@@ -141,6 +141,7 @@ def test_a_decision_is_made_anew_only_where_it_is_another() -> None:
     first = controller.advance(driver.groups, driver.effective)
     assert controller.advance(driver.groups, driver.effective) is first
     assert controller.advance(driver.groups, driver.effective, (), flag).skippable
+    controller.advance(driver.groups, driver.effective)
     others = driver.groups.clone(), driver.effective.clone()
     assert controller.advance(others[0], driver.effective).groups is others[0]
     assert controller.advance(*others).effective is others[1]
