@@ -134,8 +134,8 @@ def _of_tensor(
         return oracle.alignment_sums(g, m, v, group["eps"], **options)
     sgd = isinstance(optimizer, AdaptiveSGD)
     decay = group["weight_decay"] if sgd and not group["decoupled_weight_decay"] else 0.0
-    m = kept.get("momentum_buffer" if sgd else "exp_avg")
-    return oracle.sgd_alignment_sums(as_reals(param), g, m, decay, **options)
+    buffer = kept.get("momentum_buffer" if sgd else "exp_avg")
+    return oracle.sgd_alignment_sums(as_reals(param), g, buffer, decay, **options)
 
 
 def as_reals(tensor: Any) -> NDArray[np.float64]:

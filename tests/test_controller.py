@@ -475,7 +475,16 @@ def test_operator_checks_what_it_is_given(place: str, wrong: Any, message: str) 
     d = Driver(Control(every=1))
     d.controller.observe(2.0)
     c, ops = d.controller, torch.ops.adaptiverl
-    advanced = (c.state, c.numbers, c.inbox, c.ring.on(c.device), d.groups, d.effective, [], None)
+    advanced: Any = (
+        c.state,
+        c.numbers,
+        c.inbox,
+        c.ring.on(c.device),
+        d.groups,
+        d.effective,
+        [],
+        None,
+    )
     advance = dict(zip(IN_ADVANCE, advanced, strict=True))
     reduce = {"state": c.state, "sums": [torch.ones(1, 3, **FLOATS)]}
     before = d.everything()

@@ -50,7 +50,7 @@ def fresh(control: Control = BY_HAND, lr: float = 1e-3, momentum: float = 0.9) -
 STRONG = numbers(replace(BY_HAND, gain_lr_reward=0.3, gain_lr_loss=0.3))
 OFF = numbers(replace(BY_HAND, noise_bounds=(0.0, 0.0)))
 LOG3, AT, NINE, LOW = math.log(3), math.log(1e-3), math.log(9), math.log(0.01)
-EXACT: list[tuple[Callable[..., float], tuple[float, ...], float]] = [
+EXACT: list[tuple[Callable[..., float], tuple[Any, ...], float]] = [
     (arithmetic.ema, (2.0, 6.0, 0.25), 3.0),  # 0.75·2 + 0.25·6
     (arithmetic.sigmoid, (0.0,), 0.5),
     (arithmetic.sigmoid, (-1e4,), 0.0),
