@@ -19,7 +19,7 @@ Make = Callable[[list[nn.Parameter]], Any]
 ALIGNED = Control(law="alignment", noise_bounds=(0.0, 0.0))
 NOISY = Control(law="alignment", noise_bounds=(0.3, 0.3))
 ON_PARAMETER = Control(law="alignment", noise_bounds=(0.3, 0.3), noise_target="parameter")
-
+LOUD: dict[str, Any] = {"control": NOISY, "max_grad_norm": 0.7}
 
 ADAMW: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -28,22 +28,17 @@ ADAMW: dict[str, dict[str, Any]] = {
     "clipping": {"max_grad_norm": 0.7},
     "noise": {"control": NOISY},
     "noise on the parameter": {"control": ON_PARAMETER, "weight_decay": 0.3},
-    "noise and clipping": {"control": NOISY, "max_grad_norm": 0.7, "maximize": True},
+    "noise and clipping": {**LOUD, "maximize": True},
 }
 SGD: dict[str, dict[str, Any]] = {
     "momentum": {"momentum": 0.9, "dampening": 0.4},
     "nesterov": {"momentum": 0.8, "nesterov": True, "weight_decay": 0.2, "maximize": True},
     "decoupled": {"momentum": 0.8, "weight_decay": 0.2, "decoupled_weight_decay": True},
-    "noise and clipping": {
-        "momentum": 0.9,
-        "weight_decay": 0.2,
-        "control": NOISY,
-        "max_grad_norm": 0.7,
-    },
+    "noise and clipping": {"momentum": 0.9, "weight_decay": 0.2, **LOUD},
 }
 LION: dict[str, dict[str, Any]] = {
     "lion": {"weight_decay": 0.3, "maximize": True},
-    "noise and clipping": {"control": NOISY, "max_grad_norm": 0.7},
+    "noise and clipping": LOUD,
 }
 CHOICES = {AdaptiveAdamW: ADAMW, AdaptiveSGD: SGD, AdaptiveLion: LION}
 OPTIMIZERS = [(algorithm, name) for algorithm, names in CHOICES.items() for name in names]
@@ -132,19 +127,15 @@ def _of_tensor(
     optimizer: Any, group: dict[str, Any], param: Tensor, state: Any, gradient_scale: float
 ) -> tuple[float, float, float]:
     options: dict[str, Any] = {"gradient_scale": gradient_scale, "maximize": group["maximize"]}
-    if isinstance(optimizer, AdaptiveSGD):
-        decay = 0.0 if group["decoupled_weight_decay"] else group["weight_decay"]
-        buffer = state.get("momentum_buffer")
-        buffer = None if buffer is None else as_reals(buffer)
-        return oracle.sgd_alignment_sums(
-            as_reals(param), as_reals(param.grad), buffer, decay, **options
-        )
-    zeros = torch.zeros_like(param)
-    if isinstance(optimizer, AdaptiveLion):
-        m = as_reals(state.get("exp_avg", zeros))
-        return oracle.sgd_alignment_sums(as_reals(param), as_reals(param.grad), m, 0.0, **options)
-    m, v = (as_reals(state.get(name, zeros)) for name in ("exp_avg", "exp_avg_sq"))
-    return oracle.alignment_sums(as_reals(param.grad), m, v, group["eps"], **options)
+    kept = {name: as_reals(x) for name, x in state.items() if name != "step"}
+    zeros, g = np.zeros_like(as_reals(param)), as_reals(param.grad)
+    if isinstance(optimizer, AdaptiveAdamW):
+        m, v = (kept.get(name, zeros) for name in ("exp_avg", "exp_avg_sq"))
+        return oracle.alignment_sums(g, m, v, group["eps"], **options)
+    sgd = isinstance(optimizer, AdaptiveSGD)
+    decay = group["weight_decay"] if sgd and not group["decoupled_weight_decay"] else 0.0
+    buffer = kept.get("momentum_buffer" if sgd else "exp_avg")
+    return oracle.sgd_alignment_sums(as_reals(param), g, buffer, decay, **options)
 
 
 def as_reals(tensor: Any) -> NDArray[np.float64]:

@@ -51,6 +51,10 @@ class Twin:
         self.control = control
         self.begin(control, (lr, momentum, seed), groups)
 
+    def begin(self, control: Control, at: Any, groups: Sequence[Sequence[float]]) -> None:
+        """Start at a rate, a momentum and a seed."""
+        raise NotImplementedError
+
 
 class PythonTwin(Twin):
     """The Python law."""

@@ -132,7 +132,7 @@ def observed(losses: Sequence[float], rewards: Sequence[float | None] | None = N
 
 def oracle_course(steps: Iterable[Step], law: str = "loss", **arguments: Any) -> dict[str, Floats]:
     """The oracle's sensors and knobs after each step; ``arguments`` are its controller's."""
-    controller = ORACLES[law](**arguments)
+    controller: Any = ORACLES[law](**arguments)
     by_epoch = controller.every is None
     rows = []
     for step in steps:

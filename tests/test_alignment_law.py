@@ -38,7 +38,6 @@ from training import (
     assert_same,
     clones,
     descend,
-    draw_gradients,
     parameters,
     quadratic,
     values,
@@ -278,21 +277,6 @@ def test_the_cooldown_by_hand(
 
 
 @both
-def test_the_cooldown_holds_the_last_rate_that_clearly_pointed_downhill(twin: str) -> None:
-    # 30 steps downhill, then as many that say nothing: e sinks below 0.2 and α grows on, to be
-    # taken back when the cooldown begins at step 60.
-    control = Control(law="alignment", horizon=100)
-    signs = [1.0] * 30 + [1.0, -1.0] * 20
-    states = course(twin, control, sweeps(sums_of([0.3 * s for s in signs])))
-    assert first_held(states) == 59
-    before, after = states[58], states[59]
-    assert before.alignment_mean < 0.2
-    assert before.log_lr > before.log_lr_downhill > math.log(LR / 100)
-    assert after.log_lr == before.log_lr_downhill == after.log_lr_downhill
-    assert after.anneal == 1.0
-
-
-@both
 def test_groups_keep_their_ratios_from_search_to_cooldown(twin: str) -> None:
     rates = (LR, 7 * LR, 0.0)
     control = Control(law="alignment", horizon=100)
@@ -343,36 +327,6 @@ def test_nothing_to_read_moves_nothing(twin: str, nothing: Sums | None) -> None:
         assert search_of(after) == search_of(before)
     # What there was is read once.
     assert (after.step, after.aligned_pending) == (before.step + 3, float(nothing is not None))
-
-
-@both
-def test_a_skipped_step_brings_no_sums_and_costs_none(twin: str) -> None:
-    plain, skipping = make(twin, ALIGNED), make(twin, ALIGNED)
-    for cosine in (0.5, -0.2, 0.4, 0.1):
-        expected = plain.step(Step(with_cosine(cosine)))
-        actual = skipping.step(Step(with_cosine(cosine)))
-        skipped = skipping.step(Step((NAN, INF, INF), loss=3.0, skipped=True))
-        assert repr(replace(skipped, active=1.0)) == repr(actual) == repr(expected)
-
-
-@pytest.mark.parametrize("bad", [(NAN, 16.0, 4.0), (1.0, NAN, 4.0), (INF, INF, INF)], ids=str)
-@both
-def test_what_is_not_finite_counts_as_uphill(twin: str, bad: Sums) -> None:
-    driven = make(twin, ALIGNED)
-    driven.step(Step(bad))
-    first = driven.step(Step(bad))
-    # From the very first on, before any h has given an RMS.
-    assert (first.alignment, first.alignment_weight, first.alignment_direction) == (0.0, 0.0, -1.0)
-    for _ in range(5):
-        driven.step(Step(with_cosine(0.5)))
-    before = driven.step(Step(bad))
-    after = driven.step(Step(None))
-    assert (after.alignment, after.alignment_square) == (before.alignment, before.alignment_square)
-    assert after.alignment_direction == -1.0
-    assert_close(after.alignment_mean, 0.8 * before.alignment_mean - 0.2, "alignment_law")
-    assert_close(after.overshoot - before.overshoot, 0.255, "alignment_law")
-    assert after.log_lr_doubted == -INF
-    assert all(math.isfinite(getattr(after, name)) for name in SEARCH if name != "log_lr_doubted")
 
 
 def test_the_sums_of_all_tensors_are_added_in_order() -> None:
@@ -853,18 +807,6 @@ def test_a_resumed_run_needs_all_of_its_memory(name: str) -> None:
     descend(optimizer, params, 10, first=60)
     descend(other, resumed, 10, first=60)
     assert_differ(memory_of(other), memory_of(optimizer))
-
-
-@pytest.mark.parametrize("every", [2, 10, None])
-def test_nothing_need_be_observed(every: int | None) -> None:
-    params = parameters(*SHAPES)
-    optimizer = searching(params, Control(law="alignment", every=every))
-    for step in range(30):
-        draw_gradients(params, step)
-        optimizer.step()
-    knobs = optimizer.knobs()
-    assert knobs["alpha"] > 0.1 / 100
-    assert (knobs["updates"], knobs["noise"], knobs["momentum"]) == (0, 0.0, 0.5)
 
 
 @pytest.mark.parametrize("observed", [False, True])

@@ -30,7 +30,8 @@ from interpreted import check, names_in
 from tolerances import assert_close
 from torch import Tensor, nn
 
-from adaptiverl import AdaptiveAdamW, AdaptiveLion, AdaptiveSGD, Control, backends, distributed
+from adaptiverl import AdaptiveAdamW, AdaptiveLion, AdaptiveSGD, Control, backends
+from adaptiverl.ranks import group
 from adaptiverl.ranks.group import Ranks
 
 CASES = "interpreted_alignment.py"
@@ -44,6 +45,30 @@ def use_reference(patch: pytest.MonkeyPatch) -> None:
 # Three elements, by hand. Every number is a short binary fraction: nothing is rounded.
 
 
+# √v + eps = 1, 2, 4, so that u = 1/2, −3/2, 1/4. The largest v so far has no part in it.
+ADAMW_STATE = {"exp_avg": [0.5, -3.0, 1.0], "exp_avg_sq": [0.25, 2.25, 12.25]}
+ADAMW_STATE |= {"max_exp_avg_sq": [100.0, 100.0, 100.0]}
+ADAMW_OPTIONS = {"eps": 0.5, "weight_decay": 0.1, "amsgrad": True}
+ADAMW_SUMS = (0.5 + 3.0 + 0.125, 1 + 4 + 0.25, 0.25 + 2.25 + 0.0625)
+SGD_STATE = {"momentum_buffer": [0.5, -1.0, 2.0]}
+SGD_OPTIONS = {"momentum": 0.9, "nesterov": True, "weight_decay": 0.5}
+# The decay is in the gradient before the buffer sees it: 2, −4, 1; the decoupled one is not.
+SGD_SUMS = (1.0 + 4.0 + 2.0, 4.0 + 16.0 + 1.0, 0.25 + 1.0 + 4.0)
+DECOUPLED_SUMS = (0.5 + 2.0 + 1.0, 1.0 + 4.0 + 0.25, 0.25 + 1.0 + 4.0)
+BY_HAND: list[tuple[Any, dict[str, Any], dict[str, list[float]], tuple[float, ...]]] = [
+    (AdaptiveAdamW, ADAMW_OPTIONS, ADAMW_STATE, ADAMW_SUMS),
+    (
+        AdaptiveAdamW,
+        ADAMW_OPTIONS | {"maximize": True},
+        ADAMW_STATE,
+        (-ADAMW_SUMS[0], *ADAMW_SUMS[1:]),
+    ),
+    (AdaptiveAdamW, {}, {}, (0.0, 1 + 4 + 0.25, 0.0)),  # no update to look back on
+    (AdaptiveSGD, SGD_OPTIONS, SGD_STATE, SGD_SUMS),
+    (AdaptiveSGD, SGD_OPTIONS | {"decoupled_weight_decay": True}, SGD_STATE, DECOUPLED_SUMS),
+]
+
+
 @pytest.mark.parametrize(
     ("dtype", "backend"),
     [
@@ -53,58 +78,25 @@ def use_reference(patch: pytest.MonkeyPatch) -> None:
         (torch.float16, "reference"),
     ],
 )
-@pytest.mark.parametrize("maximize", [False, True])
-def test_adamw_by_hand(maximize: bool, dtype: torch.dtype, backend: str) -> None:
-    param = nn.Parameter(torch.tensor([4.0, -8.0, 0.25], dtype=dtype))
-    param.grad = torch.tensor([1.0, -2.0, 0.5], dtype=dtype)
-    optimizer = AdaptiveAdamW(
-        [param], eps=0.5, weight_decay=0.1, amsgrad=True, maximize=maximize, control=ALIGNED
-    )
-    # √v + eps = 1, 2, 4, so that u = 1/2, −3/2, 1/4. The largest v so far has no part in it.
-    moments = torch.promote_types(dtype, torch.float32)
-    optimizer.state[param] = {
-        "step": torch.tensor(3.0),
-        "exp_avg": torch.tensor([0.5, -3.0, 1.0], dtype=moments),
-        "exp_avg_sq": torch.tensor([0.25, 2.25, 12.25], dtype=moments),
-        "max_exp_avg_sq": torch.tensor([100.0, 100.0, 100.0], dtype=moments),
-    }
-    optimizer.step()
-    assert backends_of(optimizer) == [backend]
-    gu = 0.5 + 3.0 + 0.125
-    assert alignment_of(optimizer) == [-gu if maximize else gu, 1 + 4 + 0.25, 0.25 + 2.25 + 0.0625]
-
-
-@pytest.mark.parametrize(
-    ("dtype", "backend"), [(torch.float32, "cpu"), (torch.float64, "reference")]
-)
-@pytest.mark.parametrize("decoupled", [False, True])
-def test_sgd_by_hand(decoupled: bool, dtype: torch.dtype, backend: str) -> None:
+@pytest.mark.parametrize(("algorithm", "options", "state", "expected"), BY_HAND)
+def test_three_elements_by_hand(
+    algorithm: Any,
+    options: dict[str, Any],
+    state: dict[str, list[float]],
+    expected: tuple[float, ...],
+    dtype: torch.dtype,
+    backend: str,
+) -> None:
     param = nn.Parameter(torch.tensor([2.0, -4.0, 1.0], dtype=dtype))
     param.grad = torch.tensor([1.0, -2.0, 0.5], dtype=dtype)
-    optimizer = AdaptiveSGD(
-        [param],
-        momentum=0.9,
-        nesterov=True,
-        weight_decay=0.5,
-        decoupled_weight_decay=decoupled,
-        control=ALIGNED,
-    )
-    buffer = torch.tensor([0.5, -1.0, 2.0], dtype=dtype)
-    optimizer.state[param] = {"step": torch.tensor(3.0), "momentum_buffer": buffer}
+    optimizer = algorithm([param], control=ALIGNED, **options)
+    if state:
+        moments = torch.promote_types(dtype, torch.float32)
+        slots = {name: torch.tensor(x, dtype=moments) for name, x in state.items()}
+        optimizer.state[param] = {"step": torch.tensor(3.0)} | slots
     optimizer.step()
     assert backends_of(optimizer) == [backend]
-    uu = 0.25 + 1.0 + 4.0
-    if decoupled:
-        assert alignment_of(optimizer) == [0.5 + 2.0 + 1.0, 1.0 + 4.0 + 0.25, uu]
-    else:  # the decay is in the gradient before the buffer sees it: 2, −4, 1
-        assert alignment_of(optimizer) == [1.0 + 4.0 + 2.0, 4.0 + 16.0 + 1.0, uu]
-
-
-def test_the_first_step_has_no_update_to_look_back_on() -> None:
-    optimizer = run(lambda p: AdaptiveAdamW(p, control=ALIGNED), parameters(7, 30), steps=1)
-    gu, gg, uu = alignment_of(optimizer)
-    assert (gu, uu) == (0.0, 0.0)
-    assert gg > 0
+    assert tuple(alignment_of(optimizer)) == expected
 
 
 # The oracle, over the options
@@ -123,8 +115,9 @@ LAYOUTS: list[Callable[[], Tensor]] = [
 
 @pytest.mark.parametrize(("algorithm", "name"), OPTIMIZERS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("factor", [1, 1024])
 def test_the_controller_is_told_the_oracles_sums(
-    dtype: torch.dtype, algorithm: Any, name: str
+    factor: int, dtype: torch.dtype, algorithm: Any, name: str
 ) -> None:
     params = [nn.Parameter(make()) for make in LAYOUTS]
     if dtype != torch.float32:
@@ -139,38 +132,20 @@ def test_the_controller_is_told_the_oracles_sums(
         scale = 1.0 if limit is None else oracle.clip_coefficient(grads, limit)
         assert (scale < 0.9) == (limit is not None)
         expected = expected_alignment(optimizer, scale)
+        if factor != 1:  # a scaled loss is unscaled first
+            for param in params:
+                param.grad = None if param.grad is None else param.grad * factor
+            optimizer.grad_scale, optimizer.found_inf = (
+                torch.tensor(float(factor)),
+                torch.tensor(0.0),
+            )
         optimizer.step(loss=1.0)
         tolerance = "sums_float64" if dtype == torch.float64 else "statistics"
         assert_sums_close(alignment_of(optimizer), expected, tolerance)
+    # channels_last and transposed tensors are swept as they lie
     assert ("cpu" in backends_of(optimizer)) == (dtype == torch.float32)
     assert "reference" in backends_of(optimizer)
     assert expected[0] != 0, "no direction: the test is of nothing"
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_a_scaled_loss_is_unscaled_first(dtype: torch.dtype) -> None:
-    params = parameters(40, 3, dtype=dtype)
-    optimizer: Any = AdaptiveAdamW(params, 0.02, control=ALIGNED, maximize=True)
-    for step in range(4):
-        put_gradients(params, step)
-        expected = expected_alignment(optimizer)
-        for param in params:
-            param.grad *= 1024
-        optimizer.grad_scale, optimizer.found_inf = torch.tensor(1024.0), torch.tensor(0.0)
-        optimizer.step(loss=1.0)
-        tolerance = "sums_float64" if dtype == torch.float64 else "statistics"
-        assert_sums_close(alignment_of(optimizer), expected, tolerance)
-
-
-def test_channels_last_is_swept_as_it_lies() -> None:
-    sums = []
-    for format in (torch.contiguous_format, torch.channels_last):
-        weight = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(0))
-        params = [nn.Parameter(weight.contiguous(memory_format=format))]
-        optimizer = run(lambda p: AdaptiveAdamW(p, 0.02, control=ALIGNED), params)
-        assert backends_of(optimizer) == ["cpu"]
-        sums.append(alignment_of(optimizer))
-    assert_sums_close(sums[1], sums[0], "sums_float64")
 
 
 # One way and another
@@ -260,13 +235,13 @@ def test_a_checkpoint_librarys_step_tells_the_controller_nothing(
     """It comes with zero gradients and a rate of 0, to make state."""
     params = parameters(7)
     optimizer = AdaptiveAdamW(params, lr=1e-2, control=ALIGNED)
-    gathered: list[Any] = []
-    monkeypatch.setattr(optimizer._controller, "gather", gathered.append)
+    told: list[Any] = []
+    monkeypatch.setattr(optimizer._controller, "reduce_alignment", told.append)
     for rate, gradient in ((0.0, 0.0), (1e-2, 1.0)):
         optimizer.param_groups[0]["lr"] = rate
         params[0].grad = torch.full((7,), gradient)
         optimizer.step()
-        assert len(gathered) == (rate > 0)
+        assert len(told) == (rate > 0)
 
 
 def test_averaging_over_ranks_leaves_a_skipped_steps_numbers_to_the_bit(
@@ -274,12 +249,12 @@ def test_averaging_over_ranks_leaves_a_skipped_steps_numbers_to_the_bit(
 ) -> None:
     """The mean of seven equal numbers need not be that number."""
 
-    def seven_of(tensor: Tensor, group: Any) -> None:
+    def seven_of(tensor: Tensor, _: Any) -> None:
         one = tensor.clone()
         for _ in range(6):
             tensor += one
 
-    monkeypatch.setattr(distributed, "all_reduce", seven_of)
+    monkeypatch.setattr(group, "all_reduce", seven_of)
     monkeypatch.setattr(Ranks, "size", 7)
     before = torch.rand(300, 3, dtype=torch.float64)
     moved = 0

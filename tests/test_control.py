@@ -356,22 +356,8 @@ def test_presets_are_what_the_specification_says_and_nothing_else(
 
 
 @pytest.mark.parametrize("preset", ["gpt2_small", "production", "epochwise"])
-def test_a_preset_quotes_its_line_and_lies_in_the_specifications_ranges(preset: str) -> None:
-    make = getattr(Control, preset)
-    assert "The specification's line" in make.__doc__
-    control = make()
-    assert 0.02 <= control.gain_lr_reward == control.gain_lr_loss <= 0.08
-    assert 0.01 <= control.gain_momentum_reward <= 0.05
-    assert 0.02 <= control.gain_momentum_loss <= 0.06
-    assert 0.05 <= control.gain_noise_plateau <= 0.10
-    assert 0.04 <= control.gain_noise_reward <= 0.08
-    assert control.noise_bounds[0] == 0
-    assert 0.05 <= control.noise_bounds[1] <= 0.2
-    rates = (control.beta_loss, control.beta_reward, control.beta_variance)
-    low, high = (0.01, 0.03) if control.every else (0.2, 0.4)
-    assert all(low <= rate <= high for rate in rates)
-    assert control.every is None or 10 <= control.every <= 20
-    assert dataclasses.replace(control, spike_clip=7.0).spike_clip == 7.0
+def test_a_preset_quotes_its_line(preset: str) -> None:
+    assert "The specification's line" in getattr(Control, preset).__doc__
 
 
 FROZEN = dataclasses.asdict(Control.frozen())
@@ -393,31 +379,15 @@ def test_who_needs_a_loss(control: Control, frozen: bool, rests: bool, needs_no_
     assert found == (frozen, rests, needs_no_loss)
 
 
-def test_gpt2_smalls_bounds_hold_the_learning_rate() -> None:
-    fell = run(Control.gpt2_small(), [1.0 + t for t in range(600)], lr=1e-4)
-    assert fell["lr"] == pytest.approx(1e-5, rel=1e-12)
-    with pytest.raises(ValueError, match="lr must start inside"):
-        Control.gpt2_small().limits(1e-3, 0.9)
-
-
-def test_production_moves_less_at_once() -> None:
-    losses = [1.0 + t for t in range(10)]
-    demo, production = run(Control(), losses), run(Control.production(), losses)
-    assert demo["lr"] == pytest.approx(1e-3 * math.exp(-0.1), rel=1e-12)
-    assert production["lr"] == pytest.approx(1e-3 * 0.95, rel=1e-12)
-
-
 def test_epochwise_moves_when_told() -> None:
     param = torch.nn.Parameter(torch.ones(3))
     optimizer = AdaptiveAdamW([param], lr=1e-3, control=Control.epochwise())
     for loss in (3.0, 2.5, 2.0):
-        for _ in range(25):
-            param.grad = torch.ones(3)
-            optimizer.step()
+        param.grad = torch.ones(3)
+        optimizer.step()
         optimizer.update(loss)
-    knobs = optimizer.knobs()
-    assert knobs["updates"] == 3
-    assert knobs["lr"] > 1e-3
+    assert optimizer.knobs()["updates"] == 3
+    assert optimizer.knobs()["lr"] > 1e-3
 
 
 def run(

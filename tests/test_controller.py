@@ -141,6 +141,7 @@ def test_a_decision_is_made_anew_only_where_it_is_another() -> None:
     first = controller.advance(driver.groups, driver.effective)
     assert controller.advance(driver.groups, driver.effective) is first
     assert controller.advance(driver.groups, driver.effective, (), flag).skippable
+    controller.advance(driver.groups, driver.effective)
     others = driver.groups.clone(), driver.effective.clone()
     assert controller.advance(others[0], driver.effective).groups is others[0]
     assert controller.advance(*others).effective is others[1]
@@ -474,7 +475,16 @@ def test_operator_checks_what_it_is_given(place: str, wrong: Any, message: str) 
     d = Driver(Control(every=1))
     d.controller.observe(2.0)
     c, ops = d.controller, torch.ops.adaptiverl
-    advanced = (c.state, c.numbers, c.inbox, c.ring.on(c.device), d.groups, d.effective, [], None)
+    advanced: Any = (
+        c.state,
+        c.numbers,
+        c.inbox,
+        c.ring.on(c.device),
+        d.groups,
+        d.effective,
+        [],
+        None,
+    )
     advance = dict(zip(IN_ADVANCE, advanced, strict=True))
     reduce = {"state": c.state, "sums": [torch.ones(1, 3, **FLOATS)]}
     before = d.everything()

@@ -50,7 +50,7 @@ def fresh(control: Control = BY_HAND, lr: float = 1e-3, momentum: float = 0.9) -
 STRONG = numbers(replace(BY_HAND, gain_lr_reward=0.3, gain_lr_loss=0.3))
 OFF = numbers(replace(BY_HAND, noise_bounds=(0.0, 0.0)))
 LOG3, AT, NINE, LOW = math.log(3), math.log(1e-3), math.log(9), math.log(0.01)
-EXACT: list[tuple[Callable[..., float], tuple[float, ...], float]] = [
+EXACT: list[tuple[Callable[..., float], tuple[Any, ...], float]] = [
     (arithmetic.ema, (2.0, 6.0, 0.25), 3.0),  # 0.75·2 + 0.25·6
     (arithmetic.sigmoid, (0.0,), 0.5),
     (arithmetic.sigmoid, (-1e4,), 0.0),
@@ -151,17 +151,6 @@ def test_constant_loss_has_no_direction() -> None:
     for _ in range(1000):
         sensors.sense(state, NUMBERS, 1 / 3)
     assert loss_sensors(state) == (1 / 3, 0.0, 0.0, 0.0, 0.0, 0.0)
-
-
-@pytest.mark.parametrize("bad", [NAN, INF, -INF])
-def test_sensors_ignore_what_is_not_finite(bad: float) -> None:
-    state = fresh()
-    sensors.sense(state, NUMBERS, 8.0)
-    sensors.sense(state, NUMBERS, 4.0)
-    before = loss_sensors(state), state.loss_count, state.reward_count, state.plateau
-    sensors.sense(state, NUMBERS, bad)
-    assert (loss_sensors(state), state.loss_count, state.reward_count, state.plateau) == before
-    assert (state.nonfinite, state.nonfinite_pending) == (1.0, 1.0)
 
 
 def test_one_update_of_all_knobs() -> None:
@@ -303,14 +292,6 @@ def test_nothing_observed_nothing_moves() -> None:
     for _ in range(4):
         assert not loop.advance(state, numbers(control))
     assert astuple(replace(before, step=8.0)) == astuple(state)
-
-
-def test_reflex_fires_once() -> None:
-    control = replace(BY_HAND, every=2)
-    losses = [3.0, NAN, 3.0, 3.0, 3.0, 3.0]
-    rates = [s.log_lr for s in replay(losses, control, lr=1e-3)]
-    assert_close(rates[1] - rates[0], -0.06, "law", scale=7.0)
-    assert rates[1:] == [rates[1]] * 5
 
 
 @pytest.mark.parametrize("every", [1, None])

@@ -46,23 +46,16 @@ def test_the_python_side_reads_the_same_rows() -> None:
 
 
 def test_control_numbers_are_packed_by_name() -> None:
+    plain = {f.name: 0.01 + i / 1000 for i, f in enumerate(fields(Control))}
+    plain = {n: x for n, x in plain.items() if n.startswith(("beta_", "gain_"))}
+    plain |= {"every": 7, "spike_clip": 4.0}
     given = Control(
-        every=7,
+        **plain,  # type: ignore[arg-type]
         reward="given",
-        beta_loss=0.011,
-        beta_reward=0.012,
-        beta_variance=0.013,
-        gain_lr_reward=0.021,
-        gain_lr_loss=0.022,
-        gain_momentum_reward=0.023,
-        gain_momentum_loss=0.024,
-        gain_noise_plateau=0.025,
-        gain_noise_reward=0.026,
         lr_bounds=(1e-4, 1e-2),
         momentum_bounds=(0.8, 0.95),
         noise_bounds=(0.02, 0.3),
         lr_change=(0.7, 1.7),
-        spike_clip=4.0,
         plateau_trend=(0.31, 0.32),
         plateau_variance=(0.33, 0.34),
         law="alignment",
@@ -70,14 +63,8 @@ def test_control_numbers_are_packed_by_name() -> None:
         cooldown=0.25,
         acquire_from=2e-4,
     )
-    limits = given.limits(LR, MOMENTUM)
-    expected: dict[str, float] = {
-        name: float(getattr(given, name))
-        for name in (f.name for f in fields(Control))
-        if name in ("every", "spike_clip") or name.startswith(("beta_", "gain_"))
-    }
-    logarithms = ("noise_floor", "lr_acquire")
-    expected |= {name: value for name, value in limits._asdict().items() if name not in logarithms}
+    limits = given.limits(LR, MOMENTUM)._asdict()
+    expected = plain | {n: x for n, x in limits.items() if n not in ("noise_floor", "lr_acquire")}
     expected |= {
         "reward_source": 2.0,
         "log_lr_min": math.log(1e-4),
@@ -106,32 +93,31 @@ def test_control_numbers_are_packed_by_name() -> None:
     assert len(set(packed)) == len(packed)
 
 
+NEVER = (math.inf, 0.0)
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
         # horizon, hold_by, annealed_over, log_held_share
-        ({"law": "loss"}, (0.0, math.inf, 0.0, math.log(0.5))),
-        ({"law": "alignment"}, (0.0, math.inf, 0.0, math.log(0.5))),
+        ({"law": "loss"}, (0.0, *NEVER, math.log(0.5))),
+        ({"law": "alignment"}, (0.0, *NEVER, math.log(0.5))),
         ({"law": "alignment", "horizon": 100}, (100.0, 60.0, 40.0, 0.0)),
         ({"law": "alignment", "horizon": 100, "cooldown": 0.0}, (100.0, 100.0, 0.0, 0.0)),
         ({"law": "alignment", "horizon": 100, "cooldown": 0.75}, (100.0, 25.0, 75.0, 0.0)),
-        ({"law": "alignment", "mode": "modulate"}, (0.0, math.inf, 0.0, 0.0)),
+        ({"law": "alignment", "mode": "modulate"}, (0.0, *NEVER, 0.0)),
         ({"law": "alignment", "mode": "modulate", "horizon": 100}, (100.0, 60.0, 0.0, 0.0)),
     ],
     ids=str,
 )
-def test_what_the_horizon_becomes(
-    arguments: dict[str, Any], expected: tuple[float, float, float, float]
+@pytest.mark.parametrize(("reward", "number"), [("none", 0), ("neg_loss", 1), ("given", 2)])
+def test_what_horizon_and_reward_become(
+    arguments: dict[str, Any], expected: tuple[float, ...], reward: str, number: int
 ) -> None:
-    found = law_twin.numbers(Control(**arguments))
-    assert found.law == (arguments["law"] == "alignment")
+    found = law_twin.numbers(Control(reward=reward, **arguments))  # type: ignore[arg-type]
+    assert (found.law, found.reward_source) == (arguments["law"] == "alignment", number)
     horizon = (found.horizon, found.hold_by, found.annealed_over, found.log_held_share)
     assert horizon == expected
-
-
-@pytest.mark.parametrize(("reward", "number"), [("none", 0), ("neg_loss", 1), ("given", 2)])
-def test_rewards_by_number(reward: Any, number: int) -> None:
-    assert law_twin.numbers(Control(reward=reward)).reward_source == number
 
 
 # --- The twins of the law ---------------------------------------------------------------------
