@@ -447,8 +447,9 @@ def test_a_checkpoint_of_other_groups_is_refused_and_nothing_changes() -> None:
 
 
 def _nan_loss(params: list[nn.Parameter]) -> tuple[AdaptiveAdamW, dict[str, Any]]:
-    options = {"betas": (0.0, 0.99), "control": Control(every=2, noise_bounds=(0.0, 0.0))}
-    optimizer = AdaptiveAdamW(params, **options)  # type: ignore[arg-type]
+    control = Control(every=2, noise_bounds=(0.0, 0.0))
+    options: dict[str, Any] = {"betas": (0.0, 0.99), "control": control}
+    optimizer = busy(params, **options)
     optimizer.step(loss=math.nan)
     memory = optimizer.param_groups[0]["adaptive_state"]
     for name in ("log_noise", "logit_momentum"):
@@ -458,7 +459,7 @@ def _nan_loss(params: list[nn.Parameter]) -> tuple[AdaptiveAdamW, dict[str, Any]
 
 
 def _infinite_sums(params: list[nn.Parameter]) -> tuple[AdaptiveAdamW, dict[str, Any]]:
-    options = {"control": Control.find_lr()}
+    options: dict[str, Any] = {"control": Control.find_lr()}
     optimizer = busy(params, **options)
     descend(optimizer, params, 2)
     for param in params:
