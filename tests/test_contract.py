@@ -331,19 +331,6 @@ def test_tensor_options_equal_floats_on_either_device(
         assert_same(end[1], ends[0][1])
 
 
-def test_a_rate_may_change_its_type_in_mid_training() -> None:
-    ends = []
-    for tensors in (False, True):
-        params = parameters((5,))
-        optimizer = AdaptiveAdamW(params, lr=0.5, control=BUSY)
-        for step, lr in enumerate((0.5, 0.25, 0.125, 0.0625)):
-            optimizer.param_groups[0]["lr"] = torch.tensor(lr) if tensors and step % 2 else lr
-            draw_gradients(params, step)
-            optimizer.step(loss=1.0)
-        ends.append(values(params))
-    assert_same(ends[0], ends[1])
-
-
 @EACH
 @pytest.mark.parametrize("shape", [(), (5,), (3, 4)])
 def test_complex_parameters_are_pairs_of_reals(shape: tuple[int, ...], case: Case) -> None:
