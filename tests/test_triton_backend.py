@@ -281,6 +281,9 @@ def _set(**what: Any) -> Callable[[Any, nn.Parameter], None]:
 
 CHANGES: dict[str, Callable[[Any, nn.Parameter], Any]] = {
     "another moment": lambda o, p: o.state[p].update(exp_avg=torch.zeros(8)),
+    "another moment beside the first": lambda o, p: o.state[p].update(
+        exp_avg=torch.zeros(8), first=o.state[p]["exp_avg"]
+    ),
     "another state": lambda o, p: o.state.update(
         {p: {name: value.clone() for name, value in o.state[p].items()}}
     ),
