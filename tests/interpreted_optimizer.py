@@ -99,7 +99,7 @@ def assert_same_training(ours: Trained, theirs: Trained) -> None:
             assert_close(ours[0].state[a][name], value, "step_float32")
 
 
-def compare(make: Make, sizes: tuple[int, ...], **scaler: Tensor) -> None:
+def compare(make: Make, sizes: tuple[int, ...], **scaler: Any) -> None:
     """The same training by both backends."""
 
     def train() -> Trained:
@@ -127,7 +127,7 @@ def compare(make: Make, sizes: tuple[int, ...], **scaler: Tensor) -> None:
     ],
 )
 def test_it_trains_as_on_the_cpu(kind: Any, options: dict[str, Any], control: Control) -> None:
-    compare(lambda params: kind(params, 0.02, control=control, **options), (0, 1100, 1, 7, 0))
+    compare(lambda params: kind(params, 0.02, control=control, **options), (0, 700, 1, 7))
 
 
 @settings(max_examples=6, phases=(Phase.generate,))
@@ -259,36 +259,6 @@ def test_scalars_and_gradients_that_come_and_go() -> None:
     assert_same_training(ours, theirs)
 
 
-def test_any_order_will_do_where_no_noise_is_drawn(triton: None) -> None:
-    def make(control: Control) -> Trained:
-        weight = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(0))
-        params = [
-            nn.Parameter(weight.contiguous(memory_format=torch.channels_last)),
-            nn.Parameter(weight[0, 0].t()),
-        ]
-        optimizer = AdaptiveAdamW(params, 0.02, control=control)
-        for step in range(2):
-            gradients(params, step)
-            for p in params:
-                assert p.grad is not None
-                p.grad = torch.empty_like(p).copy_(p.grad)
-            optimizer.step(loss=torch.tensor(1.0))
-        return optimizer, params
-
-    ours, theirs = make(QUIET), make(Control(noise_bounds=(0.0, 0.05)))
-    assert (backends_of(ours[0]), backends_of(theirs[0])) == ({"triton"}, {"reference"})
-    assert_same_training(ours, theirs)
-
-
-def test_a_gradient_laid_out_otherwise_goes_to_the_reference(triton: None) -> None:
-    params = [nn.Parameter(torch.ones(4, 6)), nn.Parameter(torch.ones(8))]
-    optimizer = AdaptiveAdamW(params, 0.02, control=QUIET)
-    params[0].grad = torch.ones(6, 4).t()
-    params[1].grad = torch.ones(8)
-    optimizer.step(loss=torch.tensor(1.0))
-    assert backends_of(optimizer) == {"triton", "reference"}
-
-
 # No wait, and few launches
 
 
@@ -346,17 +316,6 @@ def test_a_step_is_four_launches_and_no_wait(triton: None, launches: Counter[str
         "step_kernel": 1,
     }
     assert not waits.of("adaptiverl")
-
-
-def test_without_clipping_and_noise_it_is_two(triton: None, launches: Counter[str]) -> None:
-    params = parameters(*[3] * 30)
-    optimizer = run(lambda p: AdaptiveAdamW(p, 0.02, control=QUIET), params, 2)
-    gradients(params, 3)
-    launches.clear()
-    with Operations() as operations:
-        optimizer.step()
-    assert operations.names == {"adaptiverl.advance_.default": 1}
-    assert launches == {"step_kernel": 1}
 
 
 def test_the_count_notices_an_operation() -> None:

@@ -1,11 +1,10 @@
-"""Mixed precision: gradient scalers of both protocols, clipping, autocast.
+"""Mixed precision: gradient scalers of both protocols, autocast.
 
 See method.md#skipped-steps.
 """
 
 from __future__ import annotations
 
-import copy
 import inspect
 import math
 from collections.abc import Callable
@@ -21,8 +20,6 @@ from training import (
     ON_CUDA,
     assert_differ,
     assert_same,
-    clones,
-    draw_gradients,
     parameters,
     quadratic,
     snapshot,
@@ -112,54 +109,6 @@ def moments(optimizer: AdaptiveAdamW) -> list[Tensor]:
     return [s[name] for s in optimizer.state.values() for name in s if name != "mu_product"]
 
 
-@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
-@pytest.mark.parametrize("protocol", PROTOCOLS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_one_bad_number_among_the_gradients_is_an_overflow(
-    dtype: torch.dtype, protocol: str, value: float
-) -> None:
-    params = parameters(*SHAPES, dtype=dtype)
-    optimizer, scaler = build(params, protocol), scaler_for()
-    for step in range(4):
-        draw_gradients(params, step)
-        optimizer.observe(1.0)
-        scaler.step(optimizer)
-        scaler.update()
-    before = snapshot(optimizer, params)
-    draw_gradients(params, 4)
-    assert params[1].grad is not None
-    params[1].grad[3, 2] = value
-    optimizer.observe(value)
-    scaler.step(optimizer)
-    scaler.update()
-    assert_same(snapshot(optimizer, params), before)
-    assert optimizer.knobs()["nonfinite"] == 0
-
-
-def test_a_real_overflow_of_float16() -> None:
-    # The scale starts so high that float16 gradients overflow until the scaler has come down.
-    torch.manual_seed(1)
-    model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 1))
-    optimizer = build(list(model.parameters()), "generic", control=Control(every=2))
-    scaler = scaler_for(init_scale=2.0**30, growth_interval=10**6)
-    inputs = torch.randn(64, 6)
-    losses, skipped = [], 0
-    for _ in range(60):
-        optimizer.zero_grad()
-        with torch.autocast("cpu", torch.float16):
-            loss = (model(inputs) - inputs.sum(1, keepdim=True)).square().mean()
-        scaler.scale(loss).backward()
-        optimizer.observe(loss)
-        scale = scaler.get_scale()
-        scaler.step(optimizer)
-        scaler.update()
-        skipped += scaler.get_scale() < scale
-        losses.append(loss.item())
-    assert skipped >= 5
-    assert optimizer.knobs()["step"] == 60 - skipped
-    assert losses[-1] < 0.6 * losses[0]
-
-
 # What counts as one observation, in whatever order a loop is written
 
 
@@ -218,23 +167,6 @@ def test_micro_batches_average_and_a_skipped_steps_losses_do_not_count(
         assert loss == told[-1] if told else math.isnan(loss)
     memory = optimizer.param_groups[0]["adaptive_state"]
     assert memory[layout.SLOT["loss_count"]] == len(told)
-
-
-def test_asking_whether_it_scales_costs_no_observation() -> None:
-    # Trainers ask more often than a scaler does: before unscaling, before clipping.
-    params = parameters((3,))
-    optimizer = build(params, "generic")
-    draw_gradients(params, 0)
-    optimizer.observe(1.0)
-    optimizer.observe(2.0)
-    for _ in range(3):
-        assert optimizer._step_supports_amp_scaling is False
-    optimizer.step()
-    assert optimizer.knobs()["loss"] == 1.5
-    optimizer.observe(4.0)
-    optimizer.observe(6.0)
-    optimizer.step()
-    assert optimizer.knobs()["loss"] == 5.0
 
 
 PEEKS: dict[str, Callable[[Any], object]] = {
@@ -329,136 +261,7 @@ def test_gradients_zeroed_in_place_behind_its_back_leave_the_skipped_loss() -> N
     assert optimizer.knobs()["loss"] == 3.0
 
 
-def test_a_loss_told_to_the_step_itself() -> None:
-    params = parameters((3,))
-    optimizer, scaler = build(params, "generic"), scaler_for()
-    for step, value in enumerate((1.0, 2.0, 3.0)):
-        draw_gradients(params, step)
-        if step == 1:
-            assert params[0].grad is not None
-            params[0].grad.fill_(math.inf)
-        scaler.step(optimizer, loss=value)
-        scaler.update()
-        assert optimizer.knobs()["loss"] == (3.0 if step == 2 else 1.0)
-
-
 # The protocols
-
-
-@pytest.mark.parametrize("flags", [{}, {"foreach": True}, {"fused": False}, {"fused": True}])
-def test_the_scaler_meets_what_it_meets_in_adamw(flags: dict[str, bool]) -> None:
-    params = parameters((3,))
-    theirs = torch.optim.AdamW(params, **flags)  # type: ignore[arg-type]
-    expected = getattr(theirs, "_step_supports_amp_scaling", False)
-    optimizer = AdaptiveAdamW(params, **flags)  # type: ignore[arg-type]
-    assert optimizer._step_supports_amp_scaling is expected
-    assert copy.deepcopy(optimizer)._step_supports_amp_scaling is expected
-
-
-@pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_a_scaled_run_follows_adamws(protocol: str) -> None:
-    mine = parameters(*SHAPES)
-    reference = clones(mine)
-    ours = build(mine, protocol, control=Control.frozen())
-    theirs = torch.optim.AdamW(reference, lr=1e-2, **PROTOCOLS[protocol])
-    for optimizer, params in ((ours, mine), (theirs, reference)):
-        scaler = scaler_for()
-        for step in range(24):
-            loss = spoiled(quadratic(params, step), step)
-            optimizer.zero_grad()
-            scaler.scale(loss).backward()
-            scaler.step(optimizer)
-            scaler.update()
-    torch.testing.assert_close(values(mine), values(reference), rtol=1e-5, atol=1e-6)
-
-
-def test_a_scaler_switched_off() -> None:
-    ends = []
-    for enabled in (False, None):
-        params = parameters(*SHAPES)
-        optimizer = build(params, "generic")
-        scaler = None if enabled is None else GradScaler("cpu", enabled=enabled)
-        for step in range(8):
-            loss = quadratic(params, step)
-            optimizer.zero_grad()
-            loss.backward() if scaler is None else scaler.scale(loss).backward()
-            optimizer.observe(loss)
-            optimizer.step() if scaler is None else scaler.step(optimizer)
-        ends.append(snapshot(optimizer, params))
-    assert_same(ends[0], ends[1])
-
-
-@pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_two_optimizers_share_a_scaler_and_only_one_overflows(protocol: str) -> None:
-    scaler = scaler_for()
-    halves = [parameters((4,), seed=s) for s in (1, 2)]
-    optimizers = [build(params, protocol) for params in halves]
-    for step in range(6):
-        for params, optimizer in zip(halves, optimizers, strict=True):
-            draw_gradients(params, step)
-            optimizer.observe(float(step))
-        if step == 3:
-            assert halves[0][0].grad is not None
-            halves[0][0].grad.fill_(math.inf)
-        for optimizer in optimizers:
-            scaler.step(optimizer)
-        scaler.update()
-    assert [o.knobs()["step"] for o in optimizers] == [5, 6]
-
-
-@pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_a_scaled_run_goes_on_after_a_load(protocol: str) -> None:
-    def steps(optimizer: Any, scaler: Any, params: list[nn.Parameter], first: int) -> None:
-        for step in range(first, first + 8):
-            loss = quadratic(params, step)
-            optimizer.zero_grad()
-            scaler.scale(spoiled(loss, step)).backward()
-            optimizer.observe(loss)
-            scaler.step(optimizer)
-            scaler.update()
-
-    params = parameters(*SHAPES)
-    optimizer, scaler = build(params, protocol), scaler_for()
-    steps(optimizer, scaler, params, 0)
-    saved = copy.deepcopy((optimizer.state_dict(), scaler.state_dict()))
-    resumed = clones(params)
-    other, other_scaler = build(resumed, protocol), scaler_for()
-    other.load_state_dict(saved[0])
-    other_scaler.load_state_dict(saved[1])
-    # Step 9 overflows: the scale that the checkpoint brought is halved in both.
-    steps(optimizer, scaler, params, 8)
-    steps(other, other_scaler, resumed, 8)
-    assert_same(snapshot(other, resumed), snapshot(optimizer, params))
-    assert other_scaler.get_scale() == scaler.get_scale()
-
-
-# Clipping
-
-
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_clipping_here_is_clipping_by_hand(protocol: str, device: str) -> None:
-    ends = {}
-    # Without noise: its scale is the RMS of gradients that rounded differently on the two ways.
-    still = Control(every=2)
-    for way in ("max_grad_norm", "clip_grad_norm_", "neither"):
-        params = parameters(*SHAPES, device=device)
-        own = {"max_grad_norm": 0.05} if way == "max_grad_norm" else {}
-        optimizer, scaler = build(params, protocol, control=still, **own), scaler_for(device)
-        for step in range(16):
-            loss = quadratic(params, step)
-            optimizer.zero_grad()
-            scaler.scale(spoiled(loss, step)).backward()
-            optimizer.observe(loss)
-            if way == "clip_grad_norm_":
-                scaler.unscale_(optimizer)
-                torch.nn.utils.clip_grad_norm_(params, 0.05)
-            scaler.step(optimizer)
-            scaler.update()
-        ends[way] = values(params)
-    torch.testing.assert_close(ends["max_grad_norm"], ends["clip_grad_norm_"], rtol=1e-4, atol=1e-5)
-    with pytest.raises(AssertionError):
-        torch.testing.assert_close(ends["neither"], ends["clip_grad_norm_"], rtol=1e-4, atol=1e-5)
 
 
 def test_the_fused_protocol_leaves_gradients_as_they_were() -> None:

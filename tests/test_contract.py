@@ -18,11 +18,11 @@ from torch.optim.optimizer import (
     register_optimizer_step_post_hook,
     register_optimizer_step_pre_hook,
 )
+from torch.utils._pytree import tree_map
 from training import (
     BUSY,
     CAPTURABLE_WARNING,
     DEVICES,
-    ON_CUDA,
     assert_differ,
     assert_same,
     clones,
@@ -260,30 +260,20 @@ def test_annotations_can_be_read(case: Case) -> None:
         assert "return" in typing.get_type_hints(function)
 
 
-def test_fused_refuses_what_has_no_numbers_and_works_once_it_has() -> None:
-    with torch.device("meta"):
-        model = nn.Linear(3, 2)
-    optimizer = AdaptiveAdamW(model.parameters(), lr=0.1, fused=True)
-    model(torch.ones(4, 3, device="meta")).sum().backward()
-    with pytest.raises(RuntimeError, match="`fused=True` requires all the params to be floating"):
-        optimizer.step()
-    model.to_empty(device="cpu")
-    nn.init.ones_(model.weight)
-    nn.init.ones_(model.bias)
-    model.zero_grad()
-    optimizer = AdaptiveAdamW(model.parameters(), lr=0.1, fused=True, weight_decay=0.0)
-    model(torch.ones(4, 3)).sum().backward()
-    optimizer.step(loss=1.0)
-    torch.testing.assert_close(model.weight.detach(), torch.full((2, 3), 0.9))
-
-
-def test_fused_refuses_complex_parameters_as_adamw_does() -> None:
+@pytest.mark.parametrize(
+    ("dtype", "device"),
+    [(torch.complex64, "cpu"), (torch.float32, "meta")],
+    ids=["complex", "meta"],
+)
+def test_fused_refuses_complex_and_meta_parameters_as_adamw_does(
+    dtype: torch.dtype, device: str
+) -> None:
     for kind in (torch.optim.AdamW, AdaptiveAdamW):
-        param = nn.Parameter(torch.ones(3, dtype=torch.complex64))
+        param = nn.Parameter(torch.ones(3, dtype=dtype, device=device))
         param.grad = torch.ones_like(param)
         with pytest.raises(RuntimeError, match="`fused=True` requires all the params to be float"):
             kind([param], fused=True).step()
-        assert_same(param.detach(), torch.ones(3, dtype=torch.complex64))
+        assert device == "meta" or torch.equal(param, torch.ones(3, dtype=dtype))
 
 
 # The same numbers as torch's
@@ -320,55 +310,25 @@ def test_every_option_follows_torchs(
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("dims", [0, 1, 2])
+@pytest.mark.parametrize("dims", [0, 1, 3])
 @pytest.mark.parametrize("capturable", [False, True])
 @pytest.mark.parametrize("control", [FROZEN, BUSY], ids=["frozen", "busy"])
-def test_a_tensor_rate_equals_a_float_on_either_device(
-    dims: int, capturable: bool, control: Control, device: str
+@pytest.mark.parametrize("options", [{"lr": 0.015625}, {"betas": (0.875, 0.984375)}], ids=str)
+def test_tensor_options_equal_floats_on_either_device(
+    options: dict[str, Any], dims: int, capturable: bool, control: Control, device: str
 ) -> None:
+    def tensors(x: Any, place: str) -> Any:
+        return tree_map(lambda number: torch.full((1,) * dims, number, device=place), x)
+
     ends = []
-    places = {"cpu", device}
-    tensors = [torch.full((1,) * dims, 0.015625, device=place) for place in sorted(places)]
-    rates: list[Any] = [0.015625, *tensors]
-    for lr in rates:
+    for given in (options, *(tensors(options, place) for place in sorted({"cpu", device}))):
         params = mixed_parameters(torch.float32, device)
-        optimizer = AdaptiveAdamW(params, lr=lr, capturable=capturable, control=control)
+        optimizer = AdaptiveAdamW(params, capturable=capturable, control=control, **given)
         run(optimizer, params)
         ends.append(snapshot(optimizer, params))
     for end in ends[1:]:
         assert_same(end[0]["state"], ends[0][0]["state"])
         assert_same(end[1], ends[0][1])
-
-
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("dims", [0, 1, 3])
-def test_tensor_betas_equal_floats(dims: int, device: str) -> None:
-    def betas(place: str) -> tuple[Tensor, Tensor]:
-        shape = (1,) * dims
-        return torch.full(shape, 0.875, device=place), torch.full(shape, 0.984375, device=place)
-
-    ends = []
-    pairs: list[Any] = [(0.875, 0.984375), *(betas(place) for place in sorted({"cpu", device}))]
-    for pair in pairs:
-        params = mixed_parameters(torch.float32, device)
-        optimizer = AdaptiveAdamW(params, betas=pair, control=BUSY)
-        run(optimizer, params)
-        ends.append(values(params))
-    for end in ends[1:]:
-        assert_same(end, ends[0])
-
-
-def test_a_rate_may_change_its_type_in_mid_training() -> None:
-    ends = []
-    for tensors in (False, True):
-        params = parameters((5,))
-        optimizer = AdaptiveAdamW(params, lr=0.5, control=BUSY)
-        for step, lr in enumerate((0.5, 0.25, 0.125, 0.0625)):
-            optimizer.param_groups[0]["lr"] = torch.tensor(lr) if tensors and step % 2 else lr
-            draw_gradients(params, step)
-            optimizer.step(loss=1.0)
-        ends.append(values(params))
-    assert_same(ends[0], ends[1])
 
 
 @EACH
@@ -423,7 +383,7 @@ def test_a_vanishing_rate_moves_nothing_noise_included() -> None:
 def test_a_group_added_in_mid_training_is_adamws() -> None:
     mine = parameters((4,), (3, 2))
     reference = clones(mine)
-    ends = []
+    ends: list[Any] = []
     for optimizer, params in (
         (AdaptiveAdamW(mine[:1], lr=1e-2, control=FROZEN), mine),
         (torch.optim.AdamW(reference[:1], lr=1e-2, foreach=False), reference),
@@ -461,16 +421,6 @@ def test_gradients_are_read_only_and_versions_tell_autograd(
     assert_same(grads, kept)
     assert [g._version for g in grads] == versions
     assert all(p._version > v for p, v in zip(params, before, strict=True))
-
-
-def test_backward_through_a_stepped_parameter_is_refused() -> None:
-    params = parameters((4,))
-    optimizer = AdaptiveAdamW(params)
-    loss = params[0].square().square().sum()
-    params[0].grad = torch.ones(4)
-    optimizer.step(loss=1.0)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        loss.backward()
 
 
 @pytest.mark.parametrize("fill", [None, 0.0])
@@ -614,15 +564,6 @@ def test_a_copy_goes_on_as_its_original(
     assert all(set(twin.state[p]) == expected for p in twins)
 
 
-def test_a_copied_group_has_its_own_controller() -> None:
-    params = parameters((4,))
-    optimizer = AdaptiveAdamW(params, lr=1e-2, control=BUSY)
-    twin, twins = copy.deepcopy((optimizer, params))
-    run(twin, twins)
-    assert optimizer.knobs()["step"] == 0
-    assert twin.knobs()["step"] == 8
-
-
 @pytest.mark.parametrize("name", TORCHS)
 def test_printing(name: str) -> None:
     params = parameters((2,))
@@ -646,23 +587,3 @@ def test_optimizers_over_the_same_dictionaries_have_a_controller_each(case: Case
     assert rising.knobs()["loss"] == 10.0
     assert falling.knobs()["lr"] > 1e-2 > rising.knobs()["lr"]
     assert falling.param_groups[0] is groups[0]
-
-
-# Several devices
-
-
-@pytest.mark.parametrize("device", [ON_CUDA])
-def test_parameters_on_two_devices(device: str) -> None:
-    shapes = [(7,), (6, 5), (), (4, 3)]
-    mine = parameters(*shapes)
-    for i in (1, 2):
-        mine[i] = nn.Parameter(mine[i].detach().to(device))
-    together = parameters(*shapes)
-    ends = []
-    for params in (mine, together):
-        optimizer = AdaptiveAdamW(params, lr=1e-2, control=BUSY, max_grad_norm=0.5)
-        for step in range(12):
-            draw_gradients(params, step)
-            optimizer.step(loss=1.0 / (1 + step))
-        ends.append([p.detach().cpu() for p in params])
-    torch.testing.assert_close(ends[0], ends[1], rtol=1e-5, atol=1e-6)

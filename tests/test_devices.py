@@ -128,9 +128,6 @@ def test_a_card_finds_code_of_its_major_version_or_newer_ptx(
 ) -> None:
     assert placement.runs_on(capability, COMPILED) is runs
     assert not placement.runs_on(capability, ())
-
-
-def test_between_two_major_versions_there_is_no_code() -> None:
     assert not placement.runs_on((8, 6), ((7, 5), (9, 0)))
 
 

@@ -24,7 +24,7 @@ class PaperLion(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> Any:
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is None:
@@ -35,7 +35,7 @@ class PaperLion(torch.optim.Optimizer):
                 m.copy_(0.99 * m + 0.01 * p.grad)
 
 
-PLAIN = {"foreach": False, "fused": False}
+PLAIN: dict[str, Any] = {"foreach": False, "fused": False}
 TWINS: dict[str, Callable[..., Any]] = {
     "adamw": lambda groups, **options: torch.optim.AdamW(groups, **options, **PLAIN),
     "sgd": lambda groups, **options: torch.optim.SGD(groups, **options, **PLAIN),
@@ -131,9 +131,6 @@ def sgd(**options: Any) -> tuple[str, list[dict[str, Any]], dict[str, Any]]:
 
 CASES: dict[str, tuple[str, list[dict[str, Any]], dict[str, Any]]] = {
     "adamw": ("adamw", [{}], {"weight_decay": 0.0}),
-    "adamw, weight decay": ("adamw", [{}], {"weight_decay": 0.3}),
-    "adamw, maximize": ("adamw", [{}], {"maximize": True}),
-    "adamw, amsgrad": ("adamw", [{}], {"amsgrad": True}),
     "adamw, all at once": (
         "adamw",
         [{}],
@@ -155,10 +152,8 @@ CASES: dict[str, tuple[str, list[dict[str, Any]], dict[str, Any]]] = {
     "sgd": sgd(),
     "sgd, decay alone": sgd(weight_decay=0.1),
     "sgd, momentum": sgd(momentum=0.9),
-    "sgd, dampening": sgd(momentum=0.9, dampening=0.3),
     "sgd, all dampened": sgd(momentum=0.9, dampening=1.0),
     "sgd, nesterov": sgd(momentum=0.9, nesterov=True),
-    "sgd, decay": sgd(momentum=0.9, weight_decay=0.1),
     "sgd, nesterov and decay": sgd(momentum=0.9, weight_decay=0.1, nesterov=True),
     "sgd, maximize": sgd(momentum=0.9, maximize=True, weight_decay=0.1, dampening=0.5),
     "sgd, dampening without momentum": sgd(dampening=0.3),
@@ -223,7 +218,7 @@ def test_options_that_change_in_mid_run(pair: Callable[[], Pair], change: Change
 
 @pytest.mark.parametrize("algorithm", ["adamw", "sgd"])
 def test_the_comparison_sees_a_controller(algorithm: str) -> None:
-    options = {"lr": 0.01, "momentum": 0.9} if algorithm == "sgd" else {}
+    options: dict[str, Any] = {"lr": 0.01, "momentum": 0.9} if algorithm == "sgd" else {}
     steered = Pair(algorithm, ours={"control": Control(every=1)}, **options)
     with pytest.raises(AssertionError, match=f"torch_{algorithm}_float32"):
         steered.compare(steps=20)
@@ -253,7 +248,7 @@ def test_clipping_is_torchs(algorithm: str, options: dict[str, Any]) -> None:
 
 
 def test_sgds_decoupled_weight_decay_is_a_shrinkage_before_the_step() -> None:
-    options = {"lr": 0.01, "momentum": 0.9, "nesterov": True}
+    options: dict[str, Any] = {"lr": 0.01, "momentum": 0.9, "nesterov": True}
     pair = Pair("sgd", ours={"decoupled_weight_decay": True}, **options)
     pair.ours.param_groups[0]["weight_decay"] = 0.1
 

@@ -41,6 +41,9 @@ class Arguments:
         return [*addresses, numel, 0, i, 0, numel, 0]
 
     def of(self, operator: str) -> dict[str, Any]:
+        return self.of_all()[operator]
+
+    def of_all(self) -> dict[str, dict[str, Any]]:
         """Fresh ones but for what `everything` looks at."""
         c = self.controller
         state, numbers, inbox, trace = c.state, c.numbers, c.inbox, c.ring.on(c.device)
@@ -53,7 +56,7 @@ class Arguments:
             "gradient_scale": double(),
             "sums": double(2, 3),
         }
-        arguments: dict[str, dict[str, Any]] = {
+        return {
             "observe_numbers_": {"inbox": inbox, "loss": 1.0, "reward": 1.0},
             "observe_": {"inbox": inbox, "loss": double(), "reward": double()},
             "advance_": {
@@ -78,7 +81,6 @@ class Arguments:
             "adamw_step_": step,
             "sgd_step_": step,
         }
-        return arguments[operator]
 
     def everything(self) -> list[bytes]:
         c = self.controller
@@ -87,17 +89,7 @@ class Arguments:
         return [t.numpy().tobytes() for t in tensors]
 
 
-NAMES = (
-    "observe_",
-    "observe_numbers_",
-    "advance_",
-    "reduce_alignment_",
-    "update_",
-    "read_groups_",
-    "sum_squares_",
-    "adamw_step_",
-    "sgd_step_",
-)
+NAMES = tuple(Arguments().of_all())
 ON_DEVICE = NAMES[:6]
 """Those that there are for CUDA as well"""
 

@@ -102,16 +102,6 @@ def test_a_closure_runs_with_gradients() -> None:
     assert closure() < first
 
 
-def test_micro_batches_average() -> None:
-    params = parameters((2,))
-    optimizer = AdaptiveAdamW(params)
-    params[0].grad = torch.ones(2)
-    for loss in (1.0, torch.tensor(2.0), torch.tensor([6.0], dtype=torch.float64)):
-        optimizer.observe(loss)
-    optimizer.step()
-    assert optimizer.knobs()["loss"] == 3.0
-
-
 @pytest.mark.parametrize(
     ("loss", "error", "message"),
     [
@@ -253,15 +243,6 @@ def test_groups_keep_their_ratio() -> None:
         torch.testing.assert_close(moved[-1][0], 10 * moved[-1][1], rtol=1e-3, atol=0)
     assert optimizer.knobs()["lr"] > 1.05e-2
     assert [group["lr"] for group in optimizer.param_groups] == [1e-2, 1e-3]
-
-
-def test_frozen_knobs_do_not_move_by_a_bit() -> None:
-    params = parameters((4,))
-    optimizer = AdaptiveAdamW(params, lr=3e-4, betas=(0.93, 0.99), control=Control.frozen())
-    descend(optimizer, params, 50)
-    knobs = optimizer.knobs()
-    assert (knobs["lr"], knobs["momentum"], knobs["noise"]) == (3e-4, 0.93, 0.0)
-    assert knobs["updates"] == 5
 
 
 def test_knobs_and_trace_tell_the_same() -> None:
@@ -503,12 +484,3 @@ def test_the_first_observation_is_made_where_the_parameters_are(
     memories = [group["adaptive_state"] for group in optimizer.param_groups]
     assert all(memory is optimizer._controller.memory for memory in memories)
     assert optimizer._controller.observed == 2
-
-
-@pytest.mark.parametrize("default", ["cpu", "meta"])
-def test_a_default_device_is_not_where_it_is_made(default: str) -> None:
-    params = parameters((5,))
-    with torch.device(default):
-        optimizer = AdaptiveAdamW(params, lr=1e-2)
-        assert optimizer.knobs()["lr"] == 1e-2
-    assert optimizer._controller.device == torch.device("cpu")

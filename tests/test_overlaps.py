@@ -89,21 +89,25 @@ def by_backend(optimizer: Any) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("algorithm", ["adamw", "sgd"])
-def test_tensors_in_shared_memory_step_one_after_another(algorithm: str, kind: str) -> None:
-    if algorithm == "adamw":
-        theirs, _ = train(lambda p: torch.optim.AdamW(p, lr=1e-2, foreach=False), kind)
-        ours, optimizer = train(lambda p: AdaptiveAdamW(p, 1e-2, control=Control.frozen()), kind)
-    else:
-        theirs, _ = train(SerialSGD, kind)
-        ours, optimizer = train(
-            lambda p: AdaptiveSGD(p, 1e-2, momentum=0.9, control=Control.frozen()), kind
-        )
-    for a, b in zip(ours, theirs, strict=True):
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        (
+            lambda p: torch.optim.AdamW(p, lr=1e-2, foreach=False),
+            lambda p: AdaptiveAdamW(p, 1e-2, control=Control.frozen()),
+        ),
+        (SerialSGD, lambda p: AdaptiveSGD(p, 1e-2, momentum=0.9, control=Control.frozen())),
+    ],
+    ids=["adamw", "sgd"],
+)
+def test_tensors_in_shared_memory_step_one_after_another(theirs: Any, ours: Any, kind: str) -> None:
+    expected, _ = train(theirs, kind)
+    found, optimizer = train(ours, kind)
+    for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=2e-6)
     shared = KINDS[kind][1]
-    expected = {"cpu": 3 - shared, "reference": shared}
-    assert by_backend(optimizer) == {name: count for name, count in expected.items() if count}
+    counts = {"cpu": 3 - shared, "reference": shared}
+    assert by_backend(optimizer) == {name: count for name, count in counts.items() if count}
 
 
 def _shared_step(optimizer: Any, p: Tensor, q: Tensor) -> None:

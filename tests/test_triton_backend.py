@@ -263,6 +263,12 @@ def _shrink(optimizer: Any, p: nn.Parameter) -> None:
             t.data = t.data[:3]
 
 
+def _other_dtype(optimizer: Any, p: nn.Parameter) -> None:
+    p.grad = None
+    p.grad_dtype = torch.bfloat16  # type: ignore[attr-defined]
+    p.grad = torch.ones(8, dtype=torch.bfloat16)
+
+
 def _set(**what: Any) -> Callable[[Any, nn.Parameter], None]:
     """The parameter gets another attribute."""
 
@@ -275,6 +281,9 @@ def _set(**what: Any) -> Callable[[Any, nn.Parameter], None]:
 
 CHANGES: dict[str, Callable[[Any, nn.Parameter], Any]] = {
     "another moment": lambda o, p: o.state[p].update(exp_avg=torch.zeros(8)),
+    "another moment beside the first": lambda o, p: o.state[p].update(
+        exp_avg=torch.zeros(8), first=o.state[p]["exp_avg"]
+    ),
     "another state": lambda o, p: o.state.update(
         {p: {name: value.clone() for name, value in o.state[p].items()}}
     ),
@@ -284,6 +293,7 @@ CHANGES: dict[str, Callable[[Any, nn.Parameter], Any]] = {
     "a gradient with gaps": _set(grad=lambda: torch.ones(16)[::2]),
     "a gradient to be negated": _set(grad=lambda: torch._neg_view(torch.ones(8))),
     "a gradient of another class": _set(grad=lambda: torch.ones(8).as_subclass(Wrapped)),
+    "a gradient of another dtype": _other_dtype,
     "maximize": lambda o, p: o.param_groups[0].update(maximize=True),
     "amsgrad": lambda o, p: o.param_groups[0].update(amsgrad=True),
     "fewer elements": _shrink,

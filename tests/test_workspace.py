@@ -224,7 +224,7 @@ def test_what_an_ended_graph_had_goes_with_the_next_step() -> None:
 def test_recapturing_does_not_leak(moves: bool) -> None:
     run = Run()
     kept = []
-    for _ in range(8):
+    for _ in range(4):
         run.step()
         if moves:
             run.grads = [grad.clone() for grad in run.grads]
@@ -232,7 +232,7 @@ def test_recapturing_does_not_leak(moves: bool) -> None:
         graph.replay()
         kept.append(len(run.optimizer._round.workspace._captured))
         del graph
-    assert kept == [1 + moves] * 8
+    assert kept == [1 + moves] * 4
 
 
 def test_where_nobody_tells_a_graphs_end_all_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -282,6 +282,8 @@ def _nowhere_for_sums(run: Run) -> None:
 @pytest.mark.parametrize("spoil", [_other_count, _other_sizes, _other_groups, _nowhere_for_sums])
 def test_a_capture_makes_no_memory(spoil: Callable[[Run], None]) -> None:
     run = Run()
+    with pytest.raises(RuntimeError, match="take a step with the same parameters"):
+        run.capture()  # its first step
     run.step()
     untouched = [*run.params[1:], run.optimizer._controller.memory]
     before = [t.detach().clone() for t in untouched]
@@ -289,12 +291,6 @@ def test_a_capture_makes_no_memory(spoil: Callable[[Run], None]) -> None:
         spoil(run)
     assert_same_bits(before, [t.detach() for t in untouched])
     run.step()
-
-
-def test_a_first_step_cannot_be_captured() -> None:
-    run = Run()
-    with pytest.raises(RuntimeError, match="take a step with the same parameters"):
-        run.capture()
 
 
 def test_addresses_may_change_once_per_capture() -> None:
