@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import Tensor
@@ -81,9 +82,14 @@ class AdaptiveLion(AdaptiveOptimizer):
 
     @classmethod
     def _check_group(cls, group: dict[str, Any], control: Control) -> None:
-        for name in ("lr", "weight_decay"):
-            if not group[name] >= 0:
-                raise ValueError(f"{name} must be at least 0, got {group[name]!r}")
-        for i, beta in enumerate(group["betas"]):
+        if not group["lr"] >= 0:
+            raise ValueError(f"lr must be at least 0, got {group['lr']!r}")
+        decay = group["weight_decay"]
+        if not 0 <= decay < math.inf:
+            raise ValueError(f"weight_decay must be finite and at least 0, got {decay!r}")
+        betas = group["betas"]
+        if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+            raise ValueError(f"betas must be a pair of numbers, got {betas!r}")
+        for i, beta in enumerate(betas):
             if not 0 <= beta < 1:
                 raise ValueError(f"betas[{i}] must be in [0, 1), got {beta!r}")

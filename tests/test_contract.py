@@ -188,7 +188,15 @@ OF_ONE: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ("sgd", {"control": BETA1}, ValueError, r"momentum must start inside .* = \[0.95, 0.99\], got"),
     ("lion", {"lr": -1.0}, ValueError, "lr must be at least 0, got -1.0"),
     ("lion", {"lr": math.nan}, ValueError, "lr must be at least 0, got nan"),
-    ("lion", {"weight_decay": -0.1}, ValueError, "weight_decay must be at least 0, got -0.1"),
+    (
+        "lion",
+        {"weight_decay": -0.1},
+        ValueError,
+        "weight_decay must be finite and at least 0",
+    ),
+    ("lion", {"weight_decay": math.inf}, ValueError, "weight_decay must be finite"),
+    ("lion", {"betas": 5}, ValueError, "betas must be a pair of numbers, got 5"),
+    ("lion", {"betas": (0.9,)}, ValueError, "betas must be a pair of numbers"),
     ("lion", {"betas": (1.0, 0.9)}, ValueError, r"betas\[0\] must be in \[0, 1\), got 1.0"),
     ("lion", {"betas": (0.9, -0.1)}, ValueError, r"betas\[1\] must be in \[0, 1\), got -0.1"),
 ]

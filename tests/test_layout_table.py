@@ -46,7 +46,7 @@ def test_the_python_side_reads_the_same_rows() -> None:
 
 
 def test_control_numbers_are_packed_by_name() -> None:
-    plain = {f.name: 0.01 + i / 1000 for i, f in enumerate(fields(Control))}
+    plain = {f.name: 0.0101 + i / 1000 for i, f in enumerate(fields(Control))}
     plain = {n: x for n, x in plain.items() if n.startswith(("beta_", "gain_"))}
     plain |= {"every": 7, "spike_clip": 4.0}
     given = Control(
