@@ -269,6 +269,13 @@ def _other_dtype(optimizer: Any, p: nn.Parameter) -> None:
     p.grad = torch.ones(8, dtype=torch.bfloat16)
 
 
+def _exchange_states(optimizer: Any, p: nn.Parameter) -> None:
+    """The states come in the order that they had, and belong to other parameters."""
+    params, states = zip(*optimizer.state.items(), strict=True)
+    optimizer.state.clear()
+    optimizer.state.update(zip(reversed(params), states, strict=True))
+
+
 def _set(**what: Any) -> Callable[[Any, nn.Parameter], None]:
     """The parameter gets another attribute."""
 
@@ -287,6 +294,7 @@ CHANGES: dict[str, Callable[[Any, nn.Parameter], Any]] = {
     "another state": lambda o, p: o.state.update(
         {p: {name: value.clone() for name, value in o.state[p].items()}}
     ),
+    "states exchanged": _exchange_states,
     "a state less": lambda o, p: o.state.pop(p),
     "other data": _set(data=lambda: torch.ones(8)),
     "no gradient": _set(grad=lambda: None),
