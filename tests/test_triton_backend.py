@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from host_work import calls_in
-from interpreted import check, names_in
+from interpreted import check
 from torch import Tensor, nn
 
 from adaptiverl import AdaptiveAdamW, AdaptiveLion, AdaptiveSGD, Control, backends, devices
@@ -27,14 +27,12 @@ from adaptiverl.step.fingerprint import Fingerprint, GroupKey
 from adaptiverl.step.workspace import Workspace
 
 ROOT = Path(__file__).parent.parent
-CASES = "interpreted_optimizer.py"
 CPU = torch.device("cpu")
 QUIET = Control(noise_bounds=(0.0, 0.0))
 
 
-@pytest.mark.parametrize("name", names_in(CASES))
-def test_interpreted(name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
-    check(CASES, name, tmp_path_factory)
+def test_interpreted(tmp_path: Path) -> None:
+    check(tmp_path, "interpreted_optimizer.py")
 
 
 # The two smallest kernels, compiled
