@@ -59,6 +59,7 @@ python_course = functools.partial(course_of, "python")
 
 # --- The search -------------------------------------------------------------------------------
 
+
 def search(
     check: Callable[..., None], strategies: Sequence[Any], examples: int, shrink: bool = True
 ) -> int:
