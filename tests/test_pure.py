@@ -226,11 +226,11 @@ def test_a_checkpoint_goes_on_in_the_other(
 def test_it_is_said_what_is_slower(plain: dict[str, Any]) -> None:
     said = [line for line in plain["log"] if "compiled part" in line]
     assert said == [
-        "INFO adaptiverl runs without its compiled part, as ADAPTIVERL_PURE=1 asks for that: the "
-        "controller is Python and the step of tensors on the CPU plain torch, both of which are "
-        "slower, and a GPU waits for every loss."
+        "INFO adaptiverl runs without its compiled part (ADAPTIVERL_PURE=1), so it is slower: the "
+        "controller is Python on the CPU, where a GPU waits for every loss, and the step of "
+        "tensors on the CPU is plain torch."
     ]
-    assert "CPU pass plain torch (ADAPTIVERL_PURE=1 asks for that)" in plain["describe"]
+    assert "CPU pass plain torch (ADAPTIVERL_PURE=1)" in plain["describe"]
     assert "CUDA controller on the CPU (" in plain["describe"]
 
 
@@ -253,7 +253,7 @@ def test_a_wrong_choice_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_copy_without_a_compiled_part_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "adaptiverl._C", None)
-    assert operators.load_operators() == "this copy of it has none"
+    assert operators.load_operators() == "nothing was compiled when it was installed"
 
 
 @pytest.mark.parametrize("error", [ImportError, OSError])
@@ -266,7 +266,7 @@ def test_one_that_does_not_load_says_why(
     monkeypatch.setattr(importlib, "import_module", fail)
     reason = operators.load_operators()
     assert reason is not None
-    assert f"does not load with torch {torch.__version__} (" in reason
+    assert f"does not load with torch {torch.__version__}: " in reason
     assert "undefined symbol: torch_of_tomorrow" in reason
 
 
@@ -288,8 +288,8 @@ def _nothing_compiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     [
         ("darwin", True, "compiled on Linux only, and this is darwin."),
         ("win32", False, "compiled on Linux only, and this is win32."),
-        ("linux", True, "`pip install --no-build-isolation -e .` there, or start Python"),
-        ("linux", False, "(Debian, Ubuntu: apt-get install g++ python3-dev), `pip install"),
+        ("linux", True, "`pip install -e .` there compiles it"),
+        ("linux", False, "(Debian, Ubuntu: apt-get install g++ python3-dev) there, install it"),
     ],
 )
 def test_a_line_says_what_to_install(
@@ -307,7 +307,7 @@ def test_a_line_says_what_to_install(
     with caplog.at_level(logging.INFO, logger="adaptiverl"):
         for device in ("cpu", "cpu", "mps"):
             placement.controller_device(torch.device(device))
-    (line,) = [r for r in caplog.records if "compiled part, as a reason:" in r.getMessage()]
+    (line,) = [r for r in caplog.records if "compiled part (a reason)" in r.getMessage()]
     assert line.levelno == logging.WARNING
     assert said in line.getMessage()
     assert "\n" not in line.getMessage()

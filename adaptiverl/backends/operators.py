@@ -36,7 +36,6 @@ OPERATORS = (
 
 SOURCE = Path(__file__).resolve().parents[2]
 """The source tree, where this is one"""
-INSTALL = "`pip install --no-build-isolation --no-deps --force-reinstall --no-cache-dir`"
 COMPILER = "a C++ compiler (Debian, Ubuntu: apt-get install g++ python3-dev)"
 
 
@@ -54,13 +53,13 @@ def load_operators() -> str | None:
     if choice not in ("", "0", "1"):
         raise ValueError(f"ADAPTIVERL_PURE must be 0 or 1, got {choice!r}")
     if choice == "1":
-        return "ADAPTIVERL_PURE=1 asks for that"
+        return "ADAPTIVERL_PURE=1"
     if importlib.util.find_spec("adaptiverl._C") is None:
-        return "this copy of it has none"
+        return "nothing was compiled when it was installed"
     try:
         importlib.import_module("adaptiverl._C")
     except (ImportError, OSError) as error:
-        return f"it does not load with torch {torch.__version__} ({error})"
+        return f"it does not load with torch {torch.__version__}: {error}"
     missing = [name for name in OPERATORS if not hasattr(torch.ops.adaptiverl, name)]
     if missing:
         raise ImportError(
@@ -74,13 +73,16 @@ def load_operators() -> str | None:
 def remedy() -> str:
     """What to do where the compiled operators are missing, in a sentence."""
     if sys.platform != "linux":
-        return f"adaptiverl is compiled on Linux only, and this is {sys.platform}."
+        return f"It is compiled on Linux only, and this is {sys.platform}."
     if (SOURCE / "csrc").is_dir():
         return (
-            f"Python runs the source folder {SOURCE}: with torch and {COMPILER}, "
-            "`pip install --no-build-isolation -e .` there, or start Python in another folder."
+            f"This is the source folder {SOURCE}: with torch and {COMPILER}, `pip install -e .` "
+            "there compiles it; an installed adaptiverl is found from any other folder."
         )
-    return f"With {COMPILER}, {INSTALL} of adaptiverl compiles it for the torch that is here."
+    return (
+        f"With {COMPILER} there, install it again for the torch that is here: "
+        "`pip install --force-reinstall --no-deps --no-cache-dir` and what it was installed from."
+    )
 
 
 @cache
@@ -93,9 +95,9 @@ def say_what_is_slower() -> None:
         asked = os.environ.get("ADAPTIVERL_PURE") == "1"
         logger.log(
             logging.INFO if asked else logging.WARNING,
-            "adaptiverl runs without its compiled part, as %s: the controller is Python and the "
-            "step of tensors on the CPU plain torch, both of which are slower, and a GPU waits for "
-            "every loss.%s",
+            "adaptiverl runs without its compiled part (%s), so it is slower: the controller is "
+            "Python on the CPU, where a GPU waits for every loss, and the step of tensors on the "
+            "CPU is plain torch.%s",
             WHY_PURE,
             "" if asked else f" {remedy()}",
         )
