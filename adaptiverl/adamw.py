@@ -48,7 +48,7 @@ class AdaptiveAdamW(AdaptiveOptimizer, torch.optim.AdamW):
             a group with ``decoupled_weight_decay=False``.
         TypeError: A control that is not a `Control`; a process group that is none.
 
-    Example:
+    Examples:
         >>> optimizer = AdaptiveAdamW(model.parameters(), lr=3e-4)
         >>> loss.backward()
         >>> optimizer.observe(loss)

@@ -44,7 +44,7 @@ class AdaptiveLion(AdaptiveOptimizer):
         ValueError: An argument out of range, a start outside the bounds.
         TypeError: A control that is not a `Control`; a process group that is none.
 
-    Example:
+    Examples:
         >>> optimizer = AdaptiveLion(model.parameters(), lr=1e-4)
         >>> loss.backward()
         >>> optimizer.observe(loss)

@@ -55,7 +55,7 @@ class AdaptiveSGD(AdaptiveOptimizer, torch.optim.SGD):
         ValueError: An argument out of range, ``differentiable=True``, a start outside the bounds.
         TypeError: A control that is not a `Control`; a process group that is none.
 
-    Example:
+    Examples:
         >>> optimizer = AdaptiveSGD(model.parameters(), lr=0.1, momentum=0.9)
         >>> loss.backward()
         >>> optimizer.observe(loss)
