@@ -24,7 +24,8 @@ class AdaptiveAdamW(AdaptiveOptimizer, torch.optim.AdamW):
 
     Args:
         params: Parameters, or dicts of groups.
-        lr: Where α starts (``mode="replace"``), or what α multiplies (``"modulate"``).
+        lr: Where α starts (``mode="replace"``), or what α multiplies (``"modulate"``). Groups keep
+            it; the rate in effect is ``knobs()["lr"]``.
         betas: μ starts at ``betas[0]``; ``betas[1]`` stays.
         eps: Added to the denominator.
         weight_decay: Decoupled, scaled by the learning rate in effect (method.md#weight-decay).

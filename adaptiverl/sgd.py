@@ -30,7 +30,8 @@ class AdaptiveSGD(AdaptiveOptimizer, torch.optim.SGD):
 
     Args:
         params: Parameters, or dicts of groups.
-        lr: Where α starts (``mode="replace"``), or what α multiplies (``"modulate"``).
+        lr: Where α starts (``mode="replace"``), or what α multiplies (``"modulate"``). Groups keep
+            it; the rate in effect is ``knobs()["lr"]``.
         momentum: Where μ starts, in [0, 1).
         dampening: 1 − the weight of a gradient that enters the buffer; the first enters whole.
         weight_decay: Added to the gradient, as in torch, or decoupled.
