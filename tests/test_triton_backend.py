@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from host_work import calls_in
-from interpreted import check, names_in
+from interpreted import check
 from torch import Tensor, nn
 
 from adaptiverl import AdaptiveAdamW, AdaptiveLion, AdaptiveSGD, Control, backends, devices
@@ -27,14 +27,12 @@ from adaptiverl.step.fingerprint import Fingerprint, GroupKey
 from adaptiverl.step.workspace import Workspace
 
 ROOT = Path(__file__).parent.parent
-CASES = "interpreted_optimizer.py"
 CPU = torch.device("cpu")
 QUIET = Control(noise_bounds=(0.0, 0.0))
 
 
-@pytest.mark.parametrize("name", names_in(CASES))
-def test_interpreted(name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
-    check(CASES, name, tmp_path_factory)
+def test_interpreted(tmp_path: Path) -> None:
+    check(tmp_path, "interpreted_optimizer.py")
 
 
 # The two smallest kernels, compiled
@@ -269,6 +267,13 @@ def _other_dtype(optimizer: Any, p: nn.Parameter) -> None:
     p.grad = torch.ones(8, dtype=torch.bfloat16)
 
 
+def _exchange_states(optimizer: Any, p: nn.Parameter) -> None:
+    """The states come in the order that they had, and belong to other parameters."""
+    params, states = zip(*optimizer.state.items(), strict=True)
+    optimizer.state.clear()
+    optimizer.state.update(zip(reversed(params), states, strict=True))
+
+
 def _set(**what: Any) -> Callable[[Any, nn.Parameter], None]:
     """The parameter gets another attribute."""
 
@@ -287,6 +292,7 @@ CHANGES: dict[str, Callable[[Any, nn.Parameter], Any]] = {
     "another state": lambda o, p: o.state.update(
         {p: {name: value.clone() for name, value in o.state[p].items()}}
     ),
+    "states exchanged": _exchange_states,
     "a state less": lambda o, p: o.state.pop(p),
     "other data": _set(data=lambda: torch.ones(8)),
     "no gradient": _set(grad=lambda: None),
