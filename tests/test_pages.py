@@ -178,10 +178,15 @@ def test_a_command_that_is_not_there_is_found(text: str, found: list[str]) -> No
     assert [u for line in commands(text) for u in unknown(line)] == found
 
 
-def test_extras_are_those_of_the_package() -> None:
-    extras = {e for page in WRITTEN for e in re.findall(r"extra `(\w+)`|\[(\w+)\]'", read(page))}
-    for extra in {one or other for one, other in extras}:
-        assert re.search(rf"^{extra} = \[", read("pyproject.toml"), re.MULTILINE), extra
+def test_what_pages_say_to_install_is_what_the_package_asks_for() -> None:
+    """Frameworks with their versions; extras, where a page has them, by name."""
+    asked = read("pyproject.toml")
+    text = "\n".join(map(read, WRITTEN))
+    versions = set(re.findall(r"'(\w+>=[\d.]+)'", text))
+    assert len(versions) >= 3
+    assert not [version for version in versions if f'"{version}"' not in asked]
+    for extra in re.findall(r"adaptiverl\[(\w+)\]", text):
+        assert re.search(rf"^{extra} = \[", asked, re.MULTILINE), extra
 
 
 # Numbers that pages quote -------------------------------------------------------------------------
