@@ -23,7 +23,8 @@ class AdaptiveAdamW(AdaptiveOptimizer, torch.optim.AdamW):
 
     Args:
         params: Parameters, or dicts of groups.
-        lr: Where α starts (``mode="replace"``), or what α multiplies (``"modulate"``).
+        lr: Where α starts (``mode="replace"``), or what α multiplies (``"modulate"``). Groups keep
+            it; the rate in effect is ``knobs()["lr"]``.
         betas: μ starts at ``betas[0]``; ``betas[1]`` stays.
         eps: Added to the denominator.
         weight_decay: Decoupled, scaled by the learning rate in effect (method.md#weight-decay).
@@ -47,7 +48,7 @@ class AdaptiveAdamW(AdaptiveOptimizer, torch.optim.AdamW):
             a group with ``decoupled_weight_decay=False``.
         TypeError: A control that is not a `Control`; a process group that is none.
 
-    Example:
+    Examples:
         >>> optimizer = AdaptiveAdamW(model.parameters(), lr=3e-4)
         >>> loss.backward()
         >>> optimizer.observe(loss)
