@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import cuda_stack
 import pytest
+from cuda_stack import Stack
 
 
 class PlatformError(Exception):
@@ -53,6 +56,29 @@ def test_what_is_missing_is_said(
     monkeypatch.setenv("CXX", compiler)
     assert cuda_stack.main(["cuda"]) == 2
     assert f"cuda-stack: {said}" in capsys.readouterr().err
+
+
+def test_every_stack_has_an_outcome_and_one_that_fails_ends_with_an_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wheel, python = Path("adaptiverl.whl"), Path("python")
+    stacks = [Stack(name, lambda: python, (name,)) for name in ("old", "new", "odd")]
+    monkeypatch.setattr(cuda_stack, "STACKS", stacks)
+    monkeypatch.setattr(cuda_stack, "check_compilers", lambda: None)
+    monkeypatch.setattr(cuda_stack, "build_wheel", lambda: wheel)
+    monkeypatch.setattr(cuda_stack, "pip", lambda *_: None)
+    monkeypatch.setattr(cuda_stack, "said_by", lambda *_: "described")
+
+    def tests_of(command: list[str], **_: Any) -> CompletedProcess[str]:
+        fails = command[-1] == "tests/test_new.py"
+        return CompletedProcess(command, int(fails), stdout=f"said by {command[-1]}")
+
+    monkeypatch.setattr(cuda_stack.subprocess, "run", tests_of)
+    assert cuda_stack.main([]) == 1
+    told = capsys.readouterr().out
+    assert all(f"described\nsaid by tests/test_{s.name}.py" in told for s in stacks)
+    assert re.search(r"old +passed in .*\nnew +FAILED in .*\nodd +passed in", told)
+    assert cuda_stack.main(["odd", "old"]) == 0
 
 
 def test_a_command_that_fails_shows_its_last_lines() -> None:
