@@ -66,7 +66,8 @@ def borrowing() -> Path:
     python = venv(folder)
     ask = "import sysconfig; print(sysconfig.get_path('purelib'))"
     there = Path(said_by(python, ask))
-    (there / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    borrowed = [path for path in sys.path if Path(path).name == "site-packages"]
+    (there / "borrowed.pth").write_text("\n".join(borrowed) + "\n")
     return python
 
 

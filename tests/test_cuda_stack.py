@@ -10,6 +10,7 @@ from typing import Any
 
 import cuda_stack
 import pytest
+import wheels
 from cuda_stack import Stack
 
 
@@ -96,3 +97,44 @@ def test_every_test_it_names_is_there() -> None:
     for stack in cuda_stack.STACKS:
         for name in stack.tests:
             assert (cuda_stack.ROOT / "tests" / f"test_{name}.py").exists(), name
+
+
+# --- make wheels --------------------------------------------------------------------------------
+
+NM = """\
+                 w __gmon_start__
+                 U aoti_torch_get_numel
+                 U dlopen@GLIBC_2.34
+                 U exp@GLIBC_2.29
+                 U fopen@GLIBC_2.2.5
+                 U nftw@GLIBC_2.3.3
+                 U _ZSt9terminatev@GLIBCXX_3.4
+                 U gettid@GLIBC_2.28
+"""
+
+
+def test_what_needs_a_newer_c_library_is_named() -> None:
+    assert wheels.too_new(NM) == ["dlopen (glibc 2.34)", "exp (glibc 2.29)"]
+    assert wheels.too_new("") == []
+
+
+def test_the_workflow_makes_the_wheel_that_make_wheels_makes() -> None:
+    config = (wheels.ROOT / "pyproject.toml").read_text().replace("\\\n", "")
+    (repair,) = re.findall(r'^repair-wheel-command = """(.*)"""$', config, re.MULTILINE)
+    excluded = " ".join(f"--exclude {name}" for name in wheels.EXCLUDED)
+    assert repair == f"auditwheel repair --plat {wheels.TAG} {excluded} -w {{dest_dir}} {{wheel}}"
+    assert wheels.TAG == "manylinux_{}_{}_x86_64".format(*wheels.NEWEST_GLIBC)
+    uploaded = (wheels.ROOT / ".github/workflows/wheels.yml").read_text()
+    assert f"-cp310-abi3-{wheels.TAG}.whl" in uploaded
+    assert set(re.findall(r"tests/test_(\w+)\.py", uploaded)) >= set(wheels.STACK.tests)
+
+
+def test_the_sources_have_all_that_is_compiled() -> None:
+    """And the version, and the tools, are those that are tested here."""
+    manifest = (wheels.ROOT / "MANIFEST.in").read_text()
+    assert "recursive-include csrc *\n" in manifest
+    config = (wheels.ROOT / "pyproject.toml").read_text()
+    pinned = (wheels.ROOT / "requirements-demo.txt").read_text().splitlines()
+    for package in ("setuptools", "torch"):
+        (line,) = [line for line in pinned if line.startswith(f"{package}==")]
+        assert f'{line}",\n' in config
