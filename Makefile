@@ -69,10 +69,11 @@ $(SITE_VENV)/.installed: requirements-docs.txt
 	$(SITE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-docs.txt
 	@touch $@
 
-# The pages' tests run what they show; the build follows their links once more, as a reader does.
+# The pages' tests run what they show; the build follows their links once more, as a reader does. Not
+# --quiet, under which MkDocs counts no warning and so is not strict.
 docs: $(BUILT) $(SITE_VENV)/.installed
 	$(BIN)/pytest --quiet tests/test_pages.py tests/test_method.py tests/test_examples.py
-	NO_MKDOCS_2_WARNING=1 $(SITE_VENV)/bin/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(SITE_VENV)/bin/mkdocs build --strict
 	@echo "build/site/index.html"
 
 # Not in .venv: it builds into build/gpu, downloads nothing, and uses the torch that is there.
