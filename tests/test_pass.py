@@ -424,7 +424,7 @@ def test_scaler_skips_and_unscales(case: Case, dtype: torch.dtype) -> None:
 def everything(optimizer: Any, param: Tensor) -> list[Any]:
     """The parameter, its state and the controller's memory."""
     state = {name: x.tolist() for name, x in saved_states(optimizer).get(param, {}).items()}
-    return [param.tolist(), state, str(optimizer.param_groups[0]["adaptive_state"].tolist())]
+    return [param.tolist(), state, str(optimizer._controller.memory.tolist())]
 
 
 # --- Layouts, through the optimizer --------------------------------------------------------------
