@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import operator
 from array import array
 from collections.abc import Hashable
@@ -10,7 +9,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from adaptiverl.backends import operators  # noqa: F401 (the compiled module is there)
+from adaptiverl.backends.operators import COMPILED
 
 DTYPE = operator.attrgetter("dtype")
 
@@ -40,11 +39,11 @@ def look(tensors: list[Any]) -> Look:
     """
     if EXCHANGE is None:
         return _look_one_by_one(tensors)
-    return Look(*_compiled(EXCHANGE, tensors))
+    return Look(*COMPILED.look(EXCHANGE, tensors))
 
 
 def _look_one_by_one(tensors: list[Any]) -> Look:
-    """Where torch has no exchange API; the twin of csrc/look.cpp."""
+    """Where torch has no exchange API, or nothing is compiled; the twin of csrc/look.cpp."""
     kinds = zip(
         map(Tensor.numel, tensors),
         map(DTYPE, tensors),
@@ -54,14 +53,13 @@ def _look_one_by_one(tensors: list[Any]) -> Look:
     return Look(array("q", map(Tensor.data_ptr, tensors)).tobytes(), tuple(kinds))
 
 
-_compiled = importlib.import_module("adaptiverl._C").look
-
-
 def _exchange() -> Any:
-    """torch's DLPack exchange API, version 1; None where it has none."""
+    """torch's DLPack exchange API, version 1; None where it has none, or nobody to use it."""
+    if COMPILED is None:
+        return None
     capsule = getattr(Tensor, "__dlpack_c_exchange_api__", None)
     try:
-        _compiled(capsule, [])
+        COMPILED.look(capsule, [])
     except (TypeError, ValueError, NotImplementedError):
         return None
     return capsule
