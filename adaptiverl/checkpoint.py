@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from adaptiverl.algorithms import Algorithm
-from adaptiverl.codecs import codec_of_slot
+from adaptiverl.codecs import Storage
 from adaptiverl.devices import numbers_device
 from adaptiverl.migrations import current_layout
 from adaptiverl.step.memory import STATE_KEY
@@ -19,6 +19,7 @@ from adaptiverl.step.state import as_counter
 def load(
     optimizer: torch.optim.Optimizer,
     algorithm: Algorithm,
+    storage: Storage,
     state_dict: dict[str, Any],
     load_state_dict: Callable[[dict[str, Any]], None],
 ) -> None:
@@ -27,6 +28,7 @@ def load(
     Args:
         optimizer: It loads.
         algorithm: Its update rule.
+        storage: What its state is kept in; a checkpoint's that is kept otherwise is converted.
         state_dict: The checkpoint.
         load_state_dict: torch.optim's.
 
@@ -48,20 +50,24 @@ def load(
         load_state_dict(state_dict)
     finally:
         handle.remove()
-    restore_precision(optimizer, algorithm, hooked)
+    restore_precision(optimizer, algorithm, storage, hooked)
 
 
 # A parameter's state
 
 
 def restore_precision(
-    optimizer: torch.optim.Optimizer, algorithm: Algorithm, state_dict: Mapping[str, Any]
+    optimizer: torch.optim.Optimizer,
+    algorithm: Algorithm,
+    storage: Storage,
+    state_dict: Mapping[str, Any],
 ) -> None:
     """A load casts state to the parameter's dtype; ours keeps the one it was made with.
 
     Args:
         optimizer: It has loaded.
         algorithm: Its update rule.
+        storage: What its state is kept in.
         state_dict: What it has loaded.
     """
     saved = [p for group in state_dict["param_groups"] for p in group["params"]]
@@ -72,7 +78,7 @@ def restore_precision(
             shaped = name in algorithm.slots
             if not isinstance(loaded, Tensor) or not (shaped or name == "mu_product"):
                 continue
-            dtype = codec_of_slot(param).dtype if shaped else torch.float64
+            dtype = storage.codec_of_slot(param).dtype if shaped else torch.float64
             if loaded.dtype != dtype:
                 home = param.device if shaped else numbers_device(param.device)
                 # A rounded product is put right by who knows what it should be.

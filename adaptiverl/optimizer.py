@@ -11,6 +11,7 @@ from torch.optim.optimizer import _device_dtype_check_for_fused
 
 from adaptiverl.algorithms import Algorithm
 from adaptiverl.checkpoint import load
+from adaptiverl.codecs import Storage
 from adaptiverl.control import Control
 from adaptiverl.controller import Controller
 from adaptiverl.devices import outside_inference
@@ -24,6 +25,8 @@ from adaptiverl.step.round import Round, Rules
 from adaptiverl.step.scaling import watch
 from adaptiverl.step.state import complete
 from adaptiverl.trace import Trace
+
+DEFAULT_STORAGE = Storage()
 
 
 class AdaptiveOptimizer(torch.optim.Optimizer):
@@ -46,11 +49,13 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         """
 
     @classmethod
-    def _complete_state(cls, param: Tensor, group: dict[str, Any], state: dict[str, Any]) -> None:
+    def _complete_state(
+        cls, storage: Storage, param: Tensor, group: dict[str, Any], state: dict[str, Any]
+    ) -> None:
         """Make what is missing of a parameter's state; a checkpoint may have brought a part."""
         if not state and group["fused"]:
             _device_dtype_check_for_fused(param)
-        complete(cls._algorithm, param, group, state)
+        complete(cls._algorithm, storage, param, group, state)
 
     def _prepare(
         self,
@@ -58,6 +63,7 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         max_grad_norm: float | None,
         seed: int,
         process_group: ProcessGroup = None,
+        storage: Storage = DEFAULT_STORAGE,
     ) -> None:
         """What is neither groups nor state; before torch's constructor, which adds the groups."""
         if not isinstance(control, Control):
@@ -65,11 +71,12 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
                 f"control must be a Control, got {control!r} of type {type(control).__name__}"
             )
         self._control, self._max_grad_norm, self._seed = control, max_grad_norm, seed
+        self._storage = storage
         self._unscales = False
         self._ranks = Ranks(process_group)
         self._log = Log(control, type(self).__name__, self._ranks)
         # Both are the class's: bound to this optimizer they would keep it alive.
-        rules = Rules(self._algorithm, self._check_group, self._complete_state)
+        rules = Rules(self._algorithm, storage, self._check_group, self._complete_state)
         self._round = Round(control, rules, max_grad_norm, self._ranks, self._log)
 
     @outside_inference
@@ -279,10 +286,17 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         Raises:
             ValueError: The controller's memory is damaged or of an unknown layout; nothing changed.
         """
-        load(self, self._algorithm, state_dict, super().load_state_dict)
+        load(self, self._algorithm, self._storage, state_dict, super().load_state_dict)
 
     def __getstate__(self) -> dict[str, Any]:
-        adaptive = (self._control, self._max_grad_norm, self._seed, self._start, self._ranks)
+        adaptive = (
+            self._control,
+            self._max_grad_norm,
+            self._seed,
+            self._start,
+            self._ranks,
+            self._storage,
+        )
         return super().__getstate__() | {"_adaptive": adaptive}
 
     @outside_inference
@@ -290,8 +304,10 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         adaptive = state.pop("_adaptive", None)
         super().__setstate__(state)
         if adaptive is not None:
-            control, max_grad_norm, seed, start, ranks = adaptive
-            self._prepare(control, max_grad_norm, seed, ranks.group)
+            control, max_grad_norm, seed, start, ranks, *later = adaptive
+            # Pickles from before there was a choice kept all their state in float32.
+            storage = later[0] if later else Storage(stochastic_rounding=False)
+            self._prepare(control, max_grad_norm, seed, ranks.group, storage)
             self._unscales = bool(self.defaults.get("fused"))
             self._start_controller(*start)
         elif STATE_KEY not in self.param_groups[0]:

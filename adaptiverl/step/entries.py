@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from adaptiverl.algorithms import Algorithm
+from adaptiverl.codecs import Storage
 from adaptiverl.distributed import NOISE_PLACE
 from adaptiverl.layout import TensorRow, names
 from adaptiverl.ranks.dtensors import gradient_of, is_dtensor, to_local
@@ -49,6 +50,8 @@ class ParameterEntry:
     logical_numel: int
     """Elements of the whole logical tensor"""
     maximize: bool
+    stochastic_rounding: bool = False
+    """The parameter is stored in 16 bits and rounded by chance (method.md#storage)"""
 
     def shaped(self) -> list[Tensor]:
         """Everything that a sweep walks beside each other."""
@@ -85,8 +88,8 @@ def _address(tensor: Tensor | None) -> int:
     return address
 
 
-CompleteState = Callable[[Tensor, dict[str, Any], dict[str, Any]], None]
-"""Makes what is missing of a parameter's state: of (parameter, its group, its state)"""
+CompleteState = Callable[[Storage, Tensor, dict[str, Any], dict[str, Any]], None]
+"""Makes what is missing of a parameter's state: of (storage, parameter, its group, its state)"""
 
 
 class Entries:
@@ -94,6 +97,7 @@ class Entries:
 
     Args:
         algorithm: The update rule.
+        storage: How it stores what it steps.
         optimizer: Whose entries they are, for messages.
         complete_state: Makes what is missing of a parameter's state.
         shards: Told of every sharded parameter.
@@ -103,12 +107,13 @@ class Entries:
     def __init__(
         self,
         algorithm: Algorithm,
+        storage: Storage,
         optimizer: str,
         complete_state: CompleteState,
         shards: Shards,
         ranks: Ranks,
     ) -> None:
-        self._algorithm, self._optimizer = algorithm, optimizer
+        self._algorithm, self._storage, self._optimizer = algorithm, storage, optimizer
         self._complete_state, self._shards, self._ranks = complete_state, shards, ranks
 
     def of(
@@ -142,7 +147,7 @@ class Entries:
     def _entry(
         self, param: Tensor, state: dict[str, Any], group: dict[str, Any], g: int, index: int
     ) -> ParameterEntry:
-        self._complete_state(param, group, state)
+        self._complete_state(self._storage, param, group, state)
         grad, offset, numel = param.grad, 0, param.numel()
         needed = self._algorithm.slots_of(group)
         slots = [state[name] if name in needed else None for name in self._algorithm.slots]
@@ -163,6 +168,7 @@ class Entries:
             offset=offset * reals,
             logical_numel=numel * reals,
             maximize=bool(group["maximize"]),
+            stochastic_rounding=self._storage.rounds_by_chance(param),
         )
 
 

@@ -13,6 +13,7 @@ from adaptiverl.algorithms import Algorithm
 from adaptiverl.backends import backend_for
 from adaptiverl.backends.layouts import is_fake
 from adaptiverl.backends.reference import noise_on
+from adaptiverl.codecs import Storage
 from adaptiverl.control import Control
 from adaptiverl.controller import Controller
 from adaptiverl.decision import Decision
@@ -38,6 +39,7 @@ class Rules(NamedTuple):
     """What an optimizer's class says of its steps."""
 
     algorithm: Algorithm
+    storage: Storage
     check_group: Callable[[dict[str, Any], Control], None]
     """Raises ValueError where a group asks for what the class does not do"""
     complete_state: CompleteState
@@ -73,8 +75,8 @@ class Round:
         self.workspace = Workspace()
         self._shards = Shards(self.workspace)
         choose = partial(backend_for, noisy=control.noise_bounds[1] > 0)
-        algorithm, _, complete_state = rules
-        entries = Entries(algorithm, log.optimizer, complete_state, self._shards, ranks)
+        algorithm, storage, _, complete_state = rules
+        entries = Entries(algorithm, storage, log.optimizer, complete_state, self._shards, ranks)
         self.plan = Plan(algorithm, entries, choose, self.workspace)
         self.gradient_scale = GradientScale(max_grad_norm, self.workspace)
         self._group_table: GroupTable | None = None

@@ -1,0 +1,74 @@
+"""Stochastic rounding in plain torch: the words that decide, and how (method.md#storage).
+
+A number between two neighbours becomes the upper one with the probability of its distance from the
+lower one, so that what is lost in one step is made up for in others. The twins are csrc/codecs.inc
+and `codecs.store`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from adaptiverl.kernels.normals import MASK, philox4x32
+from torch import Tensor
+
+HALVES = frozenset({torch.bfloat16, torch.float16})
+"""What can be rounded by chance"""
+
+ROUNDING_STREAM = 1 << 31
+"""In the counter's second word, where the noise's elements never get to"""
+
+LOW, HIGH, BOTH = "low", "high", "both"
+BITS_OF_SLOTS = (HIGH, BOTH, BOTH)
+"""Which half of an element's word rounds each slot; the parameter has the lower half"""
+
+NAN = 0x7FC00000
+
+
+def words(key: Sequence[Tensor], index: int, step: Tensor, offset: int, numel: int) -> Tensor:
+    """A random word for each of the elements offset … offset + numel − 1, int64 [numel].
+
+    Args:
+        key: The seed's lower and upper 32 bits, 0-d int64 tensors.
+        index: The parameter's place in the optimizer.
+        step: The optimizer's step count, 0-d int64.
+        offset: The first element's place in the whole logical tensor, in C order.
+        numel: How many elements.
+    """
+    first, last = offset >> 2, (offset + numel + 3) >> 2
+    quads = torch.arange(first, last, dtype=torch.int64, device=step.device)
+    place = torch.full_like(step, index)
+    counter = (quads & MASK, (quads >> 32) | ROUNDING_STREAM, place, step & MASK)
+    start = offset - 4 * first
+    return torch.stack(philox4x32(counter, key), dim=1).flatten()[start : start + numel]
+
+
+def sixteen_bits(words: Tensor, which: str) -> Tensor:
+    """16 of each word's bits, int64: those of two slots are independent of each other."""
+    if which == BOTH:
+        words = words ^ (words >> 16)
+    return words >> 16 if which == HIGH else words & 0xFFFF
+
+
+def round_stochastically(values: Tensor, dtype: torch.dtype, bits: Tensor) -> Tensor:
+    """Numbers that `dtype` holds, as float32, their mean over all `bits` being the values.
+
+    Args:
+        values: float32.
+        dtype: torch.bfloat16 or torch.float16.
+        bits: 16 random bits each, int64 of the values' shape.
+    """
+    if dtype == torch.bfloat16:
+        return _cut(values, 16, bits)
+    # float16 has 13 bits less, and below 2^-14 steps of 2^-24: those that float32 has 13 bits
+    # above once 2^-14 is added.
+    lift = torch.where(values.abs() < 2.0**-14, 2.0**-14, 0.0).copysign(values)
+    return _cut(values + lift, 13, bits >> 3) - lift
+
+
+def _cut(values: Tensor, count: int, bits: Tensor) -> Tensor:
+    """So many bits of float32 replaced by zeros, after `bits` were added there."""
+    whole = values.contiguous().view(torch.int32)
+    cut = ((whole + bits.to(torch.int32)) >> count << count).view(torch.float32)
+    return torch.where(values.isnan(), torch.nan, cut)
