@@ -15,8 +15,8 @@ namespace {
 // Elements of 16 bits in a cache line.
 constexpr int64_t kHalfLine = 32;
 
-// The words that round are drawn beside those of the noise: no tensor has as many quads as would
-// set this bit of a quad's number (method.md#storage).
+// The bits that round are drawn beside the noise: no tensor has as many elements as would set this
+// bit of a quad's number (method.md#storage).
 constexpr uint64_t kRoundingStream = uint64_t{1} << 63;
 
 #define ADAPTIVERL_LOOPS "codecs.inc"
@@ -28,16 +28,17 @@ void decode_bfloat16(const uint16_t* stored, int64_t count, float* values) {
   ADAPTIVERL_CHOSEN(decode)(stored, count, values);
 }
 
-void encode_bfloat16(const float* values, int64_t count, const uint32_t* words, Bits bits,
+void encode_bfloat16(const float* values, int64_t count, const uint16_t* bits, uint32_t factor,
                      uint16_t* stored) {
-  ADAPTIVERL_CHOSEN(encode)(values, count, words, bits, stored);
+  ADAPTIVERL_CHOSEN(encode)(values, count, bits, factor, stored);
 }
 
-const uint32_t* draw_words(const NoiseKey& key, int64_t offset, int64_t count, uint32_t* buffer) {
-  const int64_t skipped = offset & 3;
-  const int64_t batches = (skipped + count + 4 * kQuadBatch - 1) / (4 * kQuadBatch);
-  const uint64_t first = (static_cast<uint64_t>(offset) >> 2) | kRoundingStream;
-  ADAPTIVERL_CHOSEN(fill_element_words)(key, first, batches * kQuadBatch, buffer);
+const uint16_t* draw_bits(const NoiseKey& key, int64_t offset, int64_t count, uint16_t* buffer) {
+  constexpr int64_t batch = kOctet * kQuadBatch;
+  const int64_t skipped = offset % kOctet;
+  const int64_t batches = (skipped + count + batch - 1) / batch;
+  const uint64_t first = static_cast<uint64_t>(offset / kOctet) | kRoundingStream;
+  ADAPTIVERL_CHOSEN(fill_bits)(key, first, batches * kQuadBatch, buffer);
   return buffer + skipped;
 }
 

@@ -14,9 +14,12 @@ namespace adaptiverl {
 // By the numbers that an operator is given.
 enum class Codec : int64_t { kFloat32, kBFloat16, kCodecs };
 
-// Which 16 of an element's 32 random bits decide how a number is rounded: the parameter's, the
-// first slot's, and those of the other slots, which are the exclusive or of the two.
-enum class Bits { kNearest, kLow, kHigh, kBoth };
+// What an element's 16 random bits are multiplied by, modulo 2^16, before they round the parameter,
+// its first slot, and the others: no two of the products tell of each other. 0 rounds to nearest.
+constexpr uint32_t kNearest = 0;
+constexpr uint32_t kOfParam = 1;
+constexpr uint32_t kOfFirstSlot = 7189;
+constexpr uint32_t kOfOtherSlots = 17681;
 
 // What the arrays of a launch's rows are stored in.
 struct Codecs {
@@ -29,14 +32,14 @@ struct Codecs {
     return param == Codec::kFloat32 && grad == Codec::kFloat32 && slots == Codec::kFloat32;
   }
 
-  Bits bits_of_param() const {
-    return stochastic_rounding && param != Codec::kFloat32 ? Bits::kLow : Bits::kNearest;
+  uint32_t factor_of_param() const {
+    return stochastic_rounding && param != Codec::kFloat32 ? kOfParam : kNearest;
   }
 
-  bool draw_words() const { return bits_of_param() != Bits::kNearest || slots != Codec::kFloat32; }
+  bool round_by_chance() const { return factor_of_param() != kNearest || slots != Codec::kFloat32; }
 };
 
-inline Bits bits_of_slot(int slot) { return slot == 0 ? Bits::kHigh : Bits::kBoth; }
+inline uint32_t factor_of_slot(int slot) { return slot == 0 ? kOfFirstSlot : kOfOtherSlots; }
 
 inline Codec codec_of(int64_t number, const char* name) {
   constexpr int64_t count = static_cast<int64_t>(Codec::kCodecs);
@@ -64,12 +67,18 @@ inline Codecs codecs_of(const std::vector<int64_t>& numbers, bool stochastic_rou
 // A block's elements as float32; `count` is at most kBlock.
 void decode_bfloat16(const uint16_t* stored, int64_t count, float* values);
 
-// The other way. `words` has one word for each element; null where `bits` is kNearest.
-void encode_bfloat16(const float* values, int64_t count, const uint32_t* words, Bits bits,
+// The other way. `bits` are 16 random bits for each element; not read where `factor` is kNearest.
+void encode_bfloat16(const float* values, int64_t count, const uint16_t* bits, uint32_t factor,
                      uint16_t* stored);
 
-// The random words of a run of `count` elements, at most a block, that lies at `offset` in its
-// logical tensor: somewhere in `buffer`, which has room for kNormals.
-const uint32_t* draw_words(const NoiseKey& key, int64_t offset, int64_t count, uint32_t* buffer);
+// Elements that share one block of the generator's words.
+constexpr int64_t kOctet = 8;
+
+// Room for a block's random bits: it may start and end inside an octet.
+constexpr int64_t kRandomBits = kBlock + 2 * kOctet * kQuadBatch;
+
+// The random bits of a run of `count` elements, at most a block, that lies at `offset` in its
+// logical tensor: somewhere in `buffer`, which has room for kRandomBits.
+const uint16_t* draw_bits(const NoiseKey& key, int64_t offset, int64_t count, uint16_t* buffer);
 
 }  // namespace adaptiverl

@@ -84,9 +84,9 @@ inline float* decoded(int64_t address, Codec codec, int64_t begin, int64_t count
 }
 
 inline void encode(int64_t address, Codec codec, int64_t begin, int64_t count, const float* values,
-                   const uint32_t* words, Bits bits) {
+                   const uint16_t* bits, uint32_t factor) {
   if (address != 0 && codec != Codec::kFloat32) {
-    encode_bfloat16(values, count, words, bits, at<uint16_t>(address) + begin);
+    encode_bfloat16(values, count, bits, factor, at<uint16_t>(address) + begin);
   }
 }
 
@@ -102,12 +102,12 @@ inline Run decoded_run(const TensorRow& row, const Codecs& codecs, int64_t begin
 }
 
 inline void encode_run(const TensorRow& row, const Codecs& codecs, int64_t begin, const Run& run,
-                       const uint32_t* words) {
+                       const uint16_t* bits) {
   const int64_t states[kSlots] = {row.state0, row.state1, row.state2};
   for (int i = 0; i < kSlots; ++i) {
-    encode(states[i], codecs.slots, begin, run.count, run.slot[i], words, bits_of_slot(i));
+    encode(states[i], codecs.slots, begin, run.count, run.slot[i], bits, factor_of_slot(i));
   }
-  encode(row.param, codecs.param, begin, run.count, run.param, words, codecs.bits_of_param());
+  encode(row.param, codecs.param, begin, run.count, run.param, bits, codecs.factor_of_param());
 }
 
 // `square` is only read where there is noise.
@@ -158,18 +158,18 @@ void step_coded(Update<Algorithm> update, const TensorRow& row, const Codecs& co
   const int variant = Algorithm::variant_of(row, scalars);
   Room room;
   alignas(64) float normals[kNormals];
-  alignas(64) uint32_t buffer[kNormals];
+  alignas(64) uint16_t buffer[kRandomBits];
   for (int64_t i = begin; i < begin + elements; i += kBlock) {
     const int64_t count = std::min(kBlock, begin + elements - i);
-    const uint32_t* words =
-        codecs.draw_words() ? draw_words(key, row.offset + i, count, buffer) : nullptr;
+    const uint16_t* bits =
+        codecs.round_by_chance() ? draw_bits(key, row.offset + i, count, buffer) : nullptr;
     const Run run = decoded_run(row, codecs, i, count, room);
     const float* xi = nullptr;
     if (common.noise != Noise::kNone) {
       xi = draw(key, row.offset + i, count, Upcoming{}, normals);
     }
     update(common, scalars, variant, run, 0, xi, sums);
-    encode_run(row, codecs, i, run, words);
+    encode_run(row, codecs, i, run, bits);
   }
 }
 

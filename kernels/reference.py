@@ -140,12 +140,12 @@ def _step_tensor(
     p, slots = element.update(s, g, p, *slots)
     if square is not None and noise_on_parameter:
         p = p + _noise(entry, p, knobs, square, lr)
-    halves = _rounding_words(entry, param, stored, knobs)
-    for place, slot, which in zip(stored, slots, rounding.BITS_OF_SLOTS, strict=False):
+    bits = _rounding_bits(entry, param, stored, knobs)
+    for place, slot, factor in zip(stored, slots, rounding.OF_SLOTS, strict=False):
         if place is not None:
-            _write(place, _rounded(slot, place.dtype, halves, which), active)
+            _write(place, _rounded(slot, place.dtype, bits, factor), active)
     if entry.stochastic_rounding:
-        p = _rounded(p, param.dtype, halves, rounding.LOW)
+        p = _rounded(p, param.dtype, bits, rounding.OF_PARAM)
     _write(param, p, active)
 
 
@@ -168,22 +168,22 @@ def _noise(
     return noise_scale * flat.view(like.shape)
 
 
-def _rounding_words(
+def _rounding_bits(
     entry: ParameterEntry, param: Tensor, slots: Sequence[Slot], knobs: Knobs
 ) -> Tensor | None:
-    """A word per element, where something is rounded by chance: slots of 16 bits always are."""
+    """16 per element, where something is rounded by chance: slots of 16 bits always are."""
     if not entry.stochastic_rounding and not any(map(_is_half, slots)):
         return None
     *key, step = _beside(param, torch.int64, knobs.seed_low, knobs.seed_high, knobs.step)
-    flat = rounding.words(key, entry.index, step, entry.offset, param.numel())
+    flat = rounding.random_bits(key, entry.index, step, entry.offset, param.numel())
     return flat.view(param.shape)
 
 
-def _rounded(value: Tensor, dtype: torch.dtype, words: Tensor | None, which: str) -> Tensor:
+def _rounded(value: Tensor, dtype: torch.dtype, bits: Tensor | None, factor: int) -> Tensor:
     """A result as what it is kept in holds it; left to the store where that rounds to nearest."""
-    if words is None or dtype not in rounding.HALVES:
+    if bits is None or dtype not in rounding.HALVES:
         return value
-    return rounding.round_stochastically(value, dtype, rounding.sixteen_bits(words, which))
+    return rounding.round_stochastically(value, dtype, bits, factor)
 
 
 def _is_half(slot: Slot) -> bool:
