@@ -93,6 +93,8 @@ def test_bytes_that_a_step_moves_by_hand() -> None:
     assert figures.bytes_moved(whole, PLAIN) == 28 * 10**9
     assert figures.bytes_moved(whole, figures.ALL) == 32 * 10**9
     assert figures.bytes_moved(half, figures.FUSED) == 14 * 10**9
+    assert figures.bytes_moved(half, figures.SHORT) == 14 * 10**9
+    assert figures.bytes_moved(whole, figures.SHORT) == 20 * 10**9
     assert figures.bytes_moved(half, figures.NOISE) == 24 * 10**9
     assert figures.bytes_moved(whole, figures.STOCK) is None
 
