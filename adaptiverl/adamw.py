@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from adaptiverl.algorithms import ADAMW
-from adaptiverl.checkpoint import complete_product
 from adaptiverl.codecs import Storage
 from adaptiverl.control import Control
 from adaptiverl.optimizer import AdaptiveOptimizer
@@ -25,7 +24,8 @@ class AdaptiveAdamW(AdaptiveOptimizer, torch.optim.AdamW):
 
     Args:
         params: Parameters, or dicts of groups.
-        lr: Where α starts (``mode="replace"``), or what α multiplies (``"modulate"``).
+        lr: Where α starts (``mode="replace"``), or what α multiplies (``"modulate"``). Groups keep
+            it; the rate in effect is ``knobs()["lr"]``.
         betas: μ starts at ``betas[0]``; ``betas[1]`` stays.
         eps: Added to the denominator.
         weight_decay: Decoupled, scaled by the learning rate in effect (method.md#weight-decay).
@@ -53,7 +53,7 @@ class AdaptiveAdamW(AdaptiveOptimizer, torch.optim.AdamW):
             a group with ``decoupled_weight_decay=False``.
         TypeError: A control that is not a `Control`; a process group that is none.
 
-    Example:
+    Examples:
         >>> optimizer = AdaptiveAdamW(model.parameters(), lr=3e-4)
         >>> loss.backward()
         >>> optimizer.observe(loss)
@@ -114,10 +114,3 @@ class AdaptiveAdamW(AdaptiveOptimizer, torch.optim.AdamW):
                 "decoupled_weight_decay=False, which is torch.optim.Adam's: leave it out; "
                 "where weight_decay is 0 both are the same"
             )
-
-    @classmethod
-    def _complete_state(
-        cls, storage: Storage, param: Tensor, group: dict[str, Any], state: dict[str, Any]
-    ) -> None:
-        super()._complete_state(storage, param, group, state)
-        complete_product(param, group, state)

@@ -28,7 +28,8 @@ class AdaptiveLion(AdaptiveOptimizer):
 
     Args:
         params: Parameters, or dicts of groups.
-        lr: Where α starts (``mode="replace"``), or what α multiplies (``"modulate"``).
+        lr: Where α starts (``mode="replace"``), or what α multiplies (``"modulate"``). Groups keep
+            it; the rate in effect is ``knobs()["lr"]``.
         betas: μ starts at ``betas[0]``; ``betas[1]``, the decay of m, stays.
         weight_decay: Decoupled, scaled by the learning rate in effect (method.md#weight-decay).
         maximize: Ascend.
@@ -50,7 +51,7 @@ class AdaptiveLion(AdaptiveOptimizer):
         ValueError: An argument out of range, a ``state_dtype`` that there is not, a start outside the bounds.
         TypeError: A control that is not a `Control`; a process group that is none.
 
-    Example:
+    Examples:
         >>> optimizer = AdaptiveLion(model.parameters(), lr=1e-4)
         >>> loss.backward()
         >>> optimizer.observe(loss)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any, TypeGuard
 
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.optim.optimizer import _device_dtype_check_for_fused
 
 from adaptiverl.algorithms import Algorithm
-from adaptiverl.checkpoint import load
+from adaptiverl.checkpoint import load, save
 from adaptiverl.codecs import Storage
 from adaptiverl.control import Control
 from adaptiverl.controller import Controller
@@ -52,7 +53,7 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
     def _complete_state(
         cls, storage: Storage, param: Tensor, group: dict[str, Any], state: dict[str, Any]
     ) -> None:
-        """Make what is missing of a parameter's state; a checkpoint may have brought a part."""
+        """Make what is missing of a parameter's slots; a checkpoint may have brought a part."""
         if not state and group["fused"]:
             _device_dtype_check_for_fused(param)
         complete(cls._algorithm, storage, param, group, state)
@@ -280,13 +281,27 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
 
     # Save and load
 
+    def state_dict(self) -> dict[str, Any]:
+        """As torch.optim's, and AdamW's products of momenta beside its moments.
+
+        Tensors are those of the optimizer, not copies, as in torch.
+        """
+        return save(self, self._round.counters, super().state_dict)
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch.optim's, whose own checkpoints load too; the controller starts fresh then.
 
         Raises:
             ValueError: The controller's memory is damaged or of an unknown layout; nothing changed.
         """
-        load(self, self._algorithm, self._storage, state_dict, super().load_state_dict)
+        load(
+            self,
+            self._algorithm,
+            self._storage,
+            self._round.counters,
+            state_dict,
+            super().load_state_dict,
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         adaptive = (
@@ -297,7 +312,9 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
             self._ranks,
             self._storage,
         )
-        return super().__getstate__() | {"_adaptive": adaptive}
+        kept = super().__getstate__() | {"_adaptive": adaptive}
+        kept["state"] = defaultdict(dict, self._round.counters.exported(self.state))
+        return kept
 
     @outside_inference
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -312,7 +329,9 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
             self._start_controller(*start)
         elif STATE_KEY not in self.param_groups[0]:
             self._controller.reset()
+            self._round.counters.forget()
         settle(self.param_groups, self._controller, self._log)
+        self._round.counters.adopt(self.param_groups, self.state)
 
     def __repr__(self) -> str:
         lines = [f"{type(self).__name__} ("]

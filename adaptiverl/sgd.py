@@ -31,7 +31,8 @@ class AdaptiveSGD(AdaptiveOptimizer, torch.optim.SGD):
 
     Args:
         params: Parameters, or dicts of groups.
-        lr: Where α starts (``mode="replace"``), or what α multiplies (``"modulate"``).
+        lr: Where α starts (``mode="replace"``), or what α multiplies (``"modulate"``). Groups keep
+            it; the rate in effect is ``knobs()["lr"]``.
         momentum: Where μ starts, in [0, 1).
         dampening: 1 − the weight of a gradient that enters the buffer; the first enters whole.
         weight_decay: Added to the gradient, as in torch, or decoupled.
@@ -60,7 +61,7 @@ class AdaptiveSGD(AdaptiveOptimizer, torch.optim.SGD):
         ValueError: An argument out of range, a ``state_dtype`` that there is not, ``differentiable=True``, a start outside the bounds.
         TypeError: A control that is not a `Control`; a process group that is none.
 
-    Example:
+    Examples:
         >>> optimizer = AdaptiveSGD(model.parameters(), lr=0.1, momentum=0.9)
         >>> loss.backward()
         >>> optimizer.observe(loss)
