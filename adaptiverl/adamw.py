@@ -49,7 +49,8 @@ class AdaptiveAdamW(AdaptiveOptimizer, torch.optim.AdamW):
             updates below their last bit are not lost; False rounds to nearest.
 
     Raises:
-        ValueError: An argument out of range, a ``state_dtype`` that there is not, ``differentiable=True``, a start outside the bounds,
+        ValueError: An argument out of range, a ``state_dtype`` that there is not,
+            ``differentiable=True``, a start outside the bounds,
             a group with ``decoupled_weight_decay=False``.
         TypeError: A control that is not a `Control`; a process group that is none.
 

@@ -48,7 +48,8 @@ class AdaptiveLion(AdaptiveOptimizer):
             updates below their last bit are not lost; False rounds to nearest.
 
     Raises:
-        ValueError: An argument out of range, a ``state_dtype`` that there is not, a start outside the bounds.
+        ValueError: An argument out of range, a ``state_dtype`` that there is not, a start outside
+            the bounds.
         TypeError: A control that is not a `Control`; a process group that is none.
 
     Examples:

@@ -58,7 +58,8 @@ class AdaptiveSGD(AdaptiveOptimizer, torch.optim.SGD):
             updates below their last bit are not lost; False rounds to nearest.
 
     Raises:
-        ValueError: An argument out of range, a ``state_dtype`` that there is not, ``differentiable=True``, a start outside the bounds.
+        ValueError: An argument out of range, a ``state_dtype`` that there is not,
+            ``differentiable=True``, a start outside the bounds.
         TypeError: A control that is not a `Control`; a process group that is none.
 
     Examples:

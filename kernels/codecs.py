@@ -1,8 +1,9 @@
 """How a kernel reads and writes what is stored: one codec for each way, a constexpr of a kernel.
 
 A codec is its element type: what is read becomes float32, what is written is rounded once, to
-nearest, or by chance where there are random bits (method.md#storage). A way that needs more than that (a scale beside a block of 8-bit numbers) is one more case
-in these functions; the kernels that call them stay as they are.
+nearest, or by chance where there are random bits (method.md#storage). A way that needs more than
+that (a scale beside a block of 8-bit numbers) is one more case in these functions; the kernels that
+call them stay as they are.
 """
 
 from __future__ import annotations

@@ -26,9 +26,7 @@ OF_PARAM, OF_SLOTS = 1, (7189, 17681, 17681)
 """What an element's 16 random bits are multiplied by, modulo 2^16, before they round it"""
 
 
-def random_bits(
-    key: Sequence[Tensor], index: int, step: Tensor, offset: int, numel: int
-) -> Tensor:
+def random_bits(key: Sequence[Tensor], index: int, step: Tensor, offset: int, numel: int) -> Tensor:
     """16 random bits for each of the elements offset … offset + numel − 1, int64 [numel].
 
     Args:
@@ -48,9 +46,7 @@ def random_bits(
     return halves.flatten()[start : start + numel]
 
 
-def round_stochastically(
-    values: Tensor, dtype: torch.dtype, bits: Tensor, factor: int
-) -> Tensor:
+def round_stochastically(values: Tensor, dtype: torch.dtype, bits: Tensor, factor: int) -> Tensor:
     """Numbers that `dtype` holds, as float32, their mean over all `bits` being the values.
 
     Args:

@@ -130,7 +130,7 @@ def draw(
 def draw_bits(
     element, lanes, counter, NEIGHBOURS: tl.constexpr, WIDE: tl.constexpr, COUNT: tl.constexpr
 ):
-    """16 random bits of the COUNT elements from `element` on; on the wide path it opens an octet."""
+    """16 random bits of the COUNT elements from `element` on, on the wide path opening an octet."""
     if not WIDE:
         bits = element_bits(element + lanes, counter)
     elif NEIGHBOURS == 8:

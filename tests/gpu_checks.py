@@ -365,7 +365,7 @@ def short_training_keeps_up_with_float32() -> None:
 
 @check()
 def short_steps_replay_bit_for_bit() -> None:
-    """A captured step draws other bits in every replay: those of a step outside, which never waits."""
+    """Every replay of a captured step draws the bits of a step outside, which never waits."""
     outcomes = []
     for graphed in (True, False):
         params = parameters(SIZES, torch.bfloat16)
@@ -376,7 +376,7 @@ def short_steps_replay_bit_for_bit() -> None:
         set_gradients(params, 0)
         observe_and_step(optimizer, loss)
         if graphed:
-            graph = captured(lambda o=optimizer: observe_and_step(o, loss))  # type: ignore[misc]
+            graph = captured(partial(observe_and_step, optimizer, loss))
             for _ in range(3):
                 graph.replay()
         else:

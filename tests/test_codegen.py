@@ -84,7 +84,13 @@ PLAIN = codegen.Variant("adamw", "float32", "float32", 2)
             codegen.Variant("sum_squares", "float32", "float32"),
             "0 loops with wide loads and stores, expected 1",
         ),
-        ("philox.py", "ROUNDS: tl.constexpr = 10", "ROUNDS: tl.constexpr = 12", EVERYTHING, "budget 55"),
+        (
+            "philox.py",
+            "ROUNDS: tl.constexpr = 10",
+            "ROUNDS: tl.constexpr = 12",
+            EVERYTHING,
+            "budget 55",
+        ),
         (
             "adamw.py",
             "denominator = _scaled_root(v_hat) *",

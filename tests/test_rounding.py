@@ -124,7 +124,9 @@ def test_any_number_of_threads_gives_the_same_bits(stored: tuple[torch.dtype, ..
         for threads in (1, 3):
             torch.set_num_threads(threads)
             torch.manual_seed(4)
-            entries = [stored_in(entry_of(ADAMW, (2 * PIECE + 5,), index=i), *stored) for i in (0, 1)]
+            entries = [
+                stored_in(entry_of(ADAMW, (2 * PIECE + 5,), index=i), *stored) for i in (0, 1)
+            ]
             step("compiled", ADAMW, entries, state_of(0.1))
             found.append([x for entry in entries for x in written(entry)])
     finally:
@@ -162,7 +164,7 @@ def many_bits() -> Tensor:
 @pytest.mark.parametrize("dtype", FORMATS, ids=str)
 @pytest.mark.parametrize("factor", sorted(set(FACTORS)))
 def test_rounding_has_no_bias(many_bits: Tensor, dtype: torch.dtype, factor: int) -> None:
-    """The mean error of n draws at the share f has the deviation √(f(1 − f)/n): within 5 of them."""
+    """The mean error of n draws at the share f deviates by √(f(1 − f)/n): within 5 of these."""
     digits = 23 - FORMATS[dtype][0]
     spacing = 2.0 ** -FORMATS[dtype][0]
     for share in (2.0**-digits, 0.01, 0.25, 0.5, 0.9):
@@ -191,7 +193,7 @@ def test_what_rounds_one_array_says_nothing_of_another(many_bits: Tensor) -> Non
 
 @each_path
 def test_small_updates_of_a_second_moment_are_not_lost(path: str) -> None:
-    """β₂ = 0.999 moves v by less than half of bfloat16's last bit, which rounding to nearest loses."""
+    """β₂ = 0.999 moves v by less than half of bfloat16's last bit: to nearest, it would stay."""
     case = replace(
         ADAMW, groups=double([[1e-3, 0.9, 0.999, 1e-8, 0.0]]), effective=double([[0.0, 0.9]])
     )
