@@ -15,6 +15,9 @@ from adaptiverl.step.counters import Counters
 from adaptiverl.step.memory import STATE_KEY
 from adaptiverl.step.state import PRODUCT
 
+Conversions = set[tuple[torch.dtype, torch.dtype]]
+"""What a checkpoint's state was saved in, and what it was converted to"""
+
 
 def save(
     optimizer: torch.optim.Optimizer,
@@ -46,7 +49,7 @@ def load(
     counters: Counters,
     state_dict: dict[str, Any],
     load_state_dict: Callable[[dict[str, Any]], None],
-) -> None:
+) -> Conversions:
     """Load a checkpoint, ours or torch.optim's.
 
     Args:
@@ -56,6 +59,9 @@ def load(
         counters: Its.
         state_dict: The checkpoint.
         load_state_dict: torch.optim's.
+
+    Returns:
+        What state was saved in and is kept in, where these differ.
 
     Raises:
         ValueError: The controller's memory is damaged or of an unknown layout; nothing changed.
@@ -77,11 +83,12 @@ def load(
         load_state_dict(state_dict)
     finally:
         handle.remove()
-    restore_precision(optimizer, algorithm, storage, hooked)
+    converted = restore_precision(optimizer, algorithm, storage, hooked)
     for param, key in _pairs(optimizer, hooked):
         if key in products:
             optimizer.state[param][PRODUCT] = products[key]
     counters.adopt(optimizer.param_groups, optimizer.state)
+    return converted
 
 
 # A parameter's state
@@ -92,7 +99,7 @@ def restore_precision(
     algorithm: Algorithm,
     storage: Storage,
     state_dict: Mapping[str, Any],
-) -> None:
+) -> Conversions:
     """A load casts state to the parameter's dtype; ours keeps the one it was made with.
 
     Args:
@@ -100,15 +107,22 @@ def restore_precision(
         algorithm: Its update rule.
         storage: What its state is kept in.
         state_dict: What it has loaded.
+
+    Returns:
+        What state was saved in and is kept in, where these differ.
     """
+    converted = set()
     for param, key in _pairs(optimizer, state_dict):
         for name, value in state_dict["state"].get(key, {}).items():
             loaded = optimizer.state[param].get(name)
             if name not in algorithm.slots or not isinstance(loaded, Tensor):
                 continue
             dtype = storage.codec_of_slot(param).dtype
+            if value.dtype != dtype:
+                converted.add((value.dtype, dtype))
             if loaded.dtype != dtype:
                 optimizer.state[param][name] = value.to(device=param.device, dtype=dtype)
+    return converted
 
 
 def _products_in(state_dict: Mapping[str, Any]) -> dict[Any, Any]:

@@ -16,6 +16,7 @@ from adaptiverl.codecs import Storage
 from adaptiverl.control import Control
 from adaptiverl.controller import Controller
 from adaptiverl.devices import outside_inference
+from adaptiverl.footprint import bytes_by_part
 from adaptiverl.hooks import waits_for_a_step
 from adaptiverl.log import Log
 from adaptiverl.ranks.dtensors import to_whole
@@ -189,6 +190,17 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         """The last few thousand updates of the knobs, recorded on the device. Waits for it."""
         return self._controller.trace()
 
+    def memory(self) -> dict[str, int]:
+        """Bytes that everything takes on this rank, by part, counted from the tensors.
+
+        Returns:
+            ``parameters``, ``gradients`` and each state entry by its name, such as ``exp_avg``, of
+            a shard only what lies here; and ``controller``, all else that the optimizer holds.
+            State is made by the first step.
+        """
+        own = [self._controller.memory, *self._round.workspace.held()]
+        return bytes_by_part(self.param_groups, self.state, own)
+
     # One step
 
     def step(
@@ -294,7 +306,7 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         Raises:
             ValueError: The controller's memory is damaged or of an unknown layout; nothing changed.
         """
-        load(
+        converted = load(
             self,
             self._algorithm,
             self._storage,
@@ -302,6 +314,7 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
             state_dict,
             super().load_state_dict,
         )
+        self._log.tell_of_conversion(converted)
 
     def __getstate__(self) -> dict[str, Any]:
         adaptive = (

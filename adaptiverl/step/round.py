@@ -27,6 +27,7 @@ from adaptiverl.step.clipping import GradientScale
 from adaptiverl.step.counters import Counters
 from adaptiverl.step.entries import CompleteState, Entries
 from adaptiverl.step.groups import GroupTable, any_rate
+from adaptiverl.step.losses import Losses
 from adaptiverl.step.memory import Groups, settle
 from adaptiverl.step.plan import Plan
 from adaptiverl.step.scaling import scaling_of
@@ -90,6 +91,7 @@ class Round:
         self.plan = Plan(algorithm, entries, choose, self.workspace)
         self.gradient_scale = GradientScale(max_grad_norm, self.workspace)
         self._group_table: GroupTable | None = None
+        self._losses = None if storage.stochastic_rounding else Losses(log.warn_of_lost_updates)
 
     @torch._disable_dynamo
     @outside_autograd
@@ -109,9 +111,12 @@ class Round:
             self._log.warn_of_shards(self._shards.take_unknown())
             decisions = self._decide(buckets, groups, found_inf, idle)
             factor = self._measure(buckets, decisions, grad_scale)
+            samples = None if self._losses is None else self._losses.before(groups)
             for bucket in buckets:
                 here = None if factor is None else factor.to(numbers_device(bucket.device))
                 bucket.backend.step(bucket, decisions[bucket.device], bucket.squares, here)
+            if samples and self._losses is not None and not idle:
+                self._losses.after(samples)
             self._report(buckets, decisions, idle)
             if idle:  # who makes state to load into it looks there for what there is to load
                 self.counters.show_products(state)
