@@ -10,7 +10,6 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from adaptiverl.kernels import reference, rounding
 from pass_cases import (
     ADAMW,
     CASES,
@@ -38,6 +37,7 @@ from pass_cases import (
 from torch import Tensor
 
 from adaptiverl.backends import CPU, REFERENCE, backend_for
+from adaptiverl.kernels import reference, rounding
 
 HALF, SINGLE = torch.bfloat16, torch.float32
 STORED = [
