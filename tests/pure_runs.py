@@ -20,6 +20,7 @@ import torch
 from training import BUSY, draw_gradients, parameters, snapshot
 
 from adaptiverl import AdaptiveAdamW, AdaptiveLion, AdaptiveSGD, describe
+from adaptiverl.layout import LAWS
 
 HALF, STEPS = 8, 16
 SHAPES = ((7, 5), (1025,), ())
@@ -28,7 +29,7 @@ KINDS: dict[str, Callable[..., Any]] = {
     "sgd": partial(AdaptiveSGD, momentum=0.9, nesterov=True),
     "lion": AdaptiveLion,
 }
-CONTROLS = {"loss": BUSY, "alignment": replace(BUSY, law="alignment", horizon=STEPS)}
+CONTROLS = {law: replace(BUSY, law=law, horizon=None if law == "loss" else STEPS) for law in LAWS}
 CASES = [(kind, law) for kind in KINDS for law in CONTROLS]
 
 

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from adaptiverl import Control, backends
 from adaptiverl.backends import operators, placement, pure
-from adaptiverl.layout import FIELDS, TRACE_COLUMNS
+from adaptiverl.layout import FIELDS, LAWS, TRACE_COLUMNS
 
 # --- Operators: bit for bit those of C++ --------------------------------------------------------
 
@@ -119,6 +119,10 @@ def test_a_course_is_the_compiled_one_to_the_bit(name: str) -> None:
     assert written > CAPACITY
     assert machine.state[FIELDS.index("updates")] > 0 or "alignment" in name
     assert not torch.equal(machine.effective, GROUPS[:, :2])
+
+
+def test_every_law_has_a_course() -> None:
+    assert {control.law for control, _ in COURSES.values()} == set(LAWS)
 
 
 @given(
