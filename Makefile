@@ -10,6 +10,7 @@
 #   make docs    the pages as a site in build/site; dead links and snippets that do not run fail
 #   make gpu     everything that only a GPU can show, as one report (PYTHON= one with torch for CUDA)
 #   make cuda-stack  the wheel under a CUDA build of torch and two others, without a GPU (STACKS=)
+#   make wheels  what is published, into dist/: one wheel with the CUDA controller, and the sources
 #   make venv    the environment in .venv, installed and built, nothing run
 # The first to run installs what it needs: torch for the demo, and the tools for all else.
 
@@ -26,7 +27,8 @@ SOURCES := $(wildcard csrc/*.* csrc/law/*) setup.py pyproject.toml
 # A process for each core; every one loads torch. A file's tests may go to several.
 PARALLEL := --numprocesses auto --maxprocesses 8 --dist worksteal
 
-.PHONY: venv demo ddp test check bench scenarios lr-robustness codegen docs gpu cuda-stack format clean
+.PHONY: venv demo ddp test check bench scenarios lr-robustness codegen docs site gpu cuda-stack \
+	wheels format clean
 .DEFAULT_GOAL := help
 
 help:
@@ -79,10 +81,16 @@ $(SITE_VENV)/.installed: requirements-docs.txt
 	$(SITE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-docs.txt
 	@touch $@
 
+PAGES := tests/test_pages.py tests/test_snippets.py tests/test_method.py tests/test_examples.py
+
 # The pages' tests run what they show; the build follows their links once more, as a reader does.
-docs: $(BUILT) $(SITE_VENV)/.installed
-	$(BIN)/pytest --quiet tests/test_pages.py tests/test_method.py tests/test_examples.py
-	NO_MKDOCS_2_WARNING=1 $(SITE_VENV)/bin/mkdocs build --strict --quiet
+docs: $(BUILT) $(TOOLS)
+	$(BIN)/pytest --quiet $(PAGES)
+	$(MAKE) site
+
+# Not --quiet, under which MkDocs counts no warning and so is not strict.
+site: $(SITE_VENV)/.installed
+	NO_MKDOCS_2_WARNING=1 $(SITE_VENV)/bin/mkdocs build --strict
 	@echo "build/site/index.html"
 
 # Not in .venv: it builds into build/gpu, downloads nothing, and uses the torch that is there.
@@ -93,11 +101,17 @@ gpu:
 cuda-stack: $(TOOLS)
 	$(BIN)/python tests/cuda_stack.py $(STACKS)
 
+# Builds one wheel, of the sources that it packs.
+wheels: $(TOOLS)
+	$(BIN)/python tests/wheels.py
+
 check: $(BUILT) $(TOOLS)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror csrc/*.* csrc/law/*
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/zizmor --offline --no-progress --persona pedantic .github/workflows
 
 format: $(BUILT) $(TOOLS)
 	$(BIN)/ruff format .

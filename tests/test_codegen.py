@@ -13,12 +13,12 @@ pytest.importorskip(
     "triton", reason="the kernels need triton, which torch's CPU wheels do not bring along"
 )
 
-from adaptiverl.kernels import codegen, walk
 from adaptiverl.kernels.chunks import CHUNK
 from broken_kernels import break_kernel
 from triton import knobs
 
 from adaptiverl.algorithms import ALGORITHMS
+from adaptiverl.kernels import codegen, walk
 
 pytestmark = pytest.mark.skipif(
     knobs.runtime.interpret, reason="TRITON_INTERPRET is set: nothing is compiled in this process"

@@ -21,7 +21,7 @@ TARGET = re.compile(r"(\]\()([^)\s]+)(\))")
 FENCE = re.compile(r"^\s*```(\w*)", re.MULTILINE)
 LANGUAGES = {".py": "python", ".cu": "cuda", ".cpp": "cpp", ".h": "cpp", ".sh": "bash"}
 KNOWN_FENCES = {"", "python", "diff"}
-"""A snippet under any other name would escape tests/test_pages.py, which runs those of python"""
+"""A snippet under any other name would escape tests/test_snippets.py, which runs python"""
 
 
 def uri_of(path: str) -> str:
