@@ -11,6 +11,18 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+from adaptiverl.layout import FIELDS, MEMORY_SIZE, SLOT
+
+NEWER = (
+    "log_lr_clear",
+    "log_lr_judged",
+    "alignment_mean_weight",
+    "alignment_peak",
+    "searching",
+    "search_steps",
+    "held_at",
+)
+"""Numbers of the controller's memory that it did not have when the digests were taken"""
 Make = Callable[[list[nn.Parameter]], Any]
 
 
@@ -27,6 +39,14 @@ class Pulls(nn.Module):
             for weight, target in zip(self.weights, targets, strict=True)
         ]
         return torch.stack(pulls).sum()
+
+
+def in_layout_3(memory: Tensor) -> Tensor:
+    """The controller's memory as it was laid out when the digests were taken."""
+    kept = [SLOT[name] for name in FIELDS[:MEMORY_SIZE] if name not in NEWER]
+    memory = memory[kept]
+    memory[0] = 3
+    return memory
 
 
 def whole(value: Any) -> Tensor:
@@ -71,5 +91,5 @@ def train(
         optimizer.observe(loss_of(step) + rank)
         optimizer.step()
     state = [whole(optimizer.state[w][n]) for w in weights for n in sorted(optimizer.state[w])]
-    memory = optimizer.param_groups[0]["adaptive_state"]
+    memory = in_layout_3(optimizer.param_groups[0]["adaptive_state"])
     return [*(whole(w.detach()) for w in weights), *state, memory, *optimizer.knobs().values()]

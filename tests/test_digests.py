@@ -30,7 +30,7 @@ NOISY = Control(
 CONTROLS = {
     "loss law": Control(every=2, noise_bounds=(0.0, 0.0)),
     "loss law, noise": NOISY,
-    "alignment law": Control.find_lr(horizon=STEPS),
+    "alignment law": Control.climb_lr(horizon=STEPS),
     "alignment law, noise": Control(
         law="alignment", horizon=STEPS, every=2, noise_bounds=(0.02, 0.02)
     ),
@@ -131,7 +131,7 @@ def trained(maker: str, control: str) -> str:
         optimizer.observe(loss_of(step))
         optimizer.step()
     states = [optimizer.state[p][name] for p in params for name in sorted(optimizer.state[p])]
-    memory = optimizer.param_groups[0]["adaptive_state"]
+    memory = rank_jobs_digests.in_layout_3(optimizer.param_groups[0]["adaptive_state"])
     return digest_of([*params, *states, memory, *optimizer.knobs().values()])
 
 

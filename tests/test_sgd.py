@@ -13,7 +13,7 @@ from tolerances import assert_close
 from torch import Tensor
 
 from adaptiverl import AdaptiveSGD, Control, algorithms
-from adaptiverl.control import HEAVY_BALL
+from adaptiverl.limits import HEAVY_BALL
 
 SHAPES = [(50, 7), (33,), (1000,), (4, 3, 2)]
 
