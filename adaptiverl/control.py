@@ -345,6 +345,6 @@ def _check(name: str, value: Any, ok: bool, expected: str) -> None:
         raise ValueError(f"Control.{name} must be {expected}, got {value!r}")
 
 
-def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+def _check_choice(name: str, value: Any, choices: tuple[str | None, ...]) -> None:
     if value not in choices:
         raise ValueError(f"Control.{name} must be one of {choices}, got {value!r}")

@@ -101,6 +101,7 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         if not hasattr(self, "_start"):
+            self._log.warn_if_too_short()
             self._start_controller(float(group["lr"]), self._algorithm.start_of(group))
         group[STATE_KEY] = self._controller.memory
 
@@ -273,6 +274,18 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
 
     # Save and load
 
+    def state_dict(self) -> dict[str, Any]:
+        """As torch.optim's.
+
+        While a search is going on that will go back (method.md#going-back), every parameter's state
+        also has the weights of the search's start, ``search_start``.
+        """
+        found = super().state_dict()
+        if self._round.snapshot is not None:
+            keys = [key for group in found["param_groups"] for key in group["params"]]
+            self._round.snapshot.added_to(self.param_groups, keys, found["state"])
+        return found
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch.optim's, whose own checkpoints load too; the controller starts fresh then.
 
@@ -283,7 +296,12 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         adaptive = (self._control, self._max_grad_norm, self._seed, self._start, self._ranks)
-        return super().__getstate__() | {"_adaptive": adaptive}
+        found = super().__getstate__()
+        if self._round.snapshot is not None:
+            found["state"] = found["state"].copy()
+            params = [p for group in self.param_groups for p in group["params"]]
+            self._round.snapshot.added_to(self.param_groups, params, found["state"])
+        return found | {"_adaptive": adaptive}
 
     @outside_inference
     def __setstate__(self, state: dict[str, Any]) -> None:

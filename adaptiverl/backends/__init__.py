@@ -17,7 +17,7 @@ from adaptiverl.backends.base import Backend
 from adaptiverl.backends.cpu import CpuBackend
 from adaptiverl.backends.placement import capability_of, compiled_for, dotted, why_not_on
 from adaptiverl.backends.reference import ReferenceBackend
-from adaptiverl.backends.triton import CAPABILITY, DTYPES, triton_backend
+from adaptiverl.backends.triton import CAPABILITY, DTYPES, TritonBackend, triton_backend
 
 if TYPE_CHECKING:
     from adaptiverl.step.entries import ParameterEntry
@@ -101,6 +101,14 @@ def backend_for(entry: ParameterEntry, noisy: bool, shares_memory: bool = False)
         return REFERENCE
     backend = resolve(entry.param.device, entry.param.dtype, entry.grad.dtype).backend
     return backend if backend.accepts(entry, noisy) else REFERENCE
+
+
+def puts_back(device: torch.device) -> CpuBackend | TritonBackend | None:
+    """Who puts memory on this device back to what it was, by address; None where nobody does."""
+    if device.type == "cpu":
+        return CPU
+    backend = _on_cuda(device).backend if device.type == "cuda" else None
+    return backend if isinstance(backend, TritonBackend) else None
 
 
 def describe() -> str:

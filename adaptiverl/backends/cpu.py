@@ -9,7 +9,7 @@ from torch import Tensor
 
 from adaptiverl.algorithms import ALGORITHMS
 from adaptiverl.backends import operators  # noqa: F401 (the operators are there)
-from adaptiverl.backends.base import sums_of, tell_autograd
+from adaptiverl.backends.base import HoldChunks, sums_of, tell_autograd
 from adaptiverl.backends.layouts import lie_alike
 from adaptiverl.codecs import walks
 
@@ -39,6 +39,10 @@ class CpuBackend:
     def count_steps(self, bucket: Bucket, decision: Decision) -> None:
         """See `Backend`."""
         torch.ops.adaptiverl.count_steps_(bucket.rows(), decision.state, decision.effective)
+
+    def rewind(self, regions: Tensor, chunks: HoldChunks, decision: Decision) -> None:
+        """Memory back to what it was, where the decision says so (`layout.Region`)."""
+        torch.ops.adaptiverl.rewind_(regions, decision.state)
 
     def sum_squares(
         self,

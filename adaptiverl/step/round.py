@@ -17,6 +17,7 @@ from adaptiverl.control import Control
 from adaptiverl.controller import Controller
 from adaptiverl.decision import Decision
 from adaptiverl.devices import beside, numbers_device, outside_autograd
+from adaptiverl.law.registry import law_of
 from adaptiverl.log import Log
 from adaptiverl.ranks.dtensors import to_local
 from adaptiverl.ranks.group import Ranks
@@ -28,6 +29,7 @@ from adaptiverl.step.groups import GroupTable, any_rate
 from adaptiverl.step.memory import Groups, settle
 from adaptiverl.step.plan import Plan
 from adaptiverl.step.scaling import scaling_of
+from adaptiverl.step.snapshot import Snapshot
 from adaptiverl.step.workspace import Workspace
 
 Decisions = Mapping[torch.device, Decision]
@@ -56,6 +58,7 @@ class Round:
 
     Attributes:
         controller: The optimizer's; set before the first step.
+        snapshot: What a search goes back to; None where the law never does.
     """
 
     controller: Controller
@@ -78,6 +81,9 @@ class Round:
         self.plan = Plan(algorithm, entries, choose, self.workspace)
         self.gradient_scale = GradientScale(max_grad_norm, self.workspace)
         self._group_table: GroupTable | None = None
+        self.snapshot: Snapshot | None = None
+        if law_of(control.law).goes_back:
+            self.snapshot = Snapshot(algorithm, self.workspace, control.snapshot == "device")
 
     @torch._disable_dynamo
     @outside_autograd
@@ -90,12 +96,13 @@ class Round:
         """
         groups, state = optimizer.param_groups, optimizer.state
         grad_scale, found_inf = scaling_of(optimizer)
-        self._begin(groups)
+        self._begin(groups, state)
         idle = self._is_idle(groups, state)
         try:
             buckets = self.plan.of_step(groups, state)
             self._log.warn_of_shards(self._shards.take_unknown())
             decisions = self._decide(buckets, groups, found_inf, idle)
+            self._go_back(groups, state, decisions, idle)
             factor = self._measure(buckets, decisions, grad_scale)
             for bucket in buckets:
                 here = None if factor is None else factor.to(numbers_device(bucket.device))
@@ -106,10 +113,12 @@ class Round:
 
     # Plan
 
-    def _begin(self, groups: Groups) -> None:
+    def _begin(self, groups: Groups, state: Mapping[Tensor, Any]) -> None:
         for group in groups:
             self._rules.check_group(group, self._control)
         settle(groups, self.controller, self._log)
+        if self.snapshot is not None:
+            self.snapshot.begin_step(groups, state, self.controller, self._search_is_over)
         self.workspace.begin_step()
 
     # Decide
@@ -171,6 +180,25 @@ class Round:
         if any(map(is_fake, grads)):
             return False
         return bool(grads) and not any(bool(grad.any()) for grad in grads)
+
+    @property
+    def _search_is_over(self) -> bool:
+        """As far as the host has heard, which is late where the controller is on a GPU."""
+        return self._log.announcements.held or self._control.is_too_short
+
+    def _go_back(
+        self, groups: Groups, state: Mapping[Tensor, Any], decisions: Decisions, idle: bool
+    ) -> None:
+        """In the step that ends a search, to the weights of its start (method.md#going-back)."""
+        if self.snapshot is None or idle or self._search_is_over:
+            return
+        decision = decisions[self.controller.device]
+
+        def on(device: torch.device) -> Decision:
+            return decisions.get(device) or decision.to(numbers_device(device))
+
+        if not is_fake(decision.state):
+            self.snapshot.keep_and_put_back(groups, state, on)
 
     # Measure
 

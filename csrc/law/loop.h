@@ -104,7 +104,7 @@ ADAPTIVERL_BOTH void advance(State& state, const ControlNumbers& control, Inbox&
   }
 }
 
-// The sums of a step's passes over all tensors wait in the state for the next step, unless no tensor
+// The sums of a step's passes over all tensors wait in the state for the next step, unless nothing
 // took this one.
 ADAPTIVERL_BOTH void keep_alignment(State& state, const AlignmentSums& total) {
   if (state.active == 0) {
