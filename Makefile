@@ -10,12 +10,15 @@
 #   make gpu     everything that only a GPU can show, as one report (PYTHON= one with torch for CUDA)
 #   make cuda-stack  the wheel under a CUDA build of torch and two others, without a GPU (STACKS=)
 #   make venv    the environment in .venv, installed and built, nothing run
+# The first to run installs what it needs: torch for the demo, and the tools for all else.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 BUILT := $(VENV)/.built
 INSTALLED := $(VENV)/.installed
+TOOLS := $(VENV)/.tools
+PIP := $(BIN)/python -m pip --disable-pip-version-check install
 SOURCES := $(wildcard csrc/*.* csrc/law/*) setup.py pyproject.toml
 
 # A process for each core; every one loads torch. A file's tests may go to several.
@@ -27,18 +30,25 @@ PARALLEL := --numprocesses auto --maxprocesses 8 --dist worksteal
 help:
 	@sed -n 's/^#   //p' Makefile
 
-$(INSTALLED): requirements.txt
+$(INSTALLED): requirements-demo.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "adaptiverl needs Python 3.10 or newer, this is " + sys.version)'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@echo "Once: torch, matplotlib and little else into $(VENV), some 2.4 GB where torch comes with CUDA"
+	$(PIP) -r requirements-demo.txt
+	@touch $@
+
+$(TOOLS): requirements.txt $(INSTALLED)
+	@echo "Once: what the tests, the checks and the benchmarks need into $(VENV)"
+	$(PIP) -r requirements.txt
 	@touch $@
 
 $(BUILT): $(INSTALLED) $(SOURCES)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
+	@echo "Compiling adaptiverl, a minute or two"
+	$(PIP) --quiet --no-build-isolation --no-deps -e .
 	@$(BIN)/python -c 'from adaptiverl import describe; print(describe())'
 	@touch $@
 
-venv: $(BUILT)
+venv: $(BUILT) $(TOOLS)
 
 demo: $(BUILT)
 	$(BIN)/python -m bench.demo
@@ -46,19 +56,19 @@ demo: $(BUILT)
 ddp: $(BUILT)
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/torchrun --standalone --nproc-per-node=$${RANKS:-2} -m bench.demo
 
-test: $(BUILT)
+test: $(BUILT) $(TOOLS)
 	$(BIN)/pytest $(PARALLEL) $(ARGS)
 
-bench: $(BUILT)
+bench: $(BUILT) $(TOOLS)
 	$(BIN)/python -m bench.step $(ARGS)
 
-scenarios: $(BUILT)
+scenarios: $(BUILT) $(TOOLS)
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.scenarios
 
-lr-robustness: $(BUILT)
+lr-robustness: $(BUILT) $(TOOLS)
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.lr_robustness $${ARGS:---quick}
 
-codegen: $(BUILT)
+codegen: $(BUILT) $(TOOLS)
 	$(BIN)/python -m adaptiverl.kernels.codegen
 
 # Not in .venv: it builds into build/gpu, downloads nothing, and uses the torch that is there.
@@ -66,16 +76,16 @@ gpu:
 	PYTHON=$(PYTHON) bench/gpu.sh
 
 # Builds one wheel, and keeps its environments: the first run installs some 10 GB.
-cuda-stack: $(INSTALLED)
+cuda-stack: $(TOOLS)
 	$(BIN)/python tests/cuda_stack.py $(STACKS)
 
-check: $(BUILT)
+check: $(BUILT) $(TOOLS)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror csrc/*.* csrc/law/*
 
-format: $(BUILT)
+format: $(BUILT) $(TOOLS)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 	$(BIN)/clang-format -i csrc/*.* csrc/law/*

@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from adaptiverl.algorithms import ADAMW
-from adaptiverl.checkpoint import complete_product
 from adaptiverl.control import Control
 from adaptiverl.optimizer import AdaptiveOptimizer
 from adaptiverl.ranks.group import ProcessGroup
@@ -106,8 +105,3 @@ class AdaptiveAdamW(AdaptiveOptimizer, torch.optim.AdamW):
                 "decoupled_weight_decay=False, which is torch.optim.Adam's: leave it out; "
                 "where weight_decay is 0 both are the same"
             )
-
-    @classmethod
-    def _complete_state(cls, param: Tensor, group: dict[str, Any], state: dict[str, Any]) -> None:
-        super()._complete_state(param, group, state)
-        complete_product(param, group, state)

@@ -1,8 +1,8 @@
-"""What a checkpoint brings: the controller's memory, precision, and what torch.optim's lacks."""
+"""What a checkpoint takes and brings: the controller's memory, products of momenta, precision."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,15 +10,40 @@ from torch import Tensor
 
 from adaptiverl.algorithms import Algorithm
 from adaptiverl.codecs import codec_of_slot
-from adaptiverl.devices import numbers_device
 from adaptiverl.migrations import current_layout
+from adaptiverl.step.counters import Counters
 from adaptiverl.step.memory import STATE_KEY
-from adaptiverl.step.state import as_counter
+from adaptiverl.step.state import PRODUCT
+
+
+def save(
+    optimizer: torch.optim.Optimizer,
+    exported: Callable[[Any, Sequence[Any], Mapping[Any, Any]], dict[Any, Any]],
+    state_dict: Callable[[], dict[str, Any]],
+) -> dict[str, Any]:
+    """The checkpoint, before hooks of the user's own see it: torch.optim's and what that lacks.
+
+    Args:
+        optimizer: It saves.
+        exported: Its `Round`'s.
+        state_dict: torch.optim's.
+    """
+
+    def complete(_: torch.optim.Optimizer, saving: dict[str, Any]) -> None:
+        keys = [key for group in saving["param_groups"] for key in group["params"]]
+        saving["state"] = exported(optimizer.param_groups, keys, saving["state"])
+
+    handle = optimizer.register_state_dict_post_hook(complete, prepend=True)
+    try:
+        return state_dict()
+    finally:
+        handle.remove()
 
 
 def load(
     optimizer: torch.optim.Optimizer,
     algorithm: Algorithm,
+    counters: Counters,
     state_dict: dict[str, Any],
     load_state_dict: Callable[[dict[str, Any]], None],
 ) -> None:
@@ -27,17 +52,20 @@ def load(
     Args:
         optimizer: It loads.
         algorithm: Its update rule.
+        counters: Its.
         state_dict: The checkpoint.
         load_state_dict: torch.optim's.
 
     Raises:
         ValueError: The controller's memory is damaged or of an unknown layout; nothing changed.
     """
-    hooked = state_dict
+    hooked, products = state_dict, {}
 
     def check(_: torch.optim.Optimizer, loading: dict[str, Any]) -> None:
-        nonlocal hooked
+        nonlocal hooked, products
         hooked = loading
+        if algorithm.corrects_bias:
+            products = _products_in(loading)
         for group in loading["param_groups"]:
             if STATE_KEY in group:
                 current_layout(group[STATE_KEY])
@@ -49,6 +77,10 @@ def load(
     finally:
         handle.remove()
     restore_precision(optimizer, algorithm, hooked)
+    for param, key in _pairs(optimizer, hooked):
+        if key in products:
+            optimizer.state[param][PRODUCT] = products[key]
+    counters.adopt(optimizer.param_groups, optimizer.state)
 
 
 # A parameter's state
@@ -64,55 +96,33 @@ def restore_precision(
         algorithm: Its update rule.
         state_dict: What it has loaded.
     """
-    saved = [p for group in state_dict["param_groups"] for p in group["params"]]
-    params = [p for group in optimizer.param_groups for p in group["params"]]
-    for key, param in zip(saved, params, strict=True):
+    for param, key in _pairs(optimizer, state_dict):
         for name, value in state_dict["state"].get(key, {}).items():
             loaded = optimizer.state[param].get(name)
-            shaped = name in algorithm.slots
-            if not isinstance(loaded, Tensor) or not (shaped or name == "mu_product"):
+            if name not in algorithm.slots or not isinstance(loaded, Tensor):
                 continue
-            dtype = codec_of_slot(param).dtype if shaped else torch.float64
+            dtype = codec_of_slot(param).dtype
             if loaded.dtype != dtype:
-                home = param.device if shaped else numbers_device(param.device)
-                # A rounded product is put right by who knows what it should be.
-                kept = dtype if shaped else value.dtype
-                optimizer.state[param][name] = value.to(device=home, dtype=kept)
+                optimizer.state[param][name] = value.to(device=param.device, dtype=dtype)
 
 
-def complete_product(param: Tensor, group: Mapping[str, Any], state: dict[str, Any]) -> None:
-    """AdamW's `mu_product`: torch.optim.AdamW's checkpoints have none, its momentum is constant.
-
-    Args:
-        param: The parameter.
-        group: Its group.
-        state: Its state, complete but for `mu_product`.
-    """
-    product = state.get("mu_product")
-    if isinstance(product, Tensor) and product.dtype == torch.float64:
-        state["mu_product"] = as_counter(product, torch.float64, numbers_device(param.device))
-        return
-    step, momentum = state["step"].to(torch.float64), group["betas"][0]
-    if isinstance(momentum, Tensor):
-        momentum = momentum.to(step.device, torch.float64).reshape(())
-    constant = momentum**step
-    state["mu_product"] = constant if product is None else _as_precise(product, constant)
+def _products_in(state_dict: Mapping[str, Any]) -> dict[Any, Any]:
+    """Copies of the products, which a load casts; they may lie where it takes them to."""
+    found = {}
+    for key, entries in state_dict["state"].items():
+        if isinstance(entries, dict) and entries.get(PRODUCT) is not None:
+            product = entries[PRODUCT]
+            found[key] = product.clone() if isinstance(product, Tensor) else product
+    return found
 
 
-def _as_precise(product: Any, constant: Tensor) -> Tensor:
-    """The product of a parameter's momenta in float64 again, after a loader rounded it.
-
-    Args:
-        product: What the loader made of it.
-        constant: What it is if the momentum never moved, float64 0-d: then nothing was lost.
-    """
-    rounded = as_counter(product, torch.float64, constant.device)
-    if not isinstance(product, Tensor) or not product.is_floating_point():
-        return rounded
-    info = torch.finfo(product.dtype)
-    # Whole steps of rounding: the product was multiplied up, and this is a power.
-    near = (rounded - constant).abs() <= info.eps * constant + info.tiny
-    return torch.where(near, constant, rounded)
+def _pairs(
+    optimizer: torch.optim.Optimizer, state_dict: Mapping[str, Any]
+) -> Iterator[tuple[Tensor, Any]]:
+    """Each parameter and what stands for it in the checkpoint."""
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    keys = [key for group in state_dict["param_groups"] for key in group["params"]]
+    return zip(params, keys, strict=True)
 
 
 def complete_count(group: Mapping[str, Any], state: dict[str, Any]) -> None:

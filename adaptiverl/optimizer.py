@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any, TypeGuard
 
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.optim.optimizer import _device_dtype_check_for_fused
 
 from adaptiverl.algorithms import Algorithm
-from adaptiverl.checkpoint import load
+from adaptiverl.checkpoint import load, save
 from adaptiverl.control import Control
 from adaptiverl.controller import Controller
 from adaptiverl.devices import outside_inference
@@ -47,7 +48,7 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
 
     @classmethod
     def _complete_state(cls, param: Tensor, group: dict[str, Any], state: dict[str, Any]) -> None:
-        """Make what is missing of a parameter's state; a checkpoint may have brought a part."""
+        """Make what is missing of a parameter's slots; a checkpoint may have brought a part."""
         if not state and group["fused"]:
             _device_dtype_check_for_fused(param)
         complete(cls._algorithm, param, group, state)
@@ -275,16 +276,13 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
     # Save and load
 
     def state_dict(self) -> dict[str, Any]:
-        """As torch.optim's.
+        """As torch.optim's, and AdamW's products of momenta beside its moments.
 
         While a search is going on that will go back (method.md#going-back), every parameter's state
-        also has the weights of the search's start, ``search_start``.
+        also has the weights of its start, ``search_start``. Tensors are those of the optimizer, not
+        copies, as in torch.
         """
-        found = super().state_dict()
-        if self._round.snapshot is not None:
-            keys = [key for group in found["param_groups"] for key in group["params"]]
-            self._round.snapshot.added_to(self.param_groups, keys, found["state"])
-        return found
+        return save(self, self._round.exported, super().state_dict)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch.optim's, whose own checkpoints load too; the controller starts fresh then.
@@ -292,16 +290,15 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         Raises:
             ValueError: The controller's memory is damaged or of an unknown layout; nothing changed.
         """
-        load(self, self._algorithm, state_dict, super().load_state_dict)
+        load(self, self._algorithm, self._round.counters, state_dict, super().load_state_dict)
 
     def __getstate__(self) -> dict[str, Any]:
         adaptive = (self._control, self._max_grad_norm, self._seed, self._start, self._ranks)
-        found = super().__getstate__()
-        if self._round.snapshot is not None:
-            found["state"] = found["state"].copy()
-            params = [p for group in self.param_groups for p in group["params"]]
-            self._round.snapshot.added_to(self.param_groups, params, found["state"])
-        return found | {"_adaptive": adaptive}
+        kept = super().__getstate__() | {"_adaptive": adaptive}
+        params = [p for group in self.param_groups for p in group["params"]]
+        exported = self._round.exported(self.param_groups, params, self.state)
+        kept["state"] = defaultdict(dict, exported)
+        return kept
 
     @outside_inference
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -314,7 +311,9 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
             self._start_controller(*start)
         elif STATE_KEY not in self.param_groups[0]:
             self._controller.reset()
+            self._round.counters.forget()
         settle(self.param_groups, self._controller, self._log)
+        self._round.counters.adopt(self.param_groups, self.state)
 
     def __repr__(self) -> str:
         lines = [f"{type(self).__name__} ("]

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -333,7 +334,9 @@ def main(arguments: list[str] | None = None) -> int:
         "--architectures", type=int, nargs="+", default=list(ARCHITECTURES), metavar="SM"
     )
     chosen = parser.parse_args(arguments).architectures
-    reports = [inspect(variant, architecture) for architecture in chosen for variant in variants()]
+    every = [(variant, architecture) for architecture in chosen for variant in variants()]
+    with ProcessPoolExecutor() as pool:
+        reports = list(pool.map(inspect, *zip(*every, strict=True)))
     print(table(reports))
     broken = [line for report in reports for line in report.violations()]
     print("\n".join(broken) if broken else "Every variant is within its budget.")

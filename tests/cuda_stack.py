@@ -170,7 +170,7 @@ def build_wheel() -> Path:
     shutil.rmtree(target, ignore_errors=True)
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check"]
     command += ["--no-deps", "--no-build-isolation", "--wheel-dir", str(target), "."]
-    run(command, "the wheel does not build")
+    run(command, "the wheel does not build", ADAPTIVERL_PURE="0")
     (wheel,) = target.glob("*.whl")
     return wheel
 

@@ -135,7 +135,7 @@ def expect_triton(optimizer: Any) -> None:
 
 def everything(optimizer: Any, params: list[nn.Parameter]) -> list[Tensor]:
     """Copies of all that a step changes."""
-    state = [v for p in params for v in optimizer.state[p].values()]
+    state = [v for state in optimizer.state_dict()["state"].values() for v in state.values()]
     return [t.detach().clone() for t in (*params, *state, optimizer._controller.memory)]
 
 
@@ -158,9 +158,11 @@ def assert_trained_alike(
 ) -> None:
     for p, q in zip(ours, theirs, strict=True):
         assert_close(p.detach().float(), q.detach().float(), name)
-        for key, value in right.state[q].items():
+    found, expected = left.state_dict()["state"], right.state_dict()["state"]
+    for place, state in expected.items():
+        for key, value in state.items():
             tolerance = "step_float32" if value.is_floating_point() else name
-            assert_close(left.state[p][key], value, tolerance)
+            assert_close(found[place][key], value, tolerance)
 
 
 # The controller

@@ -17,6 +17,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
+from training import saved_states
 
 from adaptiverl import AdaptiveAdamW, Control
 
@@ -34,9 +35,10 @@ NOISY = Control(every=2, noise_bounds=(0.05, 0.2), lr_bounds=(1e-4, 0.1))
 def digest(optimizer: Any, params: Iterator[nn.Parameter]) -> str:
     """One word for the parameters, their whole state and the controller's memory."""
     seen = hashlib.sha256()
+    states = saved_states(optimizer)
     for param in params:
         seen.update(bits(param))
-        for name, value in sorted(optimizer.state[param].items()):
+        for name, value in sorted(states.get(param, {}).items()):
             seen.update(name.encode() + bits(value))
     seen.update(bits(optimizer.param_groups[0]["adaptive_state"]))
     return seen.hexdigest()
@@ -250,9 +252,9 @@ class Bound:
 
     @torch.no_grad()
     def take(self, weights: list[Tensor], batch: list[Tensor]) -> None:
-        knobs = self.optimizer.knobs()
+        knobs, states = self.optimizer.knobs(), saved_states(self.optimizer)
         for i, (w, c) in enumerate(zip(weights, batch, strict=True)):
-            state = self.optimizer.state[w]
+            state = states[w]
             step = float(state["step"])
             delta = 2 * (BATCH + 2) * self.UNIT * float(c.abs().double().mean(0).max())
             delta *= 1 + 5.8 * NOISY.noise_bounds[1]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
+from training import saved_states
 
 from adaptiverl.layout import FIELDS, MEMORY_SIZE, SLOT
 
@@ -23,6 +24,7 @@ NEWER = (
     "held_at",
 )
 """Numbers of the controller's memory that it did not have when the digests were taken"""
+
 Make = Callable[[list[nn.Parameter]], Any]
 
 
@@ -90,6 +92,7 @@ def train(
         model(targets).backward()
         optimizer.observe(loss_of(step) + rank)
         optimizer.step()
-    state = [whole(optimizer.state[w][n]) for w in weights for n in sorted(optimizer.state[w])]
+    states = saved_states(optimizer)
+    state = [whole(x) for w in weights for _, x in sorted(states[w].items())]
     memory = in_layout_3(optimizer.param_groups[0]["adaptive_state"])
     return [*(whole(w.detach()) for w in weights), *state, memory, *optimizer.knobs().values()]

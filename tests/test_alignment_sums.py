@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import oracle
 import pytest
 import torch
-from adaptiverl.kernels import reference
 from alignment import (
     ALIGNED,
     OPTIMIZERS,
@@ -26,15 +26,14 @@ from alignment import (
     run,
     sums_of,
 )
-from interpreted import check, names_in
+from interpreted import check
 from tolerances import assert_close
 from torch import Tensor, nn
 
 from adaptiverl import AdaptiveAdamW, AdaptiveLion, AdaptiveSGD, Control, backends
+from adaptiverl.kernels import reference
 from adaptiverl.ranks import group
 from adaptiverl.ranks.group import Ranks
-
-CASES = "interpreted_alignment.py"
 
 
 def use_reference(patch: pytest.MonkeyPatch) -> None:
@@ -273,6 +272,5 @@ def test_averaging_over_ranks_leaves_a_skipped_steps_numbers_to_the_bit(
 # The Triton sweep, in its interpreter
 
 
-@pytest.mark.parametrize("name", names_in(CASES))
-def test_interpreted(name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
-    check(CASES, name, tmp_path_factory)
+def test_interpreted(tmp_path: Path) -> None:
+    check(tmp_path, "interpreted_alignment.py")

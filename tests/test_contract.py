@@ -40,7 +40,7 @@ FROZEN = Control.frozen()
 EACH = pytest.mark.parametrize("case", CASES.values(), ids=str)
 TORCHS: dict[str, Any] = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
 """The classes that ours extend; torch has no Lion"""
-OURS_ALONE = {"mu_product", "step"}
+OURS_ALONE = {"step"}
 """State that torch has no use for, the count of torch.optim.AdamW aside"""
 NO_GRADIENT = {3: (0,), 4: (1,), 5: (1,)}
 """Step to the parameters without a gradient: missing once, and a layer frozen and unfrozen"""
@@ -567,7 +567,7 @@ def test_a_copy_goes_on_as_its_original(
     public = [name for name in vars(optimizer) if not name.startswith("_")]
     assert {"defaults", "param_groups", "state"} <= set(public)
     assert repr(twin) == repr(optimizer)
-    entries = {"adamw": {"exp_avg", "exp_avg_sq", "mu_product"}, "sgd": {"momentum_buffer"}}
+    entries = {"adamw": {"exp_avg", "exp_avg_sq"}, "sgd": {"momentum_buffer"}}
     expected = entries.get(case.name, {"exp_avg"}) | {"step"}
     assert all(set(twin.state[p]) == expected for p in twins)
 

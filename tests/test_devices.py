@@ -12,6 +12,7 @@ import torch
 from stand_in import DEVICE, OnStandIn, StandIn
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
+from training import saved_states
 
 from adaptiverl import AdaptiveAdamW, AdaptiveLion, AdaptiveSGD, Control, backends
 from adaptiverl.backends import placement
@@ -212,7 +213,7 @@ def go_on(case: Case, optimizer: AdaptiveOptimizer, first: int, last: int) -> No
 def outcome(optimizer: AdaptiveOptimizer) -> tuple[list[Tensor], dict[str, float]]:
     """Every parameter and its state on the CPU; the knobs."""
     params = params_of(optimizer)
-    states = [optimizer.state[p][name] for p in params for name in sorted(optimizer.state[p])]
+    states = [x for state in saved_states(optimizer).values() for _, x in sorted(state.items())]
     return [x.detach().cpu() for x in (*params, *states)], optimizer.knobs()
 
 
@@ -241,7 +242,7 @@ def test_without_float64_the_numbers_live_on_the_cpu(case: Case) -> None:
         assert_same(case, found, expected)
         for param in params_of(found):
             assert isinstance(param, OnStandIn)
-            state = found.state[param]
+            state = saved_states(found)[param]
             assert state["step"].device == state.get("mu_product", state["step"]).device == CPU
             moments = found._algorithm.slots_of(found.param_groups[0])
             assert all(isinstance(state[name], OnStandIn) for name in moments)

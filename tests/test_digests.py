@@ -18,6 +18,7 @@ import rank_jobs_digests
 import torch
 from ranks import Crew
 from torch import Tensor, nn
+from training import saved_states
 
 from adaptiverl import AdaptiveAdamW, AdaptiveSGD, Control
 
@@ -130,7 +131,7 @@ def trained(maker: str, control: str) -> str:
             param.grad = None if skipped else pull + fractions(param.shape, 1000 + 10 * step + i)
         optimizer.observe(loss_of(step))
         optimizer.step()
-    states = [optimizer.state[p][name] for p in params for name in sorted(optimizer.state[p])]
+    states = [x for state in saved_states(optimizer).values() for _, x in sorted(state.items())]
     memory = rank_jobs_digests.in_layout_3(optimizer.param_groups[0]["adaptive_state"])
     return digest_of([*params, *states, memory, *optimizer.knobs().values()])
 

@@ -41,7 +41,7 @@ TWINS: dict[str, Callable[..., Any]] = {
     "sgd": lambda groups, **options: torch.optim.SGD(groups, **options, **PLAIN),
     "lion": PaperLion,
 }
-OURS_ALONE = {"adamw": {"mu_product"}, "sgd": {"step"}, "lion": {"step"}}
+OURS_ALONE = {"adamw": set[str](), "sgd": {"step"}, "lion": {"step"}}
 
 
 class Pair:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from training import saved_states
 
 from adaptiverl import AdaptiveAdamW, AdaptiveSGD, Control
 from adaptiverl.migrations import current_layout
@@ -54,8 +55,9 @@ def take(params: list[nn.Parameter], optimizer: Any, step: int) -> None:
 def numbers_of(params: list[nn.Parameter], optimizer: Any) -> dict[str, Tensor]:
     """All that a step leaves, by name."""
     found = {f"param {i}": p.detach().clone() for i, p in enumerate(params)}
+    states = saved_states(optimizer)
     for i, param in enumerate(params):
-        for name, value in optimizer.state[param].items():
+        for name, value in states[param].items():
             found[f"{name} {i}"] = value.clone()
     return found | {"memory": optimizer.param_groups[0]["adaptive_state"].clone()}
 

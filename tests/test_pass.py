@@ -17,7 +17,6 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from adaptiverl.kernels import elements, normals, reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pass_cases import (
@@ -59,8 +58,10 @@ from pass_cases import (
 )
 from tolerances import assert_close
 from torch import Tensor
+from training import saved_states
 
 from adaptiverl import Control
+from adaptiverl.kernels import elements, normals, reference
 from adaptiverl.step.entries import ParameterEntry
 
 CSRC = Path(__file__).resolve().parents[1] / "csrc"
@@ -422,7 +423,7 @@ def test_scaler_skips_and_unscales(case: Case, dtype: torch.dtype) -> None:
 
 def everything(optimizer: Any, param: Tensor) -> list[Any]:
     """The parameter, its state and the controller's memory."""
-    state = {name: x.tolist() for name, x in optimizer.state[param].items()}
+    state = {name: x.tolist() for name, x in saved_states(optimizer)[param].items()}
     return [param.tolist(), state, str(optimizer.param_groups[0]["adaptive_state"].tolist())]
 
 
@@ -462,7 +463,8 @@ GRADIENTS: dict[str, Callable[[Tensor], Tensor]] = {
 
 def entry_in(optimizer: Any, param: Tensor, index: int) -> ParameterEntry:
     """A parameter as its optimizer has it; before the first step with slots of zeros."""
-    group, rule, state = optimizer.param_groups[0], optimizer._algorithm, optimizer.state[param]
+    group, rule = optimizer.param_groups[0], optimizer._algorithm
+    state = saved_states(optimizer).get(param, {})
     names = rule.slots_of(group)
     zeros = torch.zeros_like(param)
     return ParameterEntry(

@@ -409,7 +409,7 @@ def test_an_event_file_without_tensorboard(
     for name in [n for n in sys.modules if n.split(".")[0] == "tensorboard"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "tensorboard", None)
-    assert "pip install 'adaptiverl[tensorboard]'" in say(file).refused()
+    assert say(file).refused().rstrip().endswith(": pip install tensorboard")
 
 
 def test_a_truncated_event_file_gives_what_it_holds(tmp_path: Path) -> None:

@@ -86,6 +86,13 @@ def draw_gradients(params: Params, step: int, absent: Iterable[int] = ()) -> Non
         param.grad = None if i in absent else grad.to(param.device, param.dtype)
 
 
+def saved_states(optimizer: torch.optim.Optimizer) -> dict[Tensor, dict[str, Tensor]]:
+    """Every parameter's state as checkpoints have it: with AdamW's product of momenta."""
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    saved = optimizer.state_dict()["state"]
+    return {p: saved[i] for i, p in enumerate(params) if i in saved}
+
+
 def snapshot(optimizer: torch.optim.Optimizer, params: Sequence[Tensor]) -> Any:
     """Everything a run has come to, cut loose from it."""
     return copy.deepcopy((optimizer.state_dict(), values(params)))

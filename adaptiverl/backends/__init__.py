@@ -15,6 +15,7 @@ import torch
 
 from adaptiverl.backends.base import Backend
 from adaptiverl.backends.cpu import CpuBackend
+from adaptiverl.backends.operators import WHY_PURE
 from adaptiverl.backends.placement import capability_of, compiled_for, dotted, why_not_on
 from adaptiverl.backends.reference import ReferenceBackend
 from adaptiverl.backends.triton import CAPABILITY, DTYPES, TritonBackend, triton_backend
@@ -48,6 +49,8 @@ def resolve(
     device = torch.device(device)
     if device.type == "cuda" and device.index is None and torch.cuda.is_available():
         device = torch.device("cuda", torch.cuda.current_device())
+    if device.type == "cpu" and WHY_PURE is not None:
+        return Resolution(REFERENCE, f"adaptiverl has no compiled part: {WHY_PURE}")
     if device.type == "cpu" and param_dtype == grad_dtype == torch.float32:
         return Resolution(CPU, "compiled pass over float32")
     if device.type == "cpu":
@@ -106,7 +109,7 @@ def backend_for(entry: ParameterEntry, noisy: bool, shares_memory: bool = False)
 def puts_back(device: torch.device) -> CpuBackend | TritonBackend | None:
     """Who puts memory on this device back to what it was, by address; None where nobody does."""
     if device.type == "cpu":
-        return CPU
+        return CPU if WHY_PURE is None else None
     backend = _on_cuda(device).backend if device.type == "cuda" else None
     return backend if isinstance(backend, TritonBackend) else None
 
@@ -115,12 +118,13 @@ def describe() -> str:
     """One line on what this installation can do."""
     device = torch.device("cuda")
     no_controller, no_triton = why_not_on(device), _no_triton_on(device)
+    cpu = "compiled" if WHY_PURE is None else f"plain torch ({WHY_PURE})"
     controller = f"compiled for compute capability {compiled_for()}"
     if no_controller is not None:
         controller = f"on the CPU ({no_controller})"
     cuda = "Triton" if no_triton is None else f"plain torch ({no_triton})"
     without = "" if torch.version.cuda or torch.version.hip else " (this torch has no CUDA)"
     return (
-        f"adaptiverl on torch {torch.__version__}{without}: CPU pass compiled; CUDA controller "
+        f"adaptiverl on torch {torch.__version__}{without}: CPU pass {cpu}; CUDA controller "
         f"{controller}; CUDA pass {cuda}"
     )

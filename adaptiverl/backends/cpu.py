@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from adaptiverl.algorithms import ALGORITHMS
-from adaptiverl.backends import operators  # noqa: F401 (the operators are there)
 from adaptiverl.backends.base import HoldChunks, sums_of, tell_autograd
 from adaptiverl.backends.layouts import lie_alike
+from adaptiverl.backends.operators import WHY_PURE
 from adaptiverl.codecs import walks
 
 if TYPE_CHECKING:
@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from adaptiverl.step.bucket import Bucket
     from adaptiverl.step.entries import ParameterEntry
 
-STEPS = {name: getattr(torch.ops.adaptiverl, f"{name}_step_").default for name in ALGORITHMS}
+STEPS = {
+    name: getattr(torch.ops.adaptiverl, f"{name}_step_").default
+    for name in (ALGORITHMS if WHY_PURE is None else ())
+}
 
 
 class CpuBackend:

@@ -15,7 +15,7 @@ try:
 except ImportError as error:
     raise ImportError(
         f"adaptiverl.integrations.accelerate needs accelerate, which is not there ({error}): "
-        "pip install 'adaptiverl[accelerate]'"
+        "pip install 'accelerate>=1.10'"
     ) from error
 
 __all__ = ["knob_logs", "observe_backward"]

@@ -28,7 +28,7 @@ try:
 except ImportError as error:
     raise ImportError(
         f"adaptiverl.integrations.huggingface needs transformers, which is not there ({error}): "
-        "pip install 'adaptiverl[huggingface]'"
+        "pip install 'transformers>=5' 'accelerate>=1.10'"
     ) from error
 
 REMEDY = (

@@ -17,6 +17,7 @@ from adaptiverl.layout import TensorRow, names
 from adaptiverl.ranks.dtensors import gradient_of, is_dtensor, to_local
 from adaptiverl.ranks.group import Ranks
 from adaptiverl.ranks.shards import Shards
+from adaptiverl.step.counters import Counters, Member, Place
 from adaptiverl.step.state import check_gradient, check_state
 
 COLUMNS = names(TensorRow)
@@ -86,7 +87,7 @@ def _address(tensor: Tensor | None) -> int:
 
 
 CompleteState = Callable[[Tensor, dict[str, Any], dict[str, Any]], None]
-"""Makes what is missing of a parameter's state: of (parameter, its group, its state)"""
+"""Makes what is missing of a parameter's slots: of (parameter, its group, its state)"""
 
 
 class Entries:
@@ -95,7 +96,8 @@ class Entries:
     Args:
         algorithm: The update rule.
         optimizer: Whose entries they are, for messages.
-        complete_state: Makes what is missing of a parameter's state.
+        complete_state: Makes what is missing of a parameter's slots.
+        counters: Count the parameters' steps.
         shards: Told of every sharded parameter.
         ranks: Those that decide together.
     """
@@ -105,11 +107,13 @@ class Entries:
         algorithm: Algorithm,
         optimizer: str,
         complete_state: CompleteState,
+        counters: Counters,
         shards: Shards,
         ranks: Ranks,
     ) -> None:
         self._algorithm, self._optimizer = algorithm, optimizer
-        self._complete_state, self._shards, self._ranks = complete_state, shards, ranks
+        self._complete_state, self._counters = complete_state, counters
+        self._shards, self._ranks = shards, ranks
 
     def of(
         self, groups: Sequence[dict[str, Any]], state: Mapping[Tensor, Any]
@@ -129,20 +133,26 @@ class Entries:
                 check_gradient(param, index, self._optimizer)
                 names = self._algorithm.slots_of(groups[g])
                 check_state(param, index, state.get(param, {}), names)
+        members = [
+            Member(param, groups[g], state[param])
+            for _, param, g in numbered
+            if param.grad is not None
+        ]
+        for member in members:
+            self._complete_state(*member)
+        counted = iter(zip(members, self._counters.settle(members), strict=True))
         entries = []
         self._shards.start_step()
         for index, param, g in numbered:
             if param.grad is not None:
                 number = getattr(param, NOISE_PLACE, index)
-                entries.append(self._entry(param, state[param], groups[g], g, number))
+                entries.append(self._entry(*next(counted), g, number))
             elif is_dtensor(param):
                 self._shards.add(index, param, self._ranks)
         return entries
 
-    def _entry(
-        self, param: Tensor, state: dict[str, Any], group: dict[str, Any], g: int, index: int
-    ) -> ParameterEntry:
-        self._complete_state(param, group, state)
+    def _entry(self, member: Member, counted: Place, g: int, index: int) -> ParameterEntry:
+        param, group, state = member
         grad, offset, numel = param.grad, 0, param.numel()
         needed = self._algorithm.slots_of(group)
         slots = [state[name] if name in needed else None for name in self._algorithm.slots]
@@ -156,8 +166,8 @@ class Entries:
             param=param,
             grad=grad,  # type: ignore[arg-type]
             slots=tuple(slots),
-            step=state["step"],
-            mu_product=state["mu_product"] if self._algorithm.corrects_bias else None,
+            step=counted.count,
+            mu_product=counted.product,
             group=g,
             index=index,
             offset=offset * reals,

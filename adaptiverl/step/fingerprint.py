@@ -12,20 +12,21 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from itertools import chain, compress
+from itertools import chain, compress, repeat
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from adaptiverl.ranks.dtensors import any_dtensor, local_tensors, placed_alike
-from adaptiverl.step.state import COUNTERS
+from adaptiverl.step.state import PRODUCT, STEP
 
 PLAIN_TYPES = {Tensor, torch.nn.Parameter}
 """Of gradients that lie where `data_ptr` says; a subclass may have no memory of its own."""
 
 NoneType = type(None)
 GRADIENT, DTYPE, BYTES = map(operator.attrgetter, ("grad", "dtype", "nbytes"))
+OF_STEP = operator.itemgetter(STEP)
 
 
 class GroupKey(NamedTuple):
@@ -33,12 +34,12 @@ class GroupKey(NamedTuple):
 
     Attributes:
         params: The group's list.
-        kept: Names of the state entries that a step walks or counts.
+        slots: Names of the state entries that a step walks.
         maximize: The group's option.
     """
 
     params: list[Tensor]
-    kept: tuple[str, ...]
+    slots: tuple[str, ...]
     maximize: bool
 
 
@@ -50,11 +51,13 @@ class Fingerprint:
         options: Of every group, and its count of parameters: a parameter has its group's numbers.
         present: Of every parameter whether it has a gradient; empty where all have. What follows
             is of those that have.
-        sizes: Bytes of the parameters, elements of the gradients and of state of their shape.
+        sizes: Bytes of the parameters, elements of the gradients and of the slots.
         dtypes: The gradients'.
         params: The parameters' addresses.
-        states: Addresses of their state. No two parameters share a `step`, so these tell the
-            parameters' order, too, where some are empty.
+        slots: The slots' addresses.
+        steps: Which `step` entries there are, by identity: those of the last step lie where its
+            table says (`step.counters`). No two parameters share one, so these tell the parameters'
+            order, too, where some are empty.
         gradients: The gradients' addresses.
         plain: Everything here is contiguous, dense, in no need of negation, and every gradient is
             laid out over the ranks as its parameter is.
@@ -67,7 +70,8 @@ class Fingerprint:
     sizes: list[int]
     dtypes: list[torch.dtype]
     params: list[int]
-    states: list[int]
+    slots: list[int]
+    steps: list[int]
     gradients: list[int]
     plain: bool
     tensors: list[Tensor]
@@ -83,27 +87,31 @@ class Fingerprint:
         """
         try:
             params, grads, present = _with_gradients(groups)
-            states, shaped = _kept_of(groups, present, _states_of(params, state))
+            states = _states_of(params, state)
+            if any(map(operator.contains, states, repeat(PRODUCT))):
+                return None  # it is to be taken in
+            slots, steps = _slots_of(groups, present, states), list(map(id, map(OF_STEP, states)))
             alike = True
             dtensors: list[Tensor] = []
             if not set(map(type, params)) <= PLAIN_TYPES and any_dtensor(params):
                 dtensors = params
                 alike = placed_alike(params, grads)
                 params, grads = local_tensors(params), local_tensors(grads)
-                states, shaped = local_tensors(states), local_tensors(shaped)
+                slots = local_tensors(slots)
             if not set(map(type, grads)) <= PLAIN_TYPES:
                 return None
             return cls(
-                [(len(group.params), group.kept, group.maximize) for group in groups],
+                [(len(group.params), group.slots, group.maximize) for group in groups],
                 present,
                 [
                     *map(BYTES, params),
                     *map(Tensor.numel, grads),
-                    *map(Tensor.numel, shaped),
+                    *map(Tensor.numel, slots),
                 ],
                 list(map(DTYPE, grads)),
                 list(map(Tensor.data_ptr, params)),
-                list(map(Tensor.data_ptr, states)),
+                list(map(Tensor.data_ptr, slots)),
+                steps,
                 list(map(Tensor.data_ptr, grads)),
                 alike
                 and all(map(Tensor.is_contiguous, params))
@@ -127,7 +135,8 @@ class Fingerprint:
             and self._has_as_many_freed(other)
             and self.present == other.present
             and self.params == other.params
-            and self.states == other.states
+            and self.slots == other.slots
+            and self.steps == other.steps
             and self.sizes == other.sizes
             and self.dtypes == other.dtypes
             and self.options == other.options
@@ -151,7 +160,8 @@ class Watch:
 
     def __init__(self, groups: Sequence[GroupKey], state: Mapping[Tensor, Any]) -> None:
         params, _, present = _with_gradients(groups)
-        watched, _ = _kept_of(groups, present, _states_of(params, state))
+        states = _states_of(params, state)
+        watched = [*_slots_of(groups, present, states), *map(OF_STEP, states)]
         self._gone: list[Any] = []
         self._references = [
             weakref.ref(tensor, self._gone.append) for tensor in local_tensors(watched)
@@ -188,28 +198,21 @@ def _in_one_list(groups: Sequence[GroupKey]) -> list[Tensor]:
     return list(chain.from_iterable(group.params for group in groups))
 
 
-def _kept_of(
-    groups: Sequence[GroupKey], present: list[bool], states: list[Any]
-) -> tuple[list[Any], list[Any]]:
-    """What a step walks or counts of the parameters' state, and of it what has their shape.
+def _slots_of(groups: Sequence[GroupKey], present: list[bool], states: list[Any]) -> list[Tensor]:
+    """What a step walks of the parameters' state, parameter by parameter.
 
     Every state is visited once: with thousands of them, none is in the cache.
     """
-    kept: list[Any] = []
-    shaped: list[Any] = []
+    slots: list[Tensor] = []
     first = begin = 0
     for group in groups:
         end = first + len(group.params)
         count = sum(present[first:end]) if present else end - first
         here = states if count == len(states) else states[begin : begin + count]
-        names = group.kept
-        values = list(chain.from_iterable(map(_getter(names), here)))
-        kept += values
-        for place, name in enumerate(names):
-            if name not in COUNTERS:
-                shaped += values[place :: len(names)]
+        if group.slots:
+            slots += chain.from_iterable(map(_getter(group.slots), here))
         first, begin = end, begin + count
-    return kept, shaped
+    return slots
 
 
 @cache

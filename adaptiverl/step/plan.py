@@ -83,11 +83,9 @@ class Plan:
 
     def group_keys(self, groups: Sequence[dict[str, Any]]) -> list[GroupKey]:
         """What of the groups decides which backend takes their tensors."""
-        counters = ("step", "mu_product") if self._algorithm.corrects_bias else ("step",)
         slots_of = self._algorithm.slots_of
         return [
-            GroupKey(group["params"], (*slots_of(group), *counters), bool(group["maximize"]))
-            for group in groups
+            GroupKey(group["params"], slots_of(group), bool(group["maximize"])) for group in groups
         ]
 
     def _follow(self, seen: Fingerprint) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ from adaptiverl.ranks.group import Ranks
 from adaptiverl.ranks.shards import Shards
 from adaptiverl.step.bucket import Bucket
 from adaptiverl.step.clipping import GradientScale
+from adaptiverl.step.counters import Counters
 from adaptiverl.step.entries import CompleteState, Entries
 from adaptiverl.step.groups import GroupTable, any_rate
 from adaptiverl.step.memory import Groups, settle
@@ -43,7 +44,7 @@ class Rules(NamedTuple):
     check_group: Callable[[dict[str, Any], Control], None]
     """Raises ValueError where a group asks for what the class does not do"""
     complete_state: CompleteState
-    """Makes what is missing of a parameter's state"""
+    """Makes what is missing of a parameter's slots"""
 
 
 class Round:
@@ -77,7 +78,10 @@ class Round:
         self._shards = Shards(self.workspace)
         choose = partial(backend_for, noisy=control.noise_bounds[1] > 0)
         algorithm, _, complete_state = rules
-        entries = Entries(algorithm, log.optimizer, complete_state, self._shards, ranks)
+        self.counters = Counters(algorithm, self.workspace)
+        entries = Entries(
+            algorithm, log.optimizer, complete_state, self.counters, self._shards, ranks
+        )
         self.plan = Plan(algorithm, entries, choose, self.workspace)
         self.gradient_scale = GradientScale(max_grad_norm, self.workspace)
         self._group_table: GroupTable | None = None
@@ -108,6 +112,8 @@ class Round:
                 here = None if factor is None else factor.to(numbers_device(bucket.device))
                 bucket.backend.step(bucket, decisions[bucket.device], bucket.squares, here)
             self._report(buckets, decisions, idle)
+            if idle:  # who makes state to load into it looks there for what there is to load
+                self.counters.show_products(state)
         finally:
             self.plan.release()
 
@@ -199,6 +205,21 @@ class Round:
 
         if not is_fake(decision.state):
             self.snapshot.keep_and_put_back(groups, state, on)
+
+    def exported(
+        self, groups: Groups, keys: Sequence[Any], state: Mapping[Any, Any]
+    ) -> dict[Any, Any]:
+        """State as checkpoints have it: what a step keeps elsewhere is among its entries.
+
+        Args:
+            groups: The optimizer's.
+            keys: What the checkpoint calls its parameters, in order.
+            state: Those names to their parameters' entries, which are left as they are.
+        """
+        exported = self.counters.exported(state)
+        if self.snapshot is not None:
+            self.snapshot.added_to(groups, keys, exported)
+        return exported
 
     # Measure
 

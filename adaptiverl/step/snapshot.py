@@ -16,7 +16,7 @@ from adaptiverl.controller import Controller
 from adaptiverl.decision import Decision
 from adaptiverl.kernels import reference
 from adaptiverl.ranks.dtensors import as_placed, to_local
-from adaptiverl.step.state import COUNTERS
+from adaptiverl.step.state import STEP
 from adaptiverl.step.workspace import DeviceTable, Workspace
 
 KEY = "search_start"
@@ -174,7 +174,7 @@ class Snapshot:
         if copy is None:
             return
         yield to_local(param).detach(), copy
-        for name in (*self._algorithm.slots, *sorted(COUNTERS)):
+        for name in (*self._algorithm.slots, STEP):
             value = state.get(name)
             if isinstance(value, Tensor):
                 yield to_local(value), None

@@ -14,11 +14,10 @@ from torch import Tensor
 
 from adaptiverl.algorithms import Algorithm
 from adaptiverl.codecs import as_dtype, codec_of_slot
-from adaptiverl.devices import numbers_device
 from adaptiverl.ranks.dtensors import is_dtensor, to_local
 
-COUNTERS = {"step", "mu_product"}
-"""State of one number; all other state that a step walks has the parameter's shape."""
+STEP, PRODUCT = "step", "mu_product"
+"""State of one number (`step.counters`); all other that a step walks has the parameter's shape"""
 
 
 def check_gradient(param: Tensor, index: int, optimizer: str) -> None:
@@ -66,7 +65,7 @@ def check_state(param: Tensor, index: int, state: Mapping[str, Any], names: Iter
                     f"{name} of parameter {index} cannot be cast from {value.dtype} to "
                     f"{dtype}, which a parameter of {param.dtype} needs"
                 )
-    for name in COUNTERS:
+    for name in (STEP, PRODUCT):
         value = state.get(name)
         if isinstance(value, Tensor) and (value.numel() != 1 or value.is_complex()):
             raise RuntimeError(
@@ -78,7 +77,7 @@ def check_state(param: Tensor, index: int, state: Mapping[str, Any], names: Iter
 def complete(
     algorithm: Algorithm, param: Tensor, group: Mapping[str, Any], state: dict[str, Any]
 ) -> None:
-    """Make what is missing of a parameter's state; a checkpoint may have brought a part.
+    """Make what is missing of a parameter's slots; a checkpoint may have brought a part.
 
     What is there is put into the dtype that kernels read: torch's own loader, which wrappers call,
     casts every floating entry to the parameter's.
@@ -93,12 +92,12 @@ def complete(
     for name in algorithm.slots_of(group):
         value = state.get(name)
         state[name] = codec.zeros_beside(param) if value is None else codec.adopt(param, value)
-    home = numbers_device(param.device)
-    state["step"] = as_counter(state.get("step", 0.0), torch.float32, home)
 
 
 def as_counter(value: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
     """A state entry of one number, 0-d; a checkpoint may have made a number of it."""
+    if isinstance(value, Tensor):
+        value = value.to(device)  # before its dtype: its own device may have no float64
     tensor = as_dtype(value, dtype, device)
     return tensor if tensor.dim() == 0 else tensor.reshape(())
 
