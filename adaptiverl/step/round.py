@@ -217,7 +217,7 @@ class Round:
             state: Those names to their parameters' entries, which are left as they are.
         """
         exported = self.counters.exported(state)
-        if self.snapshot is not None:
+        if self.snapshot is not None and not self._search_is_over:
             self.snapshot.added_to(groups, keys, exported)
         return exported
 
