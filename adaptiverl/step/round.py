@@ -204,7 +204,7 @@ class Round:
             return decisions.get(device) or decision.to(numbers_device(device))
 
         if not is_fake(decision.state):
-            self.snapshot.keep_and_put_back(groups, state, on)
+            self.snapshot.keep_and_put_back(groups, state, on, self.plan.followed)
 
     def exported(
         self, groups: Groups, keys: Sequence[Any], state: Mapping[Any, Any]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,6 +25,8 @@ KEY = "search_start"
 ALIGNMENT = 16
 """Bytes that each parameter's place in the copy is a multiple of"""
 
+Launch = Callable[[Decision], None]
+"""Puts regions back, where the decision says so"""
 Groups = Sequence[dict[str, Any]]
 States = Mapping[Tensor, dict[str, Any]]
 
@@ -48,6 +51,8 @@ class Snapshot:
         self._pieces: list[Any] = []
         """What they are called in the workspace"""
         self._tables: dict[torch.device, DeviceTable] = {}
+        self._launches: dict[torch.device, Launch] | None = None
+        """What puts all back, as long as nothing moves"""
         self._adopted = 0
 
     def begin_step(
@@ -77,7 +82,11 @@ class Snapshot:
             )
 
     def keep_and_put_back(
-        self, groups: Groups, state: States, decide: Callable[[torch.device], Decision]
+        self,
+        groups: Groups,
+        state: States,
+        decide: Callable[[torch.device], Decision],
+        nothing_moved: bool,
     ) -> None:
         """Between a step's decision and its pass: copy what is new, and go back where it says so.
 
@@ -85,6 +94,20 @@ class Snapshot:
             groups: The optimizer's.
             state: The optimizer's; complete for every parameter with a gradient.
             decide: The step's decision on a device.
+            nothing_moved: All with a gradient had one in the step before, and all is where it was.
+        """
+        if self._launches is None or not nothing_moved:
+            self._launches = self._prepare(groups, state, decide)
+        for device, launch in (self._launches or {}).items():
+            launch(decide(device))
+
+    def _prepare(
+        self, groups: Groups, state: States, decide: Callable[[torch.device], Decision]
+    ) -> dict[torch.device, Launch] | None:
+        """Copy what is new, put back what is not walked by address, and say how the rest is.
+
+        Returns:
+            What puts back the rest, by device; None where the next step cannot do just that.
         """
         taking_part = [
             (index, param)
@@ -92,6 +115,7 @@ class Snapshot:
             if param.grad is not None or index in self._copies
         ]
         self._copy([(i, p, to_local(p)) for i, p in taking_part if not self._has(i, p)])
+        all_walked = all(param.grad is not None for _, param in taking_part)
         regions: dict[torch.device, list[tuple[int, int, int]]] = {}
         for index, param in taking_part:
             for target, source in self._pairs(index, param, state.get(param, {})):
@@ -101,9 +125,14 @@ class Snapshot:
                     row = (target.data_ptr(), there, target.nbytes)
                     regions.setdefault(device, []).append(row)
                 else:
+                    all_walked = False
                     reference.rewind(target, source, decide(device).rewind)
-        for device, rows in regions.items():
-            self._put_back(device, rows, decide(device))
+        launches = {device: self._launch(device, rows) for device, rows in regions.items()}
+        if all_walked:
+            return launches
+        for device, launch in launches.items():
+            launch(decide(device))
+        return None
 
     def forget(self) -> None:
         """Let go of everything: the search is over, or another one's weights come."""
@@ -112,7 +141,7 @@ class Snapshot:
         for device in self._tables:
             self._workspace.drop(("rewind", device))
             self._workspace.drop(("rewind chunks", device))
-        self._pieces, self._copies, self._tables = [], {}, {}
+        self._pieces, self._copies, self._tables, self._launches = [], {}, {}, None
 
     def added_to(self, groups: Groups, keys: Sequence[Any], states: dict[Any, Any]) -> None:
         """Add every copy to its parameter's state, in what is going to be a checkpoint.
@@ -179,30 +208,24 @@ class Snapshot:
             if isinstance(value, Tensor):
                 yield to_local(value), None
 
-    def _put_back(
-        self, device: torch.device, rows: list[tuple[int, int, int]], decision: Decision
-    ) -> None:
+    def _launch(self, device: torch.device, rows: list[tuple[int, int, int]]) -> Launch:
+        """How these regions of a device are put back."""
         table = self._tables.get(device)
         if table is None:
             table = self._tables[device] = DeviceTable(self._workspace, ("rewind", device), device)
         wanted = torch.tensor(rows, dtype=torch.int64, device="cpu")
         if table.host is None or not torch.equal(table.host, wanted):
             table.write(wanted)
-        backend = puts_back(device)
+        backend, regions, sizes = puts_back(device), table.rows, tuple(row[2] for row in rows)
         assert backend is not None
-        assert table.rows is not None
-        sizes = tuple(row[2] for row in rows)
+        assert regions is not None
 
         def hold(build: Callable[[Sequence[int]], Tensor]) -> Tensor:
-            (held,) = self._workspace.hold(
-                ("rewind chunks", device),
-                sizes,
-                device,
-                lambda: (devices.upload(build(sizes), device),),
-            )
-            return held
+            name = "rewind chunks", device
+            make = lambda: (devices.upload(build(sizes), device),)  # noqa: E731
+            return self._workspace.hold(name, sizes, device, make)[0]
 
-        backend.rewind(table.rows, hold, decision)
+        return partial(backend.rewind, regions, hold)
 
 
 def _laid_out_as(local: Tensor, memory: Tensor) -> Tensor:
