@@ -7,8 +7,10 @@
 #   make scenarios  what the knobs do when training improves, stalls, breaks or shifts
 #   make lr-robustness  thirteen methods from seven starting rates, on three tasks (ARGS= for more)
 #   make codegen    the kernels' machine code for four GPUs, read without one
+#   make docs    the pages as a site in build/site; dead links and snippets that do not run fail
 #   make gpu     everything that only a GPU can show, as one report (PYTHON= one with torch for CUDA)
 #   make cuda-stack  the wheel under a CUDA build of torch and two others, without a GPU (STACKS=)
+#   make wheels  what is published, into dist/: one wheel with the CUDA controller, and the sources
 #   make venv    the environment in .venv, installed and built, nothing run
 # The first to run installs what it needs: torch for the demo, and the tools for all else.
 
@@ -16,6 +18,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 BUILT := $(VENV)/.built
+SITE_VENV := .venv-docs
 INSTALLED := $(VENV)/.installed
 TOOLS := $(VENV)/.tools
 PIP := $(BIN)/python -m pip --disable-pip-version-check install
@@ -24,7 +27,8 @@ SOURCES := $(wildcard csrc/*.* csrc/law/*) setup.py pyproject.toml
 # A process for each core; every one loads torch. A file's tests may go to several.
 PARALLEL := --numprocesses auto --maxprocesses 8 --dist worksteal
 
-.PHONY: venv demo ddp test check bench scenarios lr-robustness codegen gpu cuda-stack format clean
+.PHONY: venv demo ddp test check bench scenarios lr-robustness codegen docs site gpu cuda-stack \
+	wheels format clean
 .DEFAULT_GOAL := help
 
 help:
@@ -71,6 +75,24 @@ lr-robustness: $(BUILT) $(TOOLS)
 codegen: $(BUILT) $(TOOLS)
 	$(BIN)/python -m adaptiverl.kernels.codegen
 
+# An environment of its own, of a few seconds: the site reads docstrings without importing the package.
+$(SITE_VENV)/.installed: requirements-docs.txt
+	$(PYTHON) -m venv $(SITE_VENV)
+	$(SITE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-docs.txt
+	@touch $@
+
+PAGES := tests/test_pages.py tests/test_snippets.py tests/test_method.py tests/test_examples.py
+
+# The pages' tests run what they show; the build follows their links once more, as a reader does.
+docs: $(BUILT) $(TOOLS)
+	$(BIN)/pytest --quiet $(PAGES)
+	$(MAKE) site
+
+# Not --quiet, under which MkDocs counts no warning and so is not strict.
+site: $(SITE_VENV)/.installed
+	NO_MKDOCS_2_WARNING=1 $(SITE_VENV)/bin/mkdocs build --strict
+	@echo "build/site/index.html"
+
 # Not in .venv: it builds into build/gpu, downloads nothing, and uses the torch that is there.
 gpu:
 	PYTHON=$(PYTHON) bench/gpu.sh
@@ -79,11 +101,17 @@ gpu:
 cuda-stack: $(TOOLS)
 	$(BIN)/python tests/cuda_stack.py $(STACKS)
 
+# Builds one wheel, of the sources that it packs.
+wheels: $(TOOLS)
+	$(BIN)/python tests/wheels.py
+
 check: $(BUILT) $(TOOLS)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror csrc/*.* csrc/law/*
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/zizmor --offline --no-progress --persona pedantic .github/workflows
 
 format: $(BUILT) $(TOOLS)
 	$(BIN)/ruff format .
@@ -91,4 +119,4 @@ format: $(BUILT) $(TOOLS)
 	$(BIN)/clang-format -i csrc/*.* csrc/law/*
 
 clean:
-	rm -rf $(VENV) .venv-cuda .venv-newest build dist runs *.egg-info adaptiverl/*.so
+	rm -rf $(VENV) $(SITE_VENV) .venv-cuda .venv-newest build dist runs *.egg-info adaptiverl/*.so

@@ -76,7 +76,7 @@ class Control:
         ValueError: A value outside its range; the message names it, its value and the range.
         TypeError: A value of the wrong kind.
 
-    Example:
+    Examples:
         >>> Control(every=20, lr_bounds=(1e-5, 2e-4)).every
         20
     """

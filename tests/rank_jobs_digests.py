@@ -94,5 +94,5 @@ def train(
         optimizer.step()
     states = saved_states(optimizer)
     state = [whole(x) for w in weights for _, x in sorted(states[w].items())]
-    memory = in_layout_3(optimizer.param_groups[0]["adaptive_state"])
+    memory = in_layout_3(optimizer._controller.memory)
     return [*(whole(w.detach()) for w in weights), *state, memory, *optimizer.knobs().values()]

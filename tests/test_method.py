@@ -19,7 +19,7 @@ from adaptiverl import AdaptiveAdamW, Control
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "method.md"
 
-CITING = ("adaptiverl", "kernels", "csrc", "tests", "bench", "examples", "README.md")
+CITING = ("adaptiverl", "kernels", "csrc", "tests", "bench", "examples", "README.md", "docs")
 SOURCES = {".py", ".h", ".inc", ".cpp", ".cu", ".cuh", ".sh", ".md"}
 
 CITATION = re.compile(

@@ -274,7 +274,11 @@ def test_one_that_does_not_load_says_why(
 def _nothing_compiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for module in (operators, placement, backends):
         monkeypatch.setattr(module, "WHY_PURE", "a reason")
-    caches = (operators.say_what_is_slower, placement.controller_device)
+    caches = (
+        operators.say_what_is_slower,
+        placement.controller_device,
+        placement.cuda_architectures,
+    )
     for function in caches:
         function.cache_clear()
     yield

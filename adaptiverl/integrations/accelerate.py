@@ -42,7 +42,7 @@ def observe_backward(accelerator: Accelerator, optimizer: Any) -> None:
         TypeError: The optimizer is none of ours.
         ValueError: It is controlled epoch by epoch.
 
-    Example:
+    Examples:
         >>> model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
         >>> observe_backward(accelerator, optimizer)
         >>> ...

@@ -71,7 +71,7 @@ class AdaptiveCallback(TrainerCallback):
             of several evaluation data sets; `reward`, and a control that takes none.
         RuntimeError: When training begins: no trainer was given, and none is found.
 
-    Example:
+    Examples:
         >>> trainer = Trainer(
         ...     model,
         ...     args,

@@ -64,7 +64,7 @@ class AdaptiveCallback(Callback):
         ValueError: When training starts: several optimizers; `reward`, and a control that takes
             none. After a validation: no such metric.
 
-    Example:
+    Examples:
         >>> trainer = Trainer(callbacks=[AdaptiveCallback()])
     """
 

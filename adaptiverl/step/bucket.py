@@ -166,8 +166,9 @@ class Bucket:
     def spans(self) -> Spans:
         """The memory that a sweep over these entries reads and writes."""
         rows, first = self.host_rows(), self.entries[0]
+        slots = (slot for entry in self.entries for slot in entry.slots if slot is not None)
         itemsizes = [first.param.element_size(), first.grad.element_size()]
-        itemsizes += [max((m.element_size() for m in first.slots if m is not None), default=0)]
+        itemsizes += [max((slot.element_size() for slot in slots), default=0)]
         numel = rows[:, NUMEL, None]
         addresses = [rows[:, PARAM, None], rows[:, GRAD, None], rows[:, MOMENTS]]
         lengths = [numel * i for i in itemsizes]
@@ -211,10 +212,10 @@ class Bucket:
         self.params.append(entry.param)
         self.indices.append(entry.index)
 
-    def move_gradients(self, addresses: list[int]) -> None:
+    def move_gradients(self, addresses: array[int]) -> None:
         """The same tensors, their gradients at these addresses."""
         assert self._table is not None
-        self._rows = self._table.with_gradients(array("q", addresses))
+        self._rows = self._table.with_gradients(addresses)
 
     def described(self, *columns: int) -> list[list[int]]:
         """These columns of the address table, row by row."""

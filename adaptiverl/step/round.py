@@ -13,6 +13,7 @@ from adaptiverl.algorithms import Algorithm
 from adaptiverl.backends import backend_for
 from adaptiverl.backends.layouts import is_fake
 from adaptiverl.backends.reference import noise_on
+from adaptiverl.codecs import Storage
 from adaptiverl.control import Control
 from adaptiverl.controller import Controller
 from adaptiverl.decision import Decision
@@ -27,6 +28,7 @@ from adaptiverl.step.clipping import GradientScale
 from adaptiverl.step.counters import Counters
 from adaptiverl.step.entries import CompleteState, Entries
 from adaptiverl.step.groups import GroupTable, any_rate
+from adaptiverl.step.losses import Losses
 from adaptiverl.step.memory import Groups, settle
 from adaptiverl.step.plan import Plan
 from adaptiverl.step.scaling import scaling_of
@@ -41,6 +43,7 @@ class Rules(NamedTuple):
     """What an optimizer's class says of its steps."""
 
     algorithm: Algorithm
+    storage: Storage
     check_group: Callable[[dict[str, Any], Control], None]
     """Raises ValueError where a group asks for what the class does not do"""
     complete_state: CompleteState
@@ -77,10 +80,16 @@ class Round:
         self.workspace = Workspace()
         self._shards = Shards(self.workspace)
         choose = partial(backend_for, noisy=control.noise_bounds[1] > 0)
-        algorithm, _, complete_state = rules
+        algorithm, storage, _, complete_state = rules
         self.counters = Counters(algorithm, self.workspace)
         entries = Entries(
-            algorithm, log.optimizer, complete_state, self.counters, self._shards, ranks
+            algorithm,
+            storage,
+            log.optimizer,
+            complete_state,
+            self.counters,
+            self._shards,
+            ranks,
         )
         self.plan = Plan(algorithm, entries, choose, self.workspace)
         self.gradient_scale = GradientScale(max_grad_norm, self.workspace)
@@ -88,6 +97,7 @@ class Round:
         self.snapshot: Snapshot | None = None
         if law_of(control.law).goes_back:
             self.snapshot = Snapshot(algorithm, self.workspace, control.snapshot == "device")
+        self._losses = None if storage.stochastic_rounding else Losses(log.warn_of_lost_updates)
 
     @torch._disable_dynamo
     @outside_autograd
@@ -108,9 +118,14 @@ class Round:
             decisions = self._decide(buckets, groups, found_inf, idle)
             self._go_back(groups, state, decisions, idle)
             factor = self._measure(buckets, decisions, grad_scale)
+            samples = None
+            if self._losses is not None and not self._searches:  # at rates that it will not have
+                samples = self._losses.before(groups)
             for bucket in buckets:
                 here = None if factor is None else factor.to(numbers_device(bucket.device))
                 bucket.backend.step(bucket, decisions[bucket.device], bucket.squares, here)
+            if samples and self._losses is not None and not idle:
+                self._losses.after(samples)
             self._report(buckets, decisions, idle)
             if idle:  # who makes state to load into it looks there for what there is to load
                 self.counters.show_products(state)
@@ -124,7 +139,7 @@ class Round:
             self._rules.check_group(group, self._control)
         settle(groups, self.controller, self._log)
         if self.snapshot is not None:
-            self.snapshot.begin_step(groups, state, self.controller, self._search_is_over)
+            self.snapshot.begin_step(groups, state, self.controller, self._searches)
         self.workspace.begin_step()
 
     # Decide
@@ -188,15 +203,16 @@ class Round:
         return bool(grads) and not any(bool(grad.any()) for grad in grads)
 
     @property
-    def _search_is_over(self) -> bool:
-        """As far as the host has heard, which is late where the controller is on a GPU."""
-        return self._log.announcements.held or self._control.is_too_short
+    def _searches(self) -> bool:
+        """A search that goes back is not over, as far as the host has heard, which may be late."""
+        over = self._log.announcements.held or self._control.is_too_short
+        return self.snapshot is not None and not over
 
     def _go_back(
         self, groups: Groups, state: Mapping[Tensor, Any], decisions: Decisions, idle: bool
     ) -> None:
         """In the step that ends a search, to the weights of its start (method.md#going-back)."""
-        if self.snapshot is None or idle or self._search_is_over:
+        if self.snapshot is None or idle or not self._searches:
             return
         decision = decisions[self.controller.device]
 
@@ -217,7 +233,7 @@ class Round:
             state: Those names to their parameters' entries, which are left as they are.
         """
         exported = self.counters.exported(state)
-        if self.snapshot is not None and not self._search_is_over:
+        if self.snapshot is not None and self._searches:
             self.snapshot.added_to(groups, keys, exported)
         return exported
 

@@ -56,7 +56,7 @@ class Snapshot:
         self._adopted = 0
 
     def begin_step(
-        self, groups: Groups, state: States, controller: Controller, is_over: bool
+        self, groups: Groups, state: States, controller: Controller, searches: bool
     ) -> None:
         """Before a step is decided: what a checkpoint brought is taken over.
 
@@ -70,7 +70,7 @@ class Snapshot:
             self.forget()
             if not self._adopt(groups, state):
                 controller.search_anew()
-        if is_over:
+        if not searches:
             if self._copies:
                 self.forget()
         elif devices.is_capturing(controller.device):

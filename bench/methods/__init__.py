@@ -52,7 +52,7 @@ _METHODS: tuple[Method, ...] = (
     _ours("loss-cosine", "loss law × cosine", loss_law, **OVER_COSINE),
     _ours("alignment", "alignment, horizon", climb_lr, **TOLD),
     _ours("alignment-open", "alignment, no horizon", climb_lr_open),
-    # The search is a warm-up of its own, so that its cosine has none, as the README advises.
+    # The search is a warm-up of its own, so that its cosine has none, as docs/guide.md advises.
     _ours("alignment-cosine", "alignment × cosine", climb_lr, warm_up=0.0, **OVER_COSINE),
     _ours("range-test", "range test, horizon", find_lr, **TOLD),
     _ours("range-test-open", "range test, no horizon", find_lr_open),
