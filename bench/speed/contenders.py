@@ -1,7 +1,7 @@
 """Who is compared: torch's AdamW, stock clipping and noise on top of it, and ours."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
