@@ -10,6 +10,7 @@
 #   make docs    the pages as a site in build/site; dead links and snippets that do not run fail
 #   make gpu     everything that only a GPU can show, as one report (PYTHON= one with torch for CUDA)
 #   make cuda-stack  the wheel under a CUDA build of torch and two others, without a GPU (STACKS=)
+#   make wheels  what is published, into dist/: one wheel with the CUDA controller, and the sources
 #   make venv    the environment in .venv, installed and built, nothing run
 # The first to run installs what it needs: torch for the demo, and the tools for all else.
 
@@ -26,7 +27,8 @@ SOURCES := $(wildcard csrc/*.* csrc/law/*) setup.py pyproject.toml
 # A process for each core; every one loads torch. A file's tests may go to several.
 PARALLEL := --numprocesses auto --maxprocesses 8 --dist worksteal
 
-.PHONY: venv demo ddp test check bench scenarios lr-robustness codegen docs site gpu cuda-stack format clean
+.PHONY: venv demo ddp test check bench scenarios lr-robustness codegen docs site gpu cuda-stack \
+	wheels format clean
 .DEFAULT_GOAL := help
 
 help:
@@ -99,11 +101,17 @@ gpu:
 cuda-stack: $(TOOLS)
 	$(BIN)/python tests/cuda_stack.py $(STACKS)
 
+# Builds one wheel, of the sources that it packs.
+wheels: $(TOOLS)
+	$(BIN)/python tests/wheels.py
+
 check: $(BUILT) $(TOOLS)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror csrc/*.* csrc/law/*
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/zizmor --offline --no-progress --persona pedantic .github/workflows
 
 format: $(BUILT) $(TOOLS)
 	$(BIN)/ruff format .

@@ -12,7 +12,7 @@ from adaptiverl.algorithms import Algorithm
 from adaptiverl.codecs import codec_of_slot
 from adaptiverl.migrations import current_layout
 from adaptiverl.step.counters import Counters
-from adaptiverl.step.memory import STATE_KEY
+from adaptiverl.step.memory import STATE_KEY, export, memory_in
 from adaptiverl.step.state import PRODUCT
 
 
@@ -31,6 +31,7 @@ def save(
 
     def complete(_: torch.optim.Optimizer, saving: dict[str, Any]) -> None:
         saving["state"] = counters.exported(saving["state"])
+        export(saving["param_groups"])
 
     handle = optimizer.register_state_dict_post_hook(complete, prepend=True)
     try:
@@ -67,7 +68,7 @@ def load(
             products = _products_in(loading)
         for group in loading["param_groups"]:
             if STATE_KEY in group:
-                current_layout(group[STATE_KEY])
+                current_layout(memory_in(group[STATE_KEY]))
 
     # The last of the hooks: it sees what the user's own have made of the checkpoint.
     handle = optimizer.register_load_state_dict_pre_hook(check)

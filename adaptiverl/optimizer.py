@@ -20,7 +20,7 @@ from adaptiverl.log import Log
 from adaptiverl.ranks.dtensors import to_whole
 from adaptiverl.ranks.group import ProcessGroup, Ranks
 from adaptiverl.readings import readings
-from adaptiverl.step.memory import STATE_KEY, device_beside, loaded_memory, settle
+from adaptiverl.step.memory import STATE_KEY, device_beside, hold, loaded_memory, settle
 from adaptiverl.step.round import Round, Rules
 from adaptiverl.step.scaling import watch
 from adaptiverl.step.state import complete
@@ -103,7 +103,7 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         group = self.param_groups[-1]
         if not hasattr(self, "_start"):
             self._start_controller(float(group["lr"]), self._algorithm.start_of(group))
-        group[STATE_KEY] = self._controller.memory
+        hold(self.param_groups, self._controller)
 
     # What the user tells it and asks it
 
@@ -275,9 +275,10 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
     # Save and load
 
     def state_dict(self) -> dict[str, Any]:
-        """As torch.optim's, and AdamW's products of momenta beside its moments.
+        """As torch.optim's, and AdamW's products of momenta, and the controller's memory.
 
-        Tensors are those of the optimizer, not copies, as in torch.
+        The memory is a tensor, ``adaptive_state``, the same in every group. Tensors are those of
+        the optimizer, not copies, as in torch.
         """
         return save(self, self._round.counters, super().state_dict)
 

@@ -1,9 +1,11 @@
-// What `import adaptiverl._C` finds: one constant. Loading the file is what registers the
-// operators.
-#include <Python.h>
+// What `import adaptiverl._C` finds: one constant and one function. Loading the file is what
+// registers the operators.
+#include "look.h"
 
 extern "C" PyMODINIT_FUNC PyInit__C() {
-  static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr};
+  static PyMethodDef functions[] = {{"look", adaptiverl::look, METH_VARARGS, nullptr},
+                                    {nullptr, nullptr, 0, nullptr}};
+  static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, functions};
   PyObject* module = PyModule_Create(&definition);
   // What controller.cu was compiled for, as in "75 80 90"; empty where it was not.
   if (module != nullptr &&

@@ -499,6 +499,57 @@ def noise(seed: int, index: int, step: int, elements: ArrayLike) -> Floats:
 # --- The parameter step (method.md#parameter-step) -----------------------------------------------
 
 
+class Entering(NamedTuple):
+    """How a gradient enters a step, and what noise comes with it: the same in every algorithm.
+
+    Attributes:
+        maximize: Step along the gradient instead of against it.
+        noise: Sigma; at 0 nothing is added.
+        xi: Standard normals; needed where ``noise`` is not 0.
+        gradient_scale: Factor of the gradient: clip coefficient over the gradient scaler's scale. A
+            coupled weight decay is not scaled.
+        sum_of_squares: Of what the noise goes to, over the whole logical tensor: the gradient times
+            ``gradient_scale``, or the parameter before the step; None if this is the whole of it.
+        rms_numel: Elements of the whole logical tensor; None if the gradient is the whole of it.
+        noise_target: ``"gradient"``, or ``"parameter"``: then it is added after the update, in
+            units of the learning rate.
+    """
+
+    maximize: bool = False
+    noise: float = 0.0
+    xi: ArrayLike | None = None
+    gradient_scale: float = 1.0
+    sum_of_squares: float | None = None
+    rms_numel: int | None = None
+    noise_target: str = "gradient"
+
+    def gradient(self, grad: ArrayLike) -> Floats:
+        """The gradient as it enters the moments where there is no noise: scaled, of the sign."""
+        scaled = np.asarray(grad, np.float64) * self.gradient_scale
+        return -scaled if self.maximize else scaled
+
+    def noise_terms(self, g: Floats, p: Floats, lr: float) -> tuple[Floats | float, Floats | float]:
+        """What is added to the gradient before the moments, to the parameter after the update.
+
+        Raises:
+            ValueError: If ``noise`` is not 0 and ``xi`` is None, or ``noise_target`` is neither.
+        """
+        if self.noise_target not in ("gradient", "parameter"):
+            raise ValueError(
+                f"noise_target must be 'gradient' or 'parameter', got {self.noise_target!r}"
+            )
+        if self.noise == 0:
+            return 0.0, 0.0
+        if self.xi is None:
+            raise ValueError(f"xi must hold standard normals where noise is {self.noise!r}")
+        of = g if self.noise_target == "gradient" else p
+        squares = float(np.sum(of * of)) if self.sum_of_squares is None else self.sum_of_squares
+        numel = of.size if self.rms_numel is None else self.rms_numel
+        rms = math.sqrt(squares / numel) if numel else 0.0
+        added = self.noise * rms * np.asarray(self.xi, np.float64)
+        return (added, 0.0) if self.noise_target == "gradient" else (0.0, lr * added)
+
+
 class AdamWState(NamedTuple):
     """One tensor and its state after a step."""
 
@@ -524,13 +575,7 @@ def adamw_step(
     beta2: float,
     eps: float,
     weight_decay: float,
-    maximize: bool = False,
-    noise: float = 0.0,
-    xi: ArrayLike | None = None,
-    gradient_scale: float = 1.0,
-    sum_of_squares: float | None = None,
-    rms_numel: int | None = None,
-    noise_target: str = "gradient",
+    **entering: Any,
 ) -> AdamWState:
     """Do one step of AdamW with noise on one real tensor, or on one shard of it.
 
@@ -547,24 +592,12 @@ def adamw_step(
         beta2: Decay of the second moment.
         eps: Term of the denominator.
         weight_decay: Decoupled, applied with ``lr``.
-        maximize: Step along the gradient instead of against it.
-        noise: Sigma; at 0 nothing is added.
-        xi: Standard normals; needed where ``noise`` is not 0.
-        gradient_scale: Factor of the gradient: clip coefficient over the gradient scaler's scale.
-        sum_of_squares: Of what the noise goes to, over the whole logical tensor: the gradient times
-            ``gradient_scale``, or the parameter before the step; None if this is the whole of it.
-        rms_numel: Elements of the whole logical tensor; None if ``grad`` is the whole of it.
-        noise_target: ``"gradient"``, or ``"parameter"``: then it is added after the update, in
-            units of the learning rate.
-
-    Raises:
-        ValueError: If ``noise`` is not 0 and ``xi`` is None, or ``noise_target`` is neither.
+        entering: `Entering`'s, which raises ValueError.
     """
     p, m, v = (np.asarray(x, np.float64) for x in (param, exp_avg, exp_avg_sq))
-    g = _entering_gradient(grad, gradient_scale, maximize)
-    on_gradient, on_parameter = _noise_terms(
-        g, p, noise_target, lr, noise, xi, sum_of_squares, rms_numel
-    )
+    enters = Entering(**entering)
+    g = enters.gradient(grad)
+    on_gradient, on_parameter = enters.noise_terms(g, p, lr)
     g = g + on_gradient
 
     m = momentum * m + (1.0 - momentum) * g
@@ -600,43 +633,27 @@ def sgd_step(
     weight_decay: float,
     nesterov: bool = False,
     decoupled: bool = False,
-    maximize: bool = False,
-    noise: float = 0.0,
-    xi: ArrayLike | None = None,
-    gradient_scale: float = 1.0,
-    sum_of_squares: float | None = None,
-    rms_numel: int | None = None,
-    noise_target: str = "gradient",
+    **entering: Any,
 ) -> SGDState:
     """Do one step of SGD with noise on one real tensor, or on one shard of it.
 
     Args:
-        param: The parameter, of any shape; the arrays below have the same.
-        grad: Its gradient as backward left it.
+        param: As in `adamw_step`; so are `grad`, `lr` and `entering`.
+        grad: The gradient.
         momentum_buffer: The buffer before the step; None before the first, whose gradient becomes
             the buffer.
-        lr: Effective learning rate of the parameter's group.
+        lr: The learning rate.
         momentum: Effective momentum of the parameter's group; at 0 there is no buffer.
         dampening: One minus the weight of a gradient that enters the buffer.
         weight_decay: Added to the gradient times the parameter, or decoupled.
         nesterov: Step along the gradient plus momentum times the new buffer.
         decoupled: Shrink the parameter by ``lr`` times the decay instead.
-        maximize: As in `adamw_step`; so are all arguments below.
-        noise: Sigma.
-        xi: Standard normals.
-        gradient_scale: Factor of the gradient; the coupled decay is not scaled.
-        sum_of_squares: Of what the noise goes to.
-        rms_numel: Elements of the whole logical tensor.
-        noise_target: ``"gradient"`` or ``"parameter"``.
-
-    Raises:
-        ValueError: As `adamw_step`.
+        entering: `Entering`'s.
     """
     p = np.asarray(param, np.float64)
-    g = _entering_gradient(grad, gradient_scale, maximize)
-    on_gradient, on_parameter = _noise_terms(
-        g, p, noise_target, lr, noise, xi, sum_of_squares, rms_numel
-    )
+    enters = Entering(**entering)
+    g = enters.gradient(grad)
+    on_gradient, on_parameter = enters.noise_terms(g, p, lr)
     if not decoupled:
         g = g + weight_decay * p
     g = g + on_gradient
@@ -670,70 +687,30 @@ def lion_step(
     momentum: float,
     beta2: float,
     weight_decay: float,
-    maximize: bool = False,
-    noise: float = 0.0,
-    xi: ArrayLike | None = None,
-    gradient_scale: float = 1.0,
-    sum_of_squares: float | None = None,
-    rms_numel: int | None = None,
-    noise_target: str = "gradient",
+    **entering: Any,
 ) -> LionState:
     """Do one step of Lion with noise on one real tensor, or on one shard of it.
 
     Lion is that of Chen et al., "Symbolic Discovery of Optimization Algorithms" (2023).
 
     Args:
-        param: The parameter, of any shape; the arrays below have the same.
-        grad: Its gradient as backward left it.
+        param: As in `adamw_step`; so are `grad`, `lr`, `weight_decay` and `entering`.
+        grad: The gradient.
         exp_avg: The moment before the step.
-        lr: Effective learning rate of the parameter's group.
+        lr: The learning rate.
         momentum: Effective momentum of the parameter's group, the paper's first beta.
         beta2: Decay of the moment.
-        weight_decay: Decoupled, applied with ``lr``.
-        maximize: As in `adamw_step`; so are all arguments below.
-        noise: Sigma.
-        xi: Standard normals.
-        gradient_scale: Factor of the gradient.
-        sum_of_squares: Of what the noise goes to.
-        rms_numel: Elements of the whole logical tensor.
-        noise_target: ``"gradient"`` or ``"parameter"``.
-
-    Raises:
-        ValueError: As `adamw_step`.
+        weight_decay: Decoupled.
+        entering: `Entering`'s.
     """
     p, m = (np.asarray(x, np.float64) for x in (param, exp_avg))
-    g = _entering_gradient(grad, gradient_scale, maximize)
-    on_gradient, on_parameter = _noise_terms(
-        g, p, noise_target, lr, noise, xi, sum_of_squares, rms_numel
-    )
+    enters = Entering(**entering)
+    g = enters.gradient(grad)
+    on_gradient, on_parameter = enters.noise_terms(g, p, lr)
     g = g + on_gradient
     signed = momentum * m + (1.0 - momentum) * g
     p = p * (1.0 - lr * weight_decay) - lr * np.sign(signed) + on_parameter
     return LionState(p, beta2 * m + (1.0 - beta2) * g, signed)
-
-
-def _noise_terms(
-    g: Floats,
-    p: Floats,
-    target: str,
-    lr: float,
-    noise: float,
-    xi: ArrayLike | None,
-    sum_of_squares: float | None,
-    rms_numel: int | None,
-) -> tuple[Floats | float, Floats | float]:
-    """What is added to the gradient before the moments, and to the parameter after the update."""
-    if target not in ("gradient", "parameter"):
-        raise ValueError(f"noise_target must be 'gradient' or 'parameter', got {target!r}")
-    if noise == 0:
-        return 0.0, 0.0
-    if xi is None:
-        raise ValueError(f"xi must hold standard normals where noise is {noise!r}, got None")
-    of = g if target == "gradient" else p
-    squares = float(np.sum(of * of)) if sum_of_squares is None else sum_of_squares
-    numel = of.size if rms_numel is None else rms_numel
-    added = noise * (math.sqrt(squares / numel) if numel else 0.0) * np.asarray(xi, np.float64)
-    return (added, 0.0) if target == "gradient" else (0.0, lr * added)
 
 
 def clip_coefficient(grads: Sequence[ArrayLike], max_norm: float) -> float:
@@ -750,29 +727,20 @@ def clip_coefficient(grads: Sequence[ArrayLike], max_norm: float) -> float:
 
 
 def alignment_sums(
-    grad: ArrayLike,
-    exp_avg: ArrayLike,
-    exp_avg_sq: ArrayLike,
-    eps: float,
-    *,
-    gradient_scale: float = 1.0,
-    maximize: bool = False,
+    grad: ArrayLike, exp_avg: ArrayLike, exp_avg_sq: ArrayLike, eps: float, **entering: Any
 ) -> tuple[float, float, float]:
     """Return (sum g·u, sum g², sum u²) of one tensor, with u = m/(√v + eps) from before the step.
 
     Args:
-        grad: The gradient as backward left it.
+        grad: The gradient as backward left it; g is as it enters the moments, but without noise.
         exp_avg: First moment before the step, m.
         exp_avg_sq: Second moment before the step, v; not bias-corrected.
         eps: Term of the denominator.
-        gradient_scale: As in `adamw_step`; g is the gradient as it enters the moments, but
-            without noise.
-        maximize: As in `adamw_step`.
+        entering: `Entering`'s.
     """
-    g = _entering_gradient(grad, gradient_scale, maximize)
     with np.errstate(divide="ignore", invalid="ignore"):
         u = np.asarray(exp_avg, np.float64) / (np.sqrt(np.asarray(exp_avg_sq, np.float64)) + eps)
-        return float(np.sum(g * u)), float(np.sum(g * g)), float(np.sum(u * u))
+        return _three_sums(Entering(**entering).gradient(grad), u)
 
 
 def sgd_alignment_sums(
@@ -780,31 +748,25 @@ def sgd_alignment_sums(
     grad: ArrayLike,
     momentum_buffer: ArrayLike | None,
     weight_decay: float,
-    *,
-    gradient_scale: float = 1.0,
-    maximize: bool = False,
+    **entering: Any,
 ) -> tuple[float, float, float]:
     """Return (sum g·u, sum g², sum u²) of one tensor, u the buffer from before the step.
 
     Args:
         param: The parameter before the step.
-        grad: The gradient as backward left it.
+        grad: As in `alignment_sums`; so is `entering`.
         momentum_buffer: The buffer before the step; None counts as zeros.
-        weight_decay: The coupled one, 0 where it is decoupled: g is the gradient as it enters the
-            buffer, but without noise.
-        gradient_scale: As in `adamw_step`.
-        maximize: As in `adamw_step`.
+        weight_decay: The coupled one, which is in g; 0 where it is decoupled.
+        entering: `Entering`'s.
     """
-    g = _entering_gradient(grad, gradient_scale, maximize)
-    g = g + weight_decay * np.asarray(param, np.float64)
-    u = np.zeros_like(g) if momentum_buffer is None else np.asarray(momentum_buffer, np.float64)
+    g = Entering(**entering).gradient(grad) + weight_decay * np.asarray(param, np.float64)
+    return _three_sums(
+        g, np.zeros_like(g) if momentum_buffer is None else np.asarray(momentum_buffer, np.float64)
+    )
+
+
+def _three_sums(g: Floats, u: Floats) -> tuple[float, float, float]:
     return float(np.sum(g * u)), float(np.sum(g * g)), float(np.sum(u * u))
-
-
-def _entering_gradient(grad: ArrayLike, gradient_scale: float, maximize: bool) -> Floats:
-    """The gradient as it enters the moments where there is no noise: scaled, of the step's sign."""
-    scaled = np.asarray(grad, np.float64) * gradient_scale
-    return -scaled if maximize else scaled
 
 
 # --- The alignment law (method.md#alignment) -----------------------------------------------------

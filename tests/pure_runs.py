@@ -2,6 +2,7 @@
 
 python pure_runs.py GIVEN MADE: with ADAPTIVERL_PURE=1, makes of every case what `test_pure.py`
 compares: a whole run, its checkpoint half-way, and how the checkpoint of GIVEN goes on.
+python pure_runs.py: every case once, on whatever is installed.
 """
 
 from __future__ import annotations
@@ -101,4 +102,7 @@ def main(given: Path, made: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    if sys.argv[1:]:
+        main(*map(Path, sys.argv[1:]))
+    else:
+        print(describe(), *(whole(*case)["whole"]["knobs"] for case in CASES), sep="\n")

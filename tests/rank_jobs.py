@@ -40,7 +40,7 @@ def digest(optimizer: Any, params: Iterator[nn.Parameter]) -> str:
         seen.update(bits(param))
         for name, value in sorted(states.get(param, {}).items()):
             seen.update(name.encode() + bits(value))
-    seen.update(bits(optimizer.param_groups[0]["adaptive_state"]))
+    seen.update(bits(optimizer._controller.memory))
     return seen.hexdigest()
 
 
@@ -430,7 +430,7 @@ def fsdp(
         learn(optimizer, loss)
         losses.append(optimizer.knobs()["loss"])
     whole = [bits(p.full_tensor()) for p in model.parameters()]  # type: ignore[attr-defined]
-    memory = bits(optimizer.param_groups[0]["adaptive_state"])
+    memory = bits(optimizer._controller.memory)
     empty = [p.to_local().numel() for p in model.parameters()]  # type: ignore[attr-defined]
     assert size < 4 or how == "replicated shards" or 0 in empty or rank != size - 1
     return whole, optimizer.knobs(), memory, losses

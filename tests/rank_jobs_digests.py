@@ -73,5 +73,5 @@ def train(
         optimizer.step()
     states = saved_states(optimizer)
     state = [whole(x) for w in weights for _, x in sorted(states[w].items())]
-    memory = optimizer.param_groups[0]["adaptive_state"]
+    memory = optimizer._controller.memory
     return [*(whole(w.detach()) for w in weights), *state, memory, *optimizer.knobs().values()]

@@ -749,7 +749,7 @@ def searching(
 
 
 def memory_of(optimizer: AdaptiveAdamW) -> Tensor:
-    memory: Tensor = optimizer.param_groups[0]["adaptive_state"]
+    memory: Tensor = optimizer._controller.memory
     return memory
 
 

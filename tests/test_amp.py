@@ -165,7 +165,7 @@ def test_micro_batches_average_and_a_skipped_steps_losses_do_not_count(
             told.append(sum(losses) / micro_batches)
         loss = optimizer.knobs()["loss"]
         assert loss == told[-1] if told else math.isnan(loss)
-    memory = optimizer.param_groups[0]["adaptive_state"]
+    memory = optimizer._controller.memory
     assert memory[layout.SLOT["loss_count"]] == len(told)
 
 

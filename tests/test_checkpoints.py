@@ -128,10 +128,10 @@ def test_the_controllers_address_survives_a_load(device: str) -> None:
     params = parameters(*SHAPES, device=device)
     optimizer = busy(params)
     descend(optimizer, params, 4)
-    address = optimizer.param_groups[0]["adaptive_state"].data_ptr()
+    address = optimizer._controller.memory.data_ptr()
     optimizer.load_state_dict(through_a_file(optimizer.state_dict(), map_location="cpu"))
     descend(optimizer, params, 1, first=4)
-    assert optimizer.param_groups[0]["adaptive_state"].data_ptr() == address
+    assert optimizer._controller.memory.data_ptr() == address
 
 
 def test_an_old_checkpoint_lacks_flags_and_counts_in_floats() -> None:
@@ -451,7 +451,7 @@ def _nan_loss(params: list[nn.Parameter]) -> tuple[AdaptiveAdamW, dict[str, Any]
     options: dict[str, Any] = {"betas": (0.0, 0.99), "control": control}
     optimizer = busy(params, **options)
     optimizer.step(loss=math.nan)
-    memory = optimizer.param_groups[0]["adaptive_state"]
+    memory = optimizer._controller.memory
     for name in ("log_noise", "logit_momentum"):
         assert memory[layout.SLOT[name]] == -math.inf
     assert memory[layout.SLOT["loss"]].isnan()
@@ -465,7 +465,7 @@ def _infinite_sums(params: list[nn.Parameter]) -> tuple[AdaptiveAdamW, dict[str,
     for param in params:
         param.grad = torch.full_like(param, math.inf)
     optimizer.step()
-    memory = optimizer.param_groups[0]["adaptive_state"]
+    memory = optimizer._controller.memory
     assert memory[layout.ALIGNMENT].isfinite().tolist() == [False, False, True]
     assert memory[layout.SLOT["log_lr_downhill"]] == -math.inf
     return optimizer, options
@@ -477,9 +477,7 @@ def test_a_sound_memory_may_hold_what_is_not_finite(begin: Callable[..., Any]) -
     optimizer, options = begin(params)
     other = busy(clones(params), **options)
     other.load_state_dict(through_a_file(optimizer.state_dict()))
-    assert_same(
-        other.param_groups[0]["adaptive_state"], optimizer.param_groups[0]["adaptive_state"]
-    )
+    assert_same(other._controller.memory, optimizer._controller.memory)
 
 
 # Older layouts
@@ -520,7 +518,7 @@ def test_a_checkpoint_of_an_earlier_layout_goes_on_as_its_own(
     resumed = clones(params)
     other = busy(resumed, control=control)
     other.load_state_dict(old)
-    memory = other.param_groups[0]["adaptive_state"]
+    memory = other._controller.memory
     assert_same(memory, saved["param_groups"][0]["adaptive_state"])
     assert memory[layout.SLOT["version"]] == 3
     assert (memory[layout.SLOT["log_lr_downhill"]] > -math.inf) == (control is not BUSY)
@@ -574,7 +572,7 @@ def test_an_older_layout_is_migrated_step_by_step(monkeypatch: pytest.MonkeyPatc
     optimizer.load_state_dict(saved)
     expected = memory.clone()
     expected[-2:] = torch.tensor([0, 1], dtype=torch.float64)
-    assert_same(optimizer.param_groups[0]["adaptive_state"], expected)
+    assert_same(optimizer._controller.memory, expected)
     assert old[0] == oldest
     assert old.numel() == memory.numel() - 2
 

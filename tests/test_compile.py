@@ -335,7 +335,7 @@ def test_a_knob_frozen_by_the_capture_would_be_seen(
     eager.train(30)
     stuck = Captured(whole_step)
     stuck.capture()
-    memory = stuck.optimizer.param_groups[0]["adaptive_state"]
+    memory = stuck.optimizer._controller.memory
     slots = [layout.SLOT[knob]] + ([layout.SLOT["log_noise"]] if knob == "noise" else [])
     kept = memory[slots].clone()
 
@@ -366,12 +366,12 @@ def test_a_load_between_replays_is_followed_by_the_graph(device: str) -> None:
     run.replay(10)
     # Only the controller's memory keeps its address over a load; moments are torch's to replace,
     # so a graph goes on with the knobs that were loaded once a step has adopted them.
-    address = run.optimizer.param_groups[0]["adaptive_state"].data_ptr()
+    address = run.optimizer._controller.memory.data_ptr()
     run.optimizer.load_state_dict(saved[0])
     run.optimizer.knobs()
-    assert run.optimizer.param_groups[0]["adaptive_state"].data_ptr() == address
+    assert run.optimizer._controller.memory.data_ptr() == address
     assert_same(
-        run.optimizer.param_groups[0]["adaptive_state"],
+        run.optimizer._controller.memory,
         saved[0]["param_groups"][0]["adaptive_state"],
     )
 

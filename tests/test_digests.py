@@ -132,7 +132,7 @@ def trained(maker: str, control: str) -> str:
         optimizer.observe(loss_of(step))
         optimizer.step()
     states = [x for state in saved_states(optimizer).values() for _, x in sorted(state.items())]
-    memory = optimizer.param_groups[0]["adaptive_state"]
+    memory = optimizer._controller.memory
     return digest_of([*params, *states, memory, *optimizer.knobs().values()])
 
 

@@ -35,7 +35,7 @@ OPTIONS: dict[str, Any] = {"lr": 1e-2, "control": ALIGNED, "max_grad_norm": 0.4,
 
 
 def memory_of(optimizer: Any) -> bytes:
-    return bits(optimizer.param_groups[0]["adaptive_state"])
+    return bits(optimizer._controller.memory)
 
 
 def make(params: list[Any], options: dict[str, Any]) -> Any:

@@ -45,7 +45,7 @@ def overflow(
     whole = [bits(p.full_tensor() if hasattr(p, "full_tensor") else p) for p in model.parameters()]
     return (
         whole,
-        bits(optimizer.param_groups[0]["adaptive_state"]),
+        bits(optimizer._controller.memory),
         optimizer.knobs(),
         scaler.get_scale(),
     )
@@ -60,7 +60,7 @@ def sharded_loss(rank: int, size: int) -> tuple[bytes, float]:
         param.grad = torch.ones(3)
         optimizer.observe(DTensor.from_local(torch.tensor(1.0 + rank), mesh, [Partial()]))
         optimizer.step()
-    return bits(optimizer.param_groups[0]["adaptive_state"]), optimizer.knobs()["loss"]
+    return bits(optimizer._controller.memory), optimizer.knobs()["loss"]
 
 
 @pytest.mark.parametrize("fused", [False, True])

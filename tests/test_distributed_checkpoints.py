@@ -130,7 +130,7 @@ def zero(
     feed(Told(optimizer), params, range(steps), None)  # type: ignore[arg-type]
     local = optimizer.optim
     owned = sum(len(group["params"]) for group in local.param_groups)
-    return [bits(p) for p in params], bits(local.param_groups[0]["adaptive_state"]), owned
+    return [bits(p) for p in params], bits(local._controller.memory), owned
 
 
 class Told:
@@ -167,7 +167,7 @@ def zero_owns_nothing(rank: int, size: int) -> tuple[bytes, bytes, int]:
             optimizer.step(loss=2.0 - 0.1 * step if rank == 1 else None)
     local = optimizer.optim
     owned = sum(len(group["params"]) for group in local.param_groups)
-    return bits(param), bits(local.param_groups[0]["adaptive_state"]), owned
+    return bits(param), bits(local._controller.memory), owned
 
 
 def zero_save(rank: int, size: int, path: str, steps: int) -> None:

@@ -44,7 +44,7 @@ def take_step(optimizer: Any, *losses: float | Tensor, rewards: Any = None) -> N
 
 
 def memory_of(optimizer: Any) -> bytes:
-    return bits(optimizer.param_groups[0]["adaptive_state"])
+    return bits(optimizer._controller.memory)
 
 
 def losses_of(rank: int, step: int) -> list[float]:

@@ -58,7 +58,7 @@ def numbers_of(params: list[nn.Parameter], optimizer: Any) -> dict[str, Tensor]:
     for i, param in enumerate(params):
         for name, value in states[param].items():
             found[f"{name} {i}"] = value.clone()
-    return found | {"memory": optimizer.param_groups[0]["adaptive_state"].clone()}
+    return found | {"memory": optimizer._controller.memory.clone()}
 
 
 def write(folder: Path) -> None:

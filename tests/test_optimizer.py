@@ -300,12 +300,12 @@ def test_a_checkpoint_librarys_empty_step_moves_nothing() -> None:
     params = parameters((5,))
     optimizer = AdaptiveAdamW(params, control=Control(every=1, noise_bounds=(0.1, 0.1)))
     before = values(params)
-    memory = optimizer.param_groups[0]["adaptive_state"].clone()
+    memory = optimizer._controller.memory.clone()
     params[0].grad = torch.zeros(5)
     optimizer.param_groups[0]["lr"] = 0.0
     optimizer.step(closure=None)
     assert_same(values(params), before)
-    assert_same(optimizer.param_groups[0]["adaptive_state"], memory)
+    assert_same(optimizer._controller.memory, memory)
 
 
 @pytest.mark.parametrize("kind", [AdaptiveAdamW, AdaptiveSGD, AdaptiveLion])
@@ -387,7 +387,7 @@ def test_knobs_show_a_loaded_memory_that_no_step_has_adopted_yet() -> None:
     loaded, optimizer = (AdaptiveAdamW(params, lr=1e-2, control=BUSY) for _ in range(2))
     descend(loaded, params, 9)
     # As ZeroRedundancyOptimizer loads: another memory in the group, and nobody is told.
-    memory = loaded.param_groups[0]["adaptive_state"].clone()
+    memory = loaded._controller.memory.clone()
     optimizer.param_groups[0]["adaptive_state"] = memory
     own = optimizer._controller.state.clone()
     assert optimizer.knobs() == loaded.knobs()
@@ -481,6 +481,6 @@ def test_the_first_observation_is_made_where_the_parameters_are(
     assert elsewhere == [torch.device("meta")] * 2
     assert copies.seen == 0
     assert optimizer._controller.device == torch.device("meta")
-    memories = [group["adaptive_state"] for group in optimizer.param_groups]
-    assert all(memory is optimizer._controller.memory for memory in memories)
+    handles = [group["adaptive_state"] for group in optimizer.param_groups]
+    assert all(handle.controller is optimizer._controller for handle in handles)
     assert optimizer._controller.observed == 2

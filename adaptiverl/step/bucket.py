@@ -211,10 +211,10 @@ class Bucket:
         self.params.append(entry.param)
         self.indices.append(entry.index)
 
-    def move_gradients(self, addresses: list[int]) -> None:
+    def move_gradients(self, addresses: array[int]) -> None:
         """The same tensors, their gradients at these addresses."""
         assert self._table is not None
-        self._rows = self._table.with_gradients(array("q", addresses))
+        self._rows = self._table.with_gradients(addresses)
 
     def described(self, *columns: int) -> list[list[int]]:
         """These columns of the address table, row by row."""

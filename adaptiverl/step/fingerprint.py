@@ -1,8 +1,8 @@
 """Whether only gradients have moved since the last step, which is how training goes.
 
-Every step asks this of every tensor, so it is written for the host's time: one call per question
-and tensor, through `map`, and no object made for any of them. It keeps no tensor alive: addresses
-and sizes are plain numbers, and what it cannot afford to ask of state, a weak reference tells.
+Every step asks this of every tensor, so it is written for the host's time: few calls per tensor,
+through `map` or in C++, and no object made for any of them. It keeps no tensor alive: addresses and
+kinds are plain numbers, and that a `step` is another a weak reference tells.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ import torch
 from torch import Tensor
 
 from adaptiverl.ranks.dtensors import any_dtensor, local_tensors, placed_alike
+from adaptiverl.step.look import Look, look
 from adaptiverl.step.state import PRODUCT, STEP
 
 PLAIN_TYPES = {Tensor, torch.nn.Parameter}
 """Of gradients that lie where `data_ptr` says; a subclass may have no memory of its own."""
 
 NoneType = type(None)
-GRADIENT, DTYPE, BYTES = map(operator.attrgetter, ("grad", "dtype", "nbytes"))
-OF_STEP = operator.itemgetter(STEP)
+GRADIENT, OF_STEP = operator.attrgetter("grad"), operator.itemgetter(STEP)
 
 
 class GroupKey(NamedTuple):
@@ -51,35 +51,30 @@ class Fingerprint:
         options: Of every group, and its count of parameters: a parameter has its group's numbers.
         present: Of every parameter whether it has a gradient; empty where all have. What follows
             is of those that have.
-        sizes: Bytes of the parameters, elements of the gradients and of the slots.
-        dtypes: The gradients'.
-        params: The parameters' addresses.
-        slots: The slots' addresses.
+        params: The parameters.
+        slots: Their slots.
         steps: Which `step` entries there are, by identity: those of the last step lie where its
             table says (`step.counters`). No two parameters share one, so these tell the parameters'
             order, too, where some are empty.
-        gradients: The gradients' addresses.
-        plain: Everything here is contiguous, dense, in no need of negation, and every gradient is
-            laid out over the ranks as its parameter is.
+        gradients: The gradients.
+        alike: No gradient needs negation, and each is laid out over the ranks as its parameter is.
         tensors: The parameters themselves, or this rank's shards of them.
         dtensors: Where some are DTensors, the parameters as the groups have them.
     """
 
     options: list[tuple[int, tuple[str, ...], bool]]
     present: list[bool]
-    sizes: list[int]
-    dtypes: list[torch.dtype]
-    params: list[int]
-    slots: list[int]
+    params: Look
+    slots: Look
     steps: list[int]
-    gradients: list[int]
-    plain: bool
+    gradients: Look
+    alike: bool
     tensors: list[Tensor]
     dtensors: list[Tensor]
 
     @classmethod
     def of(cls, groups: Sequence[GroupKey], state: Mapping[Tensor, Any]) -> Fingerprint | None:
-        """None where something is missing, or has no address.
+        """None where something is missing, has no address, or is to be taken in.
 
         Args:
             groups: The optimizer's groups.
@@ -89,11 +84,11 @@ class Fingerprint:
             params, grads, present = _with_gradients(groups)
             states = _states_of(params, state)
             if any(map(operator.contains, states, repeat(PRODUCT))):
-                return None  # it is to be taken in
+                return None
             slots, steps = _slots_of(groups, present, states), list(map(id, map(OF_STEP, states)))
             alike = True
             dtensors: list[Tensor] = []
-            if not set(map(type, params)) <= PLAIN_TYPES and any_dtensor(params):
+            if any_dtensor(params):
                 dtensors = params
                 alike = placed_alike(params, grads)
                 params, grads = local_tensors(params), local_tensors(grads)
@@ -103,24 +98,15 @@ class Fingerprint:
             return cls(
                 [(len(group.params), group.slots, group.maximize) for group in groups],
                 present,
-                [
-                    *map(BYTES, params),
-                    *map(Tensor.numel, grads),
-                    *map(Tensor.numel, slots),
-                ],
-                list(map(DTYPE, grads)),
-                list(map(Tensor.data_ptr, params)),
-                list(map(Tensor.data_ptr, slots)),
+                look(params),
+                look(slots),
                 steps,
-                list(map(Tensor.data_ptr, grads)),
-                alike
-                and all(map(Tensor.is_contiguous, params))
-                and all(map(Tensor.is_contiguous, grads))
-                and not any(map(Tensor.is_neg, grads)),
+                look(grads),
+                alike and not any(map(Tensor.is_neg, grads)),
                 params,
                 dtensors,
             )
-        except (KeyError, TypeError, RuntimeError):
+        except (KeyError, TypeError, RuntimeError, BufferError):
             # No such state yet, a number for a tensor, a layout without an address.
             return None
 
@@ -131,27 +117,24 @@ class Fingerprint:
     def is_followed_by(self, other: Fingerprint) -> bool:
         """Whether nothing but gradients' addresses differs."""
         return (
-            other.plain
+            other.alike
             and self._has_as_many_freed(other)
             and self.present == other.present
             and self.params == other.params
             and self.slots == other.slots
             and self.steps == other.steps
-            and self.sizes == other.sizes
-            and self.dtypes == other.dtypes
+            and self.gradients.kinds == other.gradients.kinds
             and self.options == other.options
         )
 
     def _has_as_many_freed(self, other: Fingerprint) -> bool:
         """Only empty gradients lie nowhere; one whose memory was taken away does, too."""
-        return all(other.gradients) or self.gradients.count(0) == other.gradients.count(0)
+        before, now = self.gradients.numbers(), other.gradients.numbers()
+        return all(now) or before.count(0) == now.count(0)
 
 
 class Watch:
-    """Tells that one of a step's state tensors is gone, so that its address may be another's.
-
-    It asks nothing of any tensor in a step. A new tensor of another dtype where an old one was is
-    what sizes and addresses do not show.
+    """Tells that one of a step's `step` entries is gone, so that another may seem to be it.
 
     Args:
         groups: The optimizer's groups.
@@ -159,13 +142,10 @@ class Watch:
     """
 
     def __init__(self, groups: Sequence[GroupKey], state: Mapping[Tensor, Any]) -> None:
-        params, _, present = _with_gradients(groups)
-        states = _states_of(params, state)
-        watched = [*_slots_of(groups, present, states), *map(OF_STEP, states)]
+        params, _, _ = _with_gradients(groups)
         self._gone: list[Any] = []
-        self._references = [
-            weakref.ref(tensor, self._gone.append) for tensor in local_tensors(watched)
-        ]
+        steps = map(OF_STEP, _states_of(params, state))
+        self._references = [weakref.ref(step, self._gone.append) for step in steps]
 
     @property
     def is_whole(self) -> bool:

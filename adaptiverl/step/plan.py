@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any
@@ -90,14 +91,14 @@ class Plan:
 
     def _follow(self, seen: Fingerprint) -> None:
         """The last step's buckets, with this step's tensors and their gradients' addresses."""
-        self.dtensors = seen.dtensors
+        self.dtensors, gradients = seen.dtensors, seen.gradients.numbers()
         if len(self._sorted) == 1:  # which has them all, in this order
             self._sorted[0].params = seen.tensors
-            self._sorted[0].move_gradients(seen.gradients)
+            self._sorted[0].move_gradients(gradients)
             return
         for bucket, places in zip(self._sorted, self._places, strict=True):
             bucket.params = [seen.tensors[i] for i in places]
-            bucket.move_gradients([seen.gradients[i] for i in places])
+            bucket.move_gradients(array("q", [gradients[i] for i in places]))
 
     def release(self) -> None:
         """The step is over: between steps nothing here keeps a tensor alive."""
@@ -185,9 +186,10 @@ class Plan:
         seen = Fingerprint.of(groups, state)
         if seen is None:
             return None
+        params, gradients = seen.params.numbers(), seen.gradients.numbers()
         for bucket, places in zip(self._sorted, self._places, strict=True):
             # A view or a copy may have been made for the step: the next glance would not see it.
-            glanced = [[seen.params[i], seen.gradients[i]] for i in places]
+            glanced = [[params[i], gradients[i]] for i in places]
             if bucket.described(PARAM, GRAD) != glanced:
                 return None
         return seen
