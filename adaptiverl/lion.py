@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from adaptiverl.algorithms import LION
+from adaptiverl.codecs import Storage
 from adaptiverl.control import Control
 from adaptiverl.optimizer import AdaptiveOptimizer
 from adaptiverl.ranks.group import ProcessGroup
@@ -40,9 +42,14 @@ class AdaptiveLion(AdaptiveOptimizer):
         process_group: The ranks whose observations are averaged, so that all have the same knobs
             (`adaptiverl.ranks.group.Ranks`): ``None``, all of torch.distributed's world where it is
             initialised; ``False``, this rank alone.
+        state_dtype: What the state of a parameter's shape is kept in: torch.float32, or
+            torch.bfloat16, which takes half the memory (method.md#storage).
+        stochastic_rounding: Parameters in bfloat16 or float16 are rounded by chance, so that
+            updates below their last bit are not lost; False rounds to nearest.
 
     Raises:
-        ValueError: An argument out of range, a start outside the bounds.
+        ValueError: An argument out of range, a ``state_dtype`` that there is not, a start outside
+            the bounds.
         TypeError: A control that is not a `Control`; a process group that is none.
 
     Examples:
@@ -68,8 +75,11 @@ class AdaptiveLion(AdaptiveOptimizer):
         max_grad_norm: float | None = None,
         seed: int = 0,
         process_group: ProcessGroup = None,
+        state_dtype: torch.dtype = torch.float32,
+        stochastic_rounding: bool = True,
     ) -> None:
-        self._prepare(control, max_grad_norm, seed, process_group)
+        storage = Storage(state_dtype, stochastic_rounding)
+        self._prepare(control, max_grad_norm, seed, process_group, storage)
         defaults = {
             "lr": lr,
             "betas": betas,

@@ -26,6 +26,9 @@ LOOK_EVERY = 64
 """Steps between two looks once the rate is held: only the horizon is still to be watched."""
 
 
+LOST_SHARE = 0.01
+"""Of a step's updates lost, at least, before the warning"""
+
 BLIND_STEPS = 10
 """Steps without an observation, at least, before the warning"""
 
@@ -49,6 +52,27 @@ class Log:
         self._control, self._ranks = control, ranks
         self._unobserved_steps = 0
         self._warned_of_shards = False
+
+    def tell_of_conversion(self, converted: set[tuple[torch.dtype, torch.dtype]]) -> None:
+        """A checkpoint's state was converted: from what, to what."""
+        if self._ranks.is_first():
+            for old, new in sorted(converted, key=str):
+                logger.info(
+                    "%s converted the checkpoint's state from %s to %s, which state_dtype and the "
+                    "parameters ask for",
+                    self.optimizer,
+                    old,
+                    new,
+                )
+
+    def warn_of_lost_updates(self, share: float, step: int) -> None:
+        """Of a step's updates, this share was rounded away."""
+        if share >= LOST_SHARE:
+            _warn(
+                f"{share:.0%} of the updates of parameters of 16 bits were lost at step {step}: "
+                "they are below the parameter's last bit, and stochastic_rounding=False rounds to "
+                "nearest. Leave it True, or keep the parameters in float32"
+            )
 
     def warn_if_blind(self) -> None:
         """Another step was taken without one observation so far."""

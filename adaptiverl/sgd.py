@@ -10,6 +10,7 @@ from torch.optim.optimizer import ParamsT
 
 from adaptiverl.algorithms import SGD
 from adaptiverl.checkpoint import complete_count
+from adaptiverl.codecs import Storage
 from adaptiverl.control import Control
 from adaptiverl.optimizer import AdaptiveOptimizer
 from adaptiverl.ranks.group import ProcessGroup
@@ -51,9 +52,14 @@ class AdaptiveSGD(AdaptiveOptimizer, torch.optim.SGD):
         process_group: The ranks whose observations are averaged, so that all have the same knobs
             (`adaptiverl.ranks.group.Ranks`): ``None``, all of torch.distributed's world where it is
             initialised; ``False``, this rank alone.
+        state_dtype: What the state of a parameter's shape is kept in: torch.float32, or
+            torch.bfloat16, which takes half the memory (method.md#storage).
+        stochastic_rounding: Parameters in bfloat16 or float16 are rounded by chance, so that
+            updates below their last bit are not lost; False rounds to nearest.
 
     Raises:
-        ValueError: An argument out of range, ``differentiable=True``, a start outside the bounds.
+        ValueError: An argument out of range, a ``state_dtype`` that there is not,
+            ``differentiable=True``, a start outside the bounds.
         TypeError: A control that is not a `Control`; a process group that is none.
 
     Examples:
@@ -83,6 +89,8 @@ class AdaptiveSGD(AdaptiveOptimizer, torch.optim.SGD):
         max_grad_norm: float | None = None,
         seed: int = 0,
         process_group: ProcessGroup = None,
+        state_dtype: torch.dtype = torch.float32,
+        stochastic_rounding: bool = True,
     ) -> None:
         if differentiable:
             raise ValueError(
@@ -90,7 +98,8 @@ class AdaptiveSGD(AdaptiveOptimizer, torch.optim.SGD):
                 "in place, that autograd cannot follow. Use torch.optim.SGD where you "
                 "differentiate through the optimizer"
             )
-        self._prepare(control, max_grad_norm, seed, process_group)
+        storage = Storage(state_dtype, stochastic_rounding)
+        self._prepare(control, max_grad_norm, seed, process_group, storage)
         super().__init__(
             params,
             lr=lr,
@@ -135,6 +144,8 @@ class AdaptiveSGD(AdaptiveOptimizer, torch.optim.SGD):
         """torch.optim.SGD has no `capturable` to ask for; the step can be captured as it is."""
 
     @classmethod
-    def _complete_state(cls, param: Tensor, group: dict[str, Any], state: dict[str, Any]) -> None:
+    def _complete_state(
+        cls, storage: Storage, param: Tensor, group: dict[str, Any], state: dict[str, Any]
+    ) -> None:
         complete_count(group, state)
-        super()._complete_state(param, group, state)
+        super()._complete_state(storage, param, group, state)

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from adaptiverl.kernels import clip, count, reference
 from adaptiverl.kernels.layout import STATE_ACTIVE
 from host_waits import HostWaits
 from hypothesis import Phase, given, settings
@@ -26,6 +25,7 @@ from triton.runtime import interpreter
 
 import adaptiverl
 from adaptiverl import AdaptiveAdamW, AdaptiveLion, AdaptiveSGD, Control, backends
+from adaptiverl.kernels import clip, count, reference
 
 QUIET = Control(noise_bounds=(0.0, 0.0))
 NOISY = Control(every=2, noise_bounds=(0.05, 0.05))

@@ -18,8 +18,6 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from adaptiverl.kernels import philox, statistics, walk
-from adaptiverl.kernels import step as triton_step
 from adaptiverl.kernels.chunks import CHUNK, chunk_table, partial_sums
 from broken_kernels import break_kernel
 from hypothesis import Phase, given, settings
@@ -31,6 +29,7 @@ from pass_cases import (
     SGD,
     Case,
     Twin,
+    assert_stored,
     assert_sums_close,
     copy_of,
     count,
@@ -39,6 +38,8 @@ from pass_cases import (
     part_of,
     rows_of,
     state_of,
+    stored_in,
+    widened,
     with_tensors,
     written,
 )
@@ -47,6 +48,8 @@ from torch import Tensor
 from triton import knobs
 from triton.runtime import interpreter
 
+from adaptiverl.kernels import philox, statistics, walk
+from adaptiverl.kernels import step as triton_step
 from adaptiverl.step.entries import ParameterEntry
 
 if not knobs.runtime.interpret:
@@ -66,6 +69,16 @@ PAIRS = [
     (torch.bfloat16, torch.bfloat16),
     (torch.float16, torch.float16),
 ]
+HALF, SINGLE = torch.bfloat16, torch.float32
+STORED = [
+    (HALF, HALF, HALF),
+    (SINGLE, SINGLE, HALF),
+    (HALF, HALF, SINGLE),
+    (torch.float16, torch.float16, SINGLE),
+    (torch.float16, torch.float16, HALF),
+    (HALF, HALF, HALF, False),
+]
+"""Of parameters, gradients and slots; whether parameters are rounded by chance"""
 each_case = pytest.mark.parametrize("case", CASES.values(), ids=str)
 each_pair = pytest.mark.parametrize(("param_dtype", "grad_dtype"), PAIRS, ids=str)
 
@@ -171,6 +184,7 @@ class Launch:
             grad_dtype=first.grad.dtype,
             slot_dtypes=[slot.dtype for slot in first.slots if slot is not None],
             noise_on_parameter=on_parameter,
+            stochastic_rounding=first.stochastic_rounding,
         )
         assert not self.finished.any(), "a ticket was not handed back"
         return out
@@ -433,6 +447,33 @@ def test_shards_draw_the_noise_of_the_whole(case: Case, on_parameter: bool) -> N
     for entries in ([whole], shards):
         squares = square.repeat(len(entries))
         Launch(case, entries).step(0.5, on_parameter=on_parameter, squares=squares)
+    for pieces, tensor in zip(zip(*map(written, shards), strict=True), written(whole), strict=True):
+        assert torch.equal(torch.cat(pieces), tensor)
+
+
+@each_case
+@pytest.mark.parametrize("stored", STORED, ids=str)
+@pytest.mark.parametrize("noise", [0.0, 0.3])
+@pytest.mark.parametrize("offset", [0, 8, 2**35 + 5])
+def test_what_is_stored_is_the_float32_step_rounded_by_the_oracle(
+    case: Case, stored: tuple[torch.dtype, ...], noise: float, offset: int
+) -> None:
+    options: dict[str, Any] = {"index": 5, "offset": offset, "kept": max(case.kept)}
+    entry = stored_in(make(case, 1100, **options), *stored)
+    exact = widened(entry)
+    for each in (entry, exact):
+        Launch(case, [each]).step(noise)
+    assert_stored(entry, exact)
+
+
+@each_case
+@pytest.mark.parametrize("stored", STORED[:2], ids=str)
+@pytest.mark.parametrize("cut", [1, 4, 8, 1024, 1031])
+def test_shards_round_as_the_whole(case: Case, stored: tuple[torch.dtype, ...], cut: int) -> None:
+    whole = stored_in(make(case, 2052, index=6), *stored)
+    shards = [part_of(copy_of(whole), *edges) for edges in ((0, cut), (cut, 2052))]
+    for entries in ([whole], shards):
+        Launch(case, entries).step()
     for pieces, tensor in zip(zip(*map(written, shards), strict=True), written(whole), strict=True):
         assert torch.equal(torch.cat(pieces), tensor)
 

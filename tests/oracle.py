@@ -422,8 +422,9 @@ def philox4x32(
     counter3: ArrayLike,
     key0: ArrayLike,
     key1: ArrayLike,
+    rounds: int = 10,
 ) -> tuple[Words, Words, Words, Words]:
-    """Return the four output words of Philox 4x32 with ten rounds.
+    """Return the four output words of Philox 4x32, with ten rounds or so many.
 
     The generator is that of Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as
     1, 2, 3" (2011).
@@ -436,10 +437,11 @@ def philox4x32(
         counter3: Highest word.
         key0: Low word of the key.
         key1: High word of the key.
+        rounds: How many.
     """
     operands = (counter0, counter1, counter2, counter3, key0, key1)
     c0, c1, c2, c3, k0, k1 = np.broadcast_arrays(*(np.asarray(x, np.uint64) for x in operands))
-    for _ in range(10):
+    for _ in range(rounds):
         # Both factors are below 2^32, so the products are exact in 64 bits.
         product0 = c0 * np.uint64(0xD2511F53)
         product1 = c2 * np.uint64(0xCD9E8D57)
@@ -494,6 +496,52 @@ def noise(seed: int, index: int, step: int, elements: ArrayLike) -> Floats:
     radius = np.sqrt(-2.0 * np.log(u))
     theta = np.pi * s
     return np.asarray(radius * np.where(lane % 2 == 0, np.cos(theta), np.sin(theta)))
+
+
+# --- Rounding by chance (method.md#storage) ------------------------------------------------------
+
+
+def rounding_bits(seed: int, index: int, step: int, elements: ArrayLike) -> NDArray[np.int64]:
+    """Return each element's 16 random bits; arguments are those of `noise_words`.
+
+    Eight neighbours share a block of the stream whose counter has its second word's top bit set.
+    Element 2k of the block has the lower half of word k, element 2k + 1 the upper half.
+    """
+    place = np.asarray(elements, np.int64)
+    block = (place >> 3).astype(np.uint64)
+    low, high = block & _WORD, (block >> _HALF) + np.uint64(2**31)
+    key = (seed & 0xFFFFFFFF, seed >> 32)
+    words = philox4x32(low, high, index, step & 0xFFFFFFFF, *key, rounds=7)
+    number = (place & 7) // 2
+    word = np.choose(number, words).astype(np.int64)
+    return np.where(place % 2 == 0, word % 65536, word // 65536)
+
+
+def round_by_chance(
+    values: ArrayLike, bits: NDArray[np.int64], factor: int, mantissa: int, least: int
+) -> Floats:
+    """Return one of each number's two neighbours of a short format.
+
+    A number that lies at the share f of the way from the neighbour nearer to 0 to the other one
+    becomes the other one if f is no less than 1 - r·2^-16, with r = bits · factor modulo 2^16; of f
+    as many binary digits count as float32 has beyond the short mantissa.
+
+    Args:
+        values: What float32 holds, finite.
+        bits: From `rounding_bits`.
+        factor: An odd number, one for each array that the bits round.
+        mantissa: Digits after the point, 7 for bfloat16 and 10 for float16.
+        least: The smallest normal number's exponent, -126 or -14.
+    """
+    x = np.abs(np.asarray(values, np.float64))
+    exponent = np.maximum(np.floor(np.log2(np.where(x == 0, 1.0, x))), least)
+    spacing = 2.0 ** (exponent - mantissa)
+    lower = np.floor(x / spacing)
+    digits = 23 - mantissa
+    share = np.rint((x / spacing - lower) * 2.0**digits)
+    random = ((bits * factor) % 65536) >> (16 - digits)
+    upper = share + random >= 2**digits
+    return np.copysign((lower + upper) * spacing, values)
 
 
 # --- The parameter step (method.md#parameter-step) -----------------------------------------------

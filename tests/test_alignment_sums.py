@@ -10,7 +10,6 @@ from typing import Any
 import oracle
 import pytest
 import torch
-from adaptiverl.kernels import reference
 from alignment import (
     ALIGNED,
     OPTIMIZERS,
@@ -32,6 +31,7 @@ from tolerances import assert_close
 from torch import Tensor, nn
 
 from adaptiverl import AdaptiveAdamW, AdaptiveLion, AdaptiveSGD, Control, backends
+from adaptiverl.kernels import reference
 from adaptiverl.ranks import group
 from adaptiverl.ranks.group import Ranks
 

@@ -13,12 +13,12 @@ pytest.importorskip(
     "triton", reason="the kernels need triton, which torch's CPU wheels do not bring along"
 )
 
-from adaptiverl.kernels import codegen, walk
 from adaptiverl.kernels.chunks import CHUNK
 from broken_kernels import break_kernel
 from triton import knobs
 
 from adaptiverl.algorithms import ALGORITHMS
+from adaptiverl.kernels import codegen, walk
 
 pytestmark = pytest.mark.skipif(
     knobs.runtime.interpret, reason="TRITON_INTERPRET is set: nothing is compiled in this process"
@@ -84,7 +84,13 @@ PLAIN = codegen.Variant("adamw", "float32", "float32", 2)
             codegen.Variant("sum_squares", "float32", "float32"),
             "0 loops with wide loads and stores, expected 1",
         ),
-        ("philox.py", "tl.static_range(10)", "tl.static_range(12)", EVERYTHING, "budget 55"),
+        (
+            "philox.py",
+            "ROUNDS: tl.constexpr = 10",
+            "ROUNDS: tl.constexpr = 12",
+            EVERYTHING,
+            "budget 55",
+        ),
         (
             "adamw.py",
             "denominator = _scaled_root(v_hat) *",
@@ -132,7 +138,7 @@ def test_no_index_overflows_beyond_two_to_the_thirty_first_elements(everything: 
         constants.get(right) for right in re.findall(r"arith\.muli %\w+, (%\w+)(?: .*)? : i32", ir)
     }
     # In 32 bits only what stays inside a chunk is multiplied: a block's number by its size.
-    block = walk.block_size(torch.float32, torch.float32)
+    block = walk.block_size([torch.float32])
     inside = {block, walk.NARROW.value, block // walk.NARROW.value}
     assert narrow == {str(size) for size in inside}
     wide = re.findall(r"arith\.muli %\w+, (%\w+)(?: .*)? : i64", ir)

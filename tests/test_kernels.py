@@ -15,8 +15,9 @@ pytest.importorskip(
     "triton", reason="the kernels need triton, which torch's CPU wheels do not bring along"
 )
 
-from adaptiverl.kernels import philox
 from adaptiverl.kernels.chunks import CHUNK, chunk_table, partial_sums
+
+from adaptiverl.kernels import philox
 
 
 def test_interpreted(tmp_path: Path) -> None:

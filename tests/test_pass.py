@@ -17,7 +17,6 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from adaptiverl.kernels import elements, normals, reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pass_cases import (
@@ -62,6 +61,7 @@ from torch import Tensor
 from training import saved_states
 
 from adaptiverl import Control
+from adaptiverl.kernels import elements, normals, reference
 from adaptiverl.step.entries import ParameterEntry
 
 CSRC = Path(__file__).resolve().parents[1] / "csrc"

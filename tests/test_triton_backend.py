@@ -47,9 +47,10 @@ def test_small_kernels_compile_and_keep_everything_in_registers(
     triton = pytest.importorskip(
         "triton", reason="the kernels need triton, which torch's CPU wheels do not bring along"
     )
-    from adaptiverl.kernels import clip, codegen, count
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
+
+    from adaptiverl.kernels import clip, codegen, count
 
     if triton.knobs.runtime.interpret:
         pytest.skip("TRITON_INTERPRET is set: nothing is compiled in this process")

@@ -21,7 +21,7 @@ class Backend(Protocol):
     """Walks an address table; the controller then counts the tensors' steps."""
 
     def accepts(self, entry: ParameterEntry, noisy: bool) -> bool:
-        """Whether this tensor's layout is one the backend can walk; `noisy`: σ may be above 0."""
+        """Whether this tensor's layout is one the backend can walk; `noisy`: it draws numbers."""
         ...
 
     def variant(self, entry: ParameterEntry) -> tuple[Any, ...]:

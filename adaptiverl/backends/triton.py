@@ -64,13 +64,13 @@ class TritonBackend:
         self._statistics, self._step = statistics, step
 
     def accepts(self, entry: ParameterEntry, noisy: bool) -> bool:
-        """float32 slots, and everything in one order (`lie_alike`)."""
+        """Slots that there is a codec for, and everything in one order (`lie_alike`)."""
         return walks(self.name, entry.slots) and lie_alike(entry.shaped(), noisy)
 
     def variant(self, entry: ParameterEntry) -> tuple[Any, ...]:
         """A kernel is compiled for dtypes and for the slots that there are."""
         slots = tuple(slot.dtype for slot in entry.slots if slot is not None)
-        return entry.param.dtype, entry.grad.dtype, slots
+        return entry.param.dtype, entry.grad.dtype, slots, entry.stochastic_rounding
 
     def count_steps(self, bucket: Bucket, decision: Decision) -> None:
         """See `Backend`."""
@@ -85,7 +85,7 @@ class TritonBackend:
         of_parameters: bool = False,
     ) -> None:
         """See `Backend`."""
-        param_dtype, grad_dtype, _ = bucket.variant
+        param_dtype, grad_dtype, _, _ = bucket.variant
         scratch = self._scratch(bucket, decision)
         self._statistics.sum_squares(
             bucket.rows(),
@@ -103,7 +103,7 @@ class TritonBackend:
         self, bucket: Bucket, decision: Decision, squares: Tensor, gradient_scale: Tensor | None
     ) -> None:
         """See `Backend`."""
-        param_dtype, grad_dtype, slot_dtypes = bucket.variant
+        param_dtype, grad_dtype, slot_dtypes, stochastic_rounding = bucket.variant
         scratch = self._scratch(bucket, decision)
         self._step.step(
             bucket.rows(),
@@ -121,6 +121,7 @@ class TritonBackend:
             grad_dtype=grad_dtype,
             slot_dtypes=slot_dtypes,
             noise_on_parameter=decision.noise_on_parameter,
+            stochastic_rounding=stochastic_rounding,
         )
         tell_autograd(bucket)
 

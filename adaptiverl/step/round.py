@@ -13,6 +13,7 @@ from adaptiverl.algorithms import Algorithm
 from adaptiverl.backends import backend_for
 from adaptiverl.backends.layouts import is_fake
 from adaptiverl.backends.reference import noise_on
+from adaptiverl.codecs import Storage
 from adaptiverl.control import Control
 from adaptiverl.controller import Controller
 from adaptiverl.decision import Decision
@@ -26,6 +27,7 @@ from adaptiverl.step.clipping import GradientScale
 from adaptiverl.step.counters import Counters
 from adaptiverl.step.entries import CompleteState, Entries
 from adaptiverl.step.groups import GroupTable, any_rate
+from adaptiverl.step.losses import Losses
 from adaptiverl.step.memory import Groups, settle
 from adaptiverl.step.plan import Plan
 from adaptiverl.step.scaling import scaling_of
@@ -39,6 +41,7 @@ class Rules(NamedTuple):
     """What an optimizer's class says of its steps."""
 
     algorithm: Algorithm
+    storage: Storage
     check_group: Callable[[dict[str, Any], Control], None]
     """Raises ValueError where a group asks for what the class does not do"""
     complete_state: CompleteState
@@ -74,14 +77,21 @@ class Round:
         self.workspace = Workspace()
         self._shards = Shards(self.workspace)
         choose = partial(backend_for, noisy=control.noise_bounds[1] > 0)
-        algorithm, _, complete_state = rules
+        algorithm, storage, _, complete_state = rules
         self.counters = Counters(algorithm, self.workspace)
         entries = Entries(
-            algorithm, log.optimizer, complete_state, self.counters, self._shards, ranks
+            algorithm,
+            storage,
+            log.optimizer,
+            complete_state,
+            self.counters,
+            self._shards,
+            ranks,
         )
         self.plan = Plan(algorithm, entries, choose, self.workspace)
         self.gradient_scale = GradientScale(max_grad_norm, self.workspace)
         self._group_table: GroupTable | None = None
+        self._losses = None if storage.stochastic_rounding else Losses(log.warn_of_lost_updates)
 
     @torch._disable_dynamo
     @outside_autograd
@@ -101,9 +111,12 @@ class Round:
             self._log.warn_of_shards(self._shards.take_unknown())
             decisions = self._decide(buckets, groups, found_inf, idle)
             factor = self._measure(buckets, decisions, grad_scale)
+            samples = None if self._losses is None else self._losses.before(groups)
             for bucket in buckets:
                 here = None if factor is None else factor.to(numbers_device(bucket.device))
                 bucket.backend.step(bucket, decisions[bucket.device], bucket.squares, here)
+            if samples and self._losses is not None and not idle:
+                self._losses.after(samples)
             self._report(buckets, decisions, idle)
             if idle:  # who makes state to load into it looks there for what there is to load
                 self.counters.show_products(state)
