@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,19 +21,20 @@ Conversions = set[tuple[torch.dtype, torch.dtype]]
 
 def save(
     optimizer: torch.optim.Optimizer,
-    counters: Counters,
+    exported: Callable[[Any, Sequence[Any], Mapping[Any, Any]], dict[Any, Any]],
     state_dict: Callable[[], dict[str, Any]],
 ) -> dict[str, Any]:
     """The checkpoint, before hooks of the user's own see it: torch.optim's and what that lacks.
 
     Args:
         optimizer: It saves.
-        counters: Its.
+        exported: Its `Round`'s.
         state_dict: torch.optim's.
     """
 
     def complete(_: torch.optim.Optimizer, saving: dict[str, Any]) -> None:
-        saving["state"] = counters.exported(saving["state"])
+        keys = [key for group in saving["param_groups"] for key in group["params"]]
+        saving["state"] = exported(optimizer.param_groups, keys, saving["state"])
         export(saving["param_groups"])
 
     handle = optimizer.register_state_dict_post_hook(complete, prepend=True)

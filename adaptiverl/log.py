@@ -19,6 +19,7 @@ from adaptiverl.control import Control
 from adaptiverl.law.numbers import annealed_over
 from adaptiverl.layout import SLOT
 from adaptiverl.ranks.group import Ranks
+from adaptiverl.terms import SEARCH_STEPS
 
 logger = logging.getLogger("adaptiverl")
 
@@ -88,6 +89,16 @@ class Log:
                 "or step(loss=loss), or pass Control.frozen() if that is what you want"
             )
 
+    def warn_if_too_short(self) -> None:
+        """The run has no room for the search that it asks for."""
+        if self._control.is_too_short:
+            _warn(
+                f"Control(horizon={self._control.horizon}, cooldown={self._control.cooldown:g}) "
+                f"leaves the search for a learning rate, which may take {SEARCH_STEPS} steps, more "
+                "than half of the run or less than that before the cooldown: the rate that was "
+                "given is held instead, with a warm-up and the cooldown"
+            )
+
     def warn_of_shards(self, shapes: list[tuple[int, ...]]) -> None:
         """There are tensors of these shapes whose shards are no runs of elements."""
         if shapes and not self._warned_of_shards:
@@ -127,7 +138,7 @@ class Announcements:
     later step that finds the copy done, so that a line may come a few steps late.
 
     Args:
-        control: Of an alignment law; any other has nothing to say.
+        control: Of a law that finds the rate; any other has nothing to say.
         optimizer: Its name, for people.
         speaks: Whether this process logs, asked when there is something to say: of many ranks, one
             does.
@@ -137,10 +148,15 @@ class Announcements:
         self._control = control
         self._optimizer = optimizer
         self._speaks = speaks
-        self._silent = control.law != "alignment"
+        self._silent = not control.finds_lr
         self._looks = 0
         self._copy: Copy | None = None
         self._told_held = False
+
+    @property
+    def held(self) -> bool:
+        """Whether the rate is held, as far as has been heard."""
+        return self._told_held
 
     def resume(self, memory: Tensor) -> None:
         """A loaded memory, float64 on any device: what it already held is not news."""
@@ -181,15 +197,15 @@ class Announcements:
         step, held, log_lr = (numbers[SLOT[name]] for name in ("step", "held", "log_lr"))
         if held and not self._told_held:
             self._told_held = True
-            self._say(
-                logging.INFO,
-                "holds the %s it found: %.3g, by step %.0f",
-                "learning rate"
-                if self._control.mode == "replace"
-                else "factor of the learning rate",
-                _exp(log_lr),
-                step,
-            )
+            what = "learning rate"
+            if self._control.mode == "modulate":
+                what = "factor of the learning rate"
+            message = "holds the %s it found: %.3g, by step %.0f"
+            if numbers[SLOT["held_at"]]:
+                message += "; its weights are back where the search began, its moments at 0"
+            if self._control.is_too_short:
+                message = "holds the %s it was given: %.3g, from step %.0f on"
+            self._say(logging.INFO, message, what, _exp(log_lr), step)
         horizon = self._control.horizon
         if horizon is not None and step > horizon and annealed_over(self._control):
             self._silent = True

@@ -110,6 +110,7 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         if not hasattr(self, "_start"):
+            self._log.warn_if_too_short()
             self._start_controller(float(group["lr"]), self._algorithm.start_of(group))
         hold(self.param_groups, self._controller)
 
@@ -296,10 +297,11 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """As torch.optim's, and AdamW's products of momenta, and the controller's memory.
 
-        The memory is a tensor, ``adaptive_state``, the same in every group. Tensors are those of
-        the optimizer, not copies, as in torch.
+        The memory is a tensor, ``adaptive_state``, the same in every group. While a search is going
+        on that will go back (method.md#going-back), every parameter's state also has the weights of
+        its start, ``search_start``. Tensors are those of the optimizer, not copies, as in torch.
         """
-        return save(self, self._round.counters, super().state_dict)
+        return save(self, self._round.exported, super().state_dict)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch.optim's, whose own checkpoints load too; the controller starts fresh then.
@@ -327,7 +329,9 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
             self._storage,
         )
         kept = super().__getstate__() | {"_adaptive": adaptive}
-        kept["state"] = defaultdict(dict, self._round.counters.exported(self.state))
+        params = [p for group in self.param_groups for p in group["params"]]
+        exported = self._round.exported(self.param_groups, params, self.state)
+        kept["state"] = defaultdict(dict, exported)
         return kept
 
     @outside_inference

@@ -36,11 +36,11 @@ def test_interpreted(tmp_path: Path) -> None:
     check(tmp_path, "interpreted_optimizer.py")
 
 
-# The two smallest kernels, compiled
+# The smallest kernels, compiled
 
 
-@pytest.mark.parametrize("architecture", [75, 100])
-@pytest.mark.parametrize("name", ["gradient_scale_kernel", "count_steps_kernel"])
+@pytest.mark.parametrize("architecture", [75, 80, 90, 100])
+@pytest.mark.parametrize("name", ["gradient_scale_kernel", "count_steps_kernel", "rewind_kernel"])
 def test_small_kernels_compile_and_keep_everything_in_registers(
     name: str, architecture: int
 ) -> None:
@@ -50,7 +50,7 @@ def test_small_kernels_compile_and_keep_everything_in_registers(
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from adaptiverl.kernels import clip, codegen, count
+    from adaptiverl.kernels import clip, codegen, count, rewind
 
     if triton.knobs.runtime.interpret:
         pytest.skip("TRITON_INTERPRET is set: nothing is compiled in this process")
@@ -60,13 +60,15 @@ def test_small_kernels_compile_and_keep_everything_in_registers(
             {"squares": "*fp64", "limit": "*fp64", "grad_scale": "*fp32", "factor": "*fp64"},
         ),
         "count_steps_kernel": (count, {"rows": "*i64", "state": "*fp64", "effective": "*fp64"}),
+        "rewind_kernel": (rewind, {"regions": "*i64", "chunks": "*i32", "state": "*fp64"}),
     }[name]
     kernel = getattr(module, name)
-    signature = {"count": "i32", "BLOCK": "constexpr"} | types
+    constants = [name for name in kernel.arg_names if name.isupper()]
+    signature = {"count": "i32"} | dict.fromkeys(constants, "constexpr") | types
     source = ASTSource(
         fn=kernel,
         signature={argument: signature[argument] for argument in kernel.arg_names},
-        constexprs={(kernel.arg_names.index("BLOCK"),): module.BLOCK},
+        constexprs={(kernel.arg_names.index(n),): getattr(module, n) for n in constants},
     )
     target = GPUTarget("cuda", architecture, 32)
     compiled = triton.compile(source, target=target, options={"num_warps": module.WARPS})

@@ -27,6 +27,7 @@ OPERATORS = (
     "update_",
     "read_groups_",
     "start_",
+    "rewind_",
     "sum_squares_",
     "normals_",
     "philox_words_",
