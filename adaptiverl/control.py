@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any, Literal, NamedTuple
 
+from adaptiverl.arguments import whole_number
+
 Mode = Literal["replace", "modulate"]
 Reward = Literal["neg_loss", "given", "none"]
 NoiseTarget = Literal["gradient", "parameter"]
@@ -200,10 +202,8 @@ class Control:
         steps = getattr(self, name)
         if steps is None:
             return
-        if isinstance(steps, bool) or not isinstance(steps, int):
-            raise TypeError(
-                f"Control.{name} must be a whole number of steps or None, got {steps!r}"
-            )
+        steps = whole_number(steps, f"Control.{name}", "a whole number of steps or None")
+        object.__setattr__(self, name, steps)
         _check(name, steps, 1 <= steps <= 2**53, f"from 1 to 2**53, or None {none_means}")
 
     def _check_bounds(self) -> None:
