@@ -50,7 +50,7 @@ LIMITED_API = {
     "_Py_FalseStruct",
     "_Py_NoneStruct",
 }
-"""What the module uses of Python: all of it in the stable ABI of 3.10 (Misc/stable_abi.toml there)"""
+"""What the module uses of Python: all in the stable ABI of 3.10 (its Misc/stable_abi.toml)"""
 
 
 def setup_py(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
