@@ -67,7 +67,8 @@ bool look_at(const DLPackExchangeAPI& api, PyObject* tensors, int64_t* addresses
   for (Py_ssize_t i = 0; i < PyList_Size(tensors); ++i) {
     DLTensor tensor;
     if (api.dltensor_from_py_object_no_sync(PyList_GetItem(tensors, i), &tensor) != 0) return false;
-    addresses[i] = reinterpret_cast<int64_t>(tensor.data) + static_cast<int64_t>(tensor.byte_offset);
+    addresses[i] =
+        reinterpret_cast<int64_t>(tensor.data) + static_cast<int64_t>(tensor.byte_offset);
     kinds[i] = kind_of(tensor);
   }
   return true;
@@ -78,8 +79,8 @@ bool look_at(const DLPackExchangeAPI& api, PyObject* tensors, int64_t* addresses
 PyObject* look(PyObject*, PyObject* arguments) {
   PyObject *capsule = nullptr, *tensors = nullptr;
   if (!PyArg_ParseTuple(arguments, "OO", &capsule, &tensors)) return nullptr;
-  const auto* api = static_cast<const DLPackExchangeAPI*>(
-      PyCapsule_GetPointer(capsule, "dlpack_exchange_api"));
+  const auto* api =
+      static_cast<const DLPackExchangeAPI*>(PyCapsule_GetPointer(capsule, "dlpack_exchange_api"));
   if (api == nullptr) return nullptr;
   if (api->version.major != 1 || api->dltensor_from_py_object_no_sync == nullptr) {
     PyErr_SetString(PyExc_NotImplementedError, "this torch has another exchange API");

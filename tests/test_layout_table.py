@@ -15,13 +15,13 @@ import law_twin
 import layout_files
 import pytest
 import torch
-from adaptiverl.kernels import layout as in_kernels
 from layout_files import FILES, ROOT, members
 from streams import observed
 from torch import Tensor
 
 from adaptiverl import Control, layout, terms
 from adaptiverl.controller import Controller
+from adaptiverl.kernels import layout as in_kernels
 from adaptiverl.law import knobs, registry
 from adaptiverl.law.numbers import numbers_of
 from adaptiverl.layout import LAYOUT_VERSION, MEMORY_SIZE, ControlNumbers, State
