@@ -22,6 +22,7 @@ from training import saved_states
 
 from adaptiverl import AdaptiveAdamW, AdaptiveLion, AdaptiveSGD, Control, backends, devices
 from adaptiverl.backends import layouts
+from adaptiverl.step import look
 from adaptiverl.step.bucket import AddressTable, Bucket
 from adaptiverl.step.entries import GRAD, NUMEL, ParameterEntry
 from adaptiverl.step.fingerprint import Fingerprint, GroupKey
@@ -297,6 +298,11 @@ CHANGES: dict[str, Callable[[Any, nn.Parameter], Any]] = {
         {p: {name: value.clone() for name, value in o.state[p].items()}}
     ),
     "states exchanged": _exchange_states,
+    "another count": lambda o, p: o.state[p].update(step=torch.tensor(7.0)),
+    "a product": lambda o, p: o.state[p].update(mu_product=torch.tensor(0.5)),
+    "a moment of another dtype": lambda o, p: o.state[p].update(
+        exp_avg=torch.zeros(8, dtype=torch.bfloat16)
+    ),
     "a state less": lambda o, p: o.state.pop(p),
     "other data": _set(data=lambda: torch.ones(8)),
     "no gradient": _set(grad=lambda: None),
@@ -312,8 +318,14 @@ CHANGES: dict[str, Callable[[Any, nn.Parameter], Any]] = {
 }
 
 
+@pytest.mark.parametrize("exchange", [True, False])
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_every_other_change_is_noticed(change: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_other_change_is_noticed(
+    change: Any, exchange: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one call, or one by one where torch has no exchange API."""
+    if not exchange:
+        monkeypatch.setattr(look, "EXCHANGE", None)
     params = params_with_gradients(3)
     seen = Sorted(params, monkeypatch)
     seen.step()
