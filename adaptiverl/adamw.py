@@ -66,7 +66,7 @@ class AdaptiveAdamW(AdaptiveOptimizer, torch.optim.AdamW):
     def __init__(
         self,
         params: ParamsT,
-        lr: float | Tensor = 1e-3,
+        lr: float | Tensor | None = 1e-3,
         betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
@@ -94,7 +94,7 @@ class AdaptiveAdamW(AdaptiveOptimizer, torch.optim.AdamW):
         self._prepare(control, max_grad_norm, seed, process_group, storage)
         super().__init__(
             params,
-            lr=lr,
+            lr=control.given_lr(lr),
             betas=betas,
             eps=eps,
             weight_decay=weight_decay,

@@ -15,11 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adaptiverl.control import BETA1, Control, MomentumKind
+from adaptiverl.arguments import whole_number
+from adaptiverl.control import Control
 from adaptiverl.decision import Decision
 from adaptiverl.law.numbers import numbers_of
 from adaptiverl.law.registry import law_of
-from adaptiverl.layout import ALIGNMENT, FIELDS, MEMORY_SIZE, State
+from adaptiverl.layout import ALIGNMENT, FIELDS, MEMORY_SIZE, SLOT, State
+from adaptiverl.limits import BETA1, MomentumKind
 from adaptiverl.migrations import ROUNDED, current_layout, from_start, with_seed_of
 from adaptiverl.observations import Observations, as_number
 from adaptiverl.trace import Ring, Trace
@@ -37,13 +39,15 @@ class Controller:
         device: Where the state lives.
 
     Attributes:
-        state: float64 [47]: the state, `layout.State`.
+        state: float64 [55]: the state, `layout.State`.
         memory: What checkpoints keep: a view of the state, but for its last number.
         alignment: float64 [3], a view of the state: Σ g·u, Σ g², Σ u² of the last pass.
-        numbers: float64 [36]: what the law reads of `control`, `layout.ControlNumbers`.
+        numbers: float64 [39]: what the law reads of `control`, `layout.ControlNumbers`.
         ring: The trace as it is written.
         observations: The inbox, and what of it counts.
         ever_observed: Whether anything was.
+        adoptions: How often a loaded memory was taken over.
+        ever_rewarded: Whether a reward was.
 
     Raises:
         ValueError: A start outside the bounds, or a seed out of range.
@@ -59,7 +63,8 @@ class Controller:
         seed: int = 0,
         device: torch.device | str = "cpu",
     ) -> None:
-        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
+        seed = whole_number(seed, "seed", "a whole number from 0 to 2**64 - 1", ValueError)
+        if not 0 <= seed < 2**64:
             raise ValueError(f"seed must be a whole number from 0 to 2**64 - 1, got {seed!r}")
         self.control = control
         self.limits = control.limits(lr, momentum, kind)
@@ -73,7 +78,8 @@ class Controller:
         self._place(self._start.clone(), packed, torch.device(device))
         self.observations = Observations(self.device)
         self.ring = Ring()
-        self.ever_observed = False
+        self.ever_observed = self.ever_rewarded = False
+        self.adoptions = 0
         self._last: Decision | None = None
         # Looked up once: a search by name at every step is felt by small networks.
         self._advance = torch.ops.adaptiverl.advance_.default
@@ -124,6 +130,7 @@ class Controller:
             reward_value = as_number(reward, "reward", self.device)
         self.observations.add(loss_value, reward_value)
         self.ever_observed = True
+        self.ever_rewarded |= reward is not None
 
     def advance(
         self,
@@ -159,7 +166,8 @@ class Controller:
 
     def _decide(self, groups: Tensor, effective: Tensor, skippable: bool) -> Decision:
         """The last step's decision where it is the same tensors."""
-        last = self._last
+        law, last = law_of(self.control.law), self._last
+        skippable = skippable or law.goes_back
         if (
             last is None
             or last.state is not self.state
@@ -174,7 +182,7 @@ class Controller:
                 noise_possible=self.limits.noise_max > 0,
                 noise_on_parameter=self.control.noise_target == "parameter",
                 skippable=skippable,
-                aligned=law_of(self.control.law).needs_sums,
+                aligned=law.needs_sums,
             )
         return last
 
@@ -226,8 +234,13 @@ class Controller:
             adopted = with_seed_of(self._start[:MEMORY_SIZE], adopted)
             warnings.warn(ROUNDED, UserWarning, stacklevel=2)
         self.memory.copy_(adopted, non_blocking=True)
+        self.adoptions += 1
         self.ring.empty()
         self.observations.empty()
+
+    def search_anew(self) -> None:
+        """A search that was in the middle begins again with the next step; nothing waits."""
+        self.state[SLOT["searching"]] = 0.0
 
     def _from_own_start(self, memory: Tensor) -> Tensor:
         # Bounds that the user gave in "replace" are rates: there a rate stays what it is.

@@ -64,7 +64,7 @@ class AdaptiveLion(AdaptiveOptimizer):
     def __init__(
         self,
         params: ParamsT,
-        lr: float | Tensor = 1e-4,
+        lr: float | Tensor | None = 1e-4,
         betas: tuple[float, float] = (0.9, 0.99),
         weight_decay: float = 0.0,
         *,
@@ -81,7 +81,7 @@ class AdaptiveLion(AdaptiveOptimizer):
         storage = Storage(state_dtype, stochastic_rounding)
         self._prepare(control, max_grad_norm, seed, process_group, storage)
         defaults = {
-            "lr": lr,
+            "lr": control.given_lr(lr),
             "betas": betas,
             "weight_decay": weight_decay,
             "maximize": maximize,

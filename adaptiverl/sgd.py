@@ -74,7 +74,7 @@ class AdaptiveSGD(AdaptiveOptimizer, torch.optim.SGD):
     def __init__(
         self,
         params: ParamsT,
-        lr: float | Tensor = 1e-3,
+        lr: float | Tensor | None = 1e-3,
         momentum: float = 0,
         dampening: float = 0,
         weight_decay: float | Tensor = 0,
@@ -102,7 +102,7 @@ class AdaptiveSGD(AdaptiveOptimizer, torch.optim.SGD):
         self._prepare(control, max_grad_norm, seed, process_group, storage)
         super().__init__(
             params,
-            lr=lr,
+            lr=control.given_lr(lr),
             momentum=momentum,
             dampening=dampening,
             weight_decay=weight_decay,
@@ -122,10 +122,10 @@ class AdaptiveSGD(AdaptiveOptimizer, torch.optim.SGD):
             raise ValueError(
                 f"momentum must be in [0, 1), got {momentum!r}: the controller moves its logit"
             )
-        if momentum == 0 and control.law == "alignment":
+        if momentum == 0 and control.finds_lr:
             raise ValueError(
-                f"momentum must be above 0 with Control(law='alignment'), got {momentum!r}: that "
-                "law compares the gradient with the momentum buffer, and there is none. Use "
+                f"momentum must be above 0 with Control(law={control.law!r}), got {momentum!r}: "
+                "that law compares the gradient with the momentum buffer, and there is none. Use "
                 "momentum=0.9, or law='loss'"
             )
 

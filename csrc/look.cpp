@@ -1,6 +1,6 @@
 // Where many tensors lie and what they are, asked in one call: a step asks it of all of its
 // tensors, and a Python call each for address, size, dtype and layout would take longer than the
-// step of small ones. The twin of `_look_one_by_one` in step/look.py.
+// step of small ones. The twins of `_look_one_by_one` in step/look.py and of `Fingerprint.of`.
 #include "look.h"
 
 #include <cstdint>
@@ -63,41 +63,155 @@ Kind kind_of(const DLTensor& tensor) {
           contiguous || numel == 0};
 }
 
-bool look_at(const DLPackExchangeAPI& api, PyObject* tensors, int64_t* addresses, Kind* kinds) {
-  for (Py_ssize_t i = 0; i < PyList_Size(tensors); ++i) {
-    DLTensor tensor;
-    if (api.dltensor_from_py_object_no_sync(PyList_GetItem(tensors, i), &tensor) != 0) return false;
-    addresses[i] = reinterpret_cast<int64_t>(tensor.data) + static_cast<int64_t>(tensor.byte_offset);
-    kinds[i] = kind_of(tensor);
-  }
+// Fills in what a tensor is; false, with a Python error, if it is none or lies nowhere.
+bool look_at(const DLPackExchangeAPI& api, PyObject* object, int64_t* address, Kind* kind) {
+  DLTensor tensor;
+  if (api.dltensor_from_py_object_no_sync(object, &tensor) != 0) return false;
+  *address = reinterpret_cast<int64_t>(tensor.data) + static_cast<int64_t>(tensor.byte_offset);
+  *kind = kind_of(tensor);
   return true;
+}
+
+const DLPackExchangeAPI* api_in(PyObject* capsule) {
+  const auto* api =
+      static_cast<const DLPackExchangeAPI*>(PyCapsule_GetPointer(capsule, "dlpack_exchange_api"));
+  if (api == nullptr) return nullptr;
+  if (api->version.major != 1 || api->dltensor_from_py_object_no_sync == nullptr) {
+    PyErr_SetString(PyExc_NotImplementedError, "this torch has another exchange API");
+    return nullptr;
+  }
+  return api;
+}
+
+// An array that Python has as bytes.
+template <typename T>
+struct Bytes {
+  explicit Bytes(Py_ssize_t count)
+      : object(PyBytes_FromStringAndSize(nullptr, count * sizeof(T))),
+        data(object == nullptr ? nullptr : reinterpret_cast<T*>(PyBytes_AsString(object))) {}
+  ~Bytes() { Py_XDECREF(object); }
+  Bytes(const Bytes&) = delete;
+
+  PyObject* object;
+  T* data;
+};
+
+struct Looks {
+  explicit Looks(Py_ssize_t count) : addresses(count), kinds(count) {}
+  bool are_there() const { return addresses.data != nullptr && kinds.data != nullptr; }
+  bool look(const DLPackExchangeAPI& api, PyObject* object, Py_ssize_t i) {
+    return look_at(api, object, addresses.data + i, kinds.data + i);
+  }
+
+  Bytes<int64_t> addresses;
+  Bytes<Kind> kinds;
+};
+
+// What a walk asks Python for: none of it is made anew for each tensor.
+struct Names {
+  PyObject* grad = PyUnicode_InternFromString("grad");
+  PyObject* is_neg = PyUnicode_InternFromString("is_neg");
+  PyObject* step = PyUnicode_InternFromString("step");
+  PyObject* product = PyUnicode_InternFromString("mu_product");
+};
+
+enum class Answer { kSeen, kUnusual, kError };
+
+bool is_one_of(PyObject* types, PyObject* object) {
+  for (Py_ssize_t i = 0; i < PyTuple_Size(types); ++i) {
+    if (reinterpret_cast<PyObject*>(Py_TYPE(object)) == PyTuple_GetItem(types, i)) return true;
+  }
+  return false;
+}
+
+// A parameter's gradient, if it has one that lies as it says.
+Answer look_at_gradient(const DLPackExchangeAPI& api, const Names& names, PyObject* types,
+                        PyObject* param, Looks& gradients, Py_ssize_t i) {
+  PyObject* grad = PyObject_GetAttr(param, names.grad);
+  if (grad == nullptr) return Answer::kError;
+  Answer answer = Answer::kUnusual;
+  if (is_one_of(types, grad)) {
+    PyObject* negated = PyObject_CallMethodObjArgs(grad, names.is_neg, nullptr);
+    if (negated == nullptr || !gradients.look(api, grad, i)) {
+      answer = Answer::kError;
+    } else if (negated == Py_False) {
+      answer = Answer::kSeen;
+    }
+    Py_XDECREF(negated);
+  }
+  Py_DECREF(grad);
+  return answer;
+}
+
+// The slots of a parameter's state, and which object its count is.
+Answer look_at_state(const DLPackExchangeAPI& api, const Names& names, PyObject* state,
+                     PyObject* slots, Looks& found, int64_t* step, Py_ssize_t i) {
+  if (!PyDict_Check(state) || PyDict_GetItem(state, names.product) != nullptr) {
+    return Answer::kUnusual;
+  }
+  PyObject* count = PyDict_GetItem(state, names.step);
+  if (count == nullptr) return Answer::kUnusual;
+  *step = reinterpret_cast<int64_t>(count);
+  const Py_ssize_t each = PyTuple_Size(slots);
+  for (Py_ssize_t k = 0; k < each; ++k) {
+    PyObject* slot = PyDict_GetItem(state, PyTuple_GetItem(slots, k));
+    if (slot == nullptr) return Answer::kUnusual;
+    if (!found.look(api, slot, i * each + k)) return Answer::kError;
+  }
+  return Answer::kSeen;
 }
 
 }  // namespace
 
 PyObject* look(PyObject*, PyObject* arguments) {
   PyObject *capsule = nullptr, *tensors = nullptr;
-  if (!PyArg_ParseTuple(arguments, "OO", &capsule, &tensors)) return nullptr;
-  const auto* api = static_cast<const DLPackExchangeAPI*>(
-      PyCapsule_GetPointer(capsule, "dlpack_exchange_api"));
+  if (!PyArg_ParseTuple(arguments, "OO!", &capsule, &PyList_Type, &tensors)) return nullptr;
+  const DLPackExchangeAPI* api = api_in(capsule);
   if (api == nullptr) return nullptr;
-  if (api->version.major != 1 || api->dltensor_from_py_object_no_sync == nullptr) {
-    PyErr_SetString(PyExc_NotImplementedError, "this torch has another exchange API");
+  const Py_ssize_t count = PyList_Size(tensors);
+  Looks found(count);
+  if (!found.are_there()) return nullptr;
+  for (Py_ssize_t i = 0; i < count; ++i) {
+    if (!found.look(*api, PyList_GetItem(tensors, i), i)) return nullptr;
+  }
+  return PyTuple_Pack(2, found.addresses.object, found.kinds.object);
+}
+
+PyObject* walk(PyObject*, PyObject* arguments) {
+  PyObject *capsule = nullptr, *params = nullptr, *states = nullptr;
+  PyObject *slots = nullptr, *types = nullptr;
+  if (!PyArg_ParseTuple(arguments, "OO!O!O!O!", &capsule, &PyList_Type, &params, &PyList_Type,
+                        &states, &PyTuple_Type, &slots, &PyTuple_Type, &types)) {
     return nullptr;
   }
-  const Py_ssize_t count = PyList_Size(tensors);
-  if (count < 0) return nullptr;
-  PyObject* addresses = PyBytes_FromStringAndSize(nullptr, count * sizeof(int64_t));
-  PyObject* kinds = PyBytes_FromStringAndSize(nullptr, count * sizeof(Kind));
-  PyObject* found = nullptr;
-  if (addresses != nullptr && kinds != nullptr &&
-      look_at(*api, tensors, reinterpret_cast<int64_t*>(PyBytes_AsString(addresses)),
-              reinterpret_cast<Kind*>(PyBytes_AsString(kinds)))) {
-    found = PyTuple_Pack(2, addresses, kinds);
+  const DLPackExchangeAPI* api = api_in(capsule);
+  if (api == nullptr) return nullptr;
+  static const Names names;
+  const Py_ssize_t count = PyList_Size(params);
+  if (PyList_Size(states) != count) Py_RETURN_NONE;
+  Looks own(count), kept(count * PyTuple_Size(slots)), gradients(count);
+  Bytes<int64_t> steps(count);
+  if (!own.are_there() || !kept.are_there() || !gradients.are_there() || steps.data == nullptr) {
+    return nullptr;
   }
-  Py_XDECREF(addresses);
-  Py_XDECREF(kinds);
-  return found;
+  // Parameter by parameter: of thousands, none stays in the cache until a second pass.
+  for (Py_ssize_t i = 0; i < count; ++i) {
+    PyObject* param = PyList_GetItem(params, i);
+    if (!is_one_of(types, param)) Py_RETURN_NONE;
+    Answer answer = own.look(*api, param, i) ? Answer::kSeen : Answer::kError;
+    if (answer == Answer::kSeen) {
+      answer = look_at_gradient(*api, names, types, param, gradients, i);
+    }
+    if (answer == Answer::kSeen) {
+      answer =
+          look_at_state(*api, names, PyList_GetItem(states, i), slots, kept, steps.data + i, i);
+    }
+    if (answer == Answer::kError) return nullptr;
+    if (answer == Answer::kUnusual) Py_RETURN_NONE;
+  }
+  return PyTuple_Pack(7, own.addresses.object, own.kinds.object, kept.addresses.object,
+                      kept.kinds.object, steps.object, gradients.addresses.object,
+                      gradients.kinds.object);
 }
 
 }  // namespace adaptiverl

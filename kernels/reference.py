@@ -208,6 +208,18 @@ def _write(target: Tensor, value: Tensor, active: Tensor | None) -> None:
     target.copy_(value)
 
 
+def rewind(target: Tensor, source: Tensor | None, rewinds: Tensor) -> None:
+    """Put a tensor back to what it was, where a flag is not 0; the twin of csrc/rewind.cpp.
+
+    Args:
+        target: Of any dtype and layout.
+        source: What it was, on the same device; None: zeros.
+        rewinds: `state.rewind`, 0-d.
+    """
+    before = torch.zeros_like(target) if source is None else source
+    target.copy_(torch.where((rewinds != 0).to(target.device), before, target))
+
+
 def real(tensor: Tensor) -> Tensor:
     """A complex tensor as pairs of reals, as torch.optim.AdamW treats it."""
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor

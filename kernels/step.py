@@ -10,8 +10,8 @@ import torch
 from adaptiverl.kernels import adamw, lion, sgd
 from adaptiverl.kernels.chunks import CHUNK, on_device
 from adaptiverl.kernels.codecs import CODECS
-from adaptiverl.kernels.step_kernel import step_kernel
 from adaptiverl.kernels.rounding import HALVES
+from adaptiverl.kernels.step_kernel import step_kernel
 from adaptiverl.kernels.walk import WARPS, block_size, neighbours
 from torch import Tensor
 

@@ -40,6 +40,8 @@ ON_PARAMETER = Control(every=2, noise_bounds=(SIGMA, SIGMA), noise_target="param
 ALIGNED = Control(law="alignment", horizon=30, every=2, noise_bounds=(0.0, 0.0))
 """The law that reads the sweep's sums; μ still follows the loss."""
 
+FIND = Control.find_lr(1000)
+
 NOISY_EPS = 1e-2
 """Adam's eps where noisy gradients are compared. A gradient that its noise all but cancels moves
 its parameter by its sign in the first step, so an error of 1e-9 in the noise becomes lr · 1e-9 /
@@ -545,10 +547,37 @@ def waiting_is_an_error() -> Iterator[None]:
         torch.cuda.set_sync_debug_mode("default")
 
 
+@check(anywhere=True)
+def a_search_goes_back_where_the_device_says_so() -> None:
+    """From the host's memory and from the device's own; what it went back to is let go later."""
+    for home in ("host", "device"):
+        params = parameters([40_000, 3, 1025])
+        began = [p.detach().clone() for p in params]
+        optimizer = AdaptiveAdamW(params, None, control=replace(FIND, snapshot=home))  # type: ignore[arg-type]
+        for step in range(160):
+            set_gradients(params, step)
+            optimizer.step()
+            if optimizer.knobs()["held"]:
+                break
+            assert step < 159, "the search did not end"
+        assert step > 20, f"the search ended at step {step}"
+        assert_same_bits([p.detach() for p in params], began)
+        states = [x for state in optimizer.state.values() for x in state.values()]
+        assert not any(bool(x.any()) for x in states)
+        for later in range(step + 1, step + 6):
+            set_gradients(params, later)
+            optimizer.step()
+            if Where.device.type == "cuda":
+                torch.cuda.synchronize()
+        assert optimizer._round.snapshot is not None
+        assert not optimizer._round.snapshot._copies, "what it went back to is still kept"
+        assert_other_bits([p.detach() for p in params], began)
+
+
 @check()
 def no_step_waits_for_the_device() -> None:
     """By torch's own check, over whole steps; and the check sees one that waits."""
-    for control in (ALIGNED, NOISY):
+    for control in (ALIGNED, NOISY, FIND):
         optimizer, step = _steady(control)
         with waiting_is_an_error():
             for _ in range(40):

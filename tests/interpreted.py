@@ -31,7 +31,7 @@ def check(folder: Path, *files: str) -> None:
         env={**os.environ, "TRITON_INTERPRET": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     assert report.exists(), done.stdout + done.stderr
     failures, ran = [], set()

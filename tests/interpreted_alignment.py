@@ -15,8 +15,8 @@ from adaptiverl.kernels.chunks import CHUNK
 from alignment import (
     CHOICES,
     OPTIMIZERS,
-    SIZES,
     alignment_of,
+    assert_agrees_with_the_compiled_sweep,
     assert_sums_close,
     backends_of,
     expected_alignment,
@@ -38,15 +38,7 @@ from adaptiverl.log import Announcements
 
 @pytest.mark.parametrize(("algorithm", "name"), OPTIMIZERS)
 def test_the_triton_sweep_and_the_compiled_one_agree(algorithm: Any, name: str) -> None:
-    compiled = one_step(algorithm, name, SIZES)
-    assert backends_of(compiled) == ["cpu"]
-    with pytest.MonkeyPatch.context() as patch:
-        use_triton(patch)
-        ours = one_step(algorithm, name, SIZES)
-    assert backends_of(ours) == ["triton"]
-    for row, expected in zip(sums_of(ours)[0], sums_of(compiled)[0], strict=True):
-        assert_sums_close(row.tolist(), expected.tolist(), "statistics")
-    assert_sums_close(alignment_of(ours), alignment_of(compiled), "statistics")
+    assert_agrees_with_the_compiled_sweep(algorithm, name, "triton", use_triton)
 
 
 @pytest.mark.parametrize("algorithm", CHOICES)

@@ -972,3 +972,215 @@ def _above_its_error(mean: float) -> float:
     """
     variance = (1.0 - mean**2) / 9.0
     return 0.0 if mean**2 <= variance else (mean**2 - variance) / mean
+
+
+# --- The range test (method.md#range-test) -------------------------------------------------------
+#
+# A ramp: log alpha gains 0.35 in every step until the likelihood ratio of the alignment law's test
+# is above 3, and then everything goes back. An h speaks of the update before it, and so of the rate
+# of that update: rates are kept in a list, and the newest h is about the last but one.
+
+
+class OracleRangeTestController(OracleController):
+    """`OracleController` with alpha by the range test; mu and sigma keep their laws.
+
+    Keywords are the fields of `Control` under their own names, those of alpha's other laws
+    without effect.
+
+    Attributes:
+        alignment: h, the newest finite cosine.
+        alignment_direction: x, the newest h over its root mean square, clipped to [-1, 1].
+        overshoot: S.
+        log_lr_downhill: log alpha of the last update of this ramp after which e was above 0.
+        log_lr_clear: The same after which S was 0.
+        searching: On the ramp.
+        search_steps: Steps since the first foot of the ramp.
+        held: Whether the search is over; held_at: the step that ended it, 0 where there was none.
+        anneal: What warm-up and cooldown leave of the rate.
+        active: Whether the tensors take this step.
+        rewind: Whether they go back to where the ramp began.
+    """
+
+    def __init__(
+        self,
+        *,
+        lr: float,
+        momentum: float,
+        mode: str = "replace",
+        horizon: int | None = None,
+        cooldown: float = 0.4,
+        acquire_from: float | None = None,
+        lr_bounds: tuple[float, float] | None = None,
+        **rest: Any,
+    ) -> None:
+        unit = 1.0 if mode == "replace" else 1.0 / lr
+        start = 1.0 if mode == "modulate" else lr
+        foot = 1e-6 * unit if acquire_from is None else acquire_from
+        self.length = 1000 if horizon is None else horizon
+        # A hundred steps of the run's first half, before the cooldown; a long run lends more.
+        room = min(0.5, 1.0 - cooldown) * self.length
+        too_short = horizon is not None and room < 100
+        self.longest = 0 if too_short else max(100 if horizon else 0, int(0.15 * self.length))
+        bounds = lr_bounds
+        if bounds is None:
+            inside = (foot, start) if too_short else (foot,)
+            bounds = (min(1e-6 * unit, *inside), max(3.0 * unit, *inside))
+        rest |= {"gain_lr_reward": 0.0, "gain_lr_loss": 0.0}
+        # What was given need not lie inside: this law does not start there.
+        around = (min(bounds[0], start), max(bounds[1], start))
+        super().__init__(lr=lr, momentum=momentum, mode=mode, lr_bounds=around, **rest)
+        self.lr_bounds = bounds
+        self.log_lr_bounds = (log(bounds[0]), log(bounds[1]))
+        self.foot = log(start) if too_short else clip(log(foot), *self.log_lr_bounds)
+        self.floor = clip(log(100.0 * foot), *self.log_lr_bounds)
+        self.log_lr = self.foot
+        self.log_given = log(start)
+
+        self.last_step = math.inf if horizon is None else (1.0 - cooldown) * horizon
+        self.cooling = cooldown * horizon if horizon and mode == "replace" else 0.0
+        self.horizon = horizon
+        alone = horizon is None and mode == "replace"
+        self.share = (0.2 if alone else 0.4) / max(1.0, (self.length / 1000) ** (1 / 3))
+
+        self.alignment = 0.0
+        self.alignment_direction = 0.0
+        self.searching = self.held = self.rewind = False
+        self.search_steps = self.held_at = 0
+        self.anneal = 1.0
+        self.active = True
+        self._sums: tuple[float, float, float] | None = None
+        self._forget()
+
+    def _forget(self) -> None:
+        self.overshoot = 0.0
+        self.log_lr_downhill = self.log_lr_clear = -math.inf
+        self.alignment_peak = 0.0
+        self._cosines: list[float] = []
+        self._rates = [self.log_lr, self.log_lr] if self.searching else [-math.inf, -math.inf]
+
+    def gather(self, gu: float, gg: float, uu: float) -> None:
+        """Take what a step's sweep has summed; a step that nothing takes has no sweep."""
+        if self.active:
+            self._sums = (gu, gg, uu)
+
+    def advance(self, loss: float | None = None, reward: float | None = None) -> None:
+        """Do one optimizer step: the search first, then `OracleController`'s."""
+        self.active, self.rewind = True, False
+        h = self._cosine()
+        z = None if h is None else self._standardised(h)
+        if not self.held:
+            self._search(z)
+        now = self.step + 1
+        self.anneal = 1.0
+        if self.held:
+            self.anneal = min(1.0, (now - self.held_at) / (0.03 * self.length))
+            if self.cooling:
+                left = ((self.horizon or 0) - now) / self.cooling
+                self.anneal *= clip(left, 0.0, 1.0)
+        super().advance(loss, reward)
+
+    def _cosine(self) -> float | None:
+        """The newest h; None where there is no angle."""
+        sums, self._sums = self._sums, None
+        if sums is None or sums[1] == 0 or sums[2] == 0:
+            return None
+        return sums[0] / math.sqrt(sums[1]) / math.sqrt(sums[2])
+
+    def _standardised(self, h: float) -> float:
+        if not math.isfinite(h):
+            return math.nan
+        self.alignment = h
+        self._cosines.append(h)
+        z = clip(normalised(h, math.sqrt(self.alignment_square / self.alignment_weight)), -2.0, 2.0)
+        self.alignment_direction = clip(z, -1.0, 1.0)
+        return z
+
+    def _average(self, values: Sequence[float], rate: float) -> float:
+        """The sum of the values with weights that fall by 1 - rate from the newest back."""
+        total = 0.0
+        for value in values:
+            total = (1.0 - rate) * total + rate * value
+        return total
+
+    @property
+    def alignment_square(self) -> float:
+        """S2 as it runs from 0, before the correction for its start."""
+        return self._average([h * h for h in self._cosines], 0.1)
+
+    @property
+    def alignment_weight(self) -> float:
+        """What the weights of S2 add up to so far."""
+        return 1.0 - 0.9 ** len(self._cosines)
+
+    @property
+    def alignment_mean_weight(self) -> float:
+        """What the weights of e add up to so far."""
+        return 1.0 - 0.7 ** len(self._cosines)
+
+    @property
+    def alignment_mean(self) -> float:
+        """The mean e of h, weighted; 0 before the first."""
+        if not self._cosines:
+            return 0.0
+        return clip(self._average(self._cosines, 0.3) / self.alignment_mean_weight, -1.0, 1.0)
+
+    @property
+    def log_lr_judged(self) -> float:
+        """log alpha of the update that the newest h speaks of; minus infinity before a ramp."""
+        return self._rates[-2]
+
+    def _search(self, z: float | None) -> None:
+        late = self.step + 1 >= self.last_step
+        if not self.searching:
+            if self.longest == 0 or late:
+                self.held = True
+                return
+            self.searching = True
+            self.search_steps = 0
+            self.log_lr = self.foot
+            self._forget()
+            return
+        self.search_steps += 1
+        late = late or self.search_steps >= self.longest
+        low = self.log_lr_judged < self.floor
+        if z is None:
+            if late:
+                self._end()
+            return
+        if math.isnan(z):
+            if low and not late:
+                self._go_back()
+                self.log_lr = self.foot
+                self._forget()
+            else:
+                self._end()
+            return
+        e = self.alignment_mean
+        if e > 0:
+            self.log_lr_downhill = self.log_lr_judged
+        if not low:
+            self.overshoot = max(0.0, self.overshoot - 0.3 * (z + 0.15))
+        if self.overshoot == 0:
+            self.log_lr_clear = self.log_lr_judged
+        if self.overshoot > 3.0 or late:
+            self._end()
+            return
+        self.alignment_peak = max(e, self.alignment_peak)
+        growth = 0.35 if low else 0.35 * clip(normalised(e, self.alignment_peak), 0.3, 1.0)
+        self.log_lr = clip(self.log_lr + growth, *self.log_lr_bounds)
+        self._rates.append(self.log_lr)
+
+    def _go_back(self) -> None:
+        self.rewind, self.active = True, False
+
+    def _end(self) -> None:
+        self._go_back()
+        self.held, self.searching, self.held_at = True, False, self.step + 1
+        lower = min(self.log_lr_clear, self.log_lr_downhill)
+        found = self.log_given if lower == -math.inf else lower + log(self.share)
+        self.log_lr = clip(found, *self.log_lr_bounds)
+
+    @property
+    def lr(self) -> float:
+        """Alpha in effect, warming up or annealed."""
+        return clip(math.exp(self.log_lr), *self.lr_bounds) * self.anneal

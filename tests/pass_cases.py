@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import oracle
 import torch
-from adaptiverl.kernels import reference
 from numpy.typing import NDArray
 from tolerances import assert_close
 from torch import Tensor
 
 from adaptiverl import AdaptiveAdamW, AdaptiveLion, AdaptiveSGD, algorithms
 from adaptiverl.backends import CPU
+from adaptiverl.kernels import reference
 from adaptiverl.layout import State
 from adaptiverl.step.entries import COLUMNS, ParameterEntry
 

@@ -13,9 +13,9 @@ import torch
 from alignment import (
     ALIGNED,
     OPTIMIZERS,
-    SIZES,
     alignment_of,
     as_reals,
+    assert_agrees_with_the_compiled_sweep,
     assert_sums_close,
     backends_of,
     expected_alignment,
@@ -152,15 +152,7 @@ def test_the_controller_is_told_the_oracles_sums(
 
 @pytest.mark.parametrize(("algorithm", "name"), OPTIMIZERS)
 def test_the_compiled_sweep_and_the_reference_agree(algorithm: Any, name: str) -> None:
-    compiled = one_step(algorithm, name, SIZES)
-    assert backends_of(compiled) == ["cpu"]
-    with pytest.MonkeyPatch.context() as patch:
-        use_reference(patch)
-        plain = one_step(algorithm, name, SIZES)
-    assert backends_of(plain) == ["reference"]
-    for row, expected in zip(sums_of(compiled)[0], sums_of(plain)[0], strict=True):
-        assert_sums_close(row.tolist(), expected.tolist(), "statistics")
-    assert_sums_close(alignment_of(compiled), alignment_of(plain), "statistics")
+    assert_agrees_with_the_compiled_sweep(algorithm, name, "reference", use_reference)
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import io
+import itertools
+import logging
 import math
 import signal
 import subprocess
@@ -16,6 +18,7 @@ import checkpointed_run
 import pytest
 import torch
 from pass_cases import CASES
+from rank_jobs_digests import in_layout_3
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 from training import (
@@ -31,7 +34,7 @@ from training import (
     values,
 )
 
-from adaptiverl import AdaptiveAdamW, AdaptiveSGD, Control, layout
+from adaptiverl import AdaptiveAdamW, AdaptiveLion, AdaptiveSGD, Control, layout
 from adaptiverl.migrations import MIGRATIONS
 
 pytestmark = CAPTURABLE_WARNING
@@ -322,13 +325,13 @@ DAMAGES: list[tuple[Callable[[Tensor], Any], str]] = [
     (lambda m: m[:-1].float(), "got torch.float64 of shape"),
     (lambda m: m[:0].clone(), r"got torch.float64 of shape \(0,\)"),
     (lambda m: m.reshape(1, -1), "got torch.float64 of shape"),
-    (lambda m: m.tolist(), r"got \[3.0, "),
+    (lambda m: m.tolist(), r"got \[4.0, "),
     (lambda _: None, "got None"),
     (replaced("version", 0.0), "got version 0.0"),
-    (replaced("version", 1.0), r"got torch.float64 of shape \(46,\) in layout 1"),
-    (replaced("version", 2.0), r"got torch.float64 of shape \(46,\) in layout 2"),
+    (replaced("version", 1.0), r"got torch.float64 of shape \(53,\) in layout 1"),
+    (replaced("version", 3.0), r"got torch.float64 of shape \(53,\) in layout 3"),
     (lambda m: replaced("version", 1.0)(m)[:31], r"of shape \(31,\) in layout 1"),
-    (replaced("version", 4.0), "got version 4.0"),
+    (replaced("version", 5.0), "got version 5.0"),
     (replaced("version", math.nan), "got version nan"),
     (replaced("log_lr", math.nan), "got log_lr = nan"),
     (replaced("log_lr", -math.inf), "got log_lr = -inf"),
@@ -459,7 +462,7 @@ def _nan_loss(params: list[nn.Parameter]) -> tuple[AdaptiveAdamW, dict[str, Any]
 
 
 def _infinite_sums(params: list[nn.Parameter]) -> tuple[AdaptiveAdamW, dict[str, Any]]:
-    options: dict[str, Any] = {"control": Control.find_lr()}
+    options: dict[str, Any] = {"control": Control.climb_lr()}
     optimizer = busy(params, **options)
     descend(optimizer, params, 2)
     for param in params:
@@ -486,17 +489,19 @@ def test_a_sound_memory_may_hold_what_is_not_finite(begin: Callable[..., Any]) -
 def in_layout(version: int, saved: dict[str, Any]) -> dict[str, Any]:
     """The checkpoint as an earlier version wrote it.
 
-    Layout 1 had 32 numbers, `version` to `updates`; layout 2 all but `log_lr_doubted`.
+    Layout 1 had 32 numbers, `version` to `updates`; layout 2 all of the third's but
+    `log_lr_doubted`.
     """
     slot = layout.SLOT["log_lr_doubted"]
     assert layout.FIELDS[:32][-1] == "updates"
-    assert layout.FIELDS[slot - 1 : slot + 2] == ("log_lr_downhill", "log_lr_doubted", "held")
+    assert layout.FIELDS[slot - 1 : slot + 1] == ("log_lr_downhill", "log_lr_doubted")
     saved = copy.deepcopy(saved)
     for group in saved["param_groups"]:
-        memory = group["adaptive_state"]
-        memory = (
-            memory[:32].clone() if version == 1 else torch.cat([memory[:slot], memory[slot + 1 :]])
-        )
+        memory = in_layout_3(group["adaptive_state"])
+        if version == 1:
+            memory = memory[:32].clone()
+        elif version == 2:
+            memory = torch.cat([memory[:slot], memory[slot + 1 :]])
         memory[0] = version
         group["adaptive_state"] = memory
     return saved
@@ -504,8 +509,14 @@ def in_layout(version: int, saved: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("version", "size", "control"),
-    [(1, 32, BUSY), (2, 45, BUSY), (2, 45, Control.find_lr())],
-    ids=["1", "2", "2, searching"],
+    [
+        (1, 32, BUSY),
+        (2, 45, BUSY),
+        (2, 45, Control.climb_lr()),
+        (3, 46, BUSY),
+        (3, 46, Control.climb_lr()),
+    ],
+    ids=["1", "2", "2, searching", "3", "3, searching"],
 )
 def test_a_checkpoint_of_an_earlier_layout_goes_on_as_its_own(
     version: int, size: int, control: Control
@@ -520,7 +531,7 @@ def test_a_checkpoint_of_an_earlier_layout_goes_on_as_its_own(
     other.load_state_dict(old)
     memory = other._controller.memory
     assert_same(memory, saved["param_groups"][0]["adaptive_state"])
-    assert memory[layout.SLOT["version"]] == 3
+    assert memory[layout.SLOT["version"]] == 4
     assert (memory[layout.SLOT["log_lr_downhill"]] > -math.inf) == (control is not BUSY)
     assert memory[layout.SLOT["log_lr_doubted"]] == -math.inf
     assert memory[layout.SLOT["anneal"]] == 1
@@ -536,7 +547,7 @@ def test_the_alignment_law_goes_on_from_a_checkpoint_of_the_first_layout() -> No
     params = parameters(*SHAPES)
     optimizer = busy(params)
     descend(optimizer, params, 7)
-    other = busy(params, control=Control.find_lr(100))
+    other = busy(params, control=Control.climb_lr(100))
     other.load_state_dict(in_layout(1, optimizer.state_dict()))
     before = other.knobs()
     assert (before["alpha"], before["held"]) == (optimizer.knobs()["alpha"], 0)
@@ -670,3 +681,79 @@ def train_down(optimizer: Any, steps: int) -> None:
             for param in group["params"]:
                 param.grad = torch.ones_like(param)
         optimizer.step(loss=1.0 / (1 + step))
+
+
+OURS: dict[str, Any] = {"adamw": AdaptiveAdamW, "sgd": AdaptiveSGD, "lion": AdaptiveLion}
+FOREIGN: dict[str, Any] = OURS | {f"torch's {name}": kind for name, kind in TORCHS.items()}
+
+
+@pytest.mark.parametrize(
+    ("saved", "loaded"),
+    [(a, b) for a in FOREIGN for b in OURS if not a.endswith(b)],
+)
+def test_another_kind_of_optimizers_checkpoint_is_refused_and_nothing_changes(
+    saved: str, loaded: str
+) -> None:
+    def trained(kind: Any) -> tuple[Any, list[nn.Parameter]]:
+        params = parameters((3,))
+        options = {"momentum": 0.9} if kind in (AdaptiveSGD, torch.optim.SGD) else {}
+        optimizer = kind([{"params": params}, {"params": parameters((2,))}], lr=1e-2, **options)
+        for group in optimizer.param_groups:
+            group["params"][0].grad = torch.ones_like(group["params"][0])
+        optimizer.step()
+        return optimizer, params
+
+    other, _ = trained(FOREIGN[saved])
+    optimizer, params = trained(OURS[loaded])
+    before = snapshot(optimizer, params)
+    message = f"not one that {OURS[loaded].__name__} can load: its (group 0 has no|state has) "
+    with pytest.raises(ValueError, match=message):
+        optimizer.load_state_dict(other.state_dict())
+    assert_same(snapshot(optimizer, params), before)
+
+
+@pytest.mark.parametrize("kind", [AdaptiveAdamW, AdaptiveSGD, AdaptiveLion])
+@pytest.mark.parametrize("law", ["loss", "alignment"])
+@pytest.mark.parametrize("bounds", [(1e-2, 1.0), (1e-9, 1e-7)], ids=["above", "below"])
+def test_an_alpha_outside_the_new_bounds_moves_there_by_the_change_cap(
+    kind: Any, law: Any, bounds: tuple[float, float], caplog: pytest.LogCaptureFixture
+) -> None:
+    options = {"momentum": 0.9} if kind is AdaptiveSGD else {}
+    saved = kind(parameters((4,)), lr=1e-4, control=Control(law=law, every=1), **options)
+    train_down(saved, 20)
+    control = Control(law=law, every=1, lr_bounds=bounds, lr_change=(0.5, 3.0))
+    resumed = kind(
+        parameters((4,)), lr=math.sqrt(bounds[0] * bounds[1]), control=control, **options
+    )
+    with caplog.at_level(logging.INFO, logger="adaptiverl"):
+        resumed.load_state_dict(copy.deepcopy(saved.state_dict()))
+        rates = [resumed.knobs()["lr"]]
+        assert rates[0] == pytest.approx(saved.knobs()["lr"], rel=1e-9)
+        for _ in range(16):
+            train_down(resumed, 1)
+            rates.append(resumed.knobs()["lr"])
+            assert resumed.knobs()["alpha"] == pytest.approx(rates[-1], rel=1e-9)
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert (
+        f"{kind.__name__} goes on at the α of its checkpoint, {rates[0]:.3g}, which is outside"
+        in line
+    )
+    low, high = bounds[0] * (1 - 1e-9), bounds[1] * (1 + 1e-9)
+    outside = [n for n, rate in enumerate(rates) if not low <= rate <= high]
+    assert outside == list(range(len(outside)))
+    assert 2 < len(outside) < 16, "it came inside, and not at once"
+    cap = 3.0 if rates[0] < bounds[0] else 0.5
+    for before, after in itertools.pairwise(rates[: len(outside)]):
+        assert after / before == pytest.approx(cap, rel=1e-9)
+
+
+def test_an_alpha_inside_the_new_bounds_is_not_worth_a_line(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    saved = AdaptiveAdamW(parameters((4,)), lr=1e-4)
+    train_down(saved, 20)
+    resumed = AdaptiveAdamW(parameters((4,)), lr=1e-4, control=Control(lr_bounds=(1e-5, 1e-2)))
+    with caplog.at_level(logging.INFO, logger="adaptiverl"):
+        resumed.load_state_dict(copy.deepcopy(saved.state_dict()))
+        train_down(resumed, 2)
+    assert not caplog.records

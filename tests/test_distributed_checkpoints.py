@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import warnings
 from functools import partial
@@ -22,6 +23,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
@@ -203,6 +205,46 @@ def zero_load(
     return [bits(p) for p in params]
 
 
+# FSDP1
+
+
+def fsdp1(rank: int, size: int, how: str, original: bool) -> list[tuple[list[bytes], bytes]]:
+    """The ends of a run that goes on, and of one that FSDP1's own checkpoint was loaded into."""
+
+    def wrapped() -> tuple[Any, AdaptiveAdamW]:
+        torch.manual_seed(0)
+        layers = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2))
+        model = FSDP(layers, device_id=torch.device("cpu"), use_orig_params=original)
+        control = Control(every=1, momentum_bounds=(0.5, 0.99), noise_bounds=(0.0, 0.0))
+        return model, AdaptiveAdamW(model.parameters(), lr=0.01, control=control)
+
+    def go_on(model: Any, optimizer: AdaptiveAdamW, first: int) -> None:
+        for step in range(first, first + 4):
+            optimizer.zero_grad()
+            drawn = torch.randn(3, 4, generator=torch.Generator().manual_seed(step))
+            loss = model(drawn).square().mean()
+            loss.backward()
+            optimizer.observe(loss)
+            optimizer.step()
+
+    model, optimizer = wrapped()
+    go_on(model, optimizer, 0)
+    again, other = wrapped()
+    if how == "sharded":
+        saved = copy.deepcopy(FSDP.optim_state_dict(model, optimizer))
+        other.load_state_dict(FSDP.optim_state_dict_to_load(again, other, saved))
+    else:
+        options = StateDictOptions(flatten_optimizer_state_dict=how == "flattened")
+        saved = copy.deepcopy(get_optimizer_state_dict(model, optimizer, options=options))
+        set_optimizer_state_dict(again, other, saved, options=options)
+    again.load_state_dict(copy.deepcopy(model.state_dict()))
+    ends = []
+    for run in ((model, optimizer), (again, other)):
+        go_on(*run, 4)
+        ends.append(([bits(p) for p in run[0].parameters()], bits(run[1]._controller.memory)))
+    return ends
+
+
 SAVED, END = 13, 24
 
 
@@ -272,3 +314,13 @@ def test_zero_from_two_ranks_to_three(crew: Crew, tmp_path: Path, options: dict[
     crew.run(2, zero_save, path, SAVED, options)
     for params in crew.run(3, zero_load, path, SAVED, END, options):
         assert params == expected
+
+
+# With its original parameters, FSDP1's own format loses moments of torch.optim.AdamW, too.
+@pytest.mark.parametrize(
+    ("how", "original"),
+    [("sharded", False), *((how, o) for how in ("nested", "flattened") for o in (False, True))],
+)
+def test_fsdp1s_own_checkpoints(crew: Crew, how: str, original: bool) -> None:
+    for gone_on, resumed in crew.run(2, fsdp1, how, original):
+        assert resumed == gone_on

@@ -93,6 +93,11 @@ CLOSE: list[tuple[Callable[..., float], tuple[Any, ...], float]] = [
     (next_log_lr, (AT, -1.0, 1.0, STRONG), AT + math.log(0.9)),  # −0.6 capped at c↓
     (next_log_lr, (math.log(1e-2) - 0.01, 1.0, 0.0, NUMBERS), math.log(1e-2)),  # 10·1e-3
     (next_log_lr, (math.log(1e-5) + 0.01, -1.0, 1.0, NUMBERS), math.log(1e-5)),  # 1e-3/100
+    # From outside [1e-5, 1e-2] by the cap, whatever the law says; the last bit of it arrives.
+    (next_log_lr, (0.0, 1.0, 0.0, NUMBERS), math.log(0.9)),
+    (next_log_lr, (math.log(1e-7), -1.0, 1.0, NUMBERS), math.log(1.2e-7)),
+    (next_log_lr, (math.log(1e-2) + 0.1, 1.0, 0.0, NUMBERS), math.log(1e-2)),
+    (next_log_lr, (math.log(1e-5) - 0.1, -1.0, 1.0, NUMBERS), math.log(1e-5)),
     (knobs.next_logit_momentum, (NINE, 1.0, 0.0, NUMBERS), NINE + 0.1),  # logit 0.9
     (knobs.next_logit_momentum, (NINE, -1.0, 0.5, NUMBERS), NINE - 0.25),  # −0.1 − 0.5·0.3
     (knobs.next_logit_momentum, (4.59, 1.0, 0.0, NUMBERS), math.log(99)),  # logit 0.99
@@ -315,7 +320,7 @@ ALIGNED = r"law='alignment'\): that law reads the gradients, .* Use law='loss', 
         (Control(), [1.0], [1.0], r"Control\.reward is 'neg_loss': use Control\(reward='given'"),
         (Control(reward="given"), [1.0, 2.0], [1.0], "zip"),
         (Control(lr_bounds=(1.0, 2.0)), [1.0], None, "must start inside"),
-        (Control.find_lr(100), [3.0, 2.0], [1.0, 2.0], ALIGNED),
+        (Control.climb_lr(100), [3.0, 2.0], [1.0, 2.0], ALIGNED),
         (Control(law="alignment", every=None, reward="given"), [3.0, 2.0], [1.0, 2.0], ALIGNED),
     ],
     ids=["reward", "lengths", "start", "find_lr", "aligned"],

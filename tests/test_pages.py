@@ -84,46 +84,37 @@ def test_every_test_that_a_page_names_exists(page: str) -> None:
 
 GONE = re.compile(r"last (?:commit with|in commit)")
 """What a paragraph says of a command that was there once"""
-COMMAND = re.compile(r"(?:^|(?<=`)|(?<=\s))(?:make|python|torchrun|pytest|bench/\S+\.sh) [^`\n#]*")
+COMMAND = re.compile(
+    r"(?:\$ )?(?:[A-Z_]+=\S+ )*((?:make|python|torchrun|pytest|bench/\S+\.sh)(?: .*)?)"
+)
 
 
 def commands(text: str) -> Iterator[str]:
-    """Command lines in code, a block's lines and what stands between backticks."""
-    for paragraph in text.split("\n\n"):
-        if not GONE.search(paragraph):
-            code = re.findall(r"`([^`\n]+)`", paragraph) + re.findall(
-                r"^(?:\$ )?((?:[A-Z_]+=\S+ )*(?:make|python|torchrun|pytest|bench/).*)$",
-                paragraph,
-                re.MULTILINE,
-            )
-            yield from (
-                line for line in code if COMMAND.match(re.sub(r"^([A-Z_]+=\S+ )+", "", line + " "))
-            )
+    """Command lines between backticks and in blocks of code, without the variables before them."""
+    fenced = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+    blocks = [block for language, block in fenced.findall(text) if not language]
+    prose = [part for part in fenced.sub("", text).split("\n\n") if not GONE.search(part)]
+    code = [" ".join(s.split()) for part in prose for s in re.findall(r"`([^`]+)`", part)]
+    for line in [*code, *(line for block in blocks for line in block.splitlines())]:
+        if found := COMMAND.fullmatch(line):
+            yield re.sub(r"\s+#.*", "", found[1])
 
 
 def unknown(command: str) -> list[str]:
     """What a command names that is not there: a target, a module, an option, a file."""
-    words = re.sub(r"\s#.*", "", command).split()
-    while "=" in words[0]:
-        words.pop(0)
-    if words[0] == "make":
-        given = [word for word in words[1:2] if word.isidentifier() or "-" in word]
-        return [
-            f"make {name}" for name in given if not re.search(rf"^{name}:", read("Makefile"), re.M)
-        ]
-    lost = [
-        w
-        for w in words
-        if w.startswith(("bench/", "tests/", "examples/")) and not (ROOT / w).exists()
-    ]
-    if "-m" in words[:-1] and words[0] != "pytest":
-        module = words[words.index("-m") + 1]
-        if importlib.util.find_spec(module) is None:
-            return [*lost, module]
-        options = words[words.index(module) + 1 :]
-        package = module.partition(".")[0]
-        return lost + [o for o in options if o.startswith("--") and not is_option(package, o)]
-    return lost
+    program, *words = command.split()
+    if program == "make":
+        targets = [word for word in words[:1] if "=" not in word]
+        return [name for name in targets if not re.search(rf"^{name}:", read("Makefile"), re.M)]
+    files = [w for w in [program, *words] if w.startswith(("bench/", "tests/", "examples/"))]
+    lost = [file for file in files if not (ROOT / file).exists()]
+    if "-m" not in words or program == "pytest":
+        return lost
+    module, *options = words[words.index("-m") + 1 :]
+    if importlib.util.find_spec(module) is None:
+        return [*lost, module]
+    package = module.partition(".")[0]
+    return lost + [o for o in options if o.startswith("--") and not is_option(package, o)]
 
 
 @functools.cache
@@ -146,8 +137,8 @@ def test_the_front_page_names_commands() -> None:
 @pytest.mark.parametrize(
     ("text", "found"),
     [
-        ("`make nothing`", ["make nothing"]),
-        ("```\nLR=1 make nothing\n```", ["make nothing"]),
+        ("`make nothing`", ["nothing"]),
+        ("```\nLR=1 make nothing\n```", ["nothing"]),
         ("`python -m bench.nothing --save`", ["bench.nothing"]),
         ("`OMP_NUM_THREADS=1 python -m bench.step --nothing`", ["--nothing"]),
         ("```\n$ bench/nothing.sh --check\n```", ["bench/nothing.sh"]),

@@ -223,7 +223,7 @@ def test_knobs_stay_inside_their_bounds(
         assert 0 <= state.plateau <= 1
         for name in KEPT:
             value = getattr(state, name)
-            none = name in ("log_lr_downhill", "log_lr_doubted")
+            none = name.startswith("log_lr_") and name != "log_lr_start"
             off = none or (name == "log_noise" and limits.noise_max == 0)
             assert math.isfinite(value) or (off and value == -INF), (name, value)
         read = np.array(effective, np.float32)

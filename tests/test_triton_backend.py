@@ -22,6 +22,7 @@ from training import saved_states
 
 from adaptiverl import AdaptiveAdamW, AdaptiveLion, AdaptiveSGD, Control, backends, devices
 from adaptiverl.backends import layouts
+from adaptiverl.step import look
 from adaptiverl.step.bucket import AddressTable, Bucket
 from adaptiverl.step.entries import GRAD, NUMEL, ParameterEntry
 from adaptiverl.step.fingerprint import Fingerprint, GroupKey
@@ -36,11 +37,11 @@ def test_interpreted(tmp_path: Path) -> None:
     check(tmp_path, "interpreted_optimizer.py")
 
 
-# The two smallest kernels, compiled
+# The smallest kernels, compiled
 
 
-@pytest.mark.parametrize("architecture", [75, 100])
-@pytest.mark.parametrize("name", ["gradient_scale_kernel", "count_steps_kernel"])
+@pytest.mark.parametrize("architecture", [75, 80, 90, 100])
+@pytest.mark.parametrize("name", ["gradient_scale_kernel", "count_steps_kernel", "rewind_kernel"])
 def test_small_kernels_compile_and_keep_everything_in_registers(
     name: str, architecture: int
 ) -> None:
@@ -50,7 +51,7 @@ def test_small_kernels_compile_and_keep_everything_in_registers(
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from adaptiverl.kernels import clip, codegen, count
+    from adaptiverl.kernels import clip, codegen, count, rewind
 
     if triton.knobs.runtime.interpret:
         pytest.skip("TRITON_INTERPRET is set: nothing is compiled in this process")
@@ -60,13 +61,15 @@ def test_small_kernels_compile_and_keep_everything_in_registers(
             {"squares": "*fp64", "limit": "*fp64", "grad_scale": "*fp32", "factor": "*fp64"},
         ),
         "count_steps_kernel": (count, {"rows": "*i64", "state": "*fp64", "effective": "*fp64"}),
+        "rewind_kernel": (rewind, {"regions": "*i64", "chunks": "*i32", "state": "*fp64"}),
     }[name]
     kernel = getattr(module, name)
-    signature = {"count": "i32", "BLOCK": "constexpr"} | types
+    constants = [name for name in kernel.arg_names if name.isupper()]
+    signature = {"count": "i32"} | dict.fromkeys(constants, "constexpr") | types
     source = ASTSource(
         fn=kernel,
         signature={argument: signature[argument] for argument in kernel.arg_names},
-        constexprs={(kernel.arg_names.index("BLOCK"),): module.BLOCK},
+        constexprs={(kernel.arg_names.index(n),): getattr(module, n) for n in constants},
     )
     target = GPUTarget("cuda", architecture, 32)
     compiled = triton.compile(source, target=target, options={"num_warps": module.WARPS})
@@ -295,6 +298,11 @@ CHANGES: dict[str, Callable[[Any, nn.Parameter], Any]] = {
         {p: {name: value.clone() for name, value in o.state[p].items()}}
     ),
     "states exchanged": _exchange_states,
+    "another count": lambda o, p: o.state[p].update(step=torch.tensor(7.0)),
+    "a product": lambda o, p: o.state[p].update(mu_product=torch.tensor(0.5)),
+    "a moment of another dtype": lambda o, p: o.state[p].update(
+        exp_avg=torch.zeros(8, dtype=torch.bfloat16)
+    ),
     "a state less": lambda o, p: o.state.pop(p),
     "other data": _set(data=lambda: torch.ones(8)),
     "no gradient": _set(grad=lambda: None),
@@ -310,8 +318,14 @@ CHANGES: dict[str, Callable[[Any, nn.Parameter], Any]] = {
 }
 
 
+@pytest.mark.parametrize("exchange", [True, False])
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_every_other_change_is_noticed(change: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_other_change_is_noticed(
+    change: Any, exchange: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one call, or one by one where torch has no exchange API."""
+    if not exchange:
+        monkeypatch.setattr(look, "EXCHANGE", None)
     params = params_with_gradients(3)
     seen = Sorted(params, monkeypatch)
     seen.step()

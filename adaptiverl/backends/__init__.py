@@ -18,7 +18,7 @@ from adaptiverl.backends.cpu import CODECS, CpuBackend
 from adaptiverl.backends.operators import WHY_PURE
 from adaptiverl.backends.placement import capability_of, compiled_for, dotted, why_not_on
 from adaptiverl.backends.reference import ReferenceBackend
-from adaptiverl.backends.triton import CAPABILITY, DTYPES, triton_backend
+from adaptiverl.backends.triton import CAPABILITY, DTYPES, TritonBackend, triton_backend
 from adaptiverl.kernels.rounding import any_half
 
 if TYPE_CHECKING:
@@ -111,6 +111,14 @@ def backend_for(entry: ParameterEntry, noisy: bool, shares_memory: bool = False)
     noisy = noisy or entry.stochastic_rounding or any_half(entry.slots)
     backend = resolve(entry.param.device, entry.param.dtype, entry.grad.dtype).backend
     return backend if backend.accepts(entry, noisy) else REFERENCE
+
+
+def puts_back(device: torch.device) -> CpuBackend | TritonBackend | None:
+    """Who puts memory on this device back to what it was, by address; None where nobody does."""
+    if device.type == "cpu":
+        return CPU if WHY_PURE is None else None
+    backend = _on_cuda(device).backend if device.type == "cuda" else None
+    return backend if isinstance(backend, TritonBackend) else None
 
 
 def describe() -> str:

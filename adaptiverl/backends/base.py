@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -11,6 +12,10 @@ if TYPE_CHECKING:
     from adaptiverl.decision import Decision
     from adaptiverl.step.bucket import Bucket
     from adaptiverl.step.entries import ParameterEntry
+
+
+HoldChunks = Callable[[Callable[[Sequence[int]], Tensor]], Tensor]
+"""Holds on a device what is built of regions' sizes, until these change"""
 
 
 class Backend(Protocol):

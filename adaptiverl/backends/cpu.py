@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from adaptiverl.algorithms import ALGORITHMS
-from adaptiverl.backends.base import sums_of, tell_autograd
+from adaptiverl.backends.base import HoldChunks, sums_of, tell_autograd
 from adaptiverl.backends.layouts import lie_alike
 from adaptiverl.backends.operators import WHY_PURE
 from adaptiverl.codecs import walks
@@ -50,6 +50,10 @@ class CpuBackend:
     def count_steps(self, bucket: Bucket, decision: Decision) -> None:
         """See `Backend`."""
         torch.ops.adaptiverl.count_steps_(bucket.rows(), decision.state, decision.effective)
+
+    def rewind(self, regions: Tensor, chunks: HoldChunks, decision: Decision) -> None:
+        """Memory back to what it was, where the decision says so (`layout.Region`)."""
+        torch.ops.adaptiverl.rewind_(regions, decision.state)
 
     def sum_squares(
         self,

@@ -58,14 +58,14 @@ def advance(
     state, control = _state(state_tensor), _control(numbers)
     skipped = found_inf is not None and float(found_inf) != 0
     loss, reward = _take(inbox)
-    state.active = 0.0 if skipped else 1.0
+    state.active, state.rewind = 0.0 if skipped else 1.0, 0.0
     if not skipped and (loss is not None or bool(groups[:, 0].any())):
         acted = loop.advance(state, control, loss, reward)
         due = control.every != 0 and math.fmod(state.step, control.every) == 0
         if acted or (due and not BY_NUMBER[control.law].needs_loss):
             _write_trace(state, trace)
     _keep(state, state_tensor)
-    if not skipped:
+    if state.active:
         _read_groups(state, groups, effective)
 
 
@@ -80,7 +80,7 @@ def update(state_tensor: Tensor, numbers: Tensor, inbox: Tensor, trace: Tensor) 
 
 
 def reduce_alignment(state: Tensor, sums: Sequence[Tensor]) -> None:
-    """The sums of a step's passes wait in the state for the next step, unless it was skipped."""
+    """The sums of a step's passes wait in the state for the next step, unless nothing took it."""
     kept = _state(state)
     if kept.active == 0:
         return

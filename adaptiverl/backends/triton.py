@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from adaptiverl.backends.base import sums_of, tell_autograd
+from adaptiverl.backends.base import HoldChunks, sums_of, tell_autograd
 from adaptiverl.backends.layouts import lie_alike
 from adaptiverl.codecs import walks
 from adaptiverl.kernels.sums import ALIGNMENT
@@ -58,10 +58,10 @@ class TritonBackend:
 
     def __init__(self) -> None:
         # Only where it is used: triton takes half a second to load, and is not everywhere.
-        from adaptiverl.kernels import chunks, clip, count, statistics, step
+        from adaptiverl.kernels import chunks, clip, count, rewind, statistics, step
 
         self._chunks, self._clip, self._count = chunks, clip, count
-        self._statistics, self._step = statistics, step
+        self._rewind, self._statistics, self._step = rewind, statistics, step
 
     def accepts(self, entry: ParameterEntry, noisy: bool) -> bool:
         """Slots that there is a codec for, and everything in one order (`lie_alike`)."""
@@ -75,6 +75,10 @@ class TritonBackend:
     def count_steps(self, bucket: Bucket, decision: Decision) -> None:
         """See `Backend`."""
         self._count.count_steps(bucket.rows(), decision.state, decision.effective)
+
+    def rewind(self, regions: Tensor, chunks: HoldChunks, decision: Decision) -> None:
+        """Memory back to what it was, where the decision says so (`layout.Region`)."""
+        self._rewind.rewind(regions, chunks(self._rewind.chunks_of), decision.state)
 
     def sum_squares(
         self,

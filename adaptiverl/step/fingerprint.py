@@ -9,21 +9,18 @@ from __future__ import annotations
 
 import operator
 import weakref
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import chain, compress, repeat
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from adaptiverl.ranks.dtensors import any_dtensor, local_tensors, placed_alike
-from adaptiverl.step.look import Look, look
+from adaptiverl.step.look import PLAIN_TYPES, Look, look, walk
 from adaptiverl.step.state import PRODUCT, STEP
-
-PLAIN_TYPES = {Tensor, torch.nn.Parameter}
-"""Of gradients that lie where `data_ptr` says; a subclass may have no memory of its own."""
 
 NoneType = type(None)
 GRADIENT, OF_STEP = operator.attrgetter("grad"), operator.itemgetter(STEP)
@@ -66,7 +63,7 @@ class Fingerprint:
     present: list[bool]
     params: Look
     slots: Look
-    steps: list[int]
+    steps: bytes
     gradients: Look
     alike: bool
     tensors: list[Tensor]
@@ -81,34 +78,54 @@ class Fingerprint:
             state: The optimizer's state.
         """
         try:
-            params, grads, present = _with_gradients(groups)
-            states = _states_of(params, state)
-            if any(map(operator.contains, states, repeat(PRODUCT))):
-                return None
-            slots, steps = _slots_of(groups, present, states), list(map(id, map(OF_STEP, states)))
-            alike = True
-            dtensors: list[Tensor] = []
-            if any_dtensor(params):
-                dtensors = params
-                alike = placed_alike(params, grads)
-                params, grads = local_tensors(params), local_tensors(grads)
-                slots = local_tensors(slots)
-            if not set(map(type, grads)) <= PLAIN_TYPES:
-                return None
-            return cls(
-                [(len(group.params), group.slots, group.maximize) for group in groups],
-                present,
-                look(params),
-                look(slots),
-                steps,
-                look(grads),
-                alike and not any(map(Tensor.is_neg, grads)),
-                params,
-                dtensors,
-            )
+            return cls._usual(groups, state) or cls._any(groups, state)
         except (KeyError, TypeError, RuntimeError, BufferError):
             # No such state yet, a number for a tensor, a layout without an address.
             return None
+
+    @classmethod
+    def _usual(cls, groups: Sequence[GroupKey], state: Mapping[Tensor, Any]) -> Fingerprint | None:
+        """As `_any`, where every parameter has a gradient and all are plain tensors; else None."""
+        params = groups[0].params if len(groups) == 1 else _in_one_list(groups)
+        states = _states_of(params, state)
+        parts, first = [], 0
+        for group in groups:
+            end = first + len(group.params)
+            here = states if end - first == len(states) else states[first:end]
+            parts.append((group.params, here, group.slots))
+            first = end
+        walked = walk(parts)
+        if walked is None:
+            return None
+        return cls(_options(groups), [], *walked, alike=True, tensors=params, dtensors=[])
+
+    @classmethod
+    def _any(cls, groups: Sequence[GroupKey], state: Mapping[Tensor, Any]) -> Fingerprint | None:
+        params, grads, present = _with_gradients(groups)
+        states = _states_of(params, state)
+        if any(map(operator.contains, states, repeat(PRODUCT))):
+            return None
+        slots = _slots_of(groups, present, states)
+        alike = True
+        dtensors: list[Tensor] = []
+        if any_dtensor(params):
+            dtensors = params
+            alike = placed_alike(params, grads)
+            params, grads = local_tensors(params), local_tensors(grads)
+            slots = local_tensors(slots)
+        if not set(map(type, grads)) <= set(PLAIN_TYPES):
+            return None
+        return cls(
+            _options(groups),
+            present,
+            look(params),
+            look(slots),
+            array("q", map(id, map(OF_STEP, states))).tobytes(),
+            look(grads),
+            alike and not any(map(Tensor.is_neg, grads)),
+            params,
+            dtensors,
+        )
 
     def without_tensors(self) -> Fingerprint:
         """What may be kept until the next step."""
@@ -151,6 +168,10 @@ class Watch:
     def is_whole(self) -> bool:
         """All are still there."""
         return not self._gone
+
+
+def _options(groups: Sequence[GroupKey]) -> list[tuple[int, tuple[str, ...], bool]]:
+    return [(len(group.params), group.slots, group.maximize) for group in groups]
 
 
 def _states_of(params: Sequence[Tensor], state: Mapping[Tensor, Any]) -> list[Any]:

@@ -1,7 +1,7 @@
 """Who is compared: torch's AdamW, stock clipping and noise on top of it, and ours."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -72,7 +72,7 @@ def ours(
     With `idle` it has no gradients: what every step of ours pays for being steered.
     """
     # Another checkout's package, which may be timed along, knows no other.
-    storage = {} if state_dtype == torch.float32 else {"state_dtype": state_dtype}
+    storage: dict[str, Any] = {} if state_dtype == torch.float32 else {"state_dtype": state_dtype}
 
     def build(w: Workspace) -> Stepper:
         nothing = [nn.Parameter(torch.empty(0, device=w.device))]
