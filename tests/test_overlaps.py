@@ -151,7 +151,7 @@ def test_state_and_gradients_may_share_memory_too(
 
 def test_state_that_shares_memory_is_noticed_beside_a_tensor_that_keeps_none() -> None:
     params = _alone()
-    groups = [{"params": params[:1], "momentum": 0.0}, {"params": params[1:]}]
+    groups: list[Any] = [{"params": params[:1], "momentum": 0.0}, {"params": params[1:]}]
     optimizer = AdaptiveSGD(groups, momentum=0.9, control=BUSY)
     for p in params:
         p.grad = torch.ones_like(p)
