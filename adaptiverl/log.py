@@ -97,8 +97,9 @@ class Log:
                     new,
                 )
 
-    def warn_of_lost_updates(self, share: float, step: int) -> None:
-        """Of a step's updates, this share was rounded away."""
+    def warn_of_lost_updates(self, lost: Tensor, step: int) -> None:
+        """Of a step's updates this share, 0-d on the host, was rounded away."""
+        share = lost.item()
         if share >= LOST_SHARE:
             _warn(
                 f"{share:.0%} of the updates of parameters of 16 bits were lost at step {step}: "
