@@ -2,23 +2,34 @@
 
 The operators use torch's stable ABI and the module Python's limited API. `csrc/controller.cu` is
 compiled wherever nvcc is found, whether or not there is a GPU; ADAPTIVERL_CUDA=0 or 1 decides it by
-hand.
+hand. Where nothing can be compiled, adaptiverl is installed without its compiled part, and is
+slower; ADAPTIVERL_PURE=0 or 1 decides that by hand.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import re
+import shlex
 import shutil
+import site
 import subprocess
+import sys
+import sysconfig
 from pathlib import Path
 
+import setuptools
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import BaseError, CompileError, PlatformError
 
 ROOT = Path(__file__).parent
 CSRC = ROOT / "csrc"
+# Older ones stop at pyproject.toml's `license`, with a page of traceback.
+SETUPTOOLS = 77
 # torch 2.10, the oldest whose stable ABI has what csrc/ needs.
+TORCH = (2, 10)
 TORCH_TARGET = "0x020a000000000000"
 PYTHON_TARGET = "0x030A0000"
 # Of the CUDA controller: code for each of these that nvcc knows.
@@ -56,16 +67,60 @@ def say(message: str) -> None:
     print(f"adaptiverl: {message}", flush=True)
 
 
-def torch_root() -> Path:
-    """Where torch's headers and libraries are."""
-    try:
-        import torch
-    except ImportError:
-        raise PlatformError(
-            "torch is not there to build against: `pip install torch` (2.10 or newer), then "
-            "`pip install --no-build-isolation .`"
-        ) from None
-    return Path(torch.__file__).parent
+def torch_root() -> Path | None:
+    """Where the headers and libraries of the environment's torch are; None where there is none.
+
+    pip builds in an environment of its own, in which torch cannot be imported; but it runs the
+    Python that it installs for, which knows where that keeps its packages. Nothing of torch's is
+    run here, so it need not be importable, nor downloaded once more.
+    """
+    spec = importlib.util.find_spec("torch")
+    if spec is not None and spec.origin is not None:
+        return Path(spec.origin).parent
+    places = [sysconfig.get_path("platlib"), *site.getsitepackages(), site.getusersitepackages()]
+    return next((r for place in places if (r := Path(place, "torch")).is_dir()), None)
+
+
+def why_not_torch() -> str | None:
+    """Why there is no torch to compile against; None where there is."""
+    root = torch_root()
+    if root is None:
+        return "torch was not found (`pip install torch`, then install adaptiverl once more)"
+    found = re.search(r"__version__ = '((\d+)\.(\d+)[^']*)'", (root / "version.py").read_text())
+    if found is None or (int(found[2]), int(found[3])) < TORCH:
+        version = "of an unknown version" if found is None else found[1]
+        return f"torch 2.10 or newer is needed, and the one in {root} is {version}"
+    return None
+
+
+def why_not_compiled() -> str | None:
+    """What is missing to compile anything at all; None where there is everything."""
+    if sys.platform != "linux":
+        return f"it is compiled on Linux only, and this is {sys.platform}"
+    if sysconfig.get_config_var("Py_GIL_DISABLED"):
+        return "a free-threaded Python loads no module of Python's limited API"
+    command = os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "g++"
+    if shutil.which(shlex.split(command)[0]) is None:
+        return (
+            f"there is no C++ compiler ({command}): apt-get install g++ (Debian, Ubuntu) or dnf "
+            "install gcc-c++ (Fedora), or set CXX"
+        )
+    if not Path(sysconfig.get_path("include"), "Python.h").exists():
+        return "there is no Python.h: apt-get install python3-dev (Debian, Ubuntu)"
+    return why_not_torch()
+
+
+def why_pure() -> str | None:
+    """Why adaptiverl is installed without its compiled part; None where it is compiled."""
+    choice = os.environ.get("ADAPTIVERL_PURE", "")
+    if choice not in ("", "0", "1"):
+        raise PlatformError(f"ADAPTIVERL_PURE must be 0 or 1, got {choice!r}")
+    if choice == "1":
+        return "ADAPTIVERL_PURE=1 asks for that"
+    reason = why_not_compiled()
+    if choice == "0" and reason is not None:
+        raise PlatformError(f"ADAPTIVERL_PURE=0, but {reason}")
+    return reason
 
 
 def find_nvcc() -> str | None:
@@ -109,6 +164,8 @@ class BuildOperators(build_ext):
     def build_extension(self, ext: Extension) -> None:
         """Add what only torch and nvcc can tell, then build; say plainly what is missing."""
         torch = torch_root()
+        if torch is None:
+            raise PlatformError(f"{why_not_torch()}")
         includes = [torch / "include", torch / "include/torch/csrc/api/include"]
         # As system headers: their warnings are not ours.
         ext.extra_compile_args += [f"-isystem{path}" for path in includes]
@@ -131,9 +188,8 @@ class BuildOperators(build_ext):
             super().build_extension(ext)
         except CompileError as error:
             raise CompileError(
-                f"{error}\nadaptiverl's operators did not compile. If there is no compiler: "
-                "a C++17 compiler is needed (Debian, Ubuntu: apt-get install g++; Fedora: dnf "
-                "install gcc-c++; macOS: xcode-select --install). No Python.h? python3-dev has it"
+                f"{error}\nadaptiverl's operators did not compile; a C++17 compiler is needed. "
+                "ADAPTIVERL_PURE=1 installs adaptiverl without them, which is slower"
             ) from error
 
     def compile_cuda(self, nvcc: str, known: list[str], includes: list[Path]) -> list[str]:
@@ -173,9 +229,19 @@ def cuda_libraries(nvcc: str) -> list[str]:
     return [str(place) for place in places if (place / "libcudart_static.a").exists()]
 
 
-def main() -> None:
-    """Describe the extension; pyproject.toml has the rest."""
-    extension = Extension(
+def check_setuptools() -> None:
+    """Ask for setuptools that can read pyproject.toml, where that is there to be read."""
+    here = setuptools.__version__
+    if (ROOT / "pyproject.toml").exists() and int(here.split(".")[0]) < SETUPTOOLS:
+        raise PlatformError(
+            f"setuptools {SETUPTOOLS} or newer is needed to build it, and this is {here}: "
+            "pip install --upgrade setuptools, or leave out --no-build-isolation"
+        )
+
+
+def extension() -> Extension:
+    """The compiled part."""
+    return Extension(
         "adaptiverl._C",
         sources=[str(path.relative_to(ROOT)) for path in sorted(CSRC.glob("*.cpp"))],
         # This file, too: what was linked in another way is linked again.
@@ -185,9 +251,19 @@ def main() -> None:
         py_limited_api=True,
         language="c++",
     )
+
+
+def main() -> None:
+    """Describe what is compiled, if anything is; pyproject.toml has the rest."""
     try:
+        check_setuptools()
+        reason = why_pure()
+        if reason is not None:
+            say(f"nothing is compiled, and it will be slower: {reason}")
+            setup()
+            return
         setup(
-            ext_modules=[extension],
+            ext_modules=[extension()],
             cmdclass={"build_ext": BuildOperators},
             options={"bdist_wheel": {"py_limited_api": "cp310"}},
         )

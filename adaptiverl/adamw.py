@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from adaptiverl.algorithms import ADAMW
+from adaptiverl.codecs import Storage
 from adaptiverl.control import Control
 from adaptiverl.optimizer import AdaptiveOptimizer
 from adaptiverl.ranks.group import ProcessGroup
@@ -23,7 +24,8 @@ class AdaptiveAdamW(AdaptiveOptimizer, torch.optim.AdamW):
 
     Args:
         params: Parameters, or dicts of groups.
-        lr: Where α starts (``mode="replace"``), or what α multiplies (``"modulate"``).
+        lr: Where α starts (``mode="replace"``), or what α multiplies (``"modulate"``). Groups keep
+            it; the rate in effect is ``knobs()["lr"]``.
         betas: μ starts at ``betas[0]``; ``betas[1]`` stays.
         eps: Added to the denominator.
         weight_decay: Decoupled, scaled by the learning rate in effect (method.md#weight-decay).
@@ -41,13 +43,18 @@ class AdaptiveAdamW(AdaptiveOptimizer, torch.optim.AdamW):
         process_group: The ranks whose observations are averaged, so that all have the same knobs
             (`adaptiverl.ranks.group.Ranks`): ``None``, all of torch.distributed's world where it is
             initialised; ``False``, this rank alone.
+        state_dtype: What the state of a parameter's shape is kept in: torch.float32, or
+            torch.bfloat16, which takes half the memory (method.md#storage).
+        stochastic_rounding: Parameters in bfloat16 or float16 are rounded by chance, so that
+            updates below their last bit are not lost; False rounds to nearest.
 
     Raises:
-        ValueError: An argument out of range, ``differentiable=True``, a start outside the bounds,
+        ValueError: An argument out of range, a ``state_dtype`` that there is not,
+            ``differentiable=True``, a start outside the bounds,
             a group with ``decoupled_weight_decay=False``.
         TypeError: A control that is not a `Control`; a process group that is none.
 
-    Example:
+    Examples:
         >>> optimizer = AdaptiveAdamW(model.parameters(), lr=3e-4)
         >>> loss.backward()
         >>> optimizer.observe(loss)
@@ -59,7 +66,7 @@ class AdaptiveAdamW(AdaptiveOptimizer, torch.optim.AdamW):
     def __init__(
         self,
         params: ParamsT,
-        lr: float | Tensor = 1e-3,
+        lr: float | Tensor | None = 1e-3,
         betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
@@ -74,6 +81,8 @@ class AdaptiveAdamW(AdaptiveOptimizer, torch.optim.AdamW):
         max_grad_norm: float | None = None,
         seed: int = 0,
         process_group: ProcessGroup = None,
+        state_dtype: torch.dtype = torch.float32,
+        stochastic_rounding: bool = True,
     ) -> None:
         if differentiable and not fused:  # both together torch refuses itself
             raise ValueError(
@@ -81,10 +90,11 @@ class AdaptiveAdamW(AdaptiveOptimizer, torch.optim.AdamW):
                 "in place, that autograd cannot follow. Use torch.optim.AdamW where you "
                 "differentiate through the optimizer"
             )
-        self._prepare(control, max_grad_norm, seed, process_group)
+        storage = Storage(state_dtype, stochastic_rounding)
+        self._prepare(control, max_grad_norm, seed, process_group, storage)
         super().__init__(
             params,
-            lr=lr,
+            lr=control.given_lr(lr),
             betas=betas,
             eps=eps,
             weight_decay=weight_decay,

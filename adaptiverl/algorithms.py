@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from adaptiverl.control import BETA1, HEAVY_BALL, MomentumKind
+from adaptiverl.limits import BETA1, HEAVY_BALL, MomentumKind
 
 Group = Mapping[str, Any]
 """A parameter group, as torch.optim keeps it"""

@@ -2,35 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from adaptiverl.algorithms import Algorithm
-from adaptiverl.codecs import codec_of_slot
+from adaptiverl.codecs import Storage
 from adaptiverl.migrations import current_layout
 from adaptiverl.step.counters import Counters
 from adaptiverl.step.memory import STATE_KEY, export, memory_in
 from adaptiverl.step.state import PRODUCT
 
+Conversions = set[tuple[torch.dtype, torch.dtype]]
+"""What a checkpoint's state was saved in, and what it was converted to"""
+
 
 def save(
     optimizer: torch.optim.Optimizer,
-    counters: Counters,
+    exported: Callable[[Any, Sequence[Any], Mapping[Any, Any]], dict[Any, Any]],
     state_dict: Callable[[], dict[str, Any]],
 ) -> dict[str, Any]:
     """The checkpoint, before hooks of the user's own see it: torch.optim's and what that lacks.
 
     Args:
         optimizer: It saves.
-        counters: Its.
+        exported: Its `Round`'s.
         state_dict: torch.optim's.
     """
 
     def complete(_: torch.optim.Optimizer, saving: dict[str, Any]) -> None:
-        saving["state"] = counters.exported(saving["state"])
+        keys = [key for group in saving["param_groups"] for key in group["params"]]
+        saving["state"] = exported(optimizer.param_groups, keys, saving["state"])
         export(saving["param_groups"])
 
     handle = optimizer.register_state_dict_post_hook(complete, prepend=True)
@@ -43,18 +47,23 @@ def save(
 def load(
     optimizer: torch.optim.Optimizer,
     algorithm: Algorithm,
+    storage: Storage,
     counters: Counters,
     state_dict: dict[str, Any],
     load_state_dict: Callable[[dict[str, Any]], None],
-) -> None:
+) -> Conversions:
     """Load a checkpoint, ours or torch.optim's.
 
     Args:
         optimizer: It loads.
         algorithm: Its update rule.
+        storage: What its state is kept in; a checkpoint's that is kept otherwise is converted.
         counters: Its.
         state_dict: The checkpoint.
         load_state_dict: torch.optim's.
+
+    Returns:
+        What state was saved in and is kept in, where these differ.
 
     Raises:
         ValueError: The controller's memory is damaged or of an unknown layout; nothing changed.
@@ -76,34 +85,46 @@ def load(
         load_state_dict(state_dict)
     finally:
         handle.remove()
-    restore_precision(optimizer, algorithm, hooked)
+    converted = restore_precision(optimizer, algorithm, storage, hooked)
     for param, key in _pairs(optimizer, hooked):
         if key in products:
             optimizer.state[param][PRODUCT] = products[key]
     counters.adopt(optimizer.param_groups, optimizer.state)
+    return converted
 
 
 # A parameter's state
 
 
 def restore_precision(
-    optimizer: torch.optim.Optimizer, algorithm: Algorithm, state_dict: Mapping[str, Any]
-) -> None:
+    optimizer: torch.optim.Optimizer,
+    algorithm: Algorithm,
+    storage: Storage,
+    state_dict: Mapping[str, Any],
+) -> Conversions:
     """A load casts state to the parameter's dtype; ours keeps the one it was made with.
 
     Args:
         optimizer: It has loaded.
         algorithm: Its update rule.
+        storage: What its state is kept in.
         state_dict: What it has loaded.
+
+    Returns:
+        What state was saved in and is kept in, where these differ.
     """
+    converted = set()
     for param, key in _pairs(optimizer, state_dict):
         for name, value in state_dict["state"].get(key, {}).items():
             loaded = optimizer.state[param].get(name)
             if name not in algorithm.slots or not isinstance(loaded, Tensor):
                 continue
-            dtype = codec_of_slot(param).dtype
+            dtype = storage.codec_of_slot(param).dtype
+            if value.dtype != dtype:
+                converted.add((value.dtype, dtype))
             if loaded.dtype != dtype:
                 optimizer.state[param][name] = value.to(device=param.device, dtype=dtype)
+    return converted
 
 
 def _products_in(state_dict: Mapping[str, Any]) -> dict[Any, Any]:

@@ -1,7 +1,7 @@
 """How the elements of a parameter, a gradient or a slot are stored, and who can walk them.
 
-The kernels' side of a codec is kernels/codecs.py. There is one way so far, exact: a dtype. A way
-with numbers beside the elements, as 8-bit blocks have their scales, is a record of its own kind
+The kernels' side of a codec is kernels/codecs.py and csrc/codecs.h (method.md#storage). A way with
+numbers beside the elements, as 8-bit blocks would have their scales, is a record of its own kind
 here and one more case there.
 """
 
@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from adaptiverl.kernels.rounding import HALVES
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ CODECS = {
     codec.dtype: codec
     for codec in (
         Codec(torch.float32, EVERYWHERE),
+        Codec(torch.bfloat16, EVERYWHERE),
         Codec(torch.float64, IN_PLAIN_TORCH),
         Codec(torch.complex64, IN_PLAIN_TORCH),
         Codec(torch.complex128, IN_PLAIN_TORCH),
@@ -54,9 +57,52 @@ CODECS = {
 """Those of slots, by what they are stored in"""
 
 
-def codec_of_slot(param: Tensor) -> Codec:
-    """A parameter's slots': float32 beside half precision, the parameter's own dtype otherwise."""
-    return CODECS[torch.promote_types(param.dtype, torch.float32)]
+STATE_DTYPES = (torch.float32, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How one optimizer stores its numbers (method.md#storage).
+
+    Attributes:
+        state_dtype: Of the state that has a parameter's shape, one of `STATE_DTYPES`.
+        stochastic_rounding: Parameters of 16 bits are rounded by chance.
+
+    Raises:
+        ValueError: A dtype that state is not kept in.
+        TypeError: Something that is no dtype, or neither True nor False.
+    """
+
+    state_dtype: torch.dtype = torch.float32
+    stochastic_rounding: bool = True
+
+    def __post_init__(self) -> None:
+        known = " or ".join(map(str, STATE_DTYPES))
+        if not isinstance(self.state_dtype, torch.dtype):
+            raise TypeError(
+                f"state_dtype must be {known}, got {self.state_dtype!r} of type "
+                f"{type(self.state_dtype).__name__}"
+            )
+        if self.state_dtype not in STATE_DTYPES:
+            raise ValueError(f"state_dtype must be {known}, got {self.state_dtype}")
+        if not isinstance(self.stochastic_rounding, bool):
+            raise TypeError(
+                f"stochastic_rounding must be True or False, got {self.stochastic_rounding!r}"
+            )
+
+    def codec_of_slot(self, param: Tensor) -> Codec:
+        """A parameter's slots': float64 and complex parameters keep state of their own dtype."""
+        own = torch.promote_types(param.dtype, torch.float32)
+        return CODECS[self.state_dtype if own == torch.float32 else own]
+
+    def rounds_by_chance(self, param: Tensor) -> bool:
+        """Whether a step rounds this parameter stochastically."""
+        return self.stochastic_rounding and param.dtype in HALVES
+
+
+def rounds_slots_by_chance(slots: Any) -> bool:
+    """Whether some of these slots are stored in 16 bits; None stands for one not kept."""
+    return any(slot is not None and slot.dtype in HALVES for slot in slots)
 
 
 def walks(backend: str, slots: Any) -> bool:

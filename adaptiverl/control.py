@@ -4,70 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-Mode = Literal["replace", "modulate"]
+from adaptiverl.limits import BETA1, NOISE_FLOOR_SHARE, STAND_IN_LR, Limits, MomentumKind, limits_of
+from adaptiverl.terms import LAW_TERMS, Home, Law, LawTerms, Mode, Pair, search_within
+
 Reward = Literal["neg_loss", "given", "none"]
 NoiseTarget = Literal["gradient", "parameter"]
-Law = Literal["loss", "alignment"]
-Pair = tuple[float, float]
-
-ALIGNMENT_LR_BOUNDS: Pair = (1e-4, 1e4)
-"""The alignment law's default ones: it looks over decades (method.md#alignment-bounds)."""
-ALIGNMENT_START = 0.01
-"""Where it starts to look, as a multiple of the α at the start (method.md#search)."""
-NOISE_FLOOR_SHARE = 1e-3
-
-
-class LawTerms(NamedTuple):
-    """What of a law concerns its user; `adaptiverl/law` is what it does."""
-
-    needs_loss: bool
-    """Without observations it moves nothing"""
-    options: tuple[str, ...]
-    """Fields of `Control` that only this law reads; None where they are left out"""
-    lr_bounds: dict[Mode, Pair]
-    """(α_min, α_max) where none are given, as multiples of the α at the start, by mode"""
-    start: float
-    """Where α starts unless `acquire_from` says it, as a multiple of the user's"""
-
-
-LAW_TERMS: dict[Law, LawTerms] = {
-    "loss": LawTerms(True, (), {"replace": (0.01, 10.0), "modulate": (0.1, 10.0)}, start=1.0),
-    "alignment": LawTerms(
-        False,
-        ("horizon", "acquire_from"),
-        {"replace": ALIGNMENT_LR_BOUNDS, "modulate": ALIGNMENT_LR_BOUNDS},
-        start=ALIGNMENT_START,
-    ),
-}
-
-
-class Limits(NamedTuple):
-    """The knobs' bounds in force; σ's floor stands in for log 0 (method.md#knob-spaces)."""
-
-    lr_min: float
-    lr_max: float
-    momentum_min: float
-    momentum_max: float
-    noise_min: float
-    noise_max: float
-    noise_floor: float
-    lr_acquire: float
-    """Where α starts: the α of the start itself, but for the alignment law"""
-
-
-class MomentumKind(NamedTuple):
-    """What an optimizer calls the μ that it starts from, and its bounds where none are given."""
-
-    name: str
-    bounds: Pair
-
-
-BETA1 = MomentumKind("betas[0]", (0.85, 0.99))
-"""AdamW's: it averages gradients, so μ leaves a step's size alone (method.md#momentum-law)."""
-HEAVY_BALL = MomentumKind("momentum", (0.85, 0.95))
-"""SGD's: its buffer sums the gradients, so the step in a lasting direction is α/(1−μ)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,18 +36,25 @@ class Control:
         gain_noise_reward: k_σr, log-units of σ.
         law: What steers α. ``"loss"``: the losses and rewards that are observed (method.md#laws).
             ``"alignment"``: whether the newest gradient still points along the last update
-            (method.md#alignment); nothing need be observed for it, and `every`, the gains of α and
-            `lr_change` do not touch it. μ and σ keep their laws either way.
-        horizon: T, how many steps the run will take, for the alignment law: the rate that was found
-            is held, and annealed to zero at step T; after that nothing moves. ``None``, where
-            nobody can say: half of it is held, and never annealed.
+            (method.md#alignment), a slow climb. ``"range_test"``: the same, by a fast ramp after
+            which the weights go back to where they were (method.md#range-test). Nothing need be
+            observed for these two, and `every`, the gains of α and `lr_change` do not touch them.
+            μ and σ keep their laws either way.
+        horizon: T, how many steps the run will take, for a law that finds the rate, which is then
+            held, and annealed to zero at step T; after that nothing moves. ``None``, where
+            nobody can say: half as much is held, and never annealed.
         cooldown: Last share of the horizon, in [0, 1), over which α falls linearly to zero. The
             search ends where it begins. In ``"modulate"`` the scheduler anneals; leave its warm-up
             out, because the search is one, and a factor found under a low rate stays.
-        acquire_from: Where the alignment law starts to look: an α in ``"replace"``, a factor in
-            ``"modulate"``. ``None``: a hundredth of the α at the start.
+        acquire_from: Where such a law starts to look: an α in ``"replace"``, a factor in
+            ``"modulate"``. ``None``: a hundredth of the α at the start; the range test's is a rate
+            of 1e-6.
+        snapshot: Where the range test keeps the weights that it goes back to, until its search is
+            over: on the ``"host"``, in pinned memory, or on the parameters' own ``"device"``.
+            ``None``: on the host.
         lr_bounds: (α_min, α_max). ``None``: (lr/100, 10·lr) in ``"replace"``, (0.1, 10) in
-            ``"modulate"``; (1e-4, 1e4) times the α at the start with ``law="alignment"``.
+            ``"modulate"``; (1e-4, 1e4) times the α at the start with ``law="alignment"``, rates
+            of (1e-6, 3) with ``law="range_test"``.
         momentum_bounds: (μ_min, μ_max). ``None``: (0.85, 0.99), for SGD (0.85, 0.95), widened to
             hold the starting μ.
         noise_bounds: (σ_min, σ_max), in units of a tensor's RMS gradient. σ_max = 0 switches the
@@ -126,7 +76,7 @@ class Control:
         ValueError: A value outside its range; the message names it, its value and the range.
         TypeError: A value of the wrong kind.
 
-    Example:
+    Examples:
         >>> Control(every=20, lr_bounds=(1e-5, 2e-4)).every
         20
     """
@@ -147,6 +97,7 @@ class Control:
     horizon: int | None = None
     cooldown: float = 0.4
     acquire_from: float | None = None
+    snapshot: Home | None = None
     lr_bounds: Pair | None = None
     momentum_bounds: Pair | None = None
     noise_bounds: Pair = (0.0, 0.1)
@@ -186,10 +137,11 @@ class Control:
         if self.acquire_from is not None:
             start = self._number("acquire_from")
             _check("acquire_from", start, 0 < start < math.inf, "finite and > 0")
+        _check_choice("snapshot", self.snapshot, (None, "host", "device"))
         for law, terms in LAW_TERMS.items():
             for name in terms.options:
                 value = getattr(self, name)
-                if value is not None and name not in self._terms.options:
+                if value is not None and name not in self.terms.options:
                     raise ValueError(
                         f"Control.{name} is the {law} law's, got {value!r} beside "
                         f"law={self.law!r}: use Control(law={law!r}, {name}={value!r}), or leave "
@@ -261,53 +213,28 @@ class Control:
             ValueError: The start lies outside bounds that the user gave, or ``lr`` is 0 in
                 ``"replace"``, where α is a multiple of it (method.md#modes).
         """
-        if self.mode == "replace" and not 0 < lr < math.inf:
-            raise ValueError(
-                f"lr must be finite and > 0 with Control(mode='replace'), got {lr!r}: the "
-                "controller moves the learning rate by factors. Give a starting rate, or let a "
-                "scheduler own it with Control(mode='modulate')"
-            )
-        alpha = self.start_lr(lr)
-        low, high = self.lr_bounds or self._terms.lr_bounds[self.mode]
-        scale = alpha if self.lr_bounds is None else 1.0
-        if not 0 < low * scale <= high * scale < math.inf:
-            raise ValueError(
-                f"the bounds of lr={lr!r}, {low} and {high} times it, leave the range of numbers: "
-                "give Control(lr_bounds=...) or another lr"
-            )
-        lr_name = "lr" if self.mode == "replace" else "the factor 1.0 of Control(mode='modulate')"
-        _check_start(lr_name, alpha, "lr_bounds", (low * scale, high * scale))
-        widened = (min(kind.bounds[0], momentum), max(kind.bounds[1], momentum))
-        momentum_low, momentum_high = self.momentum_bounds or widened
-        if self.momentum_bounds is not None:
-            _check_start(kind.name, momentum, "momentum_bounds", self.momentum_bounds)
-        noise_low, noise_high = self.noise_bounds
-        return Limits(
-            lr_min=low * scale,
-            lr_max=high * scale,
-            momentum_min=momentum_low,
-            momentum_max=momentum_high,
-            noise_min=noise_low,
-            noise_max=noise_high,
-            noise_floor=noise_low or self.noise_floor or NOISE_FLOOR_SHARE * noise_high,
-            lr_acquire=self._acquire_from(alpha, (low * scale, high * scale)),
-        )
+        return limits_of(self, lr, momentum, kind)
 
     @property
-    def _terms(self) -> LawTerms:
+    def terms(self) -> LawTerms:
+        """What of its law concerns the user."""
         return LAW_TERMS[self.law]
 
-    def _acquire_from(self, alpha: float, bounds: Pair) -> float:
-        """Where α starts, inside the bounds."""
-        if self.acquire_from is None:
-            return max(self._terms.start * alpha, bounds[0])
-        _check_start("acquire_from", self.acquire_from, "lr_bounds", bounds)
-        return self.acquire_from
+    @property
+    def finds_lr(self) -> bool:
+        """The rate is looked for, whatever it was at the start."""
+        return not self.terms.needs_loss
+
+    @property
+    def is_too_short(self) -> bool:
+        """The run that the horizon tells of has no room for the range test's ramp."""
+        ramps = self.law == "range_test"
+        return ramps and search_within(self.horizon, self.cooldown) == 0
 
     @property
     def is_frozen(self) -> bool:
         """The knobs stay where they start: no gain is above 0, and no law does without gains."""
-        return self._terms.needs_loss and self.rests
+        return self.terms.needs_loss and self.rests
 
     @property
     def rests(self) -> bool:
@@ -317,7 +244,22 @@ class Control:
     @property
     def needs_no_loss(self) -> bool:
         """A run without observations is no mistake: nothing is steered, or α by the gradients."""
-        return self.is_frozen or not self._terms.needs_loss
+        return self.is_frozen or self.finds_lr
+
+    def given_lr(self, lr: Any) -> Any:
+        """What an optimizer was given as its rate; where it was given None, what stands in for it.
+
+        Raises:
+            ValueError: None, and the law starts from the rate.
+        """
+        if lr is not None:
+            return lr
+        if not self.finds_lr:
+            raise ValueError(
+                f"lr must be a number with Control(law={self.law!r}), got None: that law starts "
+                "from it. Control.find_lr(horizon) needs none"
+            )
+        return STAND_IN_LR
 
     def start_lr(self, lr: float) -> float:
         """α at the start: the first group's rate in ``"replace"``, 1 in ``"modulate"``."""
@@ -331,13 +273,31 @@ class Control:
 
     @classmethod
     def find_lr(cls, horizon: int | None = None) -> Control:
-        """Find the learning rate while training, by the alignment law; μ and σ stay as given.
+        """Find the learning rate in the first hundred steps or so, by the range test.
+
+        The weights then go back to where they were, and training begins: `law`. No rate need be
+        given. μ and σ stay as they are.
+
+        Args:
+            horizon: T, how many optimizer steps the run will take, those of the search included.
+        """
+        return cls._searching("range_test", horizon)
+
+    @classmethod
+    def climb_lr(cls, horizon: int | None = None) -> Control:
+        """Find the learning rate while training, by the alignment law, a slow climb.
+
+        Nothing is kept and nothing is put back; μ and σ stay as they are.
 
         Args:
             horizon: T, how many optimizer steps the run will take.
         """
+        return cls._searching("alignment", horizon)
+
+    @classmethod
+    def _searching(cls, law: Law, horizon: int | None) -> Control:
         rest = {f.name: 0.0 for f in fields(cls) if f.name.startswith("gain_")}
-        return cls(law="alignment", horizon=horizon, noise_bounds=(0.0, 0.0), **rest)  # type: ignore[arg-type]
+        return cls(law=law, horizon=horizon, noise_bounds=(0.0, 0.0), **rest)  # type: ignore[arg-type]
 
     # Presets: §6. What a preset leaves alone is `Control`'s default, which is within §6 as well;
     # `dataclasses.replace(Control.production(), every=20)` changes one thing of a preset.
@@ -385,15 +345,6 @@ def _check(name: str, value: Any, ok: bool, expected: str) -> None:
         raise ValueError(f"Control.{name} must be {expected}, got {value!r}")
 
 
-def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+def _check_choice(name: str, value: Any, choices: tuple[str | None, ...]) -> None:
     if value not in choices:
         raise ValueError(f"Control.{name} must be one of {choices}, got {value!r}")
-
-
-def _check_start(name: str, value: float, bounds_name: str, bounds: Pair) -> None:
-    low, high = bounds
-    if not low <= value <= high:
-        raise ValueError(
-            f"{name} must start inside Control.{bounds_name} = [{low}, {high}], got {value!r}: "
-            "widen the bounds or move the start"
-        )

@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adaptiverl.control import BETA1, Control, MomentumKind
+from adaptiverl.control import Control
 from adaptiverl.decision import Decision
 from adaptiverl.law.numbers import numbers_of
 from adaptiverl.law.registry import law_of
-from adaptiverl.layout import ALIGNMENT, FIELDS, MEMORY_SIZE, State
+from adaptiverl.layout import ALIGNMENT, FIELDS, MEMORY_SIZE, SLOT, State
+from adaptiverl.limits import BETA1, MomentumKind
 from adaptiverl.migrations import ROUNDED, current_layout, from_start, with_seed_of
 from adaptiverl.observations import Observations, as_number
 from adaptiverl.trace import Ring, Trace
@@ -37,13 +38,14 @@ class Controller:
         device: Where the state lives.
 
     Attributes:
-        state: float64 [47]: the state, `layout.State`.
+        state: float64 [55]: the state, `layout.State`.
         memory: What checkpoints keep: a view of the state, but for its last number.
         alignment: float64 [3], a view of the state: Σ g·u, Σ g², Σ u² of the last pass.
-        numbers: float64 [36]: what the law reads of `control`, `layout.ControlNumbers`.
+        numbers: float64 [39]: what the law reads of `control`, `layout.ControlNumbers`.
         ring: The trace as it is written.
         observations: The inbox, and what of it counts.
         ever_observed: Whether anything was.
+        adoptions: How often a loaded memory was taken over.
 
     Raises:
         ValueError: A start outside the bounds, or a seed out of range.
@@ -74,6 +76,7 @@ class Controller:
         self.observations = Observations(self.device)
         self.ring = Ring()
         self.ever_observed = False
+        self.adoptions = 0
         self._last: Decision | None = None
         # Looked up once: a search by name at every step is felt by small networks.
         self._advance = torch.ops.adaptiverl.advance_.default
@@ -159,7 +162,8 @@ class Controller:
 
     def _decide(self, groups: Tensor, effective: Tensor, skippable: bool) -> Decision:
         """The last step's decision where it is the same tensors."""
-        last = self._last
+        law, last = law_of(self.control.law), self._last
+        skippable = skippable or law.goes_back
         if (
             last is None
             or last.state is not self.state
@@ -174,7 +178,7 @@ class Controller:
                 noise_possible=self.limits.noise_max > 0,
                 noise_on_parameter=self.control.noise_target == "parameter",
                 skippable=skippable,
-                aligned=law_of(self.control.law).needs_sums,
+                aligned=law.needs_sums,
             )
         return last
 
@@ -226,8 +230,13 @@ class Controller:
             adopted = with_seed_of(self._start[:MEMORY_SIZE], adopted)
             warnings.warn(ROUNDED, UserWarning, stacklevel=2)
         self.memory.copy_(adopted, non_blocking=True)
+        self.adoptions += 1
         self.ring.empty()
         self.observations.empty()
+
+    def search_anew(self) -> None:
+        """A search that was in the middle begins again with the next step; nothing waits."""
+        self.state[SLOT["searching"]] = 0.0
 
     def _from_own_start(self, memory: Tensor) -> Tensor:
         # Bounds that the user gave in "replace" are rates: there a rate stays what it is.

@@ -20,7 +20,7 @@ class Decision:
         effective: float64 [groups, 2]: lr and momentum of this step.
         noise_possible: σ may be above 0 in this run.
         noise_on_parameter: It goes to the parameter after its update, not to the gradient.
-        skippable: A gradient scaler may ask for this step to be skipped.
+        skippable: A gradient scaler may ask for this step to be skipped, or the law for none.
         aligned: The law reads the pass's sums Σg·u, Σg², Σu² (method.md#alignment).
     """
 

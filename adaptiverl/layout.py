@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-LAYOUT_VERSION = 3
+LAYOUT_VERSION = 4
 
 
 class Kind(NamedTuple):
@@ -111,11 +111,23 @@ class State:
     log_lr_doubted: float = number(
         -math.inf, LOGARITHM_OR_OFF, "the same when updates were last sure to overshoot"
     )
+    log_lr_clear: float = number(
+        -math.inf, LOGARITHM_OR_OFF, "the same when nothing spoke against it: S was 0"
+    )
+    log_lr_judged: float = number(
+        -math.inf, LOGARITHM_OR_OFF, "log α of the update that the newest sums judge"
+    )
+    alignment_mean_weight: float = number(0.0, SHARE, "what the weights in e add up to")
+    alignment_peak: float = number(0.0, SHARE, "the largest e of the ramp")
+    searching: float = number(0.0, FLAG, "1: on the ramp; the weights of its start are kept")
+    search_steps: float = number(0.0, COUNT, "steps since the ramp began")
     held: float = number(0.0, FLAG, "1: the rate is found")
-    anneal: float = number(1.0, SHARE, "what the cooldown multiplies α by")
+    held_at: float = number(0.0, COUNT, "the step at which the ramp ended")
+    anneal: float = number(1.0, SHARE, "what warm-up and cooldown multiply α by")
 
-    # The last is of the step in progress; what comes before it is what checkpoints keep.
-    active: float = number(1.0, FLAG, "0: the gradient scaler skips this step")
+    # What follows is of the step in progress; what comes before it is what checkpoints keep.
+    active: float = number(1.0, FLAG, "0: no tensor takes this step")
+    rewind: float = number(0.0, FLAG, "1: the weights go back to where the ramp began")
 
 
 @dataclass
@@ -162,6 +174,9 @@ class ControlNumbers:
     hold_by: float = real("the step of the cooldown; infinite: no horizon")
     annealed_over: float = real("steps of the cooldown; 0: the controller does not anneal")
     log_held_share: float = real("what is held of the rate that is found")
+    log_ramp_floor: float = real("log α below which the ramp judges no update")
+    search_within: float = real("steps that the ramp may take; 0: the run is too short for one")
+    warm_up: float = real("steps over which α rises to the rate that is held; 0: none")
 
 
 @dataclass
@@ -225,6 +240,15 @@ class TensorRow:
     maximize: int = address("")
 
 
+@dataclass
+class Region:
+    """A run of memory that goes back to what it was (`state.rewind`), int64."""
+
+    target: int = address("")
+    source: int = address("where the same bytes are kept; 0: it is filled with zeros")
+    bytes: int = address("")
+
+
 TRACE_COLUMNS = (
     "step",
     "loss",
@@ -248,7 +272,7 @@ TRACE_COLUMNS = (
 REWARD_SOURCES = {"none": 0.0, "neg_loss": 1.0, "given": 2.0}
 """`Control.reward` as a control number"""
 REWARD_NONE, REWARD_NEG_LOSS, REWARD_GIVEN = REWARD_SOURCES.values()
-LAWS = {"loss": 0.0, "alignment": 1.0}
+LAWS = {"loss": 0.0, "alignment": 1.0, "range_test": 2.0}
 """`Control.law` as a control number"""
 
 
@@ -274,7 +298,9 @@ def names(record: type) -> tuple[str, ...]:
 
 FIELDS = names(State)
 SLOT = {name: i for i, name in enumerate(FIELDS)}
-MEMORY_SIZE = len(FIELDS) - 1
-"""Numbers that checkpoints keep: all but the last"""
+IN_PROGRESS = 2
+"""Numbers of the step in progress: the state's last"""
+MEMORY_SIZE = len(FIELDS) - IN_PROGRESS
+"""Numbers that checkpoints keep: all the others"""
 ALIGNMENT = slice(SLOT["aligned_gu"], SLOT["aligned_uu"] + 1)
 """Σ g·u, Σ g², Σ u² in the state"""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from adaptiverl.algorithms import LION
+from adaptiverl.codecs import Storage
 from adaptiverl.control import Control
 from adaptiverl.optimizer import AdaptiveOptimizer
 from adaptiverl.ranks.group import ProcessGroup
@@ -26,7 +28,8 @@ class AdaptiveLion(AdaptiveOptimizer):
 
     Args:
         params: Parameters, or dicts of groups.
-        lr: Where α starts (``mode="replace"``), or what α multiplies (``"modulate"``).
+        lr: Where α starts (``mode="replace"``), or what α multiplies (``"modulate"``). Groups keep
+            it; the rate in effect is ``knobs()["lr"]``.
         betas: μ starts at ``betas[0]``; ``betas[1]``, the decay of m, stays.
         weight_decay: Decoupled, scaled by the learning rate in effect (method.md#weight-decay).
         maximize: Ascend.
@@ -39,12 +42,17 @@ class AdaptiveLion(AdaptiveOptimizer):
         process_group: The ranks whose observations are averaged, so that all have the same knobs
             (`adaptiverl.ranks.group.Ranks`): ``None``, all of torch.distributed's world where it is
             initialised; ``False``, this rank alone.
+        state_dtype: What the state of a parameter's shape is kept in: torch.float32, or
+            torch.bfloat16, which takes half the memory (method.md#storage).
+        stochastic_rounding: Parameters in bfloat16 or float16 are rounded by chance, so that
+            updates below their last bit are not lost; False rounds to nearest.
 
     Raises:
-        ValueError: An argument out of range, a start outside the bounds.
+        ValueError: An argument out of range, a ``state_dtype`` that there is not, a start outside
+            the bounds.
         TypeError: A control that is not a `Control`; a process group that is none.
 
-    Example:
+    Examples:
         >>> optimizer = AdaptiveLion(model.parameters(), lr=1e-4)
         >>> loss.backward()
         >>> optimizer.observe(loss)
@@ -56,7 +64,7 @@ class AdaptiveLion(AdaptiveOptimizer):
     def __init__(
         self,
         params: ParamsT,
-        lr: float | Tensor = 1e-4,
+        lr: float | Tensor | None = 1e-4,
         betas: tuple[float, float] = (0.9, 0.99),
         weight_decay: float = 0.0,
         *,
@@ -67,10 +75,13 @@ class AdaptiveLion(AdaptiveOptimizer):
         max_grad_norm: float | None = None,
         seed: int = 0,
         process_group: ProcessGroup = None,
+        state_dtype: torch.dtype = torch.float32,
+        stochastic_rounding: bool = True,
     ) -> None:
-        self._prepare(control, max_grad_norm, seed, process_group)
+        storage = Storage(state_dtype, stochastic_rounding)
+        self._prepare(control, max_grad_norm, seed, process_group, storage)
         defaults = {
-            "lr": lr,
+            "lr": control.given_lr(lr),
             "betas": betas,
             "weight_decay": weight_decay,
             "maximize": maximize,

@@ -19,12 +19,16 @@ from adaptiverl.control import Control
 from adaptiverl.law.numbers import annealed_over
 from adaptiverl.layout import SLOT
 from adaptiverl.ranks.group import Ranks
+from adaptiverl.terms import SEARCH_STEPS
 
 logger = logging.getLogger("adaptiverl")
 
 LOOK_EVERY = 64
 """Steps between two looks once the rate is held: only the horizon is still to be watched."""
 
+
+LOST_SHARE = 0.01
+"""Of a step's updates lost, at least, before the warning"""
 
 BLIND_STEPS = 10
 """Steps without an observation, at least, before the warning"""
@@ -50,6 +54,27 @@ class Log:
         self._unobserved_steps = 0
         self._warned_of_shards = False
 
+    def tell_of_conversion(self, converted: set[tuple[torch.dtype, torch.dtype]]) -> None:
+        """A checkpoint's state was converted: from what, to what."""
+        if self._ranks.is_first():
+            for old, new in sorted(converted, key=str):
+                logger.info(
+                    "%s converted the checkpoint's state from %s to %s, which state_dtype and the "
+                    "parameters ask for",
+                    self.optimizer,
+                    old,
+                    new,
+                )
+
+    def warn_of_lost_updates(self, share: float, step: int) -> None:
+        """Of a step's updates, this share was rounded away."""
+        if share >= LOST_SHARE:
+            _warn(
+                f"{share:.0%} of the updates of parameters of 16 bits were lost at step {step}: "
+                "they are below the parameter's last bit, and stochastic_rounding=False rounds to "
+                "nearest. Leave it True, or keep the parameters in float32"
+            )
+
     def warn_if_blind(self) -> None:
         """Another step was taken without one observation so far."""
         every = self._control.every
@@ -62,6 +87,16 @@ class Log:
                 f"{self.optimizer} took {self._unobserved_steps} steps and was never told a "
                 f"loss{here}, so nothing is adapted: call optimizer.observe(loss) before step(), "
                 "or step(loss=loss), or pass Control.frozen() if that is what you want"
+            )
+
+    def warn_if_too_short(self) -> None:
+        """The run has no room for the search that it asks for."""
+        if self._control.is_too_short:
+            _warn(
+                f"Control(horizon={self._control.horizon}, cooldown={self._control.cooldown:g}) "
+                f"leaves the search for a learning rate, which may take {SEARCH_STEPS} steps, more "
+                "than half of the run or less than that before the cooldown: the rate that was "
+                "given is held instead, with a warm-up and the cooldown"
             )
 
     def warn_of_shards(self, shapes: list[tuple[int, ...]]) -> None:
@@ -103,7 +138,7 @@ class Announcements:
     later step that finds the copy done, so that a line may come a few steps late.
 
     Args:
-        control: Of an alignment law; any other has nothing to say.
+        control: Of a law that finds the rate; any other has nothing to say.
         optimizer: Its name, for people.
         speaks: Whether this process logs, asked when there is something to say: of many ranks, one
             does.
@@ -113,10 +148,15 @@ class Announcements:
         self._control = control
         self._optimizer = optimizer
         self._speaks = speaks
-        self._silent = control.law != "alignment"
+        self._silent = not control.finds_lr
         self._looks = 0
         self._copy: Copy | None = None
         self._told_held = False
+
+    @property
+    def held(self) -> bool:
+        """Whether the rate is held, as far as has been heard."""
+        return self._told_held
 
     def resume(self, memory: Tensor) -> None:
         """A loaded memory, float64 on any device: what it already held is not news."""
@@ -157,15 +197,15 @@ class Announcements:
         step, held, log_lr = (numbers[SLOT[name]] for name in ("step", "held", "log_lr"))
         if held and not self._told_held:
             self._told_held = True
-            self._say(
-                logging.INFO,
-                "holds the %s it found: %.3g, by step %.0f",
-                "learning rate"
-                if self._control.mode == "replace"
-                else "factor of the learning rate",
-                _exp(log_lr),
-                step,
-            )
+            what = "learning rate"
+            if self._control.mode == "modulate":
+                what = "factor of the learning rate"
+            message = "holds the %s it found: %.3g, by step %.0f"
+            if numbers[SLOT["held_at"]]:
+                message += "; its weights are back where the search began, its moments at 0"
+            if self._control.is_too_short:
+                message = "holds the %s it was given: %.3g, from step %.0f on"
+            self._say(logging.INFO, message, what, _exp(log_lr), step)
         horizon = self._control.horizon
         if horizon is not None and step > horizon and annealed_over(self._control):
             self._silent = True

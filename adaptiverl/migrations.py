@@ -9,16 +9,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adaptiverl.layout import LAYOUT_VERSION, SLOT, Column, State, columns
+from adaptiverl.layout import (
+    FIELDS,
+    IN_PROGRESS,
+    LAYOUT_VERSION,
+    MEMORY_SIZE,
+    SLOT,
+    Column,
+    State,
+    columns,
+)
 
 WIDEST = 20 * math.log(10)
 """log-units that α may be from its start: no bounds that anybody gives leave more room"""
 SEED_WORDS = [SLOT["seed_low"], SLOT["seed_high"]]
 """Where every layout has the seed"""
 
-LOGARITHMS_OF_LR = [
-    SLOT[name] for name in ("log_lr", "log_lr_start", "log_lr_downhill", "log_lr_doubted")
-]
+LOGARITHMS_OF_LR = [SLOT[name] for name in FIELDS if name == "log_lr" or name.startswith("log_lr_")]
 ROUNDED = (
     "'adaptive_state' was loaded as float32 and is float64 again; something between saving and "
     "loading rounded it (a framework that casts all float64 to float32). The averages lost digits "
@@ -52,6 +59,16 @@ def add_doubt(memory: Tensor) -> Tensor:
     return insert(memory, size=45, place=43, numbers=[-math.inf])
 
 
+def add_range_test(memory: Tensor) -> Tensor:
+    """The fourth layout of the third's memory: there was no ramp.
+
+    Raises:
+        ValueError: A memory of another size.
+    """
+    memory = insert(memory, size=46, place=44, numbers=[-math.inf, -math.inf, 0.0, 0.0, 0.0, 0.0])
+    return torch.cat([memory[:51], memory.new_zeros(1), memory[51:]])
+
+
 def insert(memory: Tensor, size: int, place: int, numbers: list[float]) -> Tensor:
     """The next layout's memory: of a memory of this size, with numbers more at a place.
 
@@ -66,7 +83,7 @@ def insert(memory: Tensor, size: int, place: int, numbers: list[float]) -> Tenso
     return migrated
 
 
-MIGRATIONS: dict[int, Migration] = {1: add_alignment, 2: add_doubt}
+MIGRATIONS: dict[int, Migration] = {1: add_alignment, 2: add_doubt, 3: add_range_test}
 """A layout's version to what makes the next version's memory of it. A change of `layout.State`
 raises `LAYOUT_VERSION` and adds a line here."""
 
@@ -82,7 +99,7 @@ def current_layout(
 
     Args:
         memory: What a checkpoint holds under ``adaptive_state``.
-        record: Today's layout, of which a memory has all numbers but the last.
+        record: Today's layout, of which a memory has all but the last `IN_PROGRESS` numbers.
         migrations: What leads to it.
 
     Raises:
@@ -102,7 +119,7 @@ def current_layout(
     while found in migrations:
         memory = migrations[int(found)](memory)
         found += 1
-    expected = columns(record)[:-1]
+    expected = columns(record)[:-IN_PROGRESS]
     if found != expected[0].default:
         raise refusal(f"version {found}")
     if memory.shape != (len(expected),):
@@ -172,7 +189,7 @@ def _check_knobs(log_lr: float, log_lr_start: float) -> None:
 def refusal(found: str) -> ValueError:
     """Why a memory is not taken."""
     return ValueError(
-        f"'adaptive_state' must be a float64 tensor of {len(columns(State)) - 1} numbers whose "
+        f"'adaptive_state' must be a float64 tensor of {MEMORY_SIZE} numbers whose "
         f"first is {LAYOUT_VERSION}, got {found}: the checkpoint is from another version of "
         "adaptiverl, or damaged; nothing was changed"
     )

@@ -12,9 +12,11 @@ from torch.optim.optimizer import _device_dtype_check_for_fused
 
 from adaptiverl.algorithms import Algorithm
 from adaptiverl.checkpoint import load, save
+from adaptiverl.codecs import Storage
 from adaptiverl.control import Control
 from adaptiverl.controller import Controller
 from adaptiverl.devices import outside_inference
+from adaptiverl.footprint import bytes_by_part
 from adaptiverl.hooks import waits_for_a_step
 from adaptiverl.log import Log
 from adaptiverl.ranks.dtensors import to_whole
@@ -25,6 +27,8 @@ from adaptiverl.step.round import Round, Rules
 from adaptiverl.step.scaling import watch
 from adaptiverl.step.state import complete
 from adaptiverl.trace import Trace
+
+DEFAULT_STORAGE = Storage()
 
 
 class AdaptiveOptimizer(torch.optim.Optimizer):
@@ -47,11 +51,13 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         """
 
     @classmethod
-    def _complete_state(cls, param: Tensor, group: dict[str, Any], state: dict[str, Any]) -> None:
+    def _complete_state(
+        cls, storage: Storage, param: Tensor, group: dict[str, Any], state: dict[str, Any]
+    ) -> None:
         """Make what is missing of a parameter's slots; a checkpoint may have brought a part."""
         if not state and group["fused"]:
             _device_dtype_check_for_fused(param)
-        complete(cls._algorithm, param, group, state)
+        complete(cls._algorithm, storage, param, group, state)
 
     def _prepare(
         self,
@@ -59,6 +65,7 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         max_grad_norm: float | None,
         seed: int,
         process_group: ProcessGroup = None,
+        storage: Storage = DEFAULT_STORAGE,
     ) -> None:
         """What is neither groups nor state; before torch's constructor, which adds the groups."""
         if not isinstance(control, Control):
@@ -66,11 +73,12 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
                 f"control must be a Control, got {control!r} of type {type(control).__name__}"
             )
         self._control, self._max_grad_norm, self._seed = control, max_grad_norm, seed
+        self._storage = storage
         self._unscales = False
         self._ranks = Ranks(process_group)
         self._log = Log(control, type(self).__name__, self._ranks)
         # Both are the class's: bound to this optimizer they would keep it alive.
-        rules = Rules(self._algorithm, self._check_group, self._complete_state)
+        rules = Rules(self._algorithm, storage, self._check_group, self._complete_state)
         self._round = Round(control, rules, max_grad_norm, self._ranks, self._log)
 
     @outside_inference
@@ -102,6 +110,7 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         if not hasattr(self, "_start"):
+            self._log.warn_if_too_short()
             self._start_controller(float(group["lr"]), self._algorithm.start_of(group))
         hold(self.param_groups, self._controller)
 
@@ -181,6 +190,17 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
     def trace(self) -> Trace:
         """The last few thousand updates of the knobs, recorded on the device. Waits for it."""
         return self._controller.trace()
+
+    def memory(self) -> dict[str, int]:
+        """Bytes that everything takes on this rank, by part, counted from the tensors.
+
+        Returns:
+            ``parameters``, ``gradients`` and each state entry by its name, such as ``exp_avg``, of
+            a shard only what lies here; and ``controller``, all else that the optimizer holds.
+            State is made by the first step.
+        """
+        own = [self._controller.memory, *self._round.workspace.held()]
+        return bytes_by_part(self.param_groups, self.state, own)
 
     # One step
 
@@ -277,10 +297,11 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """As torch.optim's, and AdamW's products of momenta, and the controller's memory.
 
-        The memory is a tensor, ``adaptive_state``, the same in every group. Tensors are those of
-        the optimizer, not copies, as in torch.
+        The memory is a tensor, ``adaptive_state``, the same in every group. While a search is going
+        on that will go back (method.md#going-back), every parameter's state also has the weights of
+        its start, ``search_start``. Tensors are those of the optimizer, not copies, as in torch.
         """
-        return save(self, self._round.counters, super().state_dict)
+        return save(self, self._round.exported, super().state_dict)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch.optim's, whose own checkpoints load too; the controller starts fresh then.
@@ -288,12 +309,29 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         Raises:
             ValueError: The controller's memory is damaged or of an unknown layout; nothing changed.
         """
-        load(self, self._algorithm, self._round.counters, state_dict, super().load_state_dict)
+        converted = load(
+            self,
+            self._algorithm,
+            self._storage,
+            self._round.counters,
+            state_dict,
+            super().load_state_dict,
+        )
+        self._log.tell_of_conversion(converted)
 
     def __getstate__(self) -> dict[str, Any]:
-        adaptive = (self._control, self._max_grad_norm, self._seed, self._start, self._ranks)
+        adaptive = (
+            self._control,
+            self._max_grad_norm,
+            self._seed,
+            self._start,
+            self._ranks,
+            self._storage,
+        )
         kept = super().__getstate__() | {"_adaptive": adaptive}
-        kept["state"] = defaultdict(dict, self._round.counters.exported(self.state))
+        params = [p for group in self.param_groups for p in group["params"]]
+        exported = self._round.exported(self.param_groups, params, self.state)
+        kept["state"] = defaultdict(dict, exported)
         return kept
 
     @outside_inference
@@ -301,8 +339,10 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         adaptive = state.pop("_adaptive", None)
         super().__setstate__(state)
         if adaptive is not None:
-            control, max_grad_norm, seed, start, ranks = adaptive
-            self._prepare(control, max_grad_norm, seed, ranks.group)
+            control, max_grad_norm, seed, start, ranks, *later = adaptive
+            # Pickles from before there was a choice kept all their state in float32.
+            storage = later[0] if later else Storage(stochastic_rounding=False)
+            self._prepare(control, max_grad_norm, seed, ranks.group, storage)
             self._unscales = bool(self.defaults.get("fused"))
             self._start_controller(*start)
         elif STATE_KEY not in self.param_groups[0]:

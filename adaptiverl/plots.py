@@ -177,8 +177,7 @@ def _matplotlib() -> Any:
         import matplotlib.figure
     except ImportError as error:
         raise ImportError(
-            f"pictures need matplotlib, which cannot be imported ({error}): "
-            "`pip install matplotlib`, or `pip install 'adaptiverl[plots]'`"
+            f"pictures need matplotlib, which cannot be imported ({error}): pip install matplotlib"
         ) from error
     return matplotlib
 

@@ -10,6 +10,7 @@ from torch.optim.optimizer import ParamsT
 
 from adaptiverl.algorithms import SGD
 from adaptiverl.checkpoint import complete_count
+from adaptiverl.codecs import Storage
 from adaptiverl.control import Control
 from adaptiverl.optimizer import AdaptiveOptimizer
 from adaptiverl.ranks.group import ProcessGroup
@@ -30,7 +31,8 @@ class AdaptiveSGD(AdaptiveOptimizer, torch.optim.SGD):
 
     Args:
         params: Parameters, or dicts of groups.
-        lr: Where α starts (``mode="replace"``), or what α multiplies (``"modulate"``).
+        lr: Where α starts (``mode="replace"``), or what α multiplies (``"modulate"``). Groups keep
+            it; the rate in effect is ``knobs()["lr"]``.
         momentum: Where μ starts, in [0, 1).
         dampening: 1 − the weight of a gradient that enters the buffer; the first enters whole.
         weight_decay: Added to the gradient, as in torch, or decoupled.
@@ -50,12 +52,17 @@ class AdaptiveSGD(AdaptiveOptimizer, torch.optim.SGD):
         process_group: The ranks whose observations are averaged, so that all have the same knobs
             (`adaptiverl.ranks.group.Ranks`): ``None``, all of torch.distributed's world where it is
             initialised; ``False``, this rank alone.
+        state_dtype: What the state of a parameter's shape is kept in: torch.float32, or
+            torch.bfloat16, which takes half the memory (method.md#storage).
+        stochastic_rounding: Parameters in bfloat16 or float16 are rounded by chance, so that
+            updates below their last bit are not lost; False rounds to nearest.
 
     Raises:
-        ValueError: An argument out of range, ``differentiable=True``, a start outside the bounds.
+        ValueError: An argument out of range, a ``state_dtype`` that there is not,
+            ``differentiable=True``, a start outside the bounds.
         TypeError: A control that is not a `Control`; a process group that is none.
 
-    Example:
+    Examples:
         >>> optimizer = AdaptiveSGD(model.parameters(), lr=0.1, momentum=0.9)
         >>> loss.backward()
         >>> optimizer.observe(loss)
@@ -67,7 +74,7 @@ class AdaptiveSGD(AdaptiveOptimizer, torch.optim.SGD):
     def __init__(
         self,
         params: ParamsT,
-        lr: float | Tensor = 1e-3,
+        lr: float | Tensor | None = 1e-3,
         momentum: float = 0,
         dampening: float = 0,
         weight_decay: float | Tensor = 0,
@@ -82,6 +89,8 @@ class AdaptiveSGD(AdaptiveOptimizer, torch.optim.SGD):
         max_grad_norm: float | None = None,
         seed: int = 0,
         process_group: ProcessGroup = None,
+        state_dtype: torch.dtype = torch.float32,
+        stochastic_rounding: bool = True,
     ) -> None:
         if differentiable:
             raise ValueError(
@@ -89,10 +98,11 @@ class AdaptiveSGD(AdaptiveOptimizer, torch.optim.SGD):
                 "in place, that autograd cannot follow. Use torch.optim.SGD where you "
                 "differentiate through the optimizer"
             )
-        self._prepare(control, max_grad_norm, seed, process_group)
+        storage = Storage(state_dtype, stochastic_rounding)
+        self._prepare(control, max_grad_norm, seed, process_group, storage)
         super().__init__(
             params,
-            lr=lr,
+            lr=control.given_lr(lr),
             momentum=momentum,
             dampening=dampening,
             weight_decay=weight_decay,
@@ -112,10 +122,10 @@ class AdaptiveSGD(AdaptiveOptimizer, torch.optim.SGD):
             raise ValueError(
                 f"momentum must be in [0, 1), got {momentum!r}: the controller moves its logit"
             )
-        if momentum == 0 and control.law == "alignment":
+        if momentum == 0 and control.finds_lr:
             raise ValueError(
-                f"momentum must be above 0 with Control(law='alignment'), got {momentum!r}: that "
-                "law compares the gradient with the momentum buffer, and there is none. Use "
+                f"momentum must be above 0 with Control(law={control.law!r}), got {momentum!r}: "
+                "that law compares the gradient with the momentum buffer, and there is none. Use "
                 "momentum=0.9, or law='loss'"
             )
 
@@ -134,6 +144,8 @@ class AdaptiveSGD(AdaptiveOptimizer, torch.optim.SGD):
         """torch.optim.SGD has no `capturable` to ask for; the step can be captured as it is."""
 
     @classmethod
-    def _complete_state(cls, param: Tensor, group: dict[str, Any], state: dict[str, Any]) -> None:
+    def _complete_state(
+        cls, storage: Storage, param: Tensor, group: dict[str, Any], state: dict[str, Any]
+    ) -> None:
         complete_count(group, state)
-        super()._complete_state(param, group, state)
+        super()._complete_state(storage, param, group, state)

@@ -1,5 +1,5 @@
 // AdamW: what it does with one element. Twins: `kernels/adamw.py` and `AdamW` in
-// `kernels/reference.py`; the same names, the same statement order.
+// `kernels/elements.py`; the same names, the same statement order.
 #include "pass.h"
 
 namespace adaptiverl {

@@ -155,9 +155,10 @@ STABLE_TORCH_LIBRARY(adaptiverl, m) {
   m.def(
       "start_(Tensor(a!) state, Tensor numbers, float lr, float momentum, float seed_low, "
       "float seed_high) -> ()");
+  m.def("rewind_(Tensor regions, Tensor state) -> ()");
   m.def(
       "sum_squares_(Tensor rows, Tensor state, Tensor(a!) squares, bool always, "
-      "bool of_parameters=False) -> ()");
+      "bool of_parameters=False, int codec=0) -> ()");
   m.def(
       "normals_(int seed_low, int seed_high, int index, int step, int offset, Tensor(a!) out) "
       "-> ()");

@@ -9,15 +9,15 @@
 
 namespace adaptiverl {
 
-constexpr double kLayoutVersion = 3;
+constexpr double kLayoutVersion = 4;
 
 enum RewardSource { kRewardNone = 0, kRewardNegLoss = 1, kRewardGiven = 2 };
 
-enum LawNumber { kLawLoss = 0, kLawAlignment = 1 };
+enum LawNumber { kLawLoss = 0, kLawAlignment = 1, kLawRangeTest = 2 };
 
 // The controller's whole state, packed in this order as float64, counters included.
 struct State {
-  double version = 3;                  // of the layout
+  double version = 4;                  // of the layout
   double step = 0;                     // t, optimizer steps taken
   double seed_low = 0;                 // the noise's key, 32 bits to a number
   double seed_high = 0;
@@ -61,9 +61,17 @@ struct State {
   double overshoot = 0;                // Page's sum that the mean of h is below 0; never below 0
   double log_lr_downhill = -INFINITY;  // log α when updates last clearly pointed downhill
   double log_lr_doubted = -INFINITY;   // the same when updates were last sure to overshoot
+  double log_lr_clear = -INFINITY;     // the same when nothing spoke against it: S was 0
+  double log_lr_judged = -INFINITY;    // log α of the update that the newest sums judge
+  double alignment_mean_weight = 0;    // what the weights in e add up to
+  double alignment_peak = 0;           // the largest e of the ramp
+  double searching = 0;                // 1: on the ramp; the weights of its start are kept
+  double search_steps = 0;             // steps since the ramp began
   double held = 0;                     // 1: the rate is found
-  double anneal = 1;                   // what the cooldown multiplies α by
-  double active = 1;                   // 0: the gradient scaler skips this step
+  double held_at = 0;                  // the step at which the ramp ended
+  double anneal = 1;                   // what warm-up and cooldown multiply α by
+  double active = 1;                   // 0: no tensor takes this step
+  double rewind = 0;                   // 1: the weights go back to where the ramp began
 };
 
 // `Control` and its limits as the law reads them (`law/numbers.py`).
@@ -104,6 +112,9 @@ struct ControlNumbers {
   double hold_by;               // the step of the cooldown; infinite: no horizon
   double annealed_over;         // steps of the cooldown; 0: the controller does not anneal
   double log_held_share;        // what is held of the rate that is found
+  double log_ramp_floor;        // log α below which the ramp judges no update
+  double search_within;         // steps that the ramp may take; 0: the run is too short for one
+  double warm_up;               // steps over which α rises to the rate that is held; 0: none
 };
 
 // What was observed since the last step; sums, so that micro-batches average.
@@ -151,6 +162,13 @@ struct TensorRow {
   int64_t offset;         // the first element's place in the whole logical tensor
   int64_t logical_numel;  // elements of the whole logical tensor
   int64_t maximize;
+};
+
+// A run of memory that goes back to what it was (`state.rewind`), int64.
+struct Region {
+  int64_t target;
+  int64_t source;  // where the same bytes are kept; 0: it is filled with zeros
+  int64_t bytes;
 };
 
 // One update of the knobs, as the trace keeps it.

@@ -23,6 +23,7 @@
 #include <vector>
 
 #include "checks.h"
+#include "codecs.h"
 #include "isa.h"
 #include "lanes.h"
 #include "noise.h"
@@ -63,6 +64,52 @@ inline Run run_of(const TensorRow& row, int64_t begin, int64_t count) {
              count};
 }
 
+// Where a block of every array is while it is float32.
+struct Room {
+  alignas(64) float param[kBlock];
+  alignas(64) float grad[kBlock];
+  alignas(64) float slot[kSlots][kBlock];
+};
+
+// A block of an array as float32: in its own memory if it is stored so, in `room` otherwise.
+inline float* decoded(int64_t address, Codec codec, int64_t begin, int64_t count, float* room) {
+  if (address == 0) {
+    return nullptr;
+  }
+  if (codec == Codec::kFloat32) {
+    return at<float>(address) + begin;
+  }
+  decode_bfloat16(at<const uint16_t>(address) + begin, count, room);
+  return room;
+}
+
+inline void encode(int64_t address, Codec codec, int64_t begin, int64_t count, const float* values,
+                   const uint16_t* bits, uint32_t factor) {
+  if (address != 0 && codec != Codec::kFloat32) {
+    encode_bfloat16(values, count, bits, factor, at<uint16_t>(address) + begin);
+  }
+}
+
+inline Run decoded_run(const TensorRow& row, const Codecs& codecs, int64_t begin, int64_t count,
+                       Room& room) {
+  const auto slot = [&](int64_t address, int i) {
+    return decoded(address, codecs.slots, begin, count, room.slot[i]);
+  };
+  return Run{decoded(row.param, codecs.param, begin, count, room.param),
+             decoded(row.grad, codecs.grad, begin, count, room.grad),
+             {slot(row.state0, 0), slot(row.state1, 1), slot(row.state2, 2)},
+             count};
+}
+
+inline void encode_run(const TensorRow& row, const Codecs& codecs, int64_t begin, const Run& run,
+                       const uint16_t* bits) {
+  const int64_t states[kSlots] = {row.state0, row.state1, row.state2};
+  for (int i = 0; i < kSlots; ++i) {
+    encode(states[i], codecs.slots, begin, run.count, run.slot[i], bits, factor_of_slot(i));
+  }
+  encode(row.param, codecs.param, begin, run.count, run.param, bits, codecs.factor_of_param());
+}
+
 // `square` is only read where there is noise.
 inline Common common_of(const TensorRow& row, const EffectiveGroup& effective, double noise,
                         double square, double gradient_scale, bool noise_on_parameter) {
@@ -84,28 +131,45 @@ template <typename Algorithm>
 using Update = void (*)(const Common&, const typename Algorithm::Scalars&, int variant, const Run&,
                         int64_t ahead, const float* xi, SumLanes* sums);
 
-// One piece of a tensor. Its sums go to `sums`, null where nobody asked.
+// One piece of a tensor that is float32 throughout. Its sums go to `sums`, null where nobody asked.
 template <typename Algorithm>
-void step_piece(Update<Algorithm> update, const TensorRow& row, const Common& common,
-                const typename Algorithm::Scalars& scalars, NoiseKey key, int64_t begin,
-                int64_t elements, AlignmentSums* sums) {
+void step_float32(Update<Algorithm> update, const TensorRow& row, const Common& common,
+                  const typename Algorithm::Scalars& scalars, NoiseKey key, int64_t begin,
+                  int64_t elements, SumLanes* sums) {
   const int variant = Algorithm::variant_of(row, scalars);
-  SumLanes lanes = {};
-  SumLanes* wanted = sums == nullptr ? nullptr : &lanes;
   if (common.noise == Noise::kNone) {
-    update(common, scalars, variant, run_of(row, begin, elements), kAhead, nullptr, wanted);
-  } else {
-    key.index = static_cast<uint32_t>(row.index);
-    alignas(64) float buffer[kNormals];
-    for (int64_t i = 0; i < elements; i += kBlock) {
-      const Run run = run_of(row, begin + i, std::min(kBlock, elements - i));
-      const Upcoming upcoming = {run.grad, {run.param, run.slot[0], run.slot[1]}};
-      const float* xi = draw(key, row.offset + begin + i, run.count, upcoming, buffer);
-      update(common, scalars, variant, run, 0, xi, wanted);
-    }
+    update(common, scalars, variant, run_of(row, begin, elements), kAhead, nullptr, sums);
+    return;
   }
-  if (sums != nullptr) {
-    *sums = sums_of_lanes(lanes);
+  alignas(64) float buffer[kNormals];
+  for (int64_t i = 0; i < elements; i += kBlock) {
+    const Run run = run_of(row, begin + i, std::min(kBlock, elements - i));
+    const Upcoming upcoming = {run.grad, {run.param, run.slot[0], run.slot[1]}};
+    const float* xi = draw(key, row.offset + begin + i, run.count, upcoming, buffer);
+    update(common, scalars, variant, run, 0, xi, sums);
+  }
+}
+
+// The same of a tensor that is stored otherwise: a block at a time, float32 in the first cache.
+template <typename Algorithm>
+void step_coded(Update<Algorithm> update, const TensorRow& row, const Codecs& codecs,
+                const Common& common, const typename Algorithm::Scalars& scalars, NoiseKey key,
+                int64_t begin, int64_t elements, SumLanes* sums) {
+  const int variant = Algorithm::variant_of(row, scalars);
+  Room room;
+  alignas(64) float normals[kNormals];
+  alignas(64) uint16_t buffer[kRandomBits];
+  for (int64_t i = begin; i < begin + elements; i += kBlock) {
+    const int64_t count = std::min(kBlock, begin + elements - i);
+    const uint16_t* bits =
+        codecs.round_by_chance() ? draw_bits(key, row.offset + i, count, buffer) : nullptr;
+    const Run run = decoded_run(row, codecs, i, count, room);
+    const float* xi = nullptr;
+    if (common.noise != Noise::kNone) {
+      xi = draw(key, row.offset + i, count, Upcoming{}, normals);
+    }
+    update(common, scalars, variant, run, 0, xi, sums);
+    encode_run(row, codecs, i, run, bits);
   }
 }
 
@@ -124,10 +188,13 @@ struct Arguments {
   const double* squares;
   double gradient_scale;
   AlignmentSums* sums;  // null: nobody asked
+  Codecs codecs;
 
   Arguments(const Tensor& rows_tensor, const Tensor& state_tensor, const Tensor& groups_tensor,
             const Tensor& effective_tensor, const Tensor& squares_tensor,
-            const std::optional<Tensor>& scale_tensor, const std::optional<Tensor>& sums_tensor) {
+            const std::optional<Tensor>& scale_tensor, const std::optional<Tensor>& sums_tensor,
+            const Codecs& codecs)
+      : codecs(codecs) {
     const Home home(rows_tensor, "rows");
     home.check(state_tensor, "state");
     home.check(groups_tensor, "groups");
@@ -164,8 +231,19 @@ void step(const Arguments& given, bool noise_on_parameter, Update<Algorithm> upd
     const Common common = common_of(row, effective, given.state->noise, given.squares[i],
                                     given.gradient_scale, noise_on_parameter);
     const auto scalars = Algorithm::scalars_of(row, given.groups[row.group], effective);
-    step_piece<Algorithm>(update, row, common, scalars, key, begin, elements,
-                          given.sums == nullptr ? nullptr : &partial[piece]);
+    SumLanes lanes = {};
+    SumLanes* sums = given.sums == nullptr ? nullptr : &lanes;
+    NoiseKey keyed = key;
+    keyed.index = static_cast<uint32_t>(row.index);
+    if (given.codecs.all_float32()) {
+      step_float32<Algorithm>(update, row, common, scalars, keyed, begin, elements, sums);
+    } else {
+      step_coded<Algorithm>(update, row, given.codecs, common, scalars, keyed, begin, elements,
+                            sums);
+    }
+    if (sums != nullptr) {
+      partial[piece] = sums_of_lanes(lanes);
+    }
   });
   if (given.sums != nullptr) {
     add_up(pieces, given.count, partial, given.sums);

@@ -1,4 +1,4 @@
-// SGD: what it does with one element. Twins: `kernels/sgd.py` and `SGD` in `kernels/reference.py`;
+// SGD: what it does with one element. Twins: `kernels/sgd.py` and `SGD` in `kernels/elements.py`;
 // the same names, the same statement order.
 #include "pass.h"
 
@@ -12,6 +12,16 @@ struct SGD {
   static constexpr int kOptionNesterov = 1;
   static constexpr int kOptionDecoupled = 2;
 
+  // What all elements of a tensor share: computed in float64, each cast once.
+  struct Scalars {
+    float weight_decay;  // the coupled one; 0 where it is decoupled
+    float momentum;
+    float one_minus_dampening;
+    float decay;
+    float lr;
+    bool nesterov;
+  };
+
   // Each has loops of its own, without branches: what the buffer does to the gradient, and whether
   // weight decay is added to that (the odd ones).
   enum Variant {
@@ -22,16 +32,6 @@ struct SGD {
     kNesterov,
     kNesterovCoupled,
     kVariants
-  };
-
-  // What all elements of a tensor share: computed in float64, each cast once.
-  struct Scalars {
-    float weight_decay;  // the coupled one; 0 where it is decoupled
-    float momentum;
-    float one_minus_dampening;
-    float decay;
-    float lr;
-    bool nesterov;
   };
 
   static Scalars scalars_of(const TensorRow& row, const Group& group,

@@ -158,12 +158,11 @@ class Lion:
         lr: Tensor
 
     def scalars(self, row: Row) -> Scalars:
-        beta2 = row.hyper0
         return self.Scalars(
             momentum=row.momentum,
             one_minus_momentum=1 - row.momentum,
-            beta2=beta2,
-            one_minus_beta2=1 - beta2,
+            beta2=row.hyper0,
+            one_minus_beta2=1 - row.hyper0,
             decay=1 - row.lr * row.weight_decay,
             lr=row.lr,
         )

@@ -14,19 +14,22 @@ KEY_INCREMENTS = (0x9E3779B9, 0xBB67AE85)
 ROUNDS = 10
 
 
-def philox4x32(counter: Sequence[Tensor], key: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Philox 4x32 with ten rounds (Salmon et al., 2011).
+def philox4x32(
+    counter: Sequence[Tensor], key: Sequence[Tensor], rounds: int = ROUNDS
+) -> tuple[Tensor, ...]:
+    """Philox 4x32 (Salmon et al., 2011).
 
     Args:
         counter: Four int64 tensors that broadcast, each holding 32 unsigned bits.
         key: Two such tensors.
+        rounds: How many.
 
     Returns:
         Four int64 tensors of 32 unsigned bits.
     """
     c0, c1, c2, c3 = counter
     k0, k1 = key
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         # An int64 product wraps modulo 2^64; its upper half is right once the sign is masked off.
         product0, product1 = c0 * ROUND_MULTIPLIERS[0], c2 * ROUND_MULTIPLIERS[1]
         high0, high1 = (product0 >> 32) & MASK, (product1 >> 32) & MASK

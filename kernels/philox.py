@@ -96,8 +96,8 @@ def _multiply(factor: tl.constexpr, word):
 
 
 @triton.jit
-def philox4x32(c0, c1, c2, c3, k0, k1):
-    """Four random words of a counter: Philox 4x32 with ten rounds (Salmon et al., 2011).
+def philox4x32(c0, c1, c2, c3, k0, k1, ROUNDS: tl.constexpr = 10):
+    """Four random words of a counter: Philox 4x32 (Salmon et al., 2011).
 
     Args:
         c0: The counter's lowest word, uint32; this and the others broadcast.
@@ -106,11 +106,12 @@ def philox4x32(c0, c1, c2, c3, k0, k1):
         c3: Its highest word.
         k0: The key's low word, a uint32 scalar.
         k1: Its high word.
+        ROUNDS: How many.
 
     Returns:
         Four uint32 values.
     """
-    for _ in tl.static_range(10):
+    for _ in tl.static_range(ROUNDS):
         low0, high0 = _multiply(0xD2511F53, c0)
         low1, high1 = _multiply(0xCD9E8D57, c2)
         c0 = high1 ^ c1 ^ k0
@@ -148,6 +149,17 @@ def polar(radius_word, angle_word):
 
 
 @triton.jit
+def _two_pairs(quads, index, step, k0, k1):
+    # Of each quad: radius · cosine of its first and second pair, radius · sine likewise.
+    w0, w1, w2, w3 = philox4x32(
+        quads.to(tl.uint32), (quads >> 32).to(tl.uint32), index, step, k0, k1
+    )
+    radius0, cosine0, sine0 = polar(w0, w1)
+    radius1, cosine1, sine1 = polar(w2, w3)
+    return radius0 * cosine0, radius1 * cosine1, radius0 * sine0, radius1 * sine1
+
+
+@triton.jit
 def quad_normals(quad, index, step, k0, k1, QUADS: tl.constexpr):
     """ξ of 4·QUADS neighbours in a logical tensor, the first of which opens a quad.
 
@@ -163,14 +175,20 @@ def quad_normals(quad, index, step, k0, k1, QUADS: tl.constexpr):
         float32 [4·QUADS].
     """
     quads = quad + tl.arange(0, QUADS)
-    w0, w1, w2, w3 = philox4x32(
-        quads.to(tl.uint32), (quads >> 32).to(tl.uint32), index, step, k0, k1
-    )
-    radius0, cosine0, sine0 = polar(w0, w1)
-    radius1, cosine1, sine1 = polar(w2, w3)
+    even0, even1, odd0, odd1 = _two_pairs(quads, index, step, k0, k1)
     # [quad, pair, cosine or sine], so that a thread's four normals are its four neighbours.
-    even = tl.join(radius0 * cosine0, radius1 * cosine1)
-    odd = tl.join(radius0 * sine0, radius1 * sine1)
+    return tl.join(tl.join(even0, even1), tl.join(odd0, odd1)).reshape(4 * QUADS)
+
+
+@triton.jit
+def octet_normals(quad, index, step, k0, k1, QUADS: tl.constexpr):
+    """The same, for threads that hold eight neighbours: two quads each."""
+    quads = quad + 2 * tl.arange(0, QUADS // 2)
+    even00, even01, odd00, odd01 = _two_pairs(quads, index, step, k0, k1)
+    even10, even11, odd10, odd11 = _two_pairs(quads + 1, index, step, k0, k1)
+    # [two quads, which of them, pair, cosine or sine]
+    even = tl.join(tl.join(even00, even10), tl.join(even01, even11))
+    odd = tl.join(tl.join(odd00, odd10), tl.join(odd01, odd11))
     return tl.join(even, odd).reshape(4 * QUADS)
 
 

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import torch
-from adaptiverl.kernels import normals
-from adaptiverl.kernels.elements import ELEMENTS, Elements, Row
+from adaptiverl.kernels import normals, rounding
+from adaptiverl.kernels.elements import ELEMENTS, Elements, Row, Slot
 from torch import Tensor
 
 
@@ -33,6 +33,7 @@ class ParameterEntry(Protocol):
     offset: int
     logical_numel: int
     maximize: bool
+    stochastic_rounding: bool
 
 
 class Knobs(Protocol):
@@ -139,9 +140,12 @@ def _step_tensor(
     p, slots = element.update(s, g, p, *slots)
     if square is not None and noise_on_parameter:
         p = p + _noise(entry, p, knobs, square, lr)
-    for place, slot in zip(stored, slots, strict=True):
+    bits = _rounding_bits(entry, param, stored, knobs)
+    for place, slot, factor in zip(stored, slots, rounding.OF_SLOTS, strict=False):
         if place is not None:
-            _write(place, slot, active)
+            _write(place, _rounded(slot, place.dtype, bits, factor), active)
+    if entry.stochastic_rounding:
+        p = _rounded(p, param.dtype, bits, rounding.OF_PARAM)
     _write(param, p, active)
 
 
@@ -164,6 +168,28 @@ def _noise(
     return noise_scale * flat.view(like.shape)
 
 
+def _rounding_bits(
+    entry: ParameterEntry, param: Tensor, slots: Sequence[Slot], knobs: Knobs
+) -> Tensor | None:
+    """16 per element, where something is rounded by chance: slots of 16 bits always are."""
+    if not entry.stochastic_rounding and not any(map(_is_half, slots)):
+        return None
+    *key, step = _beside(param, torch.int64, knobs.seed_low, knobs.seed_high, knobs.step)
+    flat = rounding.random_bits(key, entry.index, step, entry.offset, param.numel())
+    return flat.view(param.shape)
+
+
+def _rounded(value: Tensor, dtype: torch.dtype, bits: Tensor | None, factor: int) -> Tensor:
+    """A result as what it is kept in holds it; left to the store where that rounds to nearest."""
+    if bits is None or dtype not in rounding.HALVES:
+        return value
+    return rounding.round_stochastically(value, dtype, bits, factor)
+
+
+def _is_half(slot: Slot) -> bool:
+    return slot is not None and slot.dtype in rounding.HALVES
+
+
 def _scaled(gradient: Tensor, scale: Tensor | None) -> Tensor:
     """A gradient times the factor that all have in common."""
     if scale is None:
@@ -184,6 +210,18 @@ def _write(target: Tensor, value: Tensor, active: Tensor | None) -> None:
     if active is not None:
         value = torch.where((active != 0).to(target.device), value, target.to(value.dtype))
     target.copy_(value)
+
+
+def rewind(target: Tensor, source: Tensor | None, rewinds: Tensor) -> None:
+    """Put a tensor back to what it was, where a flag is not 0; the twin of csrc/rewind.cpp.
+
+    Args:
+        target: Of any dtype and layout.
+        source: What it was, on the same device; None: zeros.
+        rewinds: `state.rewind`, 0-d.
+    """
+    before = torch.zeros_like(target) if source is None else source
+    target.copy_(torch.where((rewinds != 0).to(target.device), before, target))
 
 
 def real(tensor: Tensor) -> Tensor:

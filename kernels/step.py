@@ -10,8 +10,9 @@ import torch
 from adaptiverl.kernels import adamw, lion, sgd
 from adaptiverl.kernels.chunks import CHUNK, on_device
 from adaptiverl.kernels.codecs import CODECS
+from adaptiverl.kernels.rounding import HALVES
 from adaptiverl.kernels.step_kernel import step_kernel
-from adaptiverl.kernels.walk import WARPS, block_size
+from adaptiverl.kernels.walk import WARPS, block_size, neighbours
 from torch import Tensor
 
 ELEMENTS: dict[str, ModuleType] = {"adamw": adamw, "sgd": sgd, "lion": lion}
@@ -21,14 +22,23 @@ SLOTS = 3
 """Columns of the address table for an algorithm's own state"""
 
 
-def register_limit(architecture: int, everything: bool) -> int:
+def register_limit(architecture: int, slots: int, noise_and_sums: bool, rounds: bool) -> int:
     """Registers per thread. Left to itself the compiler takes more for a few instructions less.
+
+    Three slots, noise and sums do not fit 64 on sm_100 without spilling; on sm_75 they do by Triton
+    3.7's compiler and not by 3.6's. Rounding by chance takes some more.
 
     Args:
         architecture: 90 for sm_90.
-        everything: With three slots, noise and sums. On sm_100 that does not fit 64 without
-            spilling; on sm_75 it does by Triton 3.7's compiler and not by 3.6's.
+        slots: How many are kept.
+        noise_and_sums: With both.
+        rounds: Something is rounded by chance.
     """
+    everything = slots == SLOTS and noise_and_sums
+    if rounds and everything:
+        return 88
+    if rounds and noise_and_sums and architecture >= 100:
+        return 72
     if everything and architecture < 80:
         return 72
     return 88 if everything and architecture >= 100 else 64
@@ -40,8 +50,11 @@ def constants(
     grad_dtype: torch.dtype,
     slot_dtypes: Sequence[torch.dtype],
     noise_on_parameter: bool,
+    stochastic_rounding: bool = False,
 ) -> dict[str, object]:
     """What a kernel is compiled for, by the names of its arguments; arguments as in `step`."""
+    dtypes = (param_dtype, grad_dtype, *slot_dtypes)
+    round_param = stochastic_rounding and param_dtype in HALVES
     element = ELEMENTS[algorithm]
     slots = [CODECS[dtype] for dtype in slot_dtypes]
     slots += [None] * (SLOTS - len(slots))
@@ -54,9 +67,12 @@ def constants(
         "DIRECTION": element.direction,
         "STATE": element.state,
         "PARAMETER": element.parameter,
+        "ROUND": round_param or not HALVES.isdisjoint(slot_dtypes),
+        "ROUND_PARAM": round_param,
+        "NEIGHBOURS": neighbours(dtypes),
         "NOISE_ON_PARAMETER": noise_on_parameter,
         "CHUNK": CHUNK,
-        "BLOCK": block_size(param_dtype, grad_dtype),
+        "BLOCK": block_size(dtypes),
     }
 
 
@@ -77,6 +93,7 @@ def step(
     grad_dtype: torch.dtype,
     slot_dtypes: Sequence[torch.dtype],
     noise_on_parameter: bool = False,
+    stochastic_rounding: bool = False,
 ) -> None:
     """One step of every tensor in place, in one launch; the twin of `reference.step`.
 
@@ -102,10 +119,18 @@ def step(
         slot_dtypes: Of the algorithm's state that the rows have, the first so many of its slots;
             all rows of a launch have the same.
         noise_on_parameter: Add the noise to the parameter after its update.
+        stochastic_rounding: Round parameters of 16 bits by chance, as slots of 16 bits always are
+            (method.md#storage).
     """
     if len(chunks) == 0:
         return
-    everything = len(slot_dtypes) == SLOTS and squares is not None and sums is not None
+    noise_and_sums = squares is not None and sums is not None
+    compiled = constants(
+        algorithm, param_dtype, grad_dtype, slot_dtypes, noise_on_parameter, stochastic_rounding
+    )
+    limit = register_limit(
+        _architecture(rows.device), len(slot_dtypes), noise_and_sums, bool(compiled["ROUND"])
+    )
     with on_device(rows.device):
         step_kernel[(len(chunks),)](
             rows,
@@ -118,9 +143,9 @@ def step(
             sums,
             partials,
             finished,
-            **constants(algorithm, param_dtype, grad_dtype, slot_dtypes, noise_on_parameter),
+            **compiled,
             num_warps=WARPS,
-            maxnreg=register_limit(_architecture(rows.device), everything),
+            maxnreg=limit,
         )
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from adaptiverl.kernels import rounding
 from adaptiverl.kernels.codecs import load, pointer_of, store
 from adaptiverl.kernels.layout import (
     EFFECTIVE_COLUMNS,
@@ -37,11 +38,15 @@ from adaptiverl.kernels.walk import (
     at,
     chunk_of,
     draw,
+    draw_bits,
     noise_counter,
     noise_scale_of,
     store_sums,
     sum_of_threads,
 )
+
+OF_PARAM = tl.constexpr(rounding.OF_PARAM)
+OF_SLOT0, OF_SLOT1, OF_SLOT2 = (tl.constexpr(factor) for factor in rounding.OF_SLOTS)
 
 
 @triton.jit
@@ -51,6 +56,7 @@ def _full_blocks(
     SLOT0: tl.constexpr,
     SLOT1: tl.constexpr,
     SLOT2: tl.constexpr,
+    RUN: tl.constexpr,
     CHUNK: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -65,7 +71,7 @@ def _full_blocks(
         addresses |= tl.load(table + STATE2)
     element = tl.load(table + OFFSET) + start
     full = 0
-    if ((addresses & 15) == 0) & ((element & 3) == 0):
+    if ((addresses & 15) == 0) & ((element & (RUN - 1)) == 0):
         full = length // BLOCK
     return full
 
@@ -88,6 +94,9 @@ def _step_path(
     DIRECTION: tl.constexpr,
     STATE: tl.constexpr,
     PARAMETER: tl.constexpr,
+    ROUND: tl.constexpr,
+    ROUND_PARAM: tl.constexpr,
+    NEIGHBOURS: tl.constexpr,
     SUMS: tl.constexpr,
     NOISE: tl.constexpr,
     WIDE: tl.constexpr,
@@ -135,6 +144,9 @@ def _step_path(
             slot2 = at(slots2, offset, WIDE) + lanes
             state2 = load(slot2, inside, WIDE)
         p = load(param, inside, WIDE)
+        bits = None
+        if ROUND:
+            bits = draw_bits(element + offset, lanes, counter, NEIGHBOURS, WIDE, STEP_BY)
 
         g = GRADIENT(scalars, g * scale, p)
         if SUMS:
@@ -144,24 +156,29 @@ def _step_path(
                 # Outside, zeros were loaded, of which a function may make anything: 0/0 is NaN.
                 u = tl.where(inside, u, 0.0)
                 counted = tl.where(inside, g, 0.0)
-            sum_gu += sum_of_threads(counted * u, WIDE)
-            sum_gg += sum_of_threads(counted * counted, WIDE)
-            sum_uu += sum_of_threads(u * u, WIDE)
+            sum_gu += sum_of_threads(counted * u, NEIGHBOURS, WIDE)
+            sum_gg += sum_of_threads(counted * counted, NEIGHBOURS, WIDE)
+            sum_uu += sum_of_threads(u * u, NEIGHBOURS, WIDE)
         if NOISE == ON_GRADIENT:
-            g = g + noise_scale * draw(element + offset, lanes, counter, WIDE, STEP_BY)
+            xi = draw(element + offset, lanes, counter, NEIGHBOURS, WIDE, STEP_BY)
+            g = g + noise_scale * xi
         new = STATE(scalars, g, state0, state1, state2)
         if SLOT2 is not None:
             # Before the parameter is worked out: after that, Triton 3.6 has no registers left.
-            store(slot2, new[2], inside, WIDE)
+            store(slot2, new[2], inside, bits, OF_SLOT2, WIDE)
         p = PARAMETER(scalars, g, p, state0, state1, state2, new)
         if SLOT0 is not None:
-            store(slot0, new[0], inside, WIDE)
+            store(slot0, new[0], inside, bits, OF_SLOT0, WIDE)
         if SLOT1 is not None:
-            store(slot1, new[1], inside, WIDE)
+            store(slot1, new[1], inside, bits, OF_SLOT1, WIDE)
         if NOISE == ON_PARAMETER:
             # After the state has left its registers.
-            p = p + noise_scale * draw(element + offset, lanes, counter, WIDE, STEP_BY)
-        store(param, p, inside, WIDE)
+            xi = draw(element + offset, lanes, counter, NEIGHBOURS, WIDE, STEP_BY)
+            p = p + noise_scale * xi
+        if ROUND_PARAM:
+            store(param, p, inside, bits, OF_PARAM, WIDE)
+        else:
+            store(param, p, inside, None, OF_PARAM, WIDE)
     return sum_gu, sum_gg, sum_uu
 
 
@@ -183,6 +200,9 @@ def _step_chunk(
     DIRECTION: tl.constexpr,
     STATE: tl.constexpr,
     PARAMETER: tl.constexpr,
+    ROUND: tl.constexpr,
+    ROUND_PARAM: tl.constexpr,
+    NEIGHBOURS: tl.constexpr,
     SUMS: tl.constexpr,
     NOISE: tl.constexpr,
     CHUNK: tl.constexpr,
@@ -194,7 +214,8 @@ def _step_chunk(
     uu = 0.0
     for WIDE in tl.static_range(1, -1, -1):
         if not WIDE:
-            full = _full_blocks(rows, chunks, SLOT0, SLOT1, SLOT2, CHUNK, BLOCK)
+            RUN: tl.constexpr = 8 if ROUND else 4
+            full = _full_blocks(rows, chunks, SLOT0, SLOT1, SLOT2, RUN, CHUNK, BLOCK)
         path_gu, path_gg, path_uu = _step_path(
             full,
             rows,
@@ -212,6 +233,9 @@ def _step_chunk(
             DIRECTION,
             STATE,
             PARAMETER,
+            ROUND,
+            ROUND_PARAM,
+            NEIGHBOURS,
             SUMS,
             NOISE,
             WIDE,
@@ -249,6 +273,9 @@ def step_kernel(
     DIRECTION: tl.constexpr,
     STATE: tl.constexpr,
     PARAMETER: tl.constexpr,
+    ROUND: tl.constexpr,
+    ROUND_PARAM: tl.constexpr,
+    NEIGHBOURS: tl.constexpr,
     NOISE_ON_PARAMETER: tl.constexpr,
     CHUNK: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -256,7 +283,9 @@ def step_kernel(
     """One chunk of one tensor; `step` gives the arguments."""
     if tl.load(state + STATE_ACTIVE) == 0:
         return
-    full = _full_blocks(rows, chunks, SLOT0, SLOT1, SLOT2, CHUNK, BLOCK)
+    # A wide round opens with the first of the elements that share a block of random words.
+    RUN: tl.constexpr = 8 if ROUND else 4
+    full = _full_blocks(rows, chunks, SLOT0, SLOT1, SLOT2, RUN, CHUNK, BLOCK)
     table, _, _ = chunk_of(rows, chunks, CHUNK)
     group = tl.load(table + GROUP)
     knobs = effective + group * EFFECTIVE_COLUMNS
@@ -297,6 +326,9 @@ def step_kernel(
             DIRECTION,
             STATE,
             PARAMETER,
+            ROUND,
+            ROUND_PARAM,
+            NEIGHBOURS,
             SUMS,
             ON_PARAMETER if NOISE_ON_PARAMETER else ON_GRADIENT,
             CHUNK,
@@ -320,6 +352,9 @@ def step_kernel(
             DIRECTION,
             STATE,
             PARAMETER,
+            ROUND,
+            ROUND_PARAM,
+            NEIGHBOURS,
             SUMS,
             NO_NOISE,
             CHUNK,

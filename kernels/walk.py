@@ -7,6 +7,8 @@ everything else goes through the masked path.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
@@ -20,7 +22,8 @@ from adaptiverl.kernels.layout import (
     STATE_SEED_LOW,
     STATE_STEP,
 )
-from adaptiverl.kernels.philox import element_normals, quad_normals
+from adaptiverl.kernels.philox import element_normals, octet_normals, quad_normals
+from adaptiverl.kernels.rounding_bits import element_bits, octet_bits, quad_bits
 from adaptiverl.kernels.statistics import add_partials, is_last_of_tensor
 from adaptiverl.kernels.sums import ALIGNMENT
 
@@ -28,8 +31,6 @@ WIDTH = tl.constexpr(ALIGNMENT.width)
 NARROW = tl.constexpr(256)
 """Elements per round of the masked path. Not BLOCK: equal ranges would be merged, and tie the
 masked path's layout to the wide one's"""
-NEIGHBOURS = tl.constexpr(4)
-"""Neighbouring float32 that one thread holds on the wide path"""
 WARPS = 4
 THREADS = tl.constexpr(32 * WARPS)
 POINTERS = (
@@ -53,7 +54,7 @@ ON_PARAMETER = tl.constexpr(2)
 
 
 @triton.jit
-def sum_of_threads(values, WIDE: tl.constexpr):
+def sum_of_threads(values, NEIGHBOURS: tl.constexpr, WIDE: tl.constexpr):
     """Over each thread's own elements: no thread waits for another inside the loop."""
     RUN: tl.constexpr = NEIGHBOURS if WIDE else 1
     apart = values.reshape(values.shape[0] // (RUN * THREADS), THREADS, RUN)
@@ -111,14 +112,32 @@ def noise_counter(table, state):
 
 
 @triton.jit
-def draw(element, lanes, counter, WIDE: tl.constexpr, COUNT: tl.constexpr):
+def draw(
+    element, lanes, counter, NEIGHBOURS: tl.constexpr, WIDE: tl.constexpr, COUNT: tl.constexpr
+):
     """ξ of the COUNT elements from `element` on; on the wide path it opens a quad."""
     index, step, seed_low, seed_high = counter
-    if WIDE:
-        xi = quad_normals(element >> 2, index, step, seed_low, seed_high, COUNT // 4)
-    else:
+    if not WIDE:
         xi = element_normals(element + lanes, index, step, seed_low, seed_high)
+    elif NEIGHBOURS == 8:
+        xi = octet_normals(element >> 2, index, step, seed_low, seed_high, COUNT // 4)
+    else:
+        xi = quad_normals(element >> 2, index, step, seed_low, seed_high, COUNT // 4)
     return xi
+
+
+@triton.jit
+def draw_bits(
+    element, lanes, counter, NEIGHBOURS: tl.constexpr, WIDE: tl.constexpr, COUNT: tl.constexpr
+):
+    """16 random bits of the COUNT elements from `element` on, on the wide path opening an octet."""
+    if not WIDE:
+        bits = element_bits(element + lanes, counter)
+    elif NEIGHBOURS == 8:
+        bits = octet_bits(element, counter, COUNT)
+    else:
+        bits = quad_bits(element, counter, COUNT)
+    return bits
 
 
 @triton.jit
@@ -139,10 +158,19 @@ def store_sums(rows, chunks, sums, partials, finished, gu, gg, uu, CHUNK: tl.con
         tl.store(finished + row, 0)
 
 
-def block_size(param_dtype: torch.dtype, grad_dtype: torch.dtype) -> int:
-    """Elements per round of the wide path.
+def neighbours(dtypes: Sequence[torch.dtype]) -> int:
+    """Neighbouring elements that one thread holds on the wide path, of all that a launch walks.
 
-    Two runs of four neighbours per thread. One where a dtype has 16 bits: eight such neighbours
-    would have to meet float32's fours through shared memory.
+    16 bytes of the widest. Beside float32's four, eight neighbours of 16 bits would have to go
+    through shared memory.
     """
-    return 1024 if param_dtype == grad_dtype == torch.float32 else 512
+    return 8 if all(dtype.itemsize == 2 for dtype in dtypes) else 4
+
+
+def block_size(dtypes: Sequence[torch.dtype]) -> int:
+    """Elements per round of the wide path, of all dtypes that a launch walks.
+
+    1024: two runs of four neighbours per thread, or one of eight. Where both widths meet, one of
+    four.
+    """
+    return 1024 if len({dtype.itemsize for dtype in dtypes}) == 1 else 512

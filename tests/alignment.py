@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import oracle
+import pytest
 import torch
 from numpy.typing import NDArray
 from tolerances import assert_close
@@ -151,3 +152,18 @@ def assert_sums_close(actual: Sequence[float], expected: Sequence[float], name: 
     assert_close(actual[0], gu, name, scale=(gg * uu) ** 0.5)
     assert_close(actual[1], gg, name)
     assert_close(actual[2], uu, name)
+
+
+def assert_agrees_with_the_compiled_sweep(
+    algorithm: Any, name: str, backend: str, choose: Callable[[pytest.MonkeyPatch], None]
+) -> None:
+    """Raise unless a step's sums are the compiled sweep's under the backend that `choose` sets."""
+    compiled = one_step(algorithm, name, SIZES)
+    assert backends_of(compiled) == ["cpu"]
+    with pytest.MonkeyPatch.context() as patch:
+        choose(patch)
+        other = one_step(algorithm, name, SIZES)
+    assert backends_of(other) == [backend]
+    for row, expected in zip(sums_of(other)[0], sums_of(compiled)[0], strict=True):
+        assert_sums_close(row.tolist(), expected.tolist(), "statistics")
+    assert_sums_close(alignment_of(other), alignment_of(compiled), "statistics")

@@ -23,7 +23,7 @@ import sys
 import sysconfig
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,8 @@ def borrowing() -> Path:
     python = venv(folder)
     ask = "import sysconfig; print(sysconfig.get_path('purelib'))"
     there = Path(said_by(python, ask))
-    (there / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    borrowed = [path for path in sys.path if Path(path).name == "site-packages"]
+    (there / "borrowed.pth").write_text("\n".join(borrowed) + "\n")
     return python
 
 
@@ -170,45 +171,51 @@ def build_wheel() -> Path:
     shutil.rmtree(target, ignore_errors=True)
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check"]
     command += ["--no-deps", "--no-build-isolation", "--wheel-dir", str(target), "."]
-    run(command, "the wheel does not build")
+    run(command, "the wheel does not build", ADAPTIVERL_PURE="0")
     (wheel,) = target.glob("*.whl")
     return wheel
 
 
 def check(stack: Stack, python: Path, wheel: Path) -> bool:
-    """Put the wheel in, say what is there, run the tests; whether they pass.
+    """Put the wheel in, run the tests, print what they say; whether they pass.
 
     Raises:
         Unfit: It is not the torch that this stack is for.
     """
     pip(python, "--no-deps", "--force-reinstall", str(wheel))
-    print(f"\n== {stack.name}: {wheel.name}", flush=True)
-    print(said_by(python, "from adaptiverl import describe; print(describe())"))
+    described = said_by(python, "from adaptiverl import describe; print(describe())")
     if stack.cuda and said_by(python, "import torch; print(torch.version.cuda)") == "None":
         raise Unfit(f"pip's torch for {python} is no CUDA build: this stack needs one")
     tests = [f"tests/test_{name}.py" for name in stack.tests]
     command = [str(python), "-I", "-m", "pytest", "-q", "--durations=5", *tests]
-    environment = {"ADAPTIVERL_EXPECT_WHEEL": "1", "PYTHONUNBUFFERED": "1"}
-    return subprocess.run(command, cwd=ROOT, env=os.environ | environment).returncode == 0
+    environment = os.environ | {"ADAPTIVERL_EXPECT_WHEEL": "1"}
+    streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    done = subprocess.run(command, cwd=ROOT, env=environment, text=True, **streams)
+    # At once: another stack's tests may be running.
+    print(f"\n== {stack.name}: {wheel.name}\n{described}\n{done.stdout}", flush=True)
+    return done.returncode == 0
 
 
 def check_all(stacks: list[Stack]) -> dict[str, str]:
-    """What became of each stack. One is installed while another is tested.
+    """What became of each stack. One is installed at a time; those that are there are tested.
 
     Raises:
         Unfit: Something is missing here.
     """
-    outcomes = {}
     check_compilers()
-    with ThreadPoolExecutor(1) as beside:
-        wheel = build_wheel()
-        prepared = [beside.submit(stack.prepare) for stack in stacks]
-        for stack, python in zip(stacks, prepared, strict=True):
-            where, start = python.result(), time.monotonic()
-            passed = check(stack, where, wheel)
-            took = time.monotonic() - start
-            outcomes[stack.name] = f"{'passed' if passed else 'FAILED'} in {took:.0f} s"
-    return outcomes
+    wheel = build_wheel()
+
+    def outcome_of(stack: Stack, prepared: Future[Path]) -> str:
+        python, start = prepared.result(), time.monotonic()
+        passed = check(stack, python, wheel)
+        return f"{'passed' if passed else 'FAILED'} in {time.monotonic() - start:.0f} s"
+
+    with ThreadPoolExecutor(1) as installer, ThreadPoolExecutor(os.cpu_count()) as testers:
+        running = {
+            stack.name: testers.submit(outcome_of, stack, installer.submit(stack.prepare))
+            for stack in stacks
+        }
+        return {name: outcome.result() for name, outcome in running.items()}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from adaptiverl.kernels.chunks import CHUNK
 from alignment import (
+    CHOICES,
     OPTIMIZERS,
-    SIZES,
     alignment_of,
+    assert_agrees_with_the_compiled_sweep,
     assert_sums_close,
     backends_of,
     expected_alignment,
@@ -36,24 +38,16 @@ from adaptiverl.log import Announcements
 
 @pytest.mark.parametrize(("algorithm", "name"), OPTIMIZERS)
 def test_the_triton_sweep_and_the_compiled_one_agree(algorithm: Any, name: str) -> None:
-    compiled = one_step(algorithm, name, SIZES)
-    assert backends_of(compiled) == ["cpu"]
-    with pytest.MonkeyPatch.context() as patch:
-        use_triton(patch)
-        ours = one_step(algorithm, name, SIZES)
-    assert backends_of(ours) == ["triton"]
-    for row, expected in zip(sums_of(ours)[0], sums_of(compiled)[0], strict=True):
-        assert_sums_close(row.tolist(), expected.tolist(), "statistics")
-    assert_sums_close(alignment_of(ours), alignment_of(compiled), "statistics")
+    assert_agrees_with_the_compiled_sweep(algorithm, name, "triton", use_triton)
 
 
-@pytest.mark.parametrize(("algorithm", "name"), OPTIMIZERS)
-def test_every_run_has_the_same_bits(algorithm: Any, name: str) -> None:
+@pytest.mark.parametrize("algorithm", CHOICES)
+def test_every_run_has_the_same_bits(algorithm: Any) -> None:
     found = []
     for _ in range(2):
         with pytest.MonkeyPatch.context() as patch:
             use_triton(patch)
-            optimizer = one_step(algorithm, name, (3, 17_000))
+            optimizer = one_step(algorithm, "noise and clipping", (3, CHUNK + 600))
         found.append((sums_of(optimizer)[0].tolist(), alignment_of(optimizer)))
     assert found[0] == found[1]
     assert found[0][1][1] > 0

@@ -13,8 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from adaptiverl.kernels import clip, count, reference
-from adaptiverl.kernels.layout import STATE_ACTIVE
+from adaptiverl.kernels.layout import STATE_ACTIVE, STATE_REWIND
 from host_waits import HostWaits
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
@@ -26,6 +25,8 @@ from triton.runtime import interpreter
 
 import adaptiverl
 from adaptiverl import AdaptiveAdamW, AdaptiveLion, AdaptiveSGD, Control, backends
+from adaptiverl.kernels import clip, count, reference, rewind
+from adaptiverl.layout import FIELDS
 
 QUIET = Control(noise_bounds=(0.0, 0.0))
 NOISY = Control(every=2, noise_bounds=(0.05, 0.05))
@@ -132,7 +133,7 @@ def test_it_trains_as_on_the_cpu(kind: Any, options: dict[str, Any], control: Co
 
 @settings(max_examples=6, phases=(Phase.generate,))
 @given(
-    sizes=st.lists(st.integers(0, 1500), min_size=1, max_size=4),
+    sizes=st.lists(st.integers(0, 1100), min_size=1, max_size=2),
     control=st.sampled_from([QUIET, NOISY, ON_PARAMETER]),
     amsgrad=st.booleans(),
     maximize=st.booleans(),
@@ -376,3 +377,27 @@ def test_steps_are_counted(tensors: int, active: int) -> None:
     count.count_steps(rows, state, effective)
     assert torch.equal(steps, expected_steps)
     assert torch.equal(products, expected_products)
+
+
+BIG = rewind.CHUNK * rewind.WORD
+REGIONS = (0, 1, 3, 4, 5, 64, 4 * rewind.BLOCK, 4 * rewind.BLOCK + 3, BIG - 1, BIG, BIG + 6)
+
+
+@pytest.mark.parametrize("on", [0.0, 1.0])
+@pytest.mark.parametrize(("to", "of"), [(0, 0), (2, 0), (0, 1), (3, 3)])
+def test_memory_goes_back_where_the_state_says_so(on: float, to: int, of: int) -> None:
+    """Of any size, from any address to any other; what lies around stays as it is."""
+    whole = [torch.arange(n + 8, dtype=torch.int64).to(torch.uint8) for n in REGIONS]
+    kept = [w.flip(0) + 1 for w in whole]
+    expected = [w.clone() for w in whole]
+    rows = []
+    for i, (w, k, e) in enumerate(zip(whole, kept, expected, strict=True)):
+        n, zeroed = len(w) - 8, i % 2 == 0
+        rows.append([w[to:].data_ptr(), 0 if zeroed else k[of:].data_ptr(), n])
+        if on:
+            e[to : to + n] = 0 if zeroed else k[of : of + n]
+    state = torch.full((len(FIELDS),), float("nan"), dtype=torch.float64)
+    state[STATE_REWIND.value] = on
+    rewind.rewind(torch.tensor(rows), rewind.chunks_of(REGIONS), state)
+    for found, wanted in zip(whole, expected, strict=True):
+        assert torch.equal(found, wanted)

@@ -13,14 +13,14 @@ from streams import Floats, Step, assert_same_course, course_of, oracle_course
 
 from adaptiverl.control import Control
 from adaptiverl.controller import Controller
-from adaptiverl.law import alignment, arithmetic, knobs, loop, loss, sensors
+from adaptiverl.law import alignment, arithmetic, knobs, loop, loss, range_test, sensors
 from adaptiverl.law.numbers import numbers_of
 from adaptiverl.layout import SLOT, ControlNumbers, State
 
 LR, MOMENTUM = 1e-3, 0.9
 GROUPS = ((LR, MOMENTUM),)
 """lr and starting momentum of the groups that a twin steers unless others are given"""
-MODULES = (arithmetic, sensors, loss, alignment, knobs, loop)
+MODULES = (arithmetic, sensors, loss, alignment, range_test, knobs, loop)
 """Those of adaptiverl/law with a twin in csrc/law"""
 
 
@@ -66,14 +66,14 @@ class PythonTwin(Twin):
     def step(self, step: Step) -> State:
         """One optimizer step; of an epoch-wise control, and an update behind it."""
         state, by_epoch = self.state, self.control.every is None
-        state.active = 0.0 if step.skipped else 1.0
+        state.active, state.rewind = 0.0 if step.skipped else 1.0, 0.0
         if step.skipped:
             return replace(state)
         observed = (None, None) if by_epoch else (step.loss, step.reward)
         loop.advance(state, self.numbers, *observed)
         if by_epoch and step.loss is not None:
             loop.update(state, self.numbers, step.loss, step.reward)
-        if step.sums is not None:
+        if step.sums is not None and state.active:
             self.put(**dict(zip(SUMS, (*step.sums, 1.0), strict=True)))
         return replace(state)
 

@@ -15,7 +15,9 @@ PREFIXES: dict[type, str] = {
     layout.State: "STATE_",
     layout.Group: "GROUP_",
     layout.EffectiveGroup: "EFFECTIVE_",
+    layout.Region: "REGION_",
 }
+ADDRESSES = (layout.TensorRow, layout.Region)
 
 
 def c_number(value: float) -> str:
@@ -32,7 +34,7 @@ def summary(record: type) -> str:
 
 def c_struct(record: type, state: type) -> str:
     """A record as a struct; the state alone has defaults, for it alone starts as it is declared."""
-    scalar = "int64_t" if record is layout.TensorRow else "double"
+    scalar = "int64_t" if record in ADDRESSES else "double"
     lines = []
     for column in layout.columns(record):
         default = f" = {c_number(column.default)}" if record is state else ""
@@ -72,6 +74,7 @@ def header(state: type = layout.State) -> str:
         layout.Group,
         layout.EffectiveGroup,
         layout.TensorRow,
+        layout.Region,
     ]
     return "\n".join(
         [

@@ -422,8 +422,9 @@ def philox4x32(
     counter3: ArrayLike,
     key0: ArrayLike,
     key1: ArrayLike,
+    rounds: int = 10,
 ) -> tuple[Words, Words, Words, Words]:
-    """Return the four output words of Philox 4x32 with ten rounds.
+    """Return the four output words of Philox 4x32, with ten rounds or so many.
 
     The generator is that of Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as
     1, 2, 3" (2011).
@@ -436,10 +437,11 @@ def philox4x32(
         counter3: Highest word.
         key0: Low word of the key.
         key1: High word of the key.
+        rounds: How many.
     """
     operands = (counter0, counter1, counter2, counter3, key0, key1)
     c0, c1, c2, c3, k0, k1 = np.broadcast_arrays(*(np.asarray(x, np.uint64) for x in operands))
-    for _ in range(10):
+    for _ in range(rounds):
         # Both factors are below 2^32, so the products are exact in 64 bits.
         product0 = c0 * np.uint64(0xD2511F53)
         product1 = c2 * np.uint64(0xCD9E8D57)
@@ -496,7 +498,104 @@ def noise(seed: int, index: int, step: int, elements: ArrayLike) -> Floats:
     return np.asarray(radius * np.where(lane % 2 == 0, np.cos(theta), np.sin(theta)))
 
 
+# --- Rounding by chance (method.md#storage) ------------------------------------------------------
+
+
+def rounding_bits(seed: int, index: int, step: int, elements: ArrayLike) -> NDArray[np.int64]:
+    """Return each element's 16 random bits; arguments are those of `noise_words`.
+
+    Eight neighbours share a block of the stream whose counter has its second word's top bit set.
+    Element 2k of the block has the lower half of word k, element 2k + 1 the upper half.
+    """
+    place = np.asarray(elements, np.int64)
+    block = (place >> 3).astype(np.uint64)
+    low, high = block & _WORD, (block >> _HALF) + np.uint64(2**31)
+    key = (seed & 0xFFFFFFFF, seed >> 32)
+    words = philox4x32(low, high, index, step & 0xFFFFFFFF, *key, rounds=7)
+    number = (place & 7) // 2
+    word = np.choose(number, words).astype(np.int64)
+    return np.where(place % 2 == 0, word % 65536, word // 65536)
+
+
+def round_by_chance(
+    values: ArrayLike, bits: NDArray[np.int64], factor: int, mantissa: int, least: int
+) -> Floats:
+    """Return one of each number's two neighbours of a short format.
+
+    A number that lies at the share f of the way from the neighbour nearer to 0 to the other one
+    becomes the other one if f is no less than 1 - r·2^-16, with r = bits · factor modulo 2^16; of f
+    as many binary digits count as float32 has beyond the short mantissa.
+
+    Args:
+        values: What float32 holds, finite.
+        bits: From `rounding_bits`.
+        factor: An odd number, one for each array that the bits round.
+        mantissa: Digits after the point, 7 for bfloat16 and 10 for float16.
+        least: The smallest normal number's exponent, -126 or -14.
+    """
+    x = np.abs(np.asarray(values, np.float64))
+    exponent = np.maximum(np.floor(np.log2(np.where(x == 0, 1.0, x))), least)
+    spacing = 2.0 ** (exponent - mantissa)
+    lower = np.floor(x / spacing)
+    digits = 23 - mantissa
+    share = np.rint((x / spacing - lower) * 2.0**digits)
+    random = ((bits * factor) % 65536) >> (16 - digits)
+    upper = share + random >= 2**digits
+    return np.copysign((lower + upper) * spacing, values)
+
+
 # --- The parameter step (method.md#parameter-step) -----------------------------------------------
+
+
+class Entering(NamedTuple):
+    """How a gradient enters a step, and what noise comes with it: the same in every algorithm.
+
+    Attributes:
+        maximize: Step along the gradient instead of against it.
+        noise: Sigma; at 0 nothing is added.
+        xi: Standard normals; needed where ``noise`` is not 0.
+        gradient_scale: Factor of the gradient: clip coefficient over the gradient scaler's scale. A
+            coupled weight decay is not scaled.
+        sum_of_squares: Of what the noise goes to, over the whole logical tensor: the gradient times
+            ``gradient_scale``, or the parameter before the step; None if this is the whole of it.
+        rms_numel: Elements of the whole logical tensor; None if the gradient is the whole of it.
+        noise_target: ``"gradient"``, or ``"parameter"``: then it is added after the update, in
+            units of the learning rate.
+    """
+
+    maximize: bool = False
+    noise: float = 0.0
+    xi: ArrayLike | None = None
+    gradient_scale: float = 1.0
+    sum_of_squares: float | None = None
+    rms_numel: int | None = None
+    noise_target: str = "gradient"
+
+    def gradient(self, grad: ArrayLike) -> Floats:
+        """The gradient as it enters the moments where there is no noise: scaled, of the sign."""
+        scaled = np.asarray(grad, np.float64) * self.gradient_scale
+        return -scaled if self.maximize else scaled
+
+    def noise_terms(self, g: Floats, p: Floats, lr: float) -> tuple[Floats | float, Floats | float]:
+        """What is added to the gradient before the moments, to the parameter after the update.
+
+        Raises:
+            ValueError: If ``noise`` is not 0 and ``xi`` is None, or ``noise_target`` is neither.
+        """
+        if self.noise_target not in ("gradient", "parameter"):
+            raise ValueError(
+                f"noise_target must be 'gradient' or 'parameter', got {self.noise_target!r}"
+            )
+        if self.noise == 0:
+            return 0.0, 0.0
+        if self.xi is None:
+            raise ValueError(f"xi must hold standard normals where noise is {self.noise!r}")
+        of = g if self.noise_target == "gradient" else p
+        squares = float(np.sum(of * of)) if self.sum_of_squares is None else self.sum_of_squares
+        numel = of.size if self.rms_numel is None else self.rms_numel
+        rms = math.sqrt(squares / numel) if numel else 0.0
+        added = self.noise * rms * np.asarray(self.xi, np.float64)
+        return (added, 0.0) if self.noise_target == "gradient" else (0.0, lr * added)
 
 
 class AdamWState(NamedTuple):
@@ -524,13 +623,7 @@ def adamw_step(
     beta2: float,
     eps: float,
     weight_decay: float,
-    maximize: bool = False,
-    noise: float = 0.0,
-    xi: ArrayLike | None = None,
-    gradient_scale: float = 1.0,
-    sum_of_squares: float | None = None,
-    rms_numel: int | None = None,
-    noise_target: str = "gradient",
+    **entering: Any,
 ) -> AdamWState:
     """Do one step of AdamW with noise on one real tensor, or on one shard of it.
 
@@ -547,24 +640,12 @@ def adamw_step(
         beta2: Decay of the second moment.
         eps: Term of the denominator.
         weight_decay: Decoupled, applied with ``lr``.
-        maximize: Step along the gradient instead of against it.
-        noise: Sigma; at 0 nothing is added.
-        xi: Standard normals; needed where ``noise`` is not 0.
-        gradient_scale: Factor of the gradient: clip coefficient over the gradient scaler's scale.
-        sum_of_squares: Of what the noise goes to, over the whole logical tensor: the gradient times
-            ``gradient_scale``, or the parameter before the step; None if this is the whole of it.
-        rms_numel: Elements of the whole logical tensor; None if ``grad`` is the whole of it.
-        noise_target: ``"gradient"``, or ``"parameter"``: then it is added after the update, in
-            units of the learning rate.
-
-    Raises:
-        ValueError: If ``noise`` is not 0 and ``xi`` is None, or ``noise_target`` is neither.
+        entering: `Entering`'s, which raises ValueError.
     """
     p, m, v = (np.asarray(x, np.float64) for x in (param, exp_avg, exp_avg_sq))
-    g = _entering_gradient(grad, gradient_scale, maximize)
-    on_gradient, on_parameter = _noise_terms(
-        g, p, noise_target, lr, noise, xi, sum_of_squares, rms_numel
-    )
+    enters = Entering(**entering)
+    g = enters.gradient(grad)
+    on_gradient, on_parameter = enters.noise_terms(g, p, lr)
     g = g + on_gradient
 
     m = momentum * m + (1.0 - momentum) * g
@@ -600,43 +681,27 @@ def sgd_step(
     weight_decay: float,
     nesterov: bool = False,
     decoupled: bool = False,
-    maximize: bool = False,
-    noise: float = 0.0,
-    xi: ArrayLike | None = None,
-    gradient_scale: float = 1.0,
-    sum_of_squares: float | None = None,
-    rms_numel: int | None = None,
-    noise_target: str = "gradient",
+    **entering: Any,
 ) -> SGDState:
     """Do one step of SGD with noise on one real tensor, or on one shard of it.
 
     Args:
-        param: The parameter, of any shape; the arrays below have the same.
-        grad: Its gradient as backward left it.
+        param: As in `adamw_step`; so are `grad`, `lr` and `entering`.
+        grad: The gradient.
         momentum_buffer: The buffer before the step; None before the first, whose gradient becomes
             the buffer.
-        lr: Effective learning rate of the parameter's group.
+        lr: The learning rate.
         momentum: Effective momentum of the parameter's group; at 0 there is no buffer.
         dampening: One minus the weight of a gradient that enters the buffer.
         weight_decay: Added to the gradient times the parameter, or decoupled.
         nesterov: Step along the gradient plus momentum times the new buffer.
         decoupled: Shrink the parameter by ``lr`` times the decay instead.
-        maximize: As in `adamw_step`; so are all arguments below.
-        noise: Sigma.
-        xi: Standard normals.
-        gradient_scale: Factor of the gradient; the coupled decay is not scaled.
-        sum_of_squares: Of what the noise goes to.
-        rms_numel: Elements of the whole logical tensor.
-        noise_target: ``"gradient"`` or ``"parameter"``.
-
-    Raises:
-        ValueError: As `adamw_step`.
+        entering: `Entering`'s.
     """
     p = np.asarray(param, np.float64)
-    g = _entering_gradient(grad, gradient_scale, maximize)
-    on_gradient, on_parameter = _noise_terms(
-        g, p, noise_target, lr, noise, xi, sum_of_squares, rms_numel
-    )
+    enters = Entering(**entering)
+    g = enters.gradient(grad)
+    on_gradient, on_parameter = enters.noise_terms(g, p, lr)
     if not decoupled:
         g = g + weight_decay * p
     g = g + on_gradient
@@ -670,70 +735,30 @@ def lion_step(
     momentum: float,
     beta2: float,
     weight_decay: float,
-    maximize: bool = False,
-    noise: float = 0.0,
-    xi: ArrayLike | None = None,
-    gradient_scale: float = 1.0,
-    sum_of_squares: float | None = None,
-    rms_numel: int | None = None,
-    noise_target: str = "gradient",
+    **entering: Any,
 ) -> LionState:
     """Do one step of Lion with noise on one real tensor, or on one shard of it.
 
     Lion is that of Chen et al., "Symbolic Discovery of Optimization Algorithms" (2023).
 
     Args:
-        param: The parameter, of any shape; the arrays below have the same.
-        grad: Its gradient as backward left it.
+        param: As in `adamw_step`; so are `grad`, `lr`, `weight_decay` and `entering`.
+        grad: The gradient.
         exp_avg: The moment before the step.
-        lr: Effective learning rate of the parameter's group.
+        lr: The learning rate.
         momentum: Effective momentum of the parameter's group, the paper's first beta.
         beta2: Decay of the moment.
-        weight_decay: Decoupled, applied with ``lr``.
-        maximize: As in `adamw_step`; so are all arguments below.
-        noise: Sigma.
-        xi: Standard normals.
-        gradient_scale: Factor of the gradient.
-        sum_of_squares: Of what the noise goes to.
-        rms_numel: Elements of the whole logical tensor.
-        noise_target: ``"gradient"`` or ``"parameter"``.
-
-    Raises:
-        ValueError: As `adamw_step`.
+        weight_decay: Decoupled.
+        entering: `Entering`'s.
     """
     p, m = (np.asarray(x, np.float64) for x in (param, exp_avg))
-    g = _entering_gradient(grad, gradient_scale, maximize)
-    on_gradient, on_parameter = _noise_terms(
-        g, p, noise_target, lr, noise, xi, sum_of_squares, rms_numel
-    )
+    enters = Entering(**entering)
+    g = enters.gradient(grad)
+    on_gradient, on_parameter = enters.noise_terms(g, p, lr)
     g = g + on_gradient
     signed = momentum * m + (1.0 - momentum) * g
     p = p * (1.0 - lr * weight_decay) - lr * np.sign(signed) + on_parameter
     return LionState(p, beta2 * m + (1.0 - beta2) * g, signed)
-
-
-def _noise_terms(
-    g: Floats,
-    p: Floats,
-    target: str,
-    lr: float,
-    noise: float,
-    xi: ArrayLike | None,
-    sum_of_squares: float | None,
-    rms_numel: int | None,
-) -> tuple[Floats | float, Floats | float]:
-    """What is added to the gradient before the moments, and to the parameter after the update."""
-    if target not in ("gradient", "parameter"):
-        raise ValueError(f"noise_target must be 'gradient' or 'parameter', got {target!r}")
-    if noise == 0:
-        return 0.0, 0.0
-    if xi is None:
-        raise ValueError(f"xi must hold standard normals where noise is {noise!r}, got None")
-    of = g if target == "gradient" else p
-    squares = float(np.sum(of * of)) if sum_of_squares is None else sum_of_squares
-    numel = of.size if rms_numel is None else rms_numel
-    added = noise * (math.sqrt(squares / numel) if numel else 0.0) * np.asarray(xi, np.float64)
-    return (added, 0.0) if target == "gradient" else (0.0, lr * added)
 
 
 def clip_coefficient(grads: Sequence[ArrayLike], max_norm: float) -> float:
@@ -750,29 +775,20 @@ def clip_coefficient(grads: Sequence[ArrayLike], max_norm: float) -> float:
 
 
 def alignment_sums(
-    grad: ArrayLike,
-    exp_avg: ArrayLike,
-    exp_avg_sq: ArrayLike,
-    eps: float,
-    *,
-    gradient_scale: float = 1.0,
-    maximize: bool = False,
+    grad: ArrayLike, exp_avg: ArrayLike, exp_avg_sq: ArrayLike, eps: float, **entering: Any
 ) -> tuple[float, float, float]:
     """Return (sum g·u, sum g², sum u²) of one tensor, with u = m/(√v + eps) from before the step.
 
     Args:
-        grad: The gradient as backward left it.
+        grad: The gradient as backward left it; g is as it enters the moments, but without noise.
         exp_avg: First moment before the step, m.
         exp_avg_sq: Second moment before the step, v; not bias-corrected.
         eps: Term of the denominator.
-        gradient_scale: As in `adamw_step`; g is the gradient as it enters the moments, but
-            without noise.
-        maximize: As in `adamw_step`.
+        entering: `Entering`'s.
     """
-    g = _entering_gradient(grad, gradient_scale, maximize)
     with np.errstate(divide="ignore", invalid="ignore"):
         u = np.asarray(exp_avg, np.float64) / (np.sqrt(np.asarray(exp_avg_sq, np.float64)) + eps)
-        return float(np.sum(g * u)), float(np.sum(g * g)), float(np.sum(u * u))
+        return _three_sums(Entering(**entering).gradient(grad), u)
 
 
 def sgd_alignment_sums(
@@ -780,31 +796,25 @@ def sgd_alignment_sums(
     grad: ArrayLike,
     momentum_buffer: ArrayLike | None,
     weight_decay: float,
-    *,
-    gradient_scale: float = 1.0,
-    maximize: bool = False,
+    **entering: Any,
 ) -> tuple[float, float, float]:
     """Return (sum g·u, sum g², sum u²) of one tensor, u the buffer from before the step.
 
     Args:
         param: The parameter before the step.
-        grad: The gradient as backward left it.
+        grad: As in `alignment_sums`; so is `entering`.
         momentum_buffer: The buffer before the step; None counts as zeros.
-        weight_decay: The coupled one, 0 where it is decoupled: g is the gradient as it enters the
-            buffer, but without noise.
-        gradient_scale: As in `adamw_step`.
-        maximize: As in `adamw_step`.
+        weight_decay: The coupled one, which is in g; 0 where it is decoupled.
+        entering: `Entering`'s.
     """
-    g = _entering_gradient(grad, gradient_scale, maximize)
-    g = g + weight_decay * np.asarray(param, np.float64)
-    u = np.zeros_like(g) if momentum_buffer is None else np.asarray(momentum_buffer, np.float64)
+    g = Entering(**entering).gradient(grad) + weight_decay * np.asarray(param, np.float64)
+    return _three_sums(
+        g, np.zeros_like(g) if momentum_buffer is None else np.asarray(momentum_buffer, np.float64)
+    )
+
+
+def _three_sums(g: Floats, u: Floats) -> tuple[float, float, float]:
     return float(np.sum(g * u)), float(np.sum(g * g)), float(np.sum(u * u))
-
-
-def _entering_gradient(grad: ArrayLike, gradient_scale: float, maximize: bool) -> Floats:
-    """The gradient as it enters the moments where there is no noise: scaled, of the step's sign."""
-    scaled = np.asarray(grad, np.float64) * gradient_scale
-    return -scaled if maximize else scaled
 
 
 # --- The alignment law (method.md#alignment) -----------------------------------------------------
@@ -962,3 +972,215 @@ def _above_its_error(mean: float) -> float:
     """
     variance = (1.0 - mean**2) / 9.0
     return 0.0 if mean**2 <= variance else (mean**2 - variance) / mean
+
+
+# --- The range test (method.md#range-test) -------------------------------------------------------
+#
+# A ramp: log alpha gains 0.35 in every step until the likelihood ratio of the alignment law's test
+# is above 3, and then everything goes back. An h speaks of the update before it, and so of the rate
+# of that update: rates are kept in a list, and the newest h is about the last but one.
+
+
+class OracleRangeTestController(OracleController):
+    """`OracleController` with alpha by the range test; mu and sigma keep their laws.
+
+    Keywords are the fields of `Control` under their own names, those of alpha's other laws
+    without effect.
+
+    Attributes:
+        alignment: h, the newest finite cosine.
+        alignment_direction: x, the newest h over its root mean square, clipped to [-1, 1].
+        overshoot: S.
+        log_lr_downhill: log alpha of the last update of this ramp after which e was above 0.
+        log_lr_clear: The same after which S was 0.
+        searching: On the ramp.
+        search_steps: Steps since the first foot of the ramp.
+        held: Whether the search is over; held_at: the step that ended it, 0 where there was none.
+        anneal: What warm-up and cooldown leave of the rate.
+        active: Whether the tensors take this step.
+        rewind: Whether they go back to where the ramp began.
+    """
+
+    def __init__(
+        self,
+        *,
+        lr: float,
+        momentum: float,
+        mode: str = "replace",
+        horizon: int | None = None,
+        cooldown: float = 0.4,
+        acquire_from: float | None = None,
+        lr_bounds: tuple[float, float] | None = None,
+        **rest: Any,
+    ) -> None:
+        unit = 1.0 if mode == "replace" else 1.0 / lr
+        start = 1.0 if mode == "modulate" else lr
+        foot = 1e-6 * unit if acquire_from is None else acquire_from
+        self.length = 1000 if horizon is None else horizon
+        # A hundred steps of the run's first half, before the cooldown; a long run lends more.
+        room = min(0.5, 1.0 - cooldown) * self.length
+        too_short = horizon is not None and room < 100
+        self.longest = 0 if too_short else max(100 if horizon else 0, int(0.15 * self.length))
+        bounds = lr_bounds
+        if bounds is None:
+            inside = (foot, start) if too_short else (foot,)
+            bounds = (min(1e-6 * unit, *inside), max(3.0 * unit, *inside))
+        rest |= {"gain_lr_reward": 0.0, "gain_lr_loss": 0.0}
+        # What was given need not lie inside: this law does not start there.
+        around = (min(bounds[0], start), max(bounds[1], start))
+        super().__init__(lr=lr, momentum=momentum, mode=mode, lr_bounds=around, **rest)
+        self.lr_bounds = bounds
+        self.log_lr_bounds = (log(bounds[0]), log(bounds[1]))
+        self.foot = log(start) if too_short else clip(log(foot), *self.log_lr_bounds)
+        self.floor = clip(log(100.0 * foot), *self.log_lr_bounds)
+        self.log_lr = self.foot
+        self.log_given = log(start)
+
+        self.last_step = math.inf if horizon is None else (1.0 - cooldown) * horizon
+        self.cooling = cooldown * horizon if horizon and mode == "replace" else 0.0
+        self.horizon = horizon
+        alone = horizon is None and mode == "replace"
+        self.share = (0.2 if alone else 0.4) / max(1.0, (self.length / 1000) ** (1 / 3))
+
+        self.alignment = 0.0
+        self.alignment_direction = 0.0
+        self.searching = self.held = self.rewind = False
+        self.search_steps = self.held_at = 0
+        self.anneal = 1.0
+        self.active = True
+        self._sums: tuple[float, float, float] | None = None
+        self._forget()
+
+    def _forget(self) -> None:
+        self.overshoot = 0.0
+        self.log_lr_downhill = self.log_lr_clear = -math.inf
+        self.alignment_peak = 0.0
+        self._cosines: list[float] = []
+        self._rates = [self.log_lr, self.log_lr] if self.searching else [-math.inf, -math.inf]
+
+    def gather(self, gu: float, gg: float, uu: float) -> None:
+        """Take what a step's sweep has summed; a step that nothing takes has no sweep."""
+        if self.active:
+            self._sums = (gu, gg, uu)
+
+    def advance(self, loss: float | None = None, reward: float | None = None) -> None:
+        """Do one optimizer step: the search first, then `OracleController`'s."""
+        self.active, self.rewind = True, False
+        h = self._cosine()
+        z = None if h is None else self._standardised(h)
+        if not self.held:
+            self._search(z)
+        now = self.step + 1
+        self.anneal = 1.0
+        if self.held:
+            self.anneal = min(1.0, (now - self.held_at) / (0.03 * self.length))
+            if self.cooling:
+                left = ((self.horizon or 0) - now) / self.cooling
+                self.anneal *= clip(left, 0.0, 1.0)
+        super().advance(loss, reward)
+
+    def _cosine(self) -> float | None:
+        """The newest h; None where there is no angle."""
+        sums, self._sums = self._sums, None
+        if sums is None or sums[1] == 0 or sums[2] == 0:
+            return None
+        return sums[0] / math.sqrt(sums[1]) / math.sqrt(sums[2])
+
+    def _standardised(self, h: float) -> float:
+        if not math.isfinite(h):
+            return math.nan
+        self.alignment = h
+        self._cosines.append(h)
+        z = clip(normalised(h, math.sqrt(self.alignment_square / self.alignment_weight)), -2.0, 2.0)
+        self.alignment_direction = clip(z, -1.0, 1.0)
+        return z
+
+    def _average(self, values: Sequence[float], rate: float) -> float:
+        """The sum of the values with weights that fall by 1 - rate from the newest back."""
+        total = 0.0
+        for value in values:
+            total = (1.0 - rate) * total + rate * value
+        return total
+
+    @property
+    def alignment_square(self) -> float:
+        """S2 as it runs from 0, before the correction for its start."""
+        return self._average([h * h for h in self._cosines], 0.1)
+
+    @property
+    def alignment_weight(self) -> float:
+        """What the weights of S2 add up to so far."""
+        return 1.0 - 0.9 ** len(self._cosines)
+
+    @property
+    def alignment_mean_weight(self) -> float:
+        """What the weights of e add up to so far."""
+        return 1.0 - 0.7 ** len(self._cosines)
+
+    @property
+    def alignment_mean(self) -> float:
+        """The mean e of h, weighted; 0 before the first."""
+        if not self._cosines:
+            return 0.0
+        return clip(self._average(self._cosines, 0.3) / self.alignment_mean_weight, -1.0, 1.0)
+
+    @property
+    def log_lr_judged(self) -> float:
+        """log alpha of the update that the newest h speaks of; minus infinity before a ramp."""
+        return self._rates[-2]
+
+    def _search(self, z: float | None) -> None:
+        late = self.step + 1 >= self.last_step
+        if not self.searching:
+            if self.longest == 0 or late:
+                self.held = True
+                return
+            self.searching = True
+            self.search_steps = 0
+            self.log_lr = self.foot
+            self._forget()
+            return
+        self.search_steps += 1
+        late = late or self.search_steps >= self.longest
+        low = self.log_lr_judged < self.floor
+        if z is None:
+            if late:
+                self._end()
+            return
+        if math.isnan(z):
+            if low and not late:
+                self._go_back()
+                self.log_lr = self.foot
+                self._forget()
+            else:
+                self._end()
+            return
+        e = self.alignment_mean
+        if e > 0:
+            self.log_lr_downhill = self.log_lr_judged
+        if not low:
+            self.overshoot = max(0.0, self.overshoot - 0.3 * (z + 0.15))
+        if self.overshoot == 0:
+            self.log_lr_clear = self.log_lr_judged
+        if self.overshoot > 3.0 or late:
+            self._end()
+            return
+        self.alignment_peak = max(e, self.alignment_peak)
+        growth = 0.35 if low else 0.35 * clip(normalised(e, self.alignment_peak), 0.3, 1.0)
+        self.log_lr = clip(self.log_lr + growth, *self.log_lr_bounds)
+        self._rates.append(self.log_lr)
+
+    def _go_back(self) -> None:
+        self.rewind, self.active = True, False
+
+    def _end(self) -> None:
+        self._go_back()
+        self.held, self.searching, self.held_at = True, False, self.step + 1
+        lower = min(self.log_lr_clear, self.log_lr_downhill)
+        found = self.log_given if lower == -math.inf else lower + log(self.share)
+        self.log_lr = clip(found, *self.log_lr_bounds)
+
+    @property
+    def lr(self) -> float:
+        """Alpha in effect, warming up or annealed."""
+        return clip(math.exp(self.log_lr), *self.lr_bounds) * self.anneal

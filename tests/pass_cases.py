@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 import oracle
 import torch
-from adaptiverl.kernels import reference
 from numpy.typing import NDArray
 from tolerances import assert_close
 from torch import Tensor
 
 from adaptiverl import AdaptiveAdamW, AdaptiveLion, AdaptiveSGD, algorithms
+from adaptiverl.backends import CPU
+from adaptiverl.kernels import reference
 from adaptiverl.layout import State
 from adaptiverl.step.entries import COLUMNS, ParameterEntry
 
@@ -327,14 +328,77 @@ def assert_bits(a: ParameterEntry, b: ParameterEntry) -> None:
         torch.testing.assert_close(x.view(torch.int32), y.view(torch.int32), rtol=0, atol=0)
 
 
+# What is stored in 16 bits
+
+FORMATS = {torch.bfloat16: (7, -126), torch.float16: (10, -14)}
+"""Digits after the point, and the smallest normal number's exponent"""
+FACTORS = (1, 7189, 17681, 17681)
+"""What an element's random bits are multiplied by for the parameter and for each slot"""
+
+
+def stored_in(
+    entry: ParameterEntry,
+    param: torch.dtype,
+    grad: torch.dtype,
+    slots: torch.dtype,
+    by_chance: bool = True,
+) -> ParameterEntry:
+    """The same entry, its tensors kept in these dtypes."""
+    return replace(
+        copy_of(entry),
+        param=entry.param.to(param),
+        grad=entry.grad.to(grad),
+        slots=tuple(None if slot is None else slot.to(slots) for slot in entry.slots),
+        stochastic_rounding=by_chance and param in FORMATS,
+    )
+
+
+def widened(entry: ParameterEntry) -> ParameterEntry:
+    """The same numbers in float32."""
+    return replace(with_tensors(copy_of(entry), torch.Tensor.float), stochastic_rounding=False)
+
+
+def rounded(
+    exact: Tensor, dtype: torch.dtype, entry: ParameterEntry, factor: int, step: int = STEP
+) -> Tensor:
+    """A float32 result as the oracle rounds it by chance."""
+    elements = entry.offset + np.arange(exact.numel())
+    bits = oracle.rounding_bits(SEED, entry.index, step, elements)
+    values = as_reals(exact).reshape(-1)
+    found = oracle.round_by_chance(values, bits, factor, *FORMATS[dtype])
+    return torch.from_numpy(found).reshape(exact.shape).to(dtype)
+
+
+def assert_stored(entry: ParameterEntry, exact: ParameterEntry) -> None:
+    """Raise unless an entry is what the oracle makes of the float32 results of the same step."""
+    for i, (x, y) in enumerate(
+        zip((entry.param, *entry.slots), (exact.param, *exact.slots), strict=True)
+    ):
+        if x is None or y is None:
+            assert x is y
+        elif x.dtype in FORMATS and (i > 0 or entry.stochastic_rounding):
+            torch.testing.assert_close(x, rounded(y, x.dtype, entry, FACTORS[i]), rtol=0, atol=0)
+        else:
+            torch.testing.assert_close(x, y.to(x.dtype), rtol=0, atol=0)
+
+
 # The step, three ways
+
+
+def storage_of(entries: Sequence[ParameterEntry]) -> tuple[list[int], bool]:
+    """The operator's last arguments for entries that are all stored alike."""
+    *codecs, by_chance = (CPU.variant(entries[0]) or (False,)) if entries else (False,)
+    return codecs, by_chance
 
 
 def squares_of(
     entries: Sequence[ParameterEntry], state: Tensor, always: bool, on_parameter: bool = False
 ) -> Tensor:
     squares = torch.zeros(len(entries), dtype=torch.float64)
-    torch.ops.adaptiverl.sum_squares_(rows_of(entries), state, squares, always, on_parameter)
+    codecs, _ = storage_of(entries)
+    codec = codecs[0 if on_parameter else 1] if codecs else 0
+    rows = rows_of(entries)
+    torch.ops.adaptiverl.sum_squares_(rows, state, squares, always, on_parameter, codec)
     return squares
 
 
@@ -360,6 +424,7 @@ def compiled_pass(
         gradient_scale,
         sums,
         on_parameter,
+        *storage_of(entries),
     )
 
 

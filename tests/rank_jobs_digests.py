@@ -12,6 +12,19 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from training import saved_states
 
+from adaptiverl.layout import FIELDS, MEMORY_SIZE, SLOT
+
+NEWER = (
+    "log_lr_clear",
+    "log_lr_judged",
+    "alignment_mean_weight",
+    "alignment_peak",
+    "searching",
+    "search_steps",
+    "held_at",
+)
+"""Numbers of the controller's memory that it did not have when the digests were taken"""
+
 Make = Callable[[list[nn.Parameter]], Any]
 
 
@@ -28,6 +41,14 @@ class Pulls(nn.Module):
             for weight, target in zip(self.weights, targets, strict=True)
         ]
         return torch.stack(pulls).sum()
+
+
+def in_layout_3(memory: Tensor) -> Tensor:
+    """The controller's memory as it was laid out when the digests were taken."""
+    kept = [SLOT[name] for name in FIELDS[:MEMORY_SIZE] if name not in NEWER]
+    memory = memory[kept]
+    memory[0] = 3
+    return memory
 
 
 def whole(value: Any) -> Tensor:
@@ -73,5 +94,5 @@ def train(
         optimizer.step()
     states = saved_states(optimizer)
     state = [whole(x) for w in weights for _, x in sorted(states[w].items())]
-    memory = optimizer._controller.memory
+    memory = in_layout_3(optimizer._controller.memory)
     return [*(whole(w.detach()) for w in weights), *state, memory, *optimizer.knobs().values()]

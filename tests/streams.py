@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from oracle import OracleAlignmentController, OracleController
+from oracle import OracleAlignmentController, OracleController, OracleRangeTestController
 from tolerances import assert_close
 
 Floats = NDArray[np.float64]
@@ -31,8 +31,25 @@ ALIGNMENT_COURSES = COURSES + tuple(
 COUNTERS = ("step", "updates", "nonfinite", "held")
 """What they both count: equal or wrong; the last is the alignment law's."""
 
-ORACLES = {"loss": OracleController, "alignment": OracleAlignmentController}
-NAMES = {"loss": COURSES + COUNTERS[:3], "alignment": ALIGNMENT_COURSES + COUNTERS}
+RANGE_TEST_COURSES = COURSES + tuple(
+    "alignment alignment_square alignment_weight alignment_direction alignment_mean "
+    "alignment_mean_weight alignment_peak overshoot log_lr_downhill log_lr_clear log_lr_judged "
+    "anneal".split()
+)
+"""Of the range test."""
+RANGE_TEST_COUNTERS = (*COUNTERS, "searching", "search_steps", "held_at", "rewind")
+"""Likewise."""
+
+ORACLES = {
+    "loss": OracleController,
+    "alignment": OracleAlignmentController,
+    "range_test": OracleRangeTestController,
+}
+NAMES = {
+    "loss": COURSES + COUNTERS[:3],
+    "alignment": ALIGNMENT_COURSES + COUNTERS,
+    "range_test": RANGE_TEST_COURSES + RANGE_TEST_COUNTERS,
+}
 
 
 def loss_stream(n: int, seed: int) -> list[float]:
@@ -136,7 +153,9 @@ def oracle_course(steps: Iterable[Step], law: str = "loss", **arguments: Any) ->
     by_epoch = controller.every is None
     rows = []
     for step in steps:
-        if not step.skipped:
+        if step.skipped:
+            controller.rewind = False
+        else:
             controller.advance(*((None, None) if by_epoch else (step.loss, step.reward)))
             if by_epoch and step.loss is not None:
                 controller.update(step.loss, step.reward)
@@ -163,7 +182,7 @@ def assert_same_course(actual: dict[str, Floats], expected: dict[str, Floats]) -
     """Raise unless every course agrees to its law's tolerance and every counter exactly."""
     tolerance = "alignment_law" if "held" in expected else "law"
     for name, course in expected.items():
-        if name in COUNTERS:
+        if name in RANGE_TEST_COUNTERS:
             np.testing.assert_array_equal(actual[name], course, err_msg=name)
             continue
         try:

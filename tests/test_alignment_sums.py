@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import oracle
 import pytest
 import torch
-from adaptiverl.kernels import reference
 from alignment import (
     ALIGNED,
     OPTIMIZERS,
-    SIZES,
     alignment_of,
     as_reals,
+    assert_agrees_with_the_compiled_sweep,
     assert_sums_close,
     backends_of,
     expected_alignment,
@@ -26,15 +26,14 @@ from alignment import (
     run,
     sums_of,
 )
-from interpreted import check, names_in
+from interpreted import check
 from tolerances import assert_close
 from torch import Tensor, nn
 
 from adaptiverl import AdaptiveAdamW, AdaptiveLion, AdaptiveSGD, Control, backends
+from adaptiverl.kernels import reference
 from adaptiverl.ranks import group
 from adaptiverl.ranks.group import Ranks
-
-CASES = "interpreted_alignment.py"
 
 
 def use_reference(patch: pytest.MonkeyPatch) -> None:
@@ -153,15 +152,7 @@ def test_the_controller_is_told_the_oracles_sums(
 
 @pytest.mark.parametrize(("algorithm", "name"), OPTIMIZERS)
 def test_the_compiled_sweep_and_the_reference_agree(algorithm: Any, name: str) -> None:
-    compiled = one_step(algorithm, name, SIZES)
-    assert backends_of(compiled) == ["cpu"]
-    with pytest.MonkeyPatch.context() as patch:
-        use_reference(patch)
-        plain = one_step(algorithm, name, SIZES)
-    assert backends_of(plain) == ["reference"]
-    for row, expected in zip(sums_of(compiled)[0], sums_of(plain)[0], strict=True):
-        assert_sums_close(row.tolist(), expected.tolist(), "statistics")
-    assert_sums_close(alignment_of(compiled), alignment_of(plain), "statistics")
+    assert_agrees_with_the_compiled_sweep(algorithm, name, "reference", use_reference)
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
@@ -273,6 +264,5 @@ def test_averaging_over_ranks_leaves_a_skipped_steps_numbers_to_the_bit(
 # The Triton sweep, in its interpreter
 
 
-@pytest.mark.parametrize("name", names_in(CASES))
-def test_interpreted(name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
-    check(CASES, name, tmp_path_factory)
+def test_interpreted(tmp_path: Path) -> None:
+    check(tmp_path, "interpreted_alignment.py")

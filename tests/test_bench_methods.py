@@ -14,13 +14,15 @@ from bench.methods import METHODS, Method
 from bench.methods.base import AdamW, Stepper
 from bench.methods.published import Prodigy
 
+HORIZON = 200
+
 
 def started(name: str, *values: float, rate: float = 1e-2) -> tuple[nn.Parameter, Any]:
-    """A parameter, and the method at work on it; told a horizon of 100 steps."""
+    """A parameter, and the method at work on it; told a horizon of `HORIZON` steps."""
     if (reason := METHODS[name].missing()) is not None:
         pytest.skip(reason)
     weight = nn.Parameter(torch.tensor(values))
-    return weight, METHODS[name].start([weight], rate, horizon=100, seed=0)
+    return weight, METHODS[name].start([weight], rate, horizon=HORIZON, seed=0)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -59,11 +61,11 @@ def test_a_warm_up_of_nothing_is_none_and_any_other_one_step_at_least() -> None:
 @pytest.mark.parametrize("name", ["cosine", "loss-cosine", "alignment-cosine", "prodigy"])
 def test_what_ends_with_a_cosine_ends_at_zero(name: str) -> None:
     _, stepper = started(name, 1.0)
-    warm_up = METHODS[name].warm_up_steps(100)
-    assert warm_up == (0 if name in ("alignment-cosine", "prodigy") else 5)
-    top = stepper.schedule(warm_up)
-    assert stepper.schedule(warm_up + (100 - warm_up) // 2) == pytest.approx(top / 2, rel=0.02)
-    assert stepper.schedule(100) == 0
+    warm_up = METHODS[name].warm_up_steps(HORIZON)
+    assert warm_up == (0 if name in ("alignment-cosine", "prodigy") else 10)
+    top, middle = stepper.schedule(warm_up), warm_up + (HORIZON - warm_up) // 2
+    assert stepper.schedule(middle) == pytest.approx(top / 2, rel=0.02)
+    assert stepper.schedule(HORIZON) == 0
 
 
 def test_a_schedule_sets_the_rate_of_the_step_it_is_for() -> None:
@@ -109,7 +111,8 @@ def test_ours_are_shown_the_loss_and_told_the_horizon_where_they_have_one() -> N
         assert stepper.optimizer.knobs()["loss"] == 3
         control = stepper.optimizer.control
         assert control.mode == ("modulate" if "cosine" in name else "replace")
-        assert control.horizon == (100 if name in ("alignment", "alignment-cosine") else None)
+        told = ("alignment", "alignment-cosine", "range-test")
+        assert control.horizon == (HORIZON if name in told else None)
 
 
 def test_schedule_free_is_judged_at_its_average() -> None:

@@ -97,7 +97,7 @@ def test_figures_without_their_runs_are_left_open() -> None:
 
 @pytest.mark.parametrize("kept", sorted(RESULTS.glob("lr-robustness-*.csv")), ids=lambda p: p.stem)
 def test_a_kept_report_s_tables_are_those_of_its_rows(kept: Path) -> None:
-    """To the letter: README.md quotes them."""
+    """To the letter: docs/finding-the-rate.md quotes them."""
     then, now = (
         [line for line in text.partition("## The figures")[0].splitlines() if line[:1] in "|#"]
         for text in (kept.with_suffix(".md").read_text(), report(newest(read(kept))))

@@ -6,11 +6,15 @@ import importlib.machinery
 import importlib.util
 import os
 import re
+import runpy
 import shutil
+import site
 import subprocess
 import sys
 import sysconfig
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,12 +27,10 @@ ROOT = Path(__file__).parent.parent
 EXTENSION = Path(importlib.import_module("adaptiverl._C").__file__ or "")
 
 
-def build(tmp_path: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """The extension's build, in a folder of its own."""
-    command = [sys.executable, "setup.py", "build_ext", "--build-lib", str(tmp_path / "lib")]
-    command += ["--build-temp", str(tmp_path / "temp")]
+def setup_py(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """What a command of setup.py says."""
     return subprocess.run(
-        command,
+        [sys.executable, "setup.py", *arguments],
         cwd=ROOT,
         env=os.environ | environment,
         capture_output=True,
@@ -36,6 +38,12 @@ def build(tmp_path: Path, **environment: str) -> subprocess.CompletedProcess[str
         timeout=300,
         check=False,
     )
+
+
+def build(tmp_path: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The extension's build, in a folder of its own."""
+    folders = ["--build-lib", str(tmp_path / "lib"), "--build-temp", str(tmp_path / "temp")]
+    return setup_py("build_ext", *folders, **environment)
 
 
 def test_the_installed_wheel_is_what_runs() -> None:
@@ -112,7 +120,11 @@ def test_the_operators_are_registered() -> None:
 
 @pytest.mark.source_tree
 def test_without_nvcc_the_build_says_so(tmp_path: Path) -> None:
-    done = build(tmp_path, ADAPTIVERL_CUDA="0")
+    # Nothing of it is run: without the optimiser it is there three times as soon.
+    compiler = tmp_path / "c++"
+    compiler.write_text(f'#!/bin/sh\nexec {os.environ.get("CXX", "c++")} "$@" -O0\n')
+    compiler.chmod(0o700)
+    done = build(tmp_path, ADAPTIVERL_CUDA="0", CC=str(compiler), CXX=str(compiler))
     assert done.returncode == 0, done.stderr
     assert "no CUDA" in done.stdout
     assert list(tmp_path.glob("lib/**/_C.abi3.so"))
@@ -127,18 +139,137 @@ def test_a_wrong_choice_of_cuda_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.source_tree
 def test_cuda_demanded_without_nvcc_says_what_to_install(tmp_path: Path) -> None:
-    done = build(tmp_path, ADAPTIVERL_CUDA="1", CUDA_HOME="", CUDA_PATH="", PATH="/nowhere")
     if Path("/usr/local/cuda/bin/nvcc").exists():
         pytest.skip("nvcc is at /usr/local/cuda, where the build always looks")
+    done = build(tmp_path, ADAPTIVERL_CUDA="1", CUDA_HOME="", CUDA_PATH="", PATH="/nowhere")
     assert done.returncode != 0
     assert "install the CUDA toolkit, or set CUDA_HOME" in done.stderr
 
 
+NO_COMPILER = {"CC": "/nowhere/cc", "CXX": "/nowhere/c++"}
+
+
 @pytest.mark.source_tree
-def test_a_missing_compiler_says_what_to_install(tmp_path: Path) -> None:
-    done = build(tmp_path, ADAPTIVERL_CUDA="0", CC="/nowhere/cc", CXX="/nowhere/c++")
+@pytest.mark.parametrize("cuda", ["0", "1"])
+def test_a_missing_compiler_says_what_to_install(tmp_path: Path, cuda: str) -> None:
+    """With nvcc or without, which needs the compiler as well."""
+    done = build(tmp_path, ADAPTIVERL_CUDA=cuda, ADAPTIVERL_PURE="0", **NO_COMPILER)
     assert done.returncode != 0
-    assert "apt-get install g++" in done.stderr
+    assert "ADAPTIVERL_PURE=0, but there is no C++ compiler (/nowhere/c++): apt-get" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.source_tree
+@pytest.mark.parametrize(
+    ("environment", "reason"),
+    [(NO_COMPILER, "there is no C++ compiler"), ({"ADAPTIVERL_PURE": "1"}, "ADAPTIVERL_PURE=1")],
+    ids=["no compiler", "asked for"],
+)
+def test_where_nothing_is_compiled_the_wheel_is_for_any_machine(
+    tmp_path: Path, environment: dict[str, str], reason: str
+) -> None:
+    commands = ["egg_info", "--egg-base", str(tmp_path), "build", "--build-base"]
+    commands += [str(tmp_path / "build"), "bdist_wheel", "--bdist-dir", str(tmp_path / "tree")]
+    done = setup_py(*commands, "--dist-dir", str(tmp_path), **environment)
+    assert done.returncode == 0, done.stderr
+    assert f"adaptiverl: nothing is compiled, and it will be slower: {reason}" in done.stdout
+    (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.name.endswith("-py3-none-any.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "adaptiverl/kernels/reference.py" in names
+    assert not [name for name in names if name.endswith(".so")]
+
+
+@pytest.mark.source_tree
+def test_old_setuptools_are_refused_in_a_line(tmp_path: Path) -> None:
+    program = (
+        "import runpy, sys, setuptools; setuptools.__version__ = '65.5.0'; "
+        "sys.argv = ['setup.py', 'dist_info', '--output-dir', sys.argv[1]]; "
+        "runpy.run_path('setup.py', run_name='__main__')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr == (
+        "adaptiverl: setuptools 77 or newer is needed to build it, and this is 65.5.0: "
+        "pip install --upgrade setuptools, or leave out --no-build-isolation\n"
+    )
+
+
+@pytest.fixture
+def setup_functions() -> dict[str, Any]:
+    return runpy.run_path(str(ROOT / "setup.py"), run_name="setup")
+
+
+@pytest.mark.source_tree
+@pytest.mark.parametrize(
+    ("version", "reason"),
+    [
+        (None, "torch was not found (`pip install torch`"),
+        ("__version__ = '2.9.1+cpu'", r"torch 2.10 or newer is needed, .* is 2.9.1\+cpu"),
+        ("nothing", "is of an unknown version"),
+        ("__version__ = '2.10.0'", None),
+        ("__version__ = '3.0.0a0+git'", None),
+    ],
+)
+def test_torch_is_found_where_it_cannot_be_imported(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    setup_functions: dict[str, Any],
+    version: str | None,
+    reason: str | None,
+) -> None:
+    """As in the environment that pip builds in, which hides that which it builds for."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+    monkeypatch.setattr(site, "getsitepackages", list)
+    monkeypatch.setattr(site, "getusersitepackages", lambda: "/nowhere")
+    if version is not None:
+        (tmp_path / "torch").mkdir()
+        (tmp_path / "torch" / "version.py").write_text(f"debug = False\n{version}\n")
+    found = setup_functions["why_not_torch"]()
+    assert (found is None) == (reason is None)
+    if reason is not None:
+        assert re.search(reason if "\\" in reason else re.escape(reason), found)
+
+
+@pytest.mark.source_tree
+@pytest.mark.parametrize(
+    ("platform", "free_threaded", "reason"),
+    [("darwin", 0, "on Linux only"), ("linux", 1, "a free-threaded Python"), ("linux", 0, None)],
+)
+def test_what_is_not_compiled_on_purpose(
+    monkeypatch: pytest.MonkeyPatch,
+    setup_functions: dict[str, Any],
+    platform: str,
+    free_threaded: int,
+    reason: str | None,
+) -> None:
+    ask = sysconfig.get_config_var
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.setattr(
+        sysconfig, "get_config_var", lambda n: free_threaded if n == "Py_GIL_DISABLED" else ask(n)
+    )
+    found = setup_functions["why_not_compiled"]()
+    assert found is None if reason is None else reason in found
+
+
+@pytest.mark.source_tree
+def test_a_clone_finds_its_own_kernels() -> None:
+    """Python that is started in it finds the source folder, whatever is installed."""
+    program = (
+        "import sys; sys.meta_path = [f for f in sys.meta_path if 'ditable' not in repr(f)]; "
+        "from adaptiverl.kernels import reference; print(reference.__file__)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.strip() == str(ROOT / "kernels" / "reference.py"), done.stderr
 
 
 def test_operators_of_another_source_say_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

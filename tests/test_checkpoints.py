@@ -16,6 +16,7 @@ import checkpointed_run
 import pytest
 import torch
 from pass_cases import CASES
+from rank_jobs_digests import in_layout_3
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 from training import (
@@ -322,13 +323,13 @@ DAMAGES: list[tuple[Callable[[Tensor], Any], str]] = [
     (lambda m: m[:-1].float(), "got torch.float64 of shape"),
     (lambda m: m[:0].clone(), r"got torch.float64 of shape \(0,\)"),
     (lambda m: m.reshape(1, -1), "got torch.float64 of shape"),
-    (lambda m: m.tolist(), r"got \[3.0, "),
+    (lambda m: m.tolist(), r"got \[4.0, "),
     (lambda _: None, "got None"),
     (replaced("version", 0.0), "got version 0.0"),
-    (replaced("version", 1.0), r"got torch.float64 of shape \(46,\) in layout 1"),
-    (replaced("version", 2.0), r"got torch.float64 of shape \(46,\) in layout 2"),
+    (replaced("version", 1.0), r"got torch.float64 of shape \(53,\) in layout 1"),
+    (replaced("version", 3.0), r"got torch.float64 of shape \(53,\) in layout 3"),
     (lambda m: replaced("version", 1.0)(m)[:31], r"of shape \(31,\) in layout 1"),
-    (replaced("version", 4.0), "got version 4.0"),
+    (replaced("version", 5.0), "got version 5.0"),
     (replaced("version", math.nan), "got version nan"),
     (replaced("log_lr", math.nan), "got log_lr = nan"),
     (replaced("log_lr", -math.inf), "got log_lr = -inf"),
@@ -459,7 +460,7 @@ def _nan_loss(params: list[nn.Parameter]) -> tuple[AdaptiveAdamW, dict[str, Any]
 
 
 def _infinite_sums(params: list[nn.Parameter]) -> tuple[AdaptiveAdamW, dict[str, Any]]:
-    options: dict[str, Any] = {"control": Control.find_lr()}
+    options: dict[str, Any] = {"control": Control.climb_lr()}
     optimizer = busy(params, **options)
     descend(optimizer, params, 2)
     for param in params:
@@ -486,17 +487,19 @@ def test_a_sound_memory_may_hold_what_is_not_finite(begin: Callable[..., Any]) -
 def in_layout(version: int, saved: dict[str, Any]) -> dict[str, Any]:
     """The checkpoint as an earlier version wrote it.
 
-    Layout 1 had 32 numbers, `version` to `updates`; layout 2 all but `log_lr_doubted`.
+    Layout 1 had 32 numbers, `version` to `updates`; layout 2 all of the third's but
+    `log_lr_doubted`.
     """
     slot = layout.SLOT["log_lr_doubted"]
     assert layout.FIELDS[:32][-1] == "updates"
-    assert layout.FIELDS[slot - 1 : slot + 2] == ("log_lr_downhill", "log_lr_doubted", "held")
+    assert layout.FIELDS[slot - 1 : slot + 1] == ("log_lr_downhill", "log_lr_doubted")
     saved = copy.deepcopy(saved)
     for group in saved["param_groups"]:
-        memory = group["adaptive_state"]
-        memory = (
-            memory[:32].clone() if version == 1 else torch.cat([memory[:slot], memory[slot + 1 :]])
-        )
+        memory = in_layout_3(group["adaptive_state"])
+        if version == 1:
+            memory = memory[:32].clone()
+        elif version == 2:
+            memory = torch.cat([memory[:slot], memory[slot + 1 :]])
         memory[0] = version
         group["adaptive_state"] = memory
     return saved
@@ -504,8 +507,14 @@ def in_layout(version: int, saved: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("version", "size", "control"),
-    [(1, 32, BUSY), (2, 45, BUSY), (2, 45, Control.find_lr())],
-    ids=["1", "2", "2, searching"],
+    [
+        (1, 32, BUSY),
+        (2, 45, BUSY),
+        (2, 45, Control.climb_lr()),
+        (3, 46, BUSY),
+        (3, 46, Control.climb_lr()),
+    ],
+    ids=["1", "2", "2, searching", "3", "3, searching"],
 )
 def test_a_checkpoint_of_an_earlier_layout_goes_on_as_its_own(
     version: int, size: int, control: Control
@@ -520,7 +529,7 @@ def test_a_checkpoint_of_an_earlier_layout_goes_on_as_its_own(
     other.load_state_dict(old)
     memory = other._controller.memory
     assert_same(memory, saved["param_groups"][0]["adaptive_state"])
-    assert memory[layout.SLOT["version"]] == 3
+    assert memory[layout.SLOT["version"]] == 4
     assert (memory[layout.SLOT["log_lr_downhill"]] > -math.inf) == (control is not BUSY)
     assert memory[layout.SLOT["log_lr_doubted"]] == -math.inf
     assert memory[layout.SLOT["anneal"]] == 1
@@ -536,7 +545,7 @@ def test_the_alignment_law_goes_on_from_a_checkpoint_of_the_first_layout() -> No
     params = parameters(*SHAPES)
     optimizer = busy(params)
     descend(optimizer, params, 7)
-    other = busy(params, control=Control.find_lr(100))
+    other = busy(params, control=Control.climb_lr(100))
     other.load_state_dict(in_layout(1, optimizer.state_dict()))
     before = other.knobs()
     assert (before["alpha"], before["held"]) == (optimizer.knobs()["alpha"], 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -297,7 +298,7 @@ GRAPHS = pytest.mark.parametrize(
 CUDA_ONLY = pytest.mark.parametrize("device", [ON_CUDA])
 CONTROLS = {
     "busy": BUSY,
-    "modulate": Control(mode="modulate", every=3, noise_bounds=(0.01, 0.1)),
+    "modulate": replace(BUSY, mode="modulate"),
 }
 
 

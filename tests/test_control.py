@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from adaptiverl import AdaptiveAdamW, Control
+from adaptiverl import AdaptiveAdamW, AdaptiveLion, AdaptiveSGD, Control
+from adaptiverl.terms import search_within
 
 INF, NAN = math.inf, math.nan
 BETAS = ("beta_loss", "beta_reward", "beta_variance")
@@ -45,8 +46,9 @@ OUT_OF_RANGE: list[tuple[str, Any, str]] = [
     ("mode", None, "one of ('replace', 'modulate')"),
     ("reward", "loss", "one of ('neg_loss', 'given', 'none')"),
     ("reward", None, "one of ('neg_loss', 'given', 'none')"),
-    ("law", "gradient", "one of ('loss', 'alignment')"),
-    ("law", None, "one of ('loss', 'alignment')"),
+    ("law", "gradient", "one of ('loss', 'alignment', 'range_test')"),
+    ("law", None, "one of ('loss', 'alignment', 'range_test')"),
+    ("snapshot", "cpu", "one of (None, 'host', 'device')"),
     *[("noise_target", x, "one of ('gradient', 'parameter')") for x in ("weights", None, "grad")],
     *[("every", x, "from 1 to 2**53, or None for epoch-wise control") for x in (0, -1)],
     *[(name, x, "in (0, 1]") for name in BETAS for x in (0, -0.1, 1.0000001, NAN, INF)],
@@ -182,6 +184,7 @@ def test_defaults_are_the_contract() -> None:
         "horizon": None,
         "cooldown": 0.4,
         "acquire_from": None,
+        "snapshot": None,
         "lr_bounds": None,
         "momentum_bounds": None,
         "noise_bounds": (0.0, 0.1),
@@ -258,6 +261,26 @@ NOISE = {"noise_bounds": (0.0, 0.2), "noise_floor": 0.01}
                 ({"lr_bounds": (0.5, 0.5)}, 0.5, 0.5, 0.5),
             )
         ),
+        # The range test's are rates, wherever the user's lies.
+        *(
+            (
+                {"law": "range_test"} | arguments,
+                20.0,
+                0.9,
+                {"lr_min": low, "lr_max": high, "lr_acquire": begin, "lr_floor": floor},
+            )
+            for arguments, low, high, begin, floor in (
+                ({}, 1e-6, 3.0, 1e-6, 1e-4),
+                ({"mode": "modulate"}, 5e-8, 0.15, 5e-8, 5e-6),
+                ({"acquire_from": 1e-8}, 1e-8, 3.0, 1e-8, 1e-6),
+                ({"acquire_from": 1e-3}, 1e-6, 3.0, 1e-3, 0.1),
+                ({"lr_bounds": (1e-3, 0.1)}, 1e-3, 0.1, 1e-3, 1e-3),
+                ({"lr_bounds": (1e-5, 5e-5)}, 1e-5, 5e-5, 1e-5, 5e-5),
+                # No room for a ramp: it starts, and stays, at what was given.
+                ({"horizon": 199}, 1e-6, 20.0, 20.0, 1e-4),
+                ({"horizon": 400, "cooldown": 0.8}, 1e-6, 20.0, 20.0, 1e-4),
+            )
+        ),
     ],
     ids=str,
 )
@@ -286,6 +309,7 @@ FOUND = r"^acquire_from must start inside .*, got {}: widen the bounds or move"
         # 1e-4 times the one is 0, 1e4 times the other is infinite.
         (ALIGNED, 1e-322, 0.9, "leave the range of numbers: give Control"),
         (ALIGNED, 1e305, 0.9, "leave the range of numbers: give Control"),
+        ({"law": "range_test", "horizon": 9, "lr_bounds": (1e-3, 0.1)}, 0.2, 0.9, r"lr must start"),
         (ALIGNED | {"acquire_from": 1e-7}, 1e-2, 0.9, FOUND.format("1e-07")),
         (ALIGNED | {"acquire_from": 1e5}, 1e-2, 0.9, FOUND.format("100000.0")),
         (
@@ -335,7 +359,8 @@ def changed(control: Control) -> dict[str, Any]:
 
 STILL = {"noise_bounds": (0.0, 0.0)} | dict.fromkeys(GAINS, 0.0)
 EPOCHS = {"every": None, "beta_loss": 0.3, "beta_reward": 0.3, "beta_variance": 0.3}
-FINDING = STILL | {"law": "alignment"}
+FINDING = STILL | {"law": "range_test"}
+CLIMBING = STILL | {"law": "alignment"}
 
 
 @pytest.mark.parametrize(
@@ -347,6 +372,8 @@ FINDING = STILL | {"law": "alignment"}
         (Control.frozen(), STILL | {"mode": "modulate"}),
         (Control.find_lr(), FINDING),
         (Control.find_lr(1000), FINDING | {"horizon": 1000}),
+        (Control.climb_lr(), CLIMBING),
+        (Control.climb_lr(1000), CLIMBING | {"horizon": 1000}),
     ],
 )
 def test_presets_are_what_the_specification_says_and_nothing_else(
@@ -372,6 +399,7 @@ FROZEN = dataclasses.asdict(Control.frozen())
         (Control(law="alignment"), False, False, True),
         # No gain is above 0, yet α is to move, and nobody need tell it a loss.
         (Control.find_lr(), False, True, True),
+        (Control.climb_lr(), False, True, True),
     ],
 )
 def test_who_needs_a_loss(control: Control, frozen: bool, rests: bool, needs_no_loss: bool) -> None:
@@ -433,3 +461,50 @@ def test_frozen_noise_is_one_sigma_throughout(sigma: float) -> None:
     assert run(quiet, [1.0] * 40)["noise"] == 0
     adaptive = Control(plateau_trend=(10.0, 1.0), plateau_variance=(10.0, 1.0))
     assert run(adaptive, [1.0] * 40)["noise"] > 0
+
+
+@pytest.mark.parametrize(
+    ("horizon", "cooldown", "steps"),
+    [
+        (None, 0.4, 150),
+        (199, 0.4, 0),
+        (200, 0.4, 100),
+        (666, 0.4, 100),
+        (1000, 0.4, 150),
+        (20_000, 0.4, 3000),
+        (400, 0.74, 104 - 4),
+        (400, 0.76, 0),
+        (200, 0.0, 100),
+        (1, 0.0, 0),
+    ],
+)
+def test_the_steps_of_a_search_by_hand(horizon: int | None, cooldown: float, steps: int) -> None:
+    control = Control(law="range_test", horizon=horizon, cooldown=cooldown)
+    assert search_within(horizon, cooldown) == steps
+    assert control.is_too_short == (steps == 0)
+    assert not dataclasses.replace(control, law="alignment").is_too_short
+
+
+@pytest.mark.parametrize("kind", [AdaptiveAdamW, AdaptiveSGD, AdaptiveLion])
+def test_a_law_that_finds_the_rate_needs_none(kind: Any) -> None:
+    options = {"momentum": 0.9} if kind is AdaptiveSGD else {}
+    params = [torch.nn.Parameter(torch.ones(n)) for n in (3, 2)]
+    for control in (Control.find_lr(1000), Control.climb_lr(1000)):
+        groups = [{"params": params[:1]}, {"params": params[1:], "lr": 3e-3}]
+        optimizer = kind(groups, lr=None, control=control, **options)
+        assert [group["lr"] for group in optimizer.param_groups] == [1e-3, 3e-3]
+    with pytest.raises(ValueError, match=r"must be a number with Control\(law='loss'\), got None"):
+        kind(params, lr=None, **options)
+
+
+def test_a_run_too_short_for_its_search_is_told_so_when_it_is_built() -> None:
+    param, control = torch.nn.Parameter(torch.ones(3)), Control.find_lr(40)
+    with pytest.warns(UserWarning, match=r"horizon=40, cooldown=0\.4\) leaves the search") as told:
+        optimizer = AdaptiveAdamW([param], lr=2e-3, weight_decay=0.0, control=control)
+    assert told[0].filename == __file__
+    for _ in range(10):
+        param.grad = torch.ones(3)
+        optimizer.step()
+    # A warm-up of 0.03·40 = 1.2 steps, and no search.
+    assert optimizer.knobs()["lr"] == pytest.approx(2e-3)
+    assert param.tolist() == pytest.approx([1 - 2e-3 * (9 + 1 / 1.2)] * 3, rel=1e-6)

@@ -23,7 +23,7 @@ from torch import Tensor
 from adaptiverl import AdaptiveAdamW, Control, trace
 from adaptiverl.controller import Controller
 from adaptiverl.law.replay import replay
-from adaptiverl.layout import FIELDS, MEMORY_SIZE, SLOT, TRACE_COLUMNS, State
+from adaptiverl.layout import FIELDS, LAWS, MEMORY_SIZE, SLOT, TRACE_COLUMNS, State
 from adaptiverl.migrations import current_layout
 from adaptiverl.step.entries import COLUMNS
 from adaptiverl.trace import TRACE_CAPACITY
@@ -360,17 +360,17 @@ def test_reset_goes_back_to_the_start() -> None:
 
 
 BAD_BLOCKS: list[tuple[Callable[[Tensor], Any], str]] = [
-    (lambda b: b.half(), r"got torch\.float16 of shape \(46,\)"),
-    (lambda b: b[:-1], r"got torch\.float64 of shape \(45,\)"),
-    (lambda b: b.reshape(1, -1), r"got torch\.float64 of shape \(1, 46\)"),
-    (lambda b: torch.cat([b, b]), r"got torch\.float64 of shape \(92,\)"),
-    (lambda b: b.tolist(), r"got \[3\.0, 0\.0"),
+    (lambda b: b.half(), r"got torch\.float16 of shape \(53,\)"),
+    (lambda b: b[:-1], r"got torch\.float64 of shape \(52,\)"),
+    (lambda b: b.reshape(1, -1), r"got torch\.float64 of shape \(1, 53\)"),
+    (lambda b: torch.cat([b, b]), r"got torch\.float64 of shape \(106,\)"),
+    (lambda b: b.tolist(), r"got \[4\.0, 0\.0"),
     (lambda _: None, "got None"),
-    (lambda b: torch.cat([b[:1] + 1, b[1:]]), r"got version 4\.0"),
+    (lambda b: torch.cat([b[:1] + 1, b[1:]]), r"got version 5\.0"),
     (lambda b: torch.cat([b[:1] * NAN, b[1:]]), "got version nan"),
-    # The first layout had 32 numbers, the second 45.
-    (lambda b: torch.cat([b[:1] - 1, b[1:]]), r"got torch\.float64 of shape \(46,\) in layout 2"),
-    (lambda b: torch.cat([b[:1] - 2, b[1:31]]), r"got torch\.float64 of shape \(31,\) in layout 1"),
+    # The first layout had 32 numbers, the third 46.
+    (lambda b: torch.cat([b[:1] - 1, b[1:]]), r"got torch\.float64 of shape \(53,\) in layout 3"),
+    (lambda b: torch.cat([b[:1] - 3, b[1:31]]), r"got torch\.float64 of shape \(31,\) in layout 1"),
 ]
 
 
@@ -380,14 +380,14 @@ def test_adopt_refuses(change: Callable[[Tensor], Any], message: str) -> None:
     for loss in (3.0, 2.0):
         driver.step(loss)
     before = driver.everything()
-    expected = r"'adaptive_state' must be a float64 tensor of 46 numbers whose first is 3, "
+    expected = r"'adaptive_state' must be a float64 tensor of 53 numbers whose first is 4, "
     with pytest.raises(ValueError, match=f"^{expected}{message}.*nothing was changed$"):
         driver.controller.adopt(change(Controller(Control(), LR, MOMENTUM).memory))
     assert_bits(driver.everything(), before)
     current_layout(driver.controller.memory)
 
 
-@pytest.mark.parametrize("law", ["loss", "alignment"])
+@pytest.mark.parametrize("law", LAWS)
 @pytest.mark.parametrize("mode", ["replace", "modulate"])
 @pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9, 0.999])
 @pytest.mark.parametrize("noise_bounds", [(0.0, 0.1), (0.0, 0.0), (0.02, 0.3)])
@@ -396,9 +396,9 @@ def test_state_starts_as_the_law_does(
 ) -> None:
     control = Control(law=law, mode=mode, noise_bounds=noise_bounds)
     controller = Controller(control, 0.3, momentum, seed=2**64 - 2)
-    # All but the flag of the step in progress is what checkpoints keep.
+    # All but the flags of the step in progress is what checkpoints keep.
     assert (controller.state.shape, controller.memory.shape) == ((len(SLOT),), (MEMORY_SIZE,))
-    assert FIELDS[MEMORY_SIZE:] == ("active",)
+    assert FIELDS[MEMORY_SIZE:] == ("active", "rewind")
     assert_equal([controller.read()], [start(control, 0.3, momentum, 2**64 - 2)])
 
 
@@ -453,9 +453,9 @@ def test_opcheck(operator: str, arguments: Callable[[Driver], tuple[Any, ...]]) 
 FLOATS: dict[str, Any] = {"dtype": torch.float64}
 IN_ADVANCE = "state numbers inbox trace groups effective rows found_inf".split()
 WRONG: list[tuple[str, Any, str]] = [
-    ("state", torch.zeros(46, **FLOATS), "state must hold 47 numbers, got 46"),
-    ("state", torch.zeros(47), "state must be float64"),
-    ("numbers", torch.zeros(7, **FLOATS), "numbers must hold at least 1 records of 36"),
+    ("state", torch.zeros(53, **FLOATS), "state must hold 55 numbers, got 53"),
+    ("state", torch.zeros(55), "state must be float64"),
+    ("numbers", torch.zeros(7, **FLOATS), "numbers must hold at least 1 records of 39"),
     ("inbox", torch.zeros(4), "inbox must be float64"),
     ("trace", torch.zeros(16, **FLOATS), "trace must hold at least 2 records of 16"),
     ("groups", torch.zeros(2, 4, **FLOATS), "groups must hold at least 1 records of 5"),

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import io
 import json
 import math
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -249,3 +253,25 @@ def _report(*curves: list[float]) -> Report:
         for method, curve in zip((CONSTANT, COSINE, ADAPTIVE), curves, strict=True)
     ]
     return Report(parse([*TINY, "--lr", "0.02"], {}), {"source": "here"}, 1234, runs, 1.0)
+
+
+@pytest.mark.source_tree
+def test_it_needs_no_more_than_its_requirements() -> None:
+    """Whatever else requirements.txt installs is not there, where a stranger starts."""
+    root = Path(__file__).parent.parent
+    lines = (root / "requirements.txt").read_text().splitlines()
+    others = {re.split(r"[=\s;#]", line)[0] for line in lines if line[:1].isalnum()}
+    names = [n for n, d in importlib.metadata.packages_distributions().items() if others & {*d}]
+    assert {"transformers", "lightning", "pytest", "schedulefree"} <= {*names}
+    program = (
+        "import sys; sys.modules.update(dict.fromkeys(sys.argv[1:])); "
+        "from bench.studies.demo import main; main(['--help'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, *names],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, "--steps" in done.stdout) == (0, True), done.stderr

@@ -31,7 +31,7 @@ NOISY = Control(
 CONTROLS = {
     "loss law": Control(every=2, noise_bounds=(0.0, 0.0)),
     "loss law, noise": NOISY,
-    "alignment law": Control.find_lr(horizon=STEPS),
+    "alignment law": Control.climb_lr(horizon=STEPS),
     "alignment law, noise": Control(
         law="alignment", horizon=STEPS, every=2, noise_bounds=(0.02, 0.02)
     ),
@@ -132,7 +132,7 @@ def trained(maker: str, control: str) -> str:
         optimizer.observe(loss_of(step))
         optimizer.step()
     states = [x for state in saved_states(optimizer).values() for _, x in sorted(state.items())]
-    memory = optimizer._controller.memory
+    memory = rank_jobs_digests.in_layout_3(optimizer._controller.memory)
     return digest_of([*params, *states, memory, *optimizer.knobs().values()])
 
 

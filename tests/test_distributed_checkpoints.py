@@ -41,14 +41,16 @@ class Holder(nn.Module):
         self.weights = nn.ParameterList([nn.Parameter(p) for p in whole_parameters()])
 
 
-def prepared(size: int, how: str = "") -> tuple[nn.Module, Any, Any, list[nn.Parameter]]:
+def prepared(
+    size: int, how: str = "", **options: Any
+) -> tuple[nn.Module, Any, Any, list[nn.Parameter]]:
     mesh = init_device_mesh("cpu", (size,))
     model: nn.Module = Holder()
     if how == "replicas":
         model = DistributedDataParallel(model)
     else:
         fully_shard(model, mesh=mesh)
-    optimizer = AdaptiveAdamW(model.parameters(), **FED_OPTIONS)
+    optimizer = AdaptiveAdamW(model.parameters(), **FED_OPTIONS | options)
     return model, optimizer, mesh, list(model.parameters())
 
 
@@ -66,9 +68,11 @@ def options_of(how: str) -> StateDictOptions:
     )
 
 
-def save(rank: int, size: int, folder: str, how: str, steps: int) -> None:
+def save(
+    rank: int, size: int, folder: str, how: str, steps: int, optimizers: dict[str, Any]
+) -> None:
     """Train for some steps on shards, or on DDP's replicas; save with DCP."""
-    model, optimizer, mesh, params = prepared(size, how)
+    model, optimizer, mesh, params = prepared(size, how, **optimizers)
     feed(optimizer, params, range(steps), mesh)
     options = options_of(how)
     if how == "from rank 0":
@@ -84,9 +88,17 @@ def save(rank: int, size: int, folder: str, how: str, steps: int) -> None:
         dcp.save(contents, checkpoint_id=folder)
 
 
-def load_and_go_on(rank: int, size: int, folder: str, how: str, done: int, until: int) -> Answer:
+def load_and_go_on(
+    rank: int,
+    size: int,
+    folder: str,
+    how: str,
+    done: int,
+    until: int,
+    optimizers: dict[str, Any],
+) -> Answer:
     """Load on however many ranks there are now; making state first decides nothing."""
-    model, optimizer, mesh, params = prepared(size)
+    model, optimizer, mesh, params = prepared(size, **optimizers)
     options = options_of(how)
     if how == "from rank 0":
         contents: dict[str, Any] = {"model": {}, "optimizer": {}}
@@ -111,9 +123,10 @@ def load_and_go_on(rank: int, size: int, folder: str, how: str, done: int, until
 # ZeRO
 
 
-def zero_around(params: Any) -> Any:
+def zero_around(params: Any, **options: Any) -> Any:
     """What is no group's entry goes into a partial: ZeRO puts the rest into its checkpoints."""
-    own: Any = partial(AdaptiveAdamW, control=FED_OPTIONS["control"], seed=FED_OPTIONS["seed"])
+    given = {key: FED_OPTIONS[key] for key in ("control", "seed")} | options
+    own: Any = partial(AdaptiveAdamW, **given)
     return ZeroRedundancyOptimizer(params, own, lr=FED_OPTIONS["lr"])
 
 
@@ -148,9 +161,9 @@ class Told:
         self.zero.step(loss=self.loss)
 
 
-def zero_alone(steps: int) -> Answer:
+def zero_alone(steps: int, **options: Any) -> Answer:
     params = [nn.Parameter(p) for p in whole_parameters()]
-    optimizer = AdaptiveAdamW(params, **FED_OPTIONS | {"max_grad_norm": None})
+    optimizer = AdaptiveAdamW(params, **FED_OPTIONS | {"max_grad_norm": None} | options)
     feed(optimizer, params, range(steps), None)
     return [bits(p) for p in params], optimizer.knobs()
 
@@ -172,19 +185,21 @@ def zero_owns_nothing(rank: int, size: int) -> tuple[bytes, bytes, int]:
     return bits(param), bits(local._controller.memory), owned
 
 
-def zero_save(rank: int, size: int, path: str, steps: int) -> None:
+def zero_save(rank: int, size: int, path: str, steps: int, options: dict[str, Any]) -> None:
     params: list[Tensor] = number_parameters([nn.Parameter(p) for p in whole_parameters()])
-    optimizer = zero_around(params)
+    optimizer = zero_around(params, **options)
     feed(Told(optimizer), params, range(steps), None)  # type: ignore[arg-type]
     optimizer.consolidate_state_dict(to=0)
     if rank == 0:
         torch.save({"params": params, "optimizer": optimizer.state_dict()}, path)
 
 
-def zero_load(rank: int, size: int, path: str, done: int, until: int) -> list[bytes]:
+def zero_load(
+    rank: int, size: int, path: str, done: int, until: int, options: dict[str, Any]
+) -> list[bytes]:
     saved = torch.load(path, weights_only=True)
     params: list[Tensor] = number_parameters(saved["params"])
-    optimizer = zero_around(params)
+    optimizer = zero_around(params, **options)
     optimizer.load_state_dict(saved["optimizer"])
     feed(Told(optimizer), params, range(done, until), None)  # type: ignore[arg-type]
     return [bits(p) for p in params]
@@ -233,25 +248,36 @@ def fsdp1(rank: int, size: int, how: str, original: bool) -> list[tuple[list[byt
 SAVED, END = 13, 24
 
 
+SHORT = {"state_dtype": torch.bfloat16}
+
+
 @pytest.mark.parametrize(
-    ("saved_on", "how", "sizes"),
+    ("saved_on", "how", "sizes", "optimizers"),
     [
-        (4, "nested", (2, 1)),
-        (4, "flattened", (2,)),
-        (4, "offloaded", (2,)),
-        (4, "from rank 0", (2, 1)),
-        (2, "nested", (4,)),
-        (2, "replicas", (4,)),
+        (4, "nested", (2, 1), {}),
+        (4, "nested", (2, 1), SHORT),
+        (4, "flattened", (2,), {}),
+        (4, "offloaded", (2,), {}),
+        (4, "from rank 0", (2, 1), {}),
+        (2, "nested", (4,), {}),
+        (2, "replicas", (4,), {}),
+        (2, "replicas", (4,), SHORT),
     ],
 )
 def test_from_some_ranks_to_others(
-    crew: Crew, tmp_path: Path, saved_on: int, how: str, sizes: tuple[int, ...]
+    crew: Crew,
+    tmp_path: Path,
+    saved_on: int,
+    how: str,
+    sizes: tuple[int, ...],
+    optimizers: dict[str, Any],
 ) -> None:
-    expected, knobs = fed_alone(END)
+    expected, knobs = fed_alone(END, **optimizers)
     assert knobs["noise"] > 0, "σ never rose: the noise was not put to the test"
-    crew.run(saved_on, save, str(tmp_path), how, SAVED)
+    crew.run(saved_on, save, str(tmp_path), how, SAVED, optimizers)
     for size in sizes:
-        for whole, others in crew.run(size, load_and_go_on, str(tmp_path), how, SAVED, END):
+        given = (str(tmp_path), how, SAVED, END, optimizers)
+        for whole, others in crew.run(size, load_and_go_on, *given):
             assert whole == expected
             assert others == knobs
 
@@ -281,15 +307,16 @@ def test_zero_with_a_rank_that_owns_nothing(crew: Crew) -> None:
     assert memory == others_memory
 
 
-def test_zero_from_two_ranks_to_three(crew: Crew, tmp_path: Path) -> None:
-    expected, _ = zero_alone(END)
+@pytest.mark.parametrize("options", [{}, SHORT], ids=str)
+def test_zero_from_two_ranks_to_three(crew: Crew, tmp_path: Path, options: dict[str, Any]) -> None:
+    expected, _ = zero_alone(END, **options)
     path = str(tmp_path / "zero.pt")
-    crew.run(2, zero_save, path, SAVED)
-    for params in crew.run(3, zero_load, path, SAVED, END):
+    crew.run(2, zero_save, path, SAVED, options)
+    for params in crew.run(3, zero_load, path, SAVED, END, options):
         assert params == expected
 
 
-# With its original parameters, FSDP1's own format loses torch.optim.AdamW's moments on the CPU, too.
+# With its original parameters, FSDP1's own format loses torch.optim.AdamW's moments, too.
 @pytest.mark.parametrize(
     ("how", "original"),
     [("sharded", False), *((how, o) for how in ("nested", "flattened") for o in (False, True))],

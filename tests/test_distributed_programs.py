@@ -7,9 +7,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
+
+from bench.ranks import elastic
+from bench.studies import demo
 
 ROOT = Path(__file__).parent.parent
 SIZES = {"layers": 1, "width": 32, "context": 32, "batch": 4}
@@ -54,17 +56,13 @@ def test_a_run_survives_a_killed_rank_with_the_same_log() -> None:
 
 def test_the_demo_on_two_ranks_is_the_demo(tmp_path: Path) -> None:
     sizes = words(steps=20, heads=2, eval_every=10, eval_batches=2, **SIZES)
-    reports: dict[int, dict[str, Any]] = {}
-    launchers = {
-        1: [sys.executable],
-        2: [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"],
-    }
-    for ranks, launcher in launchers.items():
-        out = tmp_path / str(ranks)
-        done = run([*launcher, "-m", "bench.demo", *sizes, "--out", str(out)])
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("every number is in") == 1, "one rank speaks"
-        reports[ranks] = json.loads((out / "demo.json").read_text())
+    assert demo.main([*sizes, "--out", str(tmp_path / "1")]) == 0
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [sys.executable, *torchrun, "-m", "bench.demo", *sizes]
+    done = run([*command, "--out", str(tmp_path / "2")])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("every number is in") == 1, "one rank speaks"
+    reports = {n: json.loads((tmp_path / str(n) / "demo.json").read_text()) for n in (1, 2)}
     assert reports[2]["settings"]["ranks"] == 2
     for one, two in zip(reports[1]["runs"], reports[2]["runs"], strict=True):
         assert one["method"] == two["method"]
@@ -73,7 +71,9 @@ def test_the_demo_on_two_ranks_is_the_demo(tmp_path: Path) -> None:
         assert two["held_out"] == pytest.approx(one["held_out"], rel=1e-4)
 
 
-def test_without_torchrun_the_elastic_run_says_how_to_start_it() -> None:
-    done = run([sys.executable, "-m", "bench.ranks.elastic"])
-    assert done.returncode == 2
-    assert "start it with torchrun" in done.stderr
+def test_without_torchrun_the_elastic_run_says_how_to_start_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["elastic"])
+    assert elastic.main() == 2
+    assert "start it with torchrun" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""examples/: each pair runs, before and after, and README.md shows how the two differ."""
+"""examples/: each pair runs, before and after, and docs/frameworks.md shows how the two differ."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 
 from bench.migration import EXAMPLES, NAMES, differences
 
-README = EXAMPLES.parent / "README.md"
+PAGE = EXAMPLES.parent / "docs/frameworks.md"
 NEEDED = {
     "plain_loop": ("transformers",),
     "hf_trainer": ("transformers", "accelerate"),
@@ -93,9 +93,11 @@ def test_both_run_and_differ_by_the_controller(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_readme_shows_how_the_files_differ(name: str) -> None:
+def test_a_page_shows_how_the_files_differ(name: str) -> None:
     block = f"```diff\n{differences(name)}\n```"
-    page = README.read_text("utf-8")
-    assert block in page, f"README.md is to show, as `python -m bench.migration` prints:\n{block}"
+    page = PAGE.read_text("utf-8")
+    assert block in page, (
+        f"docs/frameworks.md is to show, as `python -m bench.migration` prints:\n{block}"
+    )
     for which in ("before", "after"):
-        assert f"[{which}](examples/{name}_{which}.py)" in page
+        assert f"[{which}](../examples/{name}_{which}.py)" in page

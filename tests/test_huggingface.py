@@ -150,6 +150,21 @@ def test_a_callback_that_nobody_owns_says_what_to_write(tmp_path: Path) -> None:
         AdaptiveCallback("eval_loss")  # type: ignore[arg-type]
 
 
+def test_a_trainer_that_speaks_of_another_run_is_not_taken_for_the_callbacks(
+    tmp_path: Path,
+) -> None:
+    callback = AdaptiveCallback()
+    trainer = HuggingFace(tmp_path, PLAIN, callbacks=[callback]).trainer
+    trainer.create_optimizer()
+
+    def tell(self: Any, state: Any) -> None:
+        callback.on_train_begin(self.args, state, self.control)
+
+    with pytest.raises(RuntimeError, match="found no Trainer that it belongs to"):
+        tell(trainer, HuggingFace(tmp_path, PLAIN).trainer.state)
+    tell(trainer, trainer.state)
+
+
 def test_an_optimizer_that_is_none_of_ours(tmp_path: Path) -> None:
     foreign = (torch.optim.AdamW, {"lr": 1e-3})
     run = HuggingFace(tmp_path, PLAIN, optimizer_cls_and_kwargs=foreign)

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from adaptiverl import AdaptiveAdamW, Control
-from adaptiverl.control import Mode
 from adaptiverl.integrations.checks import UpdateWatch
 from adaptiverl.integrations.steering import knob_logs, rate_in_effect, rescaled, steered
+from adaptiverl.terms import Mode
 
 NEEDS = {
     "huggingface": ("transformers", "transformers"),

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 # "operators" the compiled module. Names that only a type checker reads are no imports.
 FLOORS: tuple[set[str], ...] = (
     {"version", "kernels", "operators"},
-    {"control", "layout", "devices"},
+    {"control", "layout", "limits", "terms", "devices"},
     {"law"},
     {"observations", "decision", "trace", "migrations", "controller"},
     {"algorithms", "backends", "codecs", "distributed", "log", "ranks", "step"},
@@ -31,7 +31,7 @@ FLOORS: tuple[set[str], ...] = (
 # The tools beside the house, and what they may use of it.
 TOOLS: dict[str, set[str]] = {
     "plots": set(),
-    "replay": {"control", "law", "layout", "plots"},
+    "replay": {"control", "law", "layout", "limits", "plots"},
     "__main__": {"replay"},
 }
 # What a room may import from outside, where that is not torch; the standard library may all use.
@@ -40,6 +40,8 @@ OUTSIDE: dict[str, set[str]] = {
     "control": set(),
     "layout": set(),
     "law": set(),
+    "limits": set(),
+    "terms": set(),
     "version": set(),
     "plots": {"matplotlib"},
     "replay": set(),
@@ -172,7 +174,10 @@ def test_imports_go_down(module: str) -> None:
 
 @pytest.mark.parametrize("module", sorted(m for m in FILES if m.startswith("law.")))
 def test_the_law_reads_control_numbers_and_no_control(module: str) -> None:
-    reads_control = {"control"} if module in ("law.numbers", "law.replay") else set()
+    reads_control = {
+        "law.numbers": {"control", "limits", "terms"},
+        "law.replay": {"control"},
+    }.get(module, set())
     assert rooms(imported(TREES[module])) <= {"law", "layout"} | reads_control
 
 

@@ -15,13 +15,13 @@ import law_twin
 import layout_files
 import pytest
 import torch
-from adaptiverl.kernels import layout as in_kernels
 from layout_files import FILES, ROOT, members
 from streams import observed
 from torch import Tensor
 
-from adaptiverl import Control, control, layout
+from adaptiverl import Control, layout, terms
 from adaptiverl.controller import Controller
+from adaptiverl.kernels import layout as in_kernels
 from adaptiverl.law import knobs, registry
 from adaptiverl.law.numbers import numbers_of
 from adaptiverl.layout import LAYOUT_VERSION, MEMORY_SIZE, ControlNumbers, State
@@ -38,7 +38,7 @@ def test_the_files_are_what_the_table_says(path: str) -> None:
 
 
 def test_the_python_side_reads_the_same_rows() -> None:
-    assert layout.names(State)[:-1] == layout.FIELDS[:MEMORY_SIZE]
+    assert layout.names(State)[:-2] == layout.FIELDS[:MEMORY_SIZE]
     assert set(layout.TRACE_COLUMNS) <= set(layout.FIELDS)
 
 
@@ -51,24 +51,26 @@ def test_control_numbers_are_packed_by_name() -> None:
     plain |= {"every": 7, "spike_clip": 4.0}
     given = Control(
         **plain,  # type: ignore[arg-type]
-        reward="given",
-        lr_bounds=(1e-4, 1e-2),
+        reward="neg_loss",
+        lr_bounds=(1e-4, 1e-1),
         momentum_bounds=(0.8, 0.95),
         noise_bounds=(0.02, 0.3),
         lr_change=(0.7, 1.7),
         plateau_trend=(0.31, 0.32),
         plateau_variance=(0.33, 0.34),
-        law="alignment",
-        horizon=500,
+        law="range_test",
+        horizon=8000,
         cooldown=0.25,
-        acquire_from=2e-4,
+        acquire_from=4e-4,
     )
     limits = given.limits(LR, MOMENTUM)._asdict()
-    expected = plain | {n: x for n, x in limits.items() if n not in ("noise_floor", "lr_acquire")}
+    expected = plain | {
+        n: x for n, x in limits.items() if n not in ("noise_floor", "lr_acquire", "lr_floor")
+    }
     expected |= {
-        "reward_source": 2.0,
+        "reward_source": 1.0,
         "log_lr_min": math.log(1e-4),
-        "log_lr_max": math.log(1e-2),
+        "log_lr_max": math.log(1e-1),
         "logit_momentum_min": math.log(0.8 / (1 - 0.8)),
         "logit_momentum_max": math.log(0.95 / (1 - 0.95)),
         "log_noise_floor": math.log(0.02),
@@ -79,12 +81,15 @@ def test_control_numbers_are_packed_by_name() -> None:
         "trend_slope": 0.32,
         "variance_center": 0.33,
         "variance_slope": 0.34,
-        "law": 1.0,
-        "log_lr_acquire": math.log(2e-4),
-        "horizon": 500.0,
-        "hold_by": 375.0,
-        "annealed_over": 125.0,
-        "log_held_share": 0.0,
+        "law": 2.0,
+        "log_lr_acquire": math.log(4e-4),
+        "horizon": 8000.0,
+        "hold_by": 6000.0,
+        "annealed_over": 2000.0,
+        "log_held_share": math.log(0.4 * 8 ** (-1 / 3)),
+        "log_ramp_floor": math.log(0.04),
+        "search_within": 1200.0,
+        "warm_up": 240.0,
     }
     packed = Controller(given, LR, MOMENTUM).numbers.tolist()
     names = members((CSRC / "layout.h").read_text(), "ControlNumbers")
@@ -123,16 +128,20 @@ def test_what_horizon_and_reward_become(
 # --- The twins of the law ---------------------------------------------------------------------
 
 
+def _camel(name: str) -> str:
+    return name.title().replace("_", "")
+
+
 def test_every_law_is_registered_once_in_each_language() -> None:
-    assert get_args(control.Law) == tuple(layout.LAWS) == tuple(control.LAW_TERMS)
+    assert get_args(terms.Law) == tuple(layout.LAWS) == tuple(terms.LAW_TERMS)
     assert tuple(registry.BY_NUMBER) == tuple(layout.LAWS.values())
     text = (CSRC / "law/registry.h").read_text()
     cases = re.findall(r"case kLaw(\w+):\s+return visit\((\w+)Law\{\}\);", text)
-    assert cases == [(name.title(), name.title()) for name in layout.LAWS]
-    for name, terms in control.LAW_TERMS.items():
-        assert registry.law_of(name).needs_loss == terms.needs_loss
+    assert cases == [(name, name) for name in map(_camel, layout.LAWS)]
+    for name, of_law in terms.LAW_TERMS.items():
+        assert registry.law_of(name).needs_loss == of_law.needs_loss
         twin = (CSRC / f"law/{name}.h").read_text()
-        assert f"needs_loss = {str(terms.needs_loss).lower()};" in twin
+        assert f"needs_loss = {str(of_law.needs_loss).lower()};" in twin
 
 
 @pytest.mark.parametrize("module", law_twin.MODULES, ids=lambda module: module.__name__)
@@ -228,7 +237,7 @@ def test_a_line_more_and_a_migration_are_all_that_a_checkpoint_needs() -> None:
     record, place = extended(), layout.SLOT["variance"]
 
     def add_probe(memory: Tensor) -> Tensor:
-        return insert(memory, size=46, place=place, numbers=[0.25])
+        return insert(memory, size=MEMORY_SIZE, place=place, numbers=[0.25])
 
     controller = Controller(Control(every=1), LR, MOMENTUM)
     arguments: Any = (record, MIGRATIONS | {LAYOUT_VERSION: add_probe})
@@ -257,7 +266,7 @@ def test_a_line_more_moves_what_kernels_read() -> None:
 def test_the_python_law_starts_from_the_tables_defaults() -> None:
     given = Control()
     numbers = numbers_of(given, given.limits(LR, MOMENTUM))
-    assert len(astuple(numbers)) == len(layout.columns(ControlNumbers)) == 36
+    assert len(astuple(numbers)) == len(layout.columns(ControlNumbers)) == 39
     state = knobs.start(numbers, LR, MOMENTUM)
     for column in layout.columns(State)[12:]:
         assert getattr(state, column.name) == pytest.approx(column.default, abs=0, nan_ok=True)

@@ -20,6 +20,7 @@ lightning = pytest.importorskip("lightning.pytorch", reason="lightning is not in
 import lightning.fabric as lightning_fabric  # noqa: E402
 from lightning_runs import Lightning, Methods, Module, Validated  # noqa: E402
 
+from adaptiverl.integrations import lightning as integration  # noqa: E402
 from adaptiverl.integrations.lightning import AdaptiveCallback  # noqa: E402
 
 pytestmark = [
@@ -28,7 +29,7 @@ pytestmark = [
     # Advice about speed: the data are a few numbers in memory.
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
 ]
-HORIZON = Control.find_lr(horizon=9)
+HORIZON = Control.climb_lr(horizon=9)
 
 
 class Manual(Module):
@@ -50,6 +51,17 @@ class Manual(Module):
 
 class Told(Manual):
     told = True
+
+
+class EverySecond(Manual):
+    """A step after every second batch."""
+
+    def training_step(self, batch: dict[str, Tensor], index: int) -> None:  # type: ignore[override]
+        loss = Module.training_step(self, batch, index)
+        self.manual_backward(loss)
+        if index % 2:
+            self.optimizers().step()
+            self.optimizers().zero_grad()
 
 
 class Two(Manual):
@@ -79,6 +91,25 @@ def test_manual_optimization_takes_the_loss_in_its_step(tmp_path: Path) -> None:
     run = Lightning(tmp_path, How(), Told, callbacks=[])
     run.train()
     assert run.heard == run.losses
+
+
+@pytest.mark.parametrize(
+    ("module", "how"),
+    [(Module, How(accumulate=2, log_every=1)), (EverySecond, How(log_every=2))],
+)
+def test_the_knobs_are_read_where_lightning_logs_a_step(
+    module: Any, how: How, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading waits for the device. In manual optimization Lightning counts batches, not steps."""
+    read: list[float] = []
+
+    def knob_logs(optimizer: Any) -> dict[str, float]:
+        read.append(optimizer.knobs()["step"])
+        return {}
+
+    monkeypatch.setattr(integration, "knob_logs", knob_logs)
+    Lightning(tmp_path, how, module).train()
+    assert read == [1, 2, 3]
 
 
 GROWING = lightning.callbacks.GradientAccumulationScheduler({0: 1, 1: 2})

@@ -19,7 +19,7 @@ from adaptiverl import AdaptiveAdamW, Control
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "method.md"
 
-CITING = ("adaptiverl", "kernels", "csrc", "tests", "bench", "examples", "README.md")
+CITING = ("adaptiverl", "kernels", "csrc", "tests", "bench", "examples", "README.md", "docs")
 SOURCES = {".py", ".h", ".inc", ".cpp", ".cu", ".cuh", ".sh", ".md"}
 
 CITATION = re.compile(
@@ -116,6 +116,24 @@ def test_every_rule_says_why_and_where() -> None:
     ]
     assert len(rules) > 40
     assert not silent
+
+
+def test_where_a_rule_says_its_code_is_there_is_code() -> None:
+    said = re.findall(r"\*Where\.\* (.+?)(?=\n\n|\Z)", page(), flags=re.DOTALL)
+    places = {place for where in said for place in re.findall(r"`([\w./*]+)`", where)}
+    missing = [place for place in places if not is_code(place)]
+    assert len(places) > 20
+    assert not missing
+    assert not is_code("csrc/nowhere.h")
+
+
+def is_code(place: str) -> bool:
+    """A path from the root or from the package, with or without the end of its name."""
+    return any(
+        next(folder.glob(place.rstrip("/") + ending), None) is not None
+        for folder in (ROOT, ROOT / "adaptiverl")
+        for ending in ("", ".py")
+    )
 
 
 def test_the_names_among_the_terms_are_those_of_control_and_of_the_knobs() -> None:

@@ -8,11 +8,12 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from adaptiverl.kernels import normals
 from numpy.typing import NDArray
 from pass_cases import BLOCK, PATHS, SEED, STEP
 from tolerances import assert_close
 from torch import Tensor
+
+from adaptiverl.kernels import normals
 
 # Random123's known answers: counter, key, output.
 KNOWN = [

@@ -327,7 +327,7 @@ def test_a_step_leaves_the_modes_of_torch_as_they_were(kind: Any) -> None:
 def test_lion_finds_its_rate() -> None:
     """From a rate a thousand times too low, on a bowl: α grows, is held, and is annealed."""
     params = parameters((30, 4), (30,))
-    optimizer = AdaptiveLion(params, lr=1e-6, control=Control.find_lr(horizon=600), seed=1)
+    optimizer = AdaptiveLion(params, lr=1e-6, control=Control.climb_lr(horizon=600), seed=1)
 
     def size() -> float:
         return sum(p.square().sum().item() for p in params)

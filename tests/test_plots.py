@@ -243,9 +243,9 @@ def test_tensorboards_own_reader_finds_the_trace(trace: Trace, tmp_path: Path) -
 
 def test_without_matplotlib_the_error_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(ImportError, match=r"pip install 'adaptiverl\[plots\]'"):
+    with pytest.raises(ImportError, match=r"pip install matplotlib$"):
         plots.knobs(made_up())
-    with pytest.raises(ImportError, match="pip install matplotlib"):
+    with pytest.raises(ImportError, match=r"pip install matplotlib$"):
         plots.diagnostics(made_up())
 
 

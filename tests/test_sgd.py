@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from adaptiverl.kernels import elements
 from tolerances import assert_close
 from torch import Tensor
 
 from adaptiverl import AdaptiveSGD, Control, algorithms
-from adaptiverl.control import HEAVY_BALL
+from adaptiverl.kernels import elements
+from adaptiverl.limits import HEAVY_BALL
 
 SHAPES = [(50, 7), (33,), (1000,), (4, 3, 2)]
 

@@ -20,7 +20,7 @@ from bench import step
 from bench.speed import measure
 from bench.speed.contenders import CLIP_SHARE, CONTENDERS, SIGMA, Contender
 from bench.speed.measure import Here
-from bench.speed.names import FOREACH, FUSED, IDLE, IN_A_STEP, NOISE, ON_SMALL_NETS, OURS
+from bench.speed.names import FOREACH, FUSED, IDLE, IN_A_STEP, NOISE, ON_SMALL_NETS, OURS, SHORT
 from bench.speed.shapes import SHAPES, Workload
 from bench.speed.tables import STEP_COLUMNS, median_ratio, with_ratios
 from bench.speed.workspace import Workspace
@@ -30,7 +30,7 @@ CPU = torch.device("cpu")
 SMALL = Workload("small")
 STEPS = [name for name in CONTENDERS if name != IDLE]
 NOISY = [name for name in STEPS if CONTENDERS[name].sigma > 0]
-QUIET = [name for name in STEPS if name not in NOISY]
+QUIET = [name for name in STEPS if name not in NOISY and name != SHORT]
 OPTIONS = ["--parameters", "small", "--rounds", "2", "--device", "cpu"]
 
 
@@ -78,11 +78,21 @@ def test_contenders_without_noise_end_in_the_same_parameters() -> None:
             assert_close(flat(run(name, 5).params), expected, "torch_adamw_float32")
 
 
+def test_state_in_bfloat16_is_the_gradients_rounded_by_chance() -> None:
+    workspace = run(SHORT, 1)
+    first = flat(moment for moment, _ in workspace.moments[torch.bfloat16])
+    expected = 0.1 * flat(Workspace(SMALL, CPU).gradients)
+    assert first.dtype == torch.bfloat16
+    assert not torch.equal(first, expected.to(torch.bfloat16))
+    assert_close(first.float(), expected, "rounded_bfloat16")
+    assert not flat(moment for moment, _ in workspace.moments[torch.float32]).any()
+
+
 def rms(gradient: torch.Tensor) -> float:
     return gradient.to(torch.float64).square().mean().sqrt().item()
 
 
-@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize("name", [*NOISY, *QUIET])
 def test_the_gradient_that_enters_is_clipped_and_noisy_as_the_name_says(name: str) -> None:
     pristine = Workspace(SMALL, CPU)
     norm = flat(pristine.gradients).to(torch.float64).norm().item()

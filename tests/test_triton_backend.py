@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from host_work import calls_in
-from interpreted import check, names_in
+from interpreted import check
 from torch import Tensor, nn
 from training import saved_states
 
@@ -29,30 +29,29 @@ from adaptiverl.step.fingerprint import Fingerprint, GroupKey
 from adaptiverl.step.workspace import Workspace
 
 ROOT = Path(__file__).parent.parent
-CASES = "interpreted_optimizer.py"
 CPU = torch.device("cpu")
 QUIET = Control(noise_bounds=(0.0, 0.0))
 
 
-@pytest.mark.parametrize("name", names_in(CASES))
-def test_interpreted(name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
-    check(CASES, name, tmp_path_factory)
+def test_interpreted(tmp_path: Path) -> None:
+    check(tmp_path, "interpreted_optimizer.py")
 
 
-# The two smallest kernels, compiled
+# The smallest kernels, compiled
 
 
-@pytest.mark.parametrize("architecture", [75, 100])
-@pytest.mark.parametrize("name", ["gradient_scale_kernel", "count_steps_kernel"])
+@pytest.mark.parametrize("architecture", [75, 80, 90, 100])
+@pytest.mark.parametrize("name", ["gradient_scale_kernel", "count_steps_kernel", "rewind_kernel"])
 def test_small_kernels_compile_and_keep_everything_in_registers(
     name: str, architecture: int
 ) -> None:
     triton = pytest.importorskip(
         "triton", reason="the kernels need triton, which torch's CPU wheels do not bring along"
     )
-    from adaptiverl.kernels import clip, codegen, count
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
+
+    from adaptiverl.kernels import clip, codegen, count, rewind
 
     if triton.knobs.runtime.interpret:
         pytest.skip("TRITON_INTERPRET is set: nothing is compiled in this process")
@@ -62,13 +61,15 @@ def test_small_kernels_compile_and_keep_everything_in_registers(
             {"squares": "*fp64", "limit": "*fp64", "grad_scale": "*fp32", "factor": "*fp64"},
         ),
         "count_steps_kernel": (count, {"rows": "*i64", "state": "*fp64", "effective": "*fp64"}),
+        "rewind_kernel": (rewind, {"regions": "*i64", "chunks": "*i32", "state": "*fp64"}),
     }[name]
     kernel = getattr(module, name)
-    signature = {"count": "i32", "BLOCK": "constexpr"} | types
+    constants = [name for name in kernel.arg_names if name.isupper()]
+    signature = {"count": "i32"} | dict.fromkeys(constants, "constexpr") | types
     source = ASTSource(
         fn=kernel,
         signature={argument: signature[argument] for argument in kernel.arg_names},
-        constexprs={(kernel.arg_names.index("BLOCK"),): module.BLOCK},
+        constexprs={(kernel.arg_names.index(n),): getattr(module, n) for n in constants},
     )
     target = GPUTarget("cuda", architecture, 32)
     compiled = triton.compile(source, target=target, options={"num_warps": module.WARPS})
@@ -271,6 +272,13 @@ def _other_dtype(optimizer: Any, p: nn.Parameter) -> None:
     p.grad = torch.ones(8, dtype=torch.bfloat16)
 
 
+def _exchange_states(optimizer: Any, p: nn.Parameter) -> None:
+    """The states come in the order that they had, and belong to other parameters."""
+    params, states = zip(*optimizer.state.items(), strict=True)
+    optimizer.state.clear()
+    optimizer.state.update(zip(reversed(params), states, strict=True))
+
+
 def _set(**what: Any) -> Callable[[Any, nn.Parameter], None]:
     """The parameter gets another attribute."""
 
@@ -294,6 +302,7 @@ CHANGES: dict[str, Callable[[Any, nn.Parameter], Any]] = {
     "a moment of another dtype": lambda o, p: o.state[p].update(
         exp_avg=torch.zeros(8, dtype=torch.bfloat16)
     ),
+    "states exchanged": _exchange_states,
     "a state less": lambda o, p: o.state.pop(p),
     "other data": _set(data=lambda: torch.ones(8)),
     "no gradient": _set(grad=lambda: None),

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from adaptiverl.backends.base import Backend
-from adaptiverl.backends.cpu import CpuBackend
+from adaptiverl.backends.cpu import CODECS, CpuBackend
+from adaptiverl.backends.operators import WHY_PURE
 from adaptiverl.backends.placement import capability_of, compiled_for, dotted, why_not_on
 from adaptiverl.backends.reference import ReferenceBackend
-from adaptiverl.backends.triton import CAPABILITY, DTYPES, triton_backend
+from adaptiverl.backends.triton import CAPABILITY, DTYPES, TritonBackend, triton_backend
+from adaptiverl.codecs import rounds_slots_by_chance
 
 if TYPE_CHECKING:
     from adaptiverl.step.entries import ParameterEntry
@@ -48,10 +50,16 @@ def resolve(
     device = torch.device(device)
     if device.type == "cuda" and device.index is None and torch.cuda.is_available():
         device = torch.device("cuda", torch.cuda.current_device())
-    if device.type == "cpu" and param_dtype == grad_dtype == torch.float32:
-        return Resolution(CPU, "compiled pass over float32")
+    if device.type == "cpu" and WHY_PURE is not None:
+        return Resolution(REFERENCE, f"adaptiverl has no compiled part: {WHY_PURE}")
+    if device.type == "cpu" and {param_dtype, grad_dtype} <= CODECS.keys():
+        return Resolution(CPU, f"compiled pass over {param_dtype}")
     if device.type == "cpu":
-        return Resolution(REFERENCE, f"the compiled pass takes float32 only, not {param_dtype}")
+        return Resolution(
+            REFERENCE,
+            f"the compiled pass takes float32 and bfloat16, not {param_dtype} parameters with "
+            f"{grad_dtype} gradients",
+        )
     if device.type != "cuda":
         return Resolution(REFERENCE, f"no fused pass for device type {device.type!r}")
     if (param_dtype, grad_dtype) not in DTYPES:
@@ -99,20 +107,31 @@ def backend_for(entry: ParameterEntry, noisy: bool, shares_memory: bool = False)
     """
     if shares_memory:
         return REFERENCE
+    # A random number belongs to an element's place in C order.
+    noisy = noisy or entry.stochastic_rounding or rounds_slots_by_chance(entry.slots)
     backend = resolve(entry.param.device, entry.param.dtype, entry.grad.dtype).backend
     return backend if backend.accepts(entry, noisy) else REFERENCE
+
+
+def puts_back(device: torch.device) -> CpuBackend | TritonBackend | None:
+    """Who puts memory on this device back to what it was, by address; None where nobody does."""
+    if device.type == "cpu":
+        return CPU if WHY_PURE is None else None
+    backend = _on_cuda(device).backend if device.type == "cuda" else None
+    return backend if isinstance(backend, TritonBackend) else None
 
 
 def describe() -> str:
     """One line on what this installation can do."""
     device = torch.device("cuda")
     no_controller, no_triton = why_not_on(device), _no_triton_on(device)
+    cpu = "compiled" if WHY_PURE is None else f"plain torch ({WHY_PURE})"
     controller = f"compiled for compute capability {compiled_for()}"
     if no_controller is not None:
         controller = f"on the CPU ({no_controller})"
     cuda = "Triton" if no_triton is None else f"plain torch ({no_triton})"
     without = "" if torch.version.cuda or torch.version.hip else " (this torch has no CUDA)"
     return (
-        f"adaptiverl on torch {torch.__version__}{without}: CPU pass compiled; CUDA controller "
+        f"adaptiverl on torch {torch.__version__}{without}: CPU pass {cpu}; CUDA controller "
         f"{controller}; CUDA pass {cuda}"
     )

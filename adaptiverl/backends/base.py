@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -13,6 +14,10 @@ if TYPE_CHECKING:
     from adaptiverl.step.entries import ParameterEntry
 
 
+HoldChunks = Callable[[Callable[[Sequence[int]], Tensor]], Tensor]
+"""Holds on a device what is built of regions' sizes, until these change"""
+
+
 class Backend(Protocol):
     """One way to do the step."""
 
@@ -21,7 +26,7 @@ class Backend(Protocol):
     """Walks an address table; the controller then counts the tensors' steps."""
 
     def accepts(self, entry: ParameterEntry, noisy: bool) -> bool:
-        """Whether this tensor's layout is one the backend can walk; `noisy`: σ may be above 0."""
+        """Whether this tensor's layout is one the backend can walk; `noisy`: it draws numbers."""
         ...
 
     def variant(self, entry: ParameterEntry) -> tuple[Any, ...]:

@@ -28,7 +28,7 @@ def lie_alike(tensors: Sequence[Tensor], noisy: bool) -> bool:
         return False
     if all(t.is_contiguous() for t in tensors):
         return True
-    return not noisy and _is_dense(first) and all(_order(t) == _order(first) for t in tensors)
+    return not noisy and is_dense(first) and all(_order(t) == _order(first) for t in tensors)
 
 
 def is_fake(tensor: Tensor) -> bool:
@@ -45,7 +45,7 @@ def _order(tensor: Tensor) -> list[tuple[int, int]]:
     return [(d, s) for d, s in enumerate(tensor.stride()) if tensor.shape[d] > 1]
 
 
-def _is_dense(tensor: Tensor) -> bool:
+def is_dense(tensor: Tensor) -> bool:
     """Whether some order of its dimensions makes it contiguous."""
     outermost_first = sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
     return tensor.permute(outermost_first).is_contiguous()

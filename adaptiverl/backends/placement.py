@@ -9,7 +9,7 @@ from functools import cache
 
 import torch
 
-from adaptiverl.backends import operators  # noqa: F401 (the operators are there)
+from adaptiverl.backends.operators import WHY_PURE, say_what_is_slower
 
 logger = logging.getLogger("adaptiverl")
 
@@ -22,6 +22,8 @@ def has_cuda_controller() -> bool:
 @cache
 def cuda_architectures() -> tuple[tuple[int, int], ...]:
     """The compute capabilities that the CUDA controller was compiled for, the lowest first."""
+    if WHY_PURE is not None:
+        return ()
     listed = importlib.import_module("adaptiverl._C").cuda_architectures.split()
     return tuple((int(name[:-1]), int(name[-1])) for name in listed)
 
@@ -47,6 +49,7 @@ def controller_device(device: torch.device) -> torch.device:
     There it has to wait for every loss, and the log says so once: a warning where something is
     amiss, for CUDA is what it is made for.
     """
+    say_what_is_slower()
     if device.type == "cpu":
         return device
     reason = why_not_on(device)
@@ -67,6 +70,8 @@ def why_not_on(device: torch.device) -> str | None:
         return f"there is none for device type {device.type!r}"
     if torch.version.hip is not None:
         return "it is written for CUDA, and this torch is for ROCm"
+    if WHY_PURE is not None:
+        return f"adaptiverl has no compiled part: {WHY_PURE}"
     if not has_cuda_controller():
         return "it was built without nvcc; with the CUDA toolkit installed, build it again"
     capability = capability_of(device)

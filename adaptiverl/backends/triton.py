@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from adaptiverl.backends.base import sums_of, tell_autograd
+from adaptiverl.backends.base import HoldChunks, sums_of, tell_autograd
 from adaptiverl.backends.layouts import lie_alike
 from adaptiverl.codecs import walks
 from adaptiverl.kernels.sums import ALIGNMENT
@@ -58,23 +58,27 @@ class TritonBackend:
 
     def __init__(self) -> None:
         # Only where it is used: triton takes half a second to load, and is not everywhere.
-        from adaptiverl.kernels import chunks, clip, count, statistics, step
+        from adaptiverl.kernels import chunks, clip, count, rewind, statistics, step
 
         self._chunks, self._clip, self._count = chunks, clip, count
-        self._statistics, self._step = statistics, step
+        self._rewind, self._statistics, self._step = rewind, statistics, step
 
     def accepts(self, entry: ParameterEntry, noisy: bool) -> bool:
-        """float32 slots, and everything in one order (`lie_alike`)."""
+        """Slots that there is a codec for, and everything in one order (`lie_alike`)."""
         return walks(self.name, entry.slots) and lie_alike(entry.shaped(), noisy)
 
     def variant(self, entry: ParameterEntry) -> tuple[Any, ...]:
         """A kernel is compiled for dtypes and for the slots that there are."""
         slots = tuple(slot.dtype for slot in entry.slots if slot is not None)
-        return entry.param.dtype, entry.grad.dtype, slots
+        return entry.param.dtype, entry.grad.dtype, slots, entry.stochastic_rounding
 
     def count_steps(self, bucket: Bucket, decision: Decision) -> None:
         """See `Backend`."""
         self._count.count_steps(bucket.rows(), decision.state, decision.effective)
+
+    def rewind(self, regions: Tensor, chunks: HoldChunks, decision: Decision) -> None:
+        """Memory back to what it was, where the decision says so (`layout.Region`)."""
+        self._rewind.rewind(regions, chunks(self._rewind.chunks_of), decision.state)
 
     def sum_squares(
         self,
@@ -85,7 +89,7 @@ class TritonBackend:
         of_parameters: bool = False,
     ) -> None:
         """See `Backend`."""
-        param_dtype, grad_dtype, _ = bucket.variant
+        param_dtype, grad_dtype, _, _ = bucket.variant
         scratch = self._scratch(bucket, decision)
         self._statistics.sum_squares(
             bucket.rows(),
@@ -103,7 +107,7 @@ class TritonBackend:
         self, bucket: Bucket, decision: Decision, squares: Tensor, gradient_scale: Tensor | None
     ) -> None:
         """See `Backend`."""
-        param_dtype, grad_dtype, slot_dtypes = bucket.variant
+        param_dtype, grad_dtype, slot_dtypes, stochastic_rounding = bucket.variant
         scratch = self._scratch(bucket, decision)
         self._step.step(
             bucket.rows(),
@@ -121,6 +125,7 @@ class TritonBackend:
             grad_dtype=grad_dtype,
             slot_dtypes=slot_dtypes,
             noise_on_parameter=decision.noise_on_parameter,
+            stochastic_rounding=stochastic_rounding,
         )
         tell_autograd(bucket)
 

@@ -15,7 +15,7 @@ try:
 except ImportError as error:
     raise ImportError(
         f"adaptiverl.integrations.accelerate needs accelerate, which is not there ({error}): "
-        "pip install 'adaptiverl[accelerate]'"
+        "pip install 'accelerate>=1.10'"
     ) from error
 
 __all__ = ["knob_logs", "observe_backward"]
@@ -42,7 +42,7 @@ def observe_backward(accelerator: Accelerator, optimizer: Any) -> None:
         TypeError: The optimizer is none of ours.
         ValueError: It is controlled epoch by epoch.
 
-    Example:
+    Examples:
         >>> model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
         >>> observe_backward(accelerator, optimizer)
         >>> ...

@@ -28,7 +28,7 @@ try:
 except ImportError as error:
     raise ImportError(
         f"adaptiverl.integrations.huggingface needs transformers, which is not there ({error}): "
-        "pip install 'adaptiverl[huggingface]'"
+        "pip install 'transformers>=5' 'accelerate>=1.10'"
     ) from error
 
 REMEDY = (
@@ -71,7 +71,7 @@ class AdaptiveCallback(TrainerCallback):
             of several evaluation data sets; `reward`, and a control that takes none.
         RuntimeError: When training begins: no trainer was given, and none is found.
 
-    Example:
+    Examples:
         >>> trainer = Trainer(
         ...     model,
         ...     args,

@@ -31,7 +31,7 @@ except ImportError:
     except ImportError as error:
         raise ImportError(
             "adaptiverl.integrations.lightning needs lightning or pytorch-lightning, and neither "
-            f"is there ({error}): pip install 'adaptiverl[lightning]'"
+            f"is there ({error}): pip install 'lightning>=2.4'"
         ) from error
 
 REMEDY = "return one from configure_optimizers"
@@ -64,7 +64,7 @@ class AdaptiveCallback(Callback):
         ValueError: When training starts: several optimizers; `reward`, and a control that takes
             none. After a validation: no such metric.
 
-    Example:
+    Examples:
         >>> trainer = Trainer(callbacks=[AdaptiveCallback()])
     """
 

@@ -19,3 +19,5 @@ class Law(NamedTuple):
     """Once in every step, before the step's losses are sensed; whether α has moved"""
     act: Callable[[State, ControlNumbers, float, float], None]
     """Once in every update of the knobs, from the reward's direction and the loss's worsening"""
+    goes_back: bool = False
+    """It may ask for the weights of an earlier step: someone has to keep them (`state.rewind`)"""

@@ -51,6 +51,7 @@ def advance(
     Returns:
         Whether the knobs were updated.
     """
+    state.active, state.rewind = 1.0, 0.0
     state.step += 1
     if BY_NUMBER[control.law].sense(state, control):
         read_knobs(state, control)

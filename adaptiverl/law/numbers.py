@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import math
 
-from adaptiverl.control import Control, Limits
+from adaptiverl.control import Control
 from adaptiverl.law.arithmetic import logit
 from adaptiverl.layout import LAWS, REWARD_SOURCES, ControlNumbers
+from adaptiverl.limits import Limits
+from adaptiverl.terms import NOMINAL_HORIZON, search_within
 
 UNANNEALED_SHARE = 0.5
-"""Of the rate it finds, what the alignment law holds where nobody anneals: the noise of the batches
-then stays, and a lower rate makes less of it."""
+"""Of the rate that would be held, what is held where nobody anneals: the noise of the batches then
+stays, and a lower rate makes less of it."""
+RAMP_SHARE = 0.4
+"""Of the rate that the range test marks, what is held in a run of 1,000 steps or less; in a longer
+one less, by the cube root of its length"""
+WARM_UP = 0.03
+"""Share of the run over which α rises to the held rate: the moments start anew"""
 
 
 def numbers_of(control: Control, limits: Limits) -> ControlNumbers:
@@ -55,11 +62,14 @@ def numbers_of(control: Control, limits: Limits) -> ControlNumbers:
         hold_by=hold_by(control),
         annealed_over=annealed_over(control),
         log_held_share=math.log(held_share(control)),
+        log_ramp_floor=math.log(limits.lr_floor),
+        search_within=float(search_within(control.horizon, control.cooldown)),
+        warm_up=warm_up(control),
     )
 
 
 def hold_by(control: Control) -> float:
-    """The step at which the alignment law holds at the latest: that of the cooldown.
+    """The step at which a search holds at the latest: that of the cooldown.
 
     An annealed rate says nothing of the one that it was annealed from.
     """
@@ -74,6 +84,19 @@ def annealed_over(control: Control) -> float:
 
 
 def held_share(control: Control) -> float:
-    """What is held of the rate that the alignment law finds."""
+    """What is held of the rate that a law finds (method.md#share)."""
     annealed = control.horizon is not None or control.mode == "modulate"
-    return 1.0 if annealed else UNANNEALED_SHARE
+    share = 1.0 if annealed else UNANNEALED_SHARE
+    if control.law != "range_test":
+        return share
+    length = max(_length(control) / NOMINAL_HORIZON, 1.0)
+    return share * RAMP_SHARE * length ** (-1 / 3)
+
+
+def warm_up(control: Control) -> float:
+    """Steps over which the range test's α rises to the rate that is held."""
+    return WARM_UP * _length(control) if control.law == "range_test" else 0.0
+
+
+def _length(control: Control) -> int:
+    return NOMINAL_HORIZON if control.horizon is None else control.horizon

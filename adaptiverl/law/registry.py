@@ -5,11 +5,13 @@ from __future__ import annotations
 from adaptiverl.law.alignment import ALIGNMENT
 from adaptiverl.law.base import Law
 from adaptiverl.law.loss import LOSS
+from adaptiverl.law.range_test import RANGE_TEST
 from adaptiverl.layout import LAWS
 
 BY_NUMBER: dict[float, Law] = {
     LAWS["loss"]: LOSS,
     LAWS["alignment"]: ALIGNMENT,
+    LAWS["range_test"]: RANGE_TEST,
 }
 
 

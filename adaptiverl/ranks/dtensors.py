@@ -59,6 +59,21 @@ def _dtensor_class() -> Any:
     return () if module is None else module.DTensor
 
 
+def as_placed(local: Tensor, like: Tensor) -> Tensor:
+    """This rank's shard of a tensor that is laid out over the ranks as another; or itself."""
+    if not is_dtensor(like):
+        return local
+    shape, stride = like.shape, like.stride()
+    return _dtensor_class().from_local(  # type: ignore[no-any-return]
+        local,
+        like.device_mesh,  # type: ignore[attr-defined]
+        like.placements,  # type: ignore[attr-defined]
+        run_check=False,
+        shape=shape,
+        stride=stride,
+    )
+
+
 def to_whole(value: Any) -> Any:
     """A DTensor's logical tensor, which its ranks make together; anything else itself."""
     if type(value) is not Tensor and isinstance(value, Tensor) and is_dtensor(value):

@@ -144,9 +144,9 @@ def _cadence(text: str) -> int | None:
 
 
 def _preset(text: str) -> str:
-    if text == "find_lr":
+    if text in ("find_lr", "climb_lr"):
         raise argparse.ArgumentTypeError(
-            "find_lr reads the gradients, which a recorded loss does not have; choose from "
+            f"{text} reads the gradients, which a recorded loss does not have; choose from "
             + ", ".join(PRESETS)
         )
     return text

@@ -54,7 +54,7 @@ def _event_parser(path: Path) -> tuple[Callable[[int, bytes], Scalars], Callable
     except ImportError as error:
         raise RecordingError(
             f"{path} is a TensorBoard event file, which takes tensorboard to read ({error}): "
-            "`pip install tensorboard`, or `pip install 'adaptiverl[tensorboard]'`"
+            "pip install tensorboard"
         ) from None
 
     def scalars(offset: int, record: bytes) -> Scalars:

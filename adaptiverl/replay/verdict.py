@@ -6,8 +6,8 @@ import itertools
 import math
 from collections.abc import Iterable, Sequence
 
-from adaptiverl.control import Limits
 from adaptiverl.layout import State
+from adaptiverl.limits import Limits
 from adaptiverl.replay.recordings import Recording
 from adaptiverl.replay.updates import Push
 from adaptiverl.replay.words import counted

@@ -166,8 +166,9 @@ class Bucket:
     def spans(self) -> Spans:
         """The memory that a sweep over these entries reads and writes."""
         rows, first = self.host_rows(), self.entries[0]
+        slots = (slot for entry in self.entries for slot in entry.slots if slot is not None)
         itemsizes = [first.param.element_size(), first.grad.element_size()]
-        itemsizes += [max((m.element_size() for m in first.slots if m is not None), default=0)]
+        itemsizes += [max((slot.element_size() for slot in slots), default=0)]
         numel = rows[:, NUMEL, None]
         addresses = [rows[:, PARAM, None], rows[:, GRAD, None], rows[:, MOMENTS]]
         lengths = [numel * i for i in itemsizes]

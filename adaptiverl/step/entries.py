@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from adaptiverl.algorithms import Algorithm
+from adaptiverl.codecs import Storage
 from adaptiverl.distributed import NOISE_PLACE
 from adaptiverl.layout import TensorRow, names
 from adaptiverl.ranks.dtensors import gradient_of, is_dtensor, to_local
@@ -50,6 +51,8 @@ class ParameterEntry:
     logical_numel: int
     """Elements of the whole logical tensor"""
     maximize: bool
+    stochastic_rounding: bool = False
+    """The parameter is stored in 16 bits and rounded by chance (method.md#storage)"""
 
     def shaped(self) -> list[Tensor]:
         """Everything that a sweep walks beside each other."""
@@ -86,8 +89,8 @@ def _address(tensor: Tensor | None) -> int:
     return address
 
 
-CompleteState = Callable[[Tensor, dict[str, Any], dict[str, Any]], None]
-"""Makes what is missing of a parameter's slots: of (parameter, its group, its state)"""
+CompleteState = Callable[[Storage, Tensor, dict[str, Any], dict[str, Any]], None]
+"""Makes what is missing of a parameter's slots: of (storage, parameter, its group, its state)"""
 
 
 class Entries:
@@ -95,6 +98,7 @@ class Entries:
 
     Args:
         algorithm: The update rule.
+        storage: How it stores what it steps.
         optimizer: Whose entries they are, for messages.
         complete_state: Makes what is missing of a parameter's slots.
         counters: Count the parameters' steps.
@@ -105,13 +109,14 @@ class Entries:
     def __init__(
         self,
         algorithm: Algorithm,
+        storage: Storage,
         optimizer: str,
         complete_state: CompleteState,
         counters: Counters,
         shards: Shards,
         ranks: Ranks,
     ) -> None:
-        self._algorithm, self._optimizer = algorithm, optimizer
+        self._algorithm, self._storage, self._optimizer = algorithm, storage, optimizer
         self._complete_state, self._counters = complete_state, counters
         self._shards, self._ranks = shards, ranks
 
@@ -139,7 +144,7 @@ class Entries:
             if param.grad is not None
         ]
         for member in members:
-            self._complete_state(*member)
+            self._complete_state(self._storage, *member)
         counted = iter(zip(members, self._counters.settle(members), strict=True))
         entries = []
         self._shards.start_step()
@@ -173,6 +178,7 @@ class Entries:
             offset=offset * reals,
             logical_numel=numel * reals,
             maximize=bool(group["maximize"]),
+            stochastic_rounding=self._storage.rounds_by_chance(param),
         )
 
 

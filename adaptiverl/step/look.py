@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from adaptiverl.backends import operators  # noqa: F401 (the compiled module is there)
+from adaptiverl.backends import operators
 
 DTYPE = operator.attrgetter("dtype")
 PLAIN_TYPES = (Tensor, torch.nn.Parameter)
@@ -95,7 +95,7 @@ def walk(parts: Sequence[tuple[list[Any], list[Any], tuple[str, ...]]]) -> Walk 
 
 
 def _look_one_by_one(tensors: list[Any]) -> Look:
-    """Where torch has no exchange API; the twin of csrc/look.cpp."""
+    """Where nothing is compiled, or torch has no exchange API; the twin of csrc/look.cpp."""
     kinds = zip(
         map(Tensor.numel, tensors),
         map(DTYPE, tensors),
@@ -105,12 +105,14 @@ def _look_one_by_one(tensors: list[Any]) -> Look:
     return Look(array("q", map(Tensor.data_ptr, tensors)).tobytes(), tuple(kinds))
 
 
-_C = importlib.import_module("adaptiverl._C")
+_C: Any = None if operators.WHY_PURE else importlib.import_module("adaptiverl._C")
 
 
 def _exchange() -> Any:
-    """torch's DLPack exchange API, version 1; None where it has none."""
+    """torch's DLPack exchange API, version 1; None where torch has none, or nothing is compiled."""
     capsule = getattr(Tensor, "__dlpack_c_exchange_api__", None)
+    if not hasattr(_C, "walk"):
+        return None
     try:
         _C.look(capsule, [])
     except (TypeError, ValueError, NotImplementedError):

@@ -30,6 +30,7 @@ class Plan:
 
     Attributes:
         dtensors: Of this step's parameters, if it made no entries; until it is over.
+        followed: Nothing but gradients had moved since the step before.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Plan:
         self._last: Fingerprint | None = None
         self._watch: Watch | None = None
         self.dtensors: list[Tensor] = []
+        self.followed = False
         self._squares: dict[torch.device, Tensor] = {}
 
     def of_step(
@@ -72,7 +74,9 @@ class Plan:
             seen = Fingerprint.of(keys, state)
             if seen is not None and self._last.is_followed_by(seen):
                 self._follow(seen)
+                self.followed = True
                 return self._sorted
+        self.followed = False
         self.sort(self._entries.of(groups, state))
         for bucket in self._sorted:
             if bucket.backend.addressed:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,10 +13,12 @@ from adaptiverl.algorithms import Algorithm
 from adaptiverl.backends import backend_for
 from adaptiverl.backends.layouts import is_fake
 from adaptiverl.backends.reference import noise_on
+from adaptiverl.codecs import Storage
 from adaptiverl.control import Control
 from adaptiverl.controller import Controller
 from adaptiverl.decision import Decision
 from adaptiverl.devices import beside, numbers_device, outside_autograd
+from adaptiverl.law.registry import law_of
 from adaptiverl.log import Log
 from adaptiverl.ranks.dtensors import to_local
 from adaptiverl.ranks.group import Ranks
@@ -26,9 +28,11 @@ from adaptiverl.step.clipping import GradientScale
 from adaptiverl.step.counters import Counters
 from adaptiverl.step.entries import CompleteState, Entries
 from adaptiverl.step.groups import GroupTable, any_rate
+from adaptiverl.step.losses import Losses
 from adaptiverl.step.memory import Groups, settle
 from adaptiverl.step.plan import Plan
 from adaptiverl.step.scaling import scaling_of
+from adaptiverl.step.snapshot import Snapshot
 from adaptiverl.step.workspace import Workspace
 
 Decisions = Mapping[torch.device, Decision]
@@ -39,6 +43,7 @@ class Rules(NamedTuple):
     """What an optimizer's class says of its steps."""
 
     algorithm: Algorithm
+    storage: Storage
     check_group: Callable[[dict[str, Any], Control], None]
     """Raises ValueError where a group asks for what the class does not do"""
     complete_state: CompleteState
@@ -57,6 +62,7 @@ class Round:
 
     Attributes:
         controller: The optimizer's; set before the first step.
+        snapshot: What a search goes back to; None where the law never does.
     """
 
     controller: Controller
@@ -74,14 +80,24 @@ class Round:
         self.workspace = Workspace()
         self._shards = Shards(self.workspace)
         choose = partial(backend_for, noisy=control.noise_bounds[1] > 0)
-        algorithm, _, complete_state = rules
+        algorithm, storage, _, complete_state = rules
         self.counters = Counters(algorithm, self.workspace)
         entries = Entries(
-            algorithm, log.optimizer, complete_state, self.counters, self._shards, ranks
+            algorithm,
+            storage,
+            log.optimizer,
+            complete_state,
+            self.counters,
+            self._shards,
+            ranks,
         )
         self.plan = Plan(algorithm, entries, choose, self.workspace)
         self.gradient_scale = GradientScale(max_grad_norm, self.workspace)
         self._group_table: GroupTable | None = None
+        self.snapshot: Snapshot | None = None
+        if law_of(control.law).goes_back:
+            self.snapshot = Snapshot(algorithm, self.workspace, control.snapshot == "device")
+        self._losses = None if storage.stochastic_rounding else Losses(log.warn_of_lost_updates)
 
     @torch._disable_dynamo
     @outside_autograd
@@ -94,16 +110,22 @@ class Round:
         """
         groups, state = optimizer.param_groups, optimizer.state
         grad_scale, found_inf = scaling_of(optimizer)
-        self._begin(groups)
+        self._begin(groups, state)
         idle = self._is_idle(groups, state)
         try:
             buckets = self.plan.of_step(groups, state)
             self._log.warn_of_shards(self._shards.take_unknown())
             decisions = self._decide(buckets, groups, found_inf, idle)
+            self._go_back(groups, state, decisions, idle)
             factor = self._measure(buckets, decisions, grad_scale)
+            samples = None
+            if self._losses is not None and not self._searches:  # at rates that it will not have
+                samples = self._losses.before(groups)
             for bucket in buckets:
                 here = None if factor is None else factor.to(numbers_device(bucket.device))
                 bucket.backend.step(bucket, decisions[bucket.device], bucket.squares, here)
+            if samples and self._losses is not None and not idle:
+                self._losses.after(samples)
             self._report(buckets, decisions, idle)
             if idle:  # who makes state to load into it looks there for what there is to load
                 self.counters.show_products(state)
@@ -112,10 +134,12 @@ class Round:
 
     # Plan
 
-    def _begin(self, groups: Groups) -> None:
+    def _begin(self, groups: Groups, state: Mapping[Tensor, Any]) -> None:
         for group in groups:
             self._rules.check_group(group, self._control)
         settle(groups, self.controller, self._log)
+        if self.snapshot is not None:
+            self.snapshot.begin_step(groups, state, self.controller, self._searches)
         self.workspace.begin_step()
 
     # Decide
@@ -177,6 +201,41 @@ class Round:
         if any(map(is_fake, grads)):
             return False
         return bool(grads) and not any(bool(grad.any()) for grad in grads)
+
+    @property
+    def _searches(self) -> bool:
+        """A search that goes back is not over, as far as the host has heard, which may be late."""
+        over = self._log.announcements.held or self._control.is_too_short
+        return self.snapshot is not None and not over
+
+    def _go_back(
+        self, groups: Groups, state: Mapping[Tensor, Any], decisions: Decisions, idle: bool
+    ) -> None:
+        """In the step that ends a search, to the weights of its start (method.md#going-back)."""
+        if self.snapshot is None or idle or not self._searches:
+            return
+        decision = decisions[self.controller.device]
+
+        def on(device: torch.device) -> Decision:
+            return decisions.get(device) or decision.to(numbers_device(device))
+
+        if not is_fake(decision.state):
+            self.snapshot.keep_and_put_back(groups, state, on, self.plan.followed)
+
+    def exported(
+        self, groups: Groups, keys: Sequence[Any], state: Mapping[Any, Any]
+    ) -> dict[Any, Any]:
+        """State as checkpoints have it: what a step keeps elsewhere is among its entries.
+
+        Args:
+            groups: The optimizer's.
+            keys: What the checkpoint calls its parameters, in order.
+            state: Those names to their parameters' entries, which are left as they are.
+        """
+        exported = self.counters.exported(state)
+        if self.snapshot is not None and self._searches:
+            self.snapshot.added_to(groups, keys, exported)
+        return exported
 
     # Measure
 

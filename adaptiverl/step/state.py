@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from adaptiverl.algorithms import Algorithm
-from adaptiverl.codecs import as_dtype, codec_of_slot
+from adaptiverl.codecs import Storage, as_dtype
 from adaptiverl.ranks.dtensors import is_dtensor, to_local
 
 STEP, PRODUCT = "step", "mu_product"
@@ -59,7 +59,7 @@ def check_state(param: Tensor, index: int, state: Mapping[str, Any], names: Iter
         value = state.get(name)
         if isinstance(value, Tensor):
             _check_beside(param, value, f"{name} of parameter {index}")
-            dtype = codec_of_slot(param).dtype
+            dtype = torch.promote_types(param.dtype, torch.float32)
             if not torch.can_cast(value.dtype, dtype):
                 raise RuntimeError(
                     f"{name} of parameter {index} cannot be cast from {value.dtype} to "
@@ -75,7 +75,11 @@ def check_state(param: Tensor, index: int, state: Mapping[str, Any], names: Iter
 
 
 def complete(
-    algorithm: Algorithm, param: Tensor, group: Mapping[str, Any], state: dict[str, Any]
+    algorithm: Algorithm,
+    storage: Storage,
+    param: Tensor,
+    group: Mapping[str, Any],
+    state: dict[str, Any],
 ) -> None:
     """Make what is missing of a parameter's slots; a checkpoint may have brought a part.
 
@@ -84,11 +88,12 @@ def complete(
 
     Args:
         algorithm: The update rule.
+        storage: What its state is kept in.
         param: The parameter.
         group: Its group.
         state: Its state, which is changed.
     """
-    codec = codec_of_slot(param)
+    codec = storage.codec_of_slot(param)
     for name in algorithm.slots_of(group):
         value = state.get(name)
         state[name] = codec.zeros_beside(param) if value is None else codec.adopt(param, value)

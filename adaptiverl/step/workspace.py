@@ -98,6 +98,10 @@ class Workspace:
             for tensor in piece.tensors:
                 devices.outlive_stream(tensor)
 
+    def held(self) -> list[Tensor]:
+        """All tensors that are held now, but for those that only graphs read."""
+        return [tensor for piece in self._pieces.values() for tensor in piece.tensors]
+
     def begin_step(self) -> None:
         """If this step is being captured, keep for its graph all that it may read."""
         capturing = [device for device in self._devices if devices.is_capturing(device)]

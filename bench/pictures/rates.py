@@ -30,6 +30,8 @@ STYLES: dict[str, tuple[str, str, tuple[float, float]]] = {
     "alignment": ("#0072b2", "-", (3.0, 4.5)),
     "alignment-open": ("#0072b2", ":", FIRST),
     "alignment-cosine": ("#0072b2", "--", FIRST),
+    "range-test": ("#e31a1c", "-", (3.0, 4.5)),
+    "range-test-open": ("#e31a1c", ":", FIRST),
 }
 COLUMNS = 3
 LINEAR_UP_TO = 5.0

@@ -23,7 +23,7 @@ def build(folder: Path = FOLDER) -> Path:
     done = subprocess.run(
         [*command, "--build-temp", str(folder / "temp")],
         cwd=folder / "tree",
-        env={**os.environ, "ADAPTIVERL_CUDA": "1"},
+        env={**os.environ, "ADAPTIVERL_CUDA": "1", "ADAPTIVERL_PURE": "0"},
         capture_output=True,
         text=True,
     )

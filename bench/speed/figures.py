@@ -5,7 +5,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bench.speed.names import ALIGNMENT, ALL, CLIP, CLIPPED, FUSED, NOISE, PLAIN, STOCK, is_ours
+from bench.speed.names import (
+    ALIGNMENT,
+    ALL,
+    CLIP,
+    CLIPPED,
+    FUSED,
+    NOISE,
+    PLAIN,
+    SHORT,
+    STOCK,
+    is_ours,
+)
 from bench.speed.names import ON_A_CARD as CONTENDERS
 from bench.speed.shapes import Workload
 from bench.speed.tables import Row, median_ratio, share, size, with_ratios
@@ -27,6 +38,8 @@ SPEEDUPS: tuple[tuple[str, str, str, tuple[Workload, ...], float], ...] = (
     ("noise + clip, against the stock composition", ALL, STOCK, LARGE, 1.7),
     ("clip only, against clip_grad_norm_ + torch fused", CLIP, CLIPPED, LARGE, 1.3),
     ("bfloat16 parameters and gradients, against torch fused", PLAIN, FUSED, HALF, 1.3),
+    ("bfloat16 parameters, gradients and state, against torch fused", SHORT, FUSED, HALF, 1.0),
+    ("bfloat16 state, against float32 state", SHORT, PLAIN, LARGE, 1.2),
 )  # how many times faster a contender is to be than another, and in which workloads
 HOST_TARGET, BANDWIDTH_TARGET, LAUNCHES_TARGET = 0.3, 0.95, 4
 CONTROLLER_TARGET = 0.03
@@ -70,7 +83,8 @@ def bytes_moved(workload: Workload, contender: str) -> int | None:
     """What a step has to read and write at least; None where one pass is not the aim."""
     if contender != FUSED and not is_ours(contender):
         return None
-    moments = 4 * (workload.width if contender == FUSED else 4)
+    kept = workload.width if contender == FUSED else 2 if contender == SHORT else 4
+    moments = 4 * kept
     again = workload.width if contender in (NOISE, CLIP, ALL) else 0
     return workload.elements * (3 * workload.width + moments + again)
 

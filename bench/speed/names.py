@@ -12,6 +12,7 @@ FROZEN_UNTOLD = "AdaptiveAdamW, frozen, not told a loss"
 PLAIN, CLIP = "AdaptiveAdamW, σ off", "AdaptiveAdamW with clipping"
 NOISE, ALL = "AdaptiveAdamW with noise", "AdaptiveAdamW with noise and clipping"
 IDLE = "the controller alone"
+SHORT = "AdaptiveAdamW, bfloat16 state"
 
 IN_A_STEP = (
     FUSED,
@@ -27,7 +28,7 @@ IN_A_STEP = (
     IDLE,
 )  # on a large model
 ON_SMALL_NETS = (FUSED, OURS, UNTOLD, FROZEN, FROZEN_UNTOLD)
-ON_A_CARD = (FUSED, FOREACH, CLIPPED, STOCK, PLAIN, NOISE, CLIP, ALL, ALIGNMENT)
+ON_A_CARD = (FUSED, FOREACH, CLIPPED, STOCK, PLAIN, SHORT, NOISE, CLIP, ALL, ALIGNMENT)
 
 
 def is_ours(name: str) -> bool:

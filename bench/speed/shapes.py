@@ -60,7 +60,7 @@ class Workload:
 
     @property
     def gibibytes(self) -> float:
-        moments = 2 * 4 + (2 * self.width if self.width < 4 else 0)
+        moments = 2 * 4 + 2 * 2
         return self.elements * (3 * self.width + moments + 4 * self.width) / 2**30
 
     def __str__(self) -> str:

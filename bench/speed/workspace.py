@@ -32,10 +32,10 @@ class Workspace:
         self._pristine = normal(GRADIENT_SIZE)
         for param, gradient in zip(self.params, self._pristine, strict=True):
             param.grad = gradient.clone()
-        # torch keeps moments in the parameters' dtype, we in float32.
+        # torch keeps moments in the parameters' dtype, we in float32 or as we are told.
         self.moments = {
             dtype: [tuple(torch.zeros_like(p, dtype=dtype) for _ in range(2)) for p in self.params]
-            for dtype in {self.dtype, torch.float32}
+            for dtype in (torch.float32, torch.bfloat16)
         }
         self.gradient_norm = GRADIENT_SIZE * math.sqrt(workload.elements)  # nearly
         # Falls steadily: a plateau would make the controller add noise to a step that is measured

@@ -63,6 +63,7 @@ ALIGNMENT = Study(
         for name in (
             *("constant", "cosine", "cooldown", "schedule-free"),
             *("alignment", "alignment-open", "alignment-cosine"),
+            *("range-test", "range-test-open"),
         )
     },
     ("digits",),

@@ -90,7 +90,7 @@ def _law(
     return Redrawn(name=name, title=title, role=role, data=read, **settings)
 
 
-# What find_lr's law was made with: the development tasks, and those that were held out from it.
+# What the alignment law was made with: the development tasks, and those that were held out from it.
 _chosen, _seen, _unseen = (partial(_law, r) for r in ("development", "looked at", "held out"))
 _mlp, _tanh = perceptron_of, partial(perceptron_of, activation=nn.Tanh)
 SQUARED: dict[str, Any] = {"measure": F.mse_loss}

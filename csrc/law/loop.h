@@ -79,6 +79,7 @@ ADAPTIVERL_BOTH void act_and_trace(State& state, const ControlNumbers& control, 
 ADAPTIVERL_BOTH void advance(State& state, const ControlNumbers& control, Inbox& inbox,
                              bool skipped, bool any_lr, TraceRow* ring, int64_t capacity) {
   state.active = skipped ? 0 : 1;
+  state.rewind = 0;
   if (skipped) {
     inbox = Inbox{0, 0, 0, 0};
     return;
@@ -103,8 +104,8 @@ ADAPTIVERL_BOTH void advance(State& state, const ControlNumbers& control, Inbox&
   }
 }
 
-// The sums of a step's passes over all tensors wait in the state for the next step, unless this one
-// was skipped.
+// The sums of a step's passes over all tensors wait in the state for the next step, unless nothing
+// took this one.
 ADAPTIVERL_BOTH void keep_alignment(State& state, const AlignmentSums& total) {
   if (state.active == 0) {
     return;

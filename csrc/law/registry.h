@@ -4,6 +4,7 @@
 #include "../layout.h"
 #include "alignment.h"
 #include "loss.h"
+#include "range_test.h"
 
 namespace adaptiverl {
 
@@ -19,6 +20,8 @@ ADAPTIVERL_BOTH void with_law(const ControlNumbers& control, const Visit& visit)
       return visit(LossLaw{});
     case kLawAlignment:
       return visit(AlignmentLaw{});
+    case kLawRangeTest:
+      return visit(RangeTestLaw{});
   }
 }
 

@@ -1,0 +1,72 @@
+"""What of each law concerns its user: what it needs, reads and starts from."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, NamedTuple
+
+Mode = Literal["replace", "modulate"]
+Law = Literal["loss", "alignment", "range_test"]
+Home = Literal["host", "device"]
+Pair = tuple[float, float]
+
+ALIGNMENT_LR_BOUNDS: Pair = (1e-4, 1e4)
+"""The alignment law's default ones: it looks over decades (method.md#alignment-bounds)."""
+ALIGNMENT_START = 0.01
+"""Where it starts to look, as a multiple of the α at the start (method.md#search)."""
+RAMP_LR_BOUNDS: Pair = (1e-6, 3.0)
+"""The range test's default ones, and so where its ramp starts: learning rates (method.md#ramp)."""
+RAMP_FLOOR = 100.0
+"""Where it starts to judge updates, as a multiple of where the ramp starts."""
+SEARCH_STEPS = 100
+"""Steps that every ramp may take, whatever the horizon."""
+SEARCH_SHARE = 0.15
+"""Share of the horizon that it may take, where that is more."""
+NOMINAL_HORIZON = 1000
+"""Steps of a run like those that the share of the rate was measured on; where nobody can say."""
+
+
+class LawTerms(NamedTuple):
+    """What of a law concerns its user; `adaptiverl/law` is what it does."""
+
+    needs_loss: bool
+    """Without observations it moves nothing"""
+    options: tuple[str, ...]
+    """Fields of `Control` that only this law reads; None where they are left out"""
+    lr_bounds: dict[Mode, Pair]
+    """(α_min, α_max) where none are given, by mode: multiples of the α at the start, or rates"""
+    start: float
+    """Where α starts unless `acquire_from` says it, in the same unit"""
+    in_rates: bool = False
+    """Both are learning rates: what the user gave sets the groups' ratios alone"""
+
+
+LAW_TERMS: dict[Law, LawTerms] = {
+    "loss": LawTerms(True, (), {"replace": (0.01, 10.0), "modulate": (0.1, 10.0)}, start=1.0),
+    "alignment": LawTerms(
+        False,
+        ("horizon", "acquire_from"),
+        {"replace": ALIGNMENT_LR_BOUNDS, "modulate": ALIGNMENT_LR_BOUNDS},
+        start=ALIGNMENT_START,
+    ),
+    "range_test": LawTerms(
+        False,
+        ("horizon", "acquire_from", "snapshot"),
+        {"replace": RAMP_LR_BOUNDS, "modulate": RAMP_LR_BOUNDS},
+        start=RAMP_LR_BOUNDS[0],
+        in_rates=True,
+    ),
+}
+
+
+def search_within(horizon: int | None, cooldown: float) -> int:
+    """Steps that the range test's ramp may take; 0: the run is too short for one.
+
+    A ramp that takes more than half of the run, or reaches into the cooldown, is none
+    (method.md#short-runs).
+    """
+    if horizon is None:
+        return math.floor(SEARCH_SHARE * NOMINAL_HORIZON)
+    if horizon * min(0.5, 1 - cooldown) < SEARCH_STEPS:
+        return 0
+    return max(SEARCH_STEPS, math.floor(SEARCH_SHARE * horizon))

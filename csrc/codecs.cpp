@@ -1,0 +1,45 @@
+// Codecs with the best instruction set of this CPU.
+#include "codecs.h"
+
+#include <cstdint>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include "isa.h"
+
+namespace adaptiverl {
+namespace {
+
+// Elements of 16 bits in a cache line.
+constexpr int64_t kHalfLine = 32;
+
+// The bits that round are drawn beside the noise: no tensor has as many elements as would set this
+// bit of a quad's number (method.md#storage).
+constexpr uint64_t kRoundingStream = uint64_t{1} << 63;
+
+#define ADAPTIVERL_LOOPS "codecs.inc"
+#include "each_isa.inc"
+
+}  // namespace
+
+void decode_bfloat16(const uint16_t* stored, int64_t count, float* values) {
+  ADAPTIVERL_CHOSEN(decode)(stored, count, values);
+}
+
+void encode_bfloat16(const float* values, int64_t count, const uint16_t* bits, uint32_t factor,
+                     uint16_t* stored) {
+  ADAPTIVERL_CHOSEN(encode)(values, count, bits, factor, stored);
+}
+
+const uint16_t* draw_bits(const NoiseKey& key, int64_t offset, int64_t count, uint16_t* buffer) {
+  constexpr int64_t batch = kOctet * kQuadBatch;
+  const int64_t skipped = offset % kOctet;
+  const int64_t batches = (skipped + count + batch - 1) / batch;
+  const uint64_t first = static_cast<uint64_t>(offset / kOctet) | kRoundingStream;
+  ADAPTIVERL_CHOSEN(fill_bits)(key, first, batches * kQuadBatch, buffer);
+  return buffer + skipped;
+}
+
+}  // namespace adaptiverl

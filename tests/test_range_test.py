@@ -1,0 +1,450 @@
+"""The range test (method.md#range-test): by hand, against the oracle, and its promises.
+
+Most tests are run on both twins: the Python law and the C++ controller.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from law_twin import LR, MOMENTUM, assert_equal, both, break_law, compare, course, make
+from streams import (
+    RANGE_TEST_COURSES,
+    Step,
+    Sums,
+    alignment_stream,
+    assert_same_course,
+    cosines,
+    course_of,
+    oracle_course,
+    sums_of,
+)
+from tolerances import assert_close
+
+from adaptiverl import Control
+from adaptiverl.law import range_test
+from adaptiverl.layout import State
+
+INF, NAN = math.inf, math.nan
+FOOT, FLOOR, R = 1e-6, 1e-4, 0.35
+RAMP = Control(law="range_test", every=1, horizon=1000)
+
+
+def with_cosine(cosine: float) -> Sums:
+    """|g| = 4 and |u| = 2."""
+    return (8 * cosine, 16.0, 4.0)
+
+
+def sweeps(cosines: Sequence[float]) -> list[Step]:
+    return [Step(sums) for sums in sums_of(cosines)]
+
+
+def first(states: Sequence[State], name: str) -> int | None:
+    return next((i for i, state in enumerate(states) if getattr(state, name)), None)
+
+
+# --- By hand ----------------------------------------------------------------------------------
+
+
+@both
+def test_the_foot_of_the_ramp_by_hand(twin: str) -> None:
+    driven = make(twin, RAMP)
+    foot = math.log(FOOT)
+    # The first step begins, and what was summed before it is of no rate of this ramp.
+    state = driven.step(Step(None))
+    assert (state.searching, state.search_steps, state.held, state.anneal) == (1, 0, 0, 1)
+    assert_close(state.lr, FOOT, "alignment_law")
+    # The second step's sums are the first that there are, of the first step's update.
+    state = driven.step(Step(with_cosine(0.5)))
+    assert_close(state.log_lr, foot, "alignment_law")
+    for n, cosine in enumerate((0.3, -0.1, 0.3), start=1):
+        state = driven.step(Step(with_cosine(cosine)))
+        assert_close(state.log_lr, foot + n * R, "alignment_law")
+        assert_close(state.log_lr_judged, foot + (n - 1) * R, "alignment_law")
+    # e after 0.5, 0.3 and −0.1, weighted 0.49, 0.7 and 1; its largest was the first.
+    e = (0.49 * 0.5 + 0.7 * 0.3 - 0.1) / (0.49 + 0.7 + 1)
+    assert_close(state.alignment_mean, e, "alignment_law")
+    assert_close(state.alignment_mean_weight, 1 - 0.7**3, "alignment_law")
+    assert_close(state.alignment_peak, 0.5, "alignment_law")
+    # S2 with weights 0.81, 0.9 and 1, and z = −0.1/√S2. Below 1e-4 nothing speaks against a rate.
+    square = (0.81 * 0.25 + 0.9 * 0.09 + 0.01) / (0.81 + 0.9 + 1)
+    assert_close(state.alignment_square / state.alignment_weight, square, "alignment_law")
+    assert_close(state.alignment_direction, -0.1 / math.sqrt(square), "alignment_law")
+    assert (state.overshoot, state.search_steps, state.active, state.rewind) == (0, 4, 1, 0)
+    # The third sums were of the update at the third step's rate, the first above the foot.
+    assert state.log_lr_downhill == state.log_lr_clear
+    assert_close(state.log_lr_clear, foot + R, "alignment_law")
+
+
+def on_the_ramp(twin: str, control: Control = RAMP, at: float = 1e-2, **more: float) -> Any:
+    """Where e = 0.2 of a peak of 0.4, at a rate of `at`, and the update before at 1/1.42 of it."""
+    driven = make(twin, control)
+    driven.step(Step(None))
+    log_lr = math.log(at)
+    # A history of ±0.3: RMS 0.3, and weights that have come to 1.
+    driven.put(alignment_square=0.09, alignment_weight=1.0, alignment_mean_weight=1.0)
+    driven.put(alignment_mean=0.2, alignment_peak=0.4, log_lr=log_lr, log_lr_judged=log_lr - R)
+    driven.put(log_lr_downhill=log_lr - 2 * R, log_lr_clear=log_lr - 3 * R, **more)
+    return driven
+
+
+@both
+@pytest.mark.parametrize(
+    ("cosine", "share"),
+    [
+        (0.3, 0.23 / 0.4),  # e = 0.7·0.2 + 0.3·0.3 = 0.23
+        (0.9, 1.0),  # e = 0.41, the new peak
+        (-0.3, 0.3),  # e = 0.05, an eighth of the peak: at least 0.3 of the ramp is left
+        (-0.9, 0.3),  # e < 0
+    ],
+)
+def test_the_ramp_is_less_steep_where_updates_hardly_point_downhill(
+    twin: str, cosine: float, share: float
+) -> None:
+    driven = on_the_ramp(twin)
+    before = driven.step(Step(with_cosine(cosine)))
+    state = driven.step(Step(None))
+    assert_close(state.log_lr - before.log_lr, R * share, "alignment_law", scale=5.0)
+    e = 0.7 * 0.2 + 0.3 * cosine
+    marked = before.log_lr_judged if e > 0 else before.log_lr_downhill
+    assert state.log_lr_downhill == marked
+    # z of the new average, of which the newest square is a tenth.
+    z = cosine / math.sqrt(0.9 * 0.09 + 0.1 * cosine * cosine)
+    evidence = max(-0.3 * max(min(z, 2.0), -2.0) - 0.045, 0.0)
+    assert_close(state.overshoot, evidence, "alignment_law", scale=1.0)
+    assert state.log_lr_clear == (before.log_lr_clear if evidence else before.log_lr_judged)
+    assert state.log_lr_judged == before.log_lr
+
+
+HELD: list[tuple[dict[str, Any], float]] = [
+    # 0.4·(T/1,000)^(−1/3), no more than 0.4; half of that where nobody anneals.
+    ({"horizon": 1000}, 0.4),
+    ({"horizon": 200}, 0.4),
+    ({"horizon": 8000}, 0.2),
+    ({"horizon": 8000, "mode": "modulate"}, 0.2),
+    ({"horizon": None}, 0.2),
+    ({"horizon": None, "mode": "modulate"}, 0.4),
+]
+
+
+@both
+@pytest.mark.parametrize(("arguments", "share"), HELD, ids=str)
+@pytest.mark.parametrize(("downhill", "clear"), [(-2.0, -1.0), (-1.0, -2.0)])
+def test_held_is_a_share_of_the_lower_mark(
+    twin: str, arguments: dict[str, Any], share: float, downhill: float, clear: float
+) -> None:
+    at = 1e-2 / LR if "mode" in arguments else 1e-2
+    driven = on_the_ramp(twin, replace(RAMP, **arguments), at, overshoot=2.9)
+    log_lr = math.log(at)
+    driven.put(log_lr_downhill=log_lr + downhill, log_lr_clear=log_lr + clear)
+    driven.put(alignment_mean=-0.2)
+    driven.step(Step(with_cosine(-0.3)))
+    state = driven.step(Step(with_cosine(0.3)))  # 2.9 + 0.3 − 0.045 > 3
+    assert (state.held, state.held_at, state.searching) == (1, 3, 0)
+    assert (state.rewind, state.active) == (1, 0)
+    assert_close(state.log_lr, log_lr - 2.0 + math.log(share), "alignment_law")
+    # What is held does not move, and nobody goes back twice. The sums of a step that nothing took
+    # are not there; those of the next are the first of the moments' new start.
+    assert state.aligned_pending == 0
+    for cosine in (-0.9, NAN, 0.5):
+        after = driven.step(Step(with_cosine(cosine)))
+        assert (after.held, after.log_lr, after.rewind, after.active) == (1, state.log_lr, 0, 1)
+
+
+@both
+def test_a_warm_up_a_stretch_and_a_cooldown_by_hand(twin: str) -> None:
+    driven = on_the_ramp(twin, overshoot=2.9)
+    driven.step(Step(with_cosine(-0.9)))
+    states = [driven.step(Step(None)) for _ in range(1000)]
+    assert first(states, "held") == 0
+    # T = 1,000: 30 steps up from the one that was held at, t = 3, and down over the last 400.
+    expected = {3: 0.0, 4: 1 / 30, 18: 0.5, 33: 1.0, 599: 1.0, 600: 1.0, 700: 0.75, 1000: 0.0}
+    for t, share in expected.items():
+        assert_close(states[t - 3].anneal, share, "alignment_law", scale=1.0)
+        held = math.exp(states[t - 3].log_lr)
+        assert_close(states[t - 3].lr, share * held, "alignment_law", scale=held)
+
+
+@both
+@pytest.mark.parametrize(
+    ("at", "again"), [(1e-5, True), (1e-2, False)], ids=["below the floor", "above it"]
+)
+def test_where_h_is_not_finite_it_goes_back_and_begins_again_or_holds(
+    twin: str, at: float, again: bool
+) -> None:
+    driven = on_the_ramp(twin, at=at)
+    driven.step(Step(with_cosine(NAN)))
+    state = driven.step(Step(None))
+    assert (state.rewind, state.active, state.held) == (1, 0, not again)
+    if again:
+        fresh = make(twin, RAMP).step(Step(None))
+        names = set(RANGE_TEST_COURSES) - {"anneal"}
+        assert [getattr(state, n) for n in names] == [getattr(fresh, n) for n in names]
+        assert (state.searching, state.search_steps) == (1, 2)  # which go on being counted
+    else:
+        assert_close(state.log_lr, math.log(at) - 3 * R + math.log(0.4), "alignment_law")
+
+
+@both
+@pytest.mark.parametrize(
+    ("arguments", "within"),
+    [
+        ({"horizon": 200}, 100),
+        ({"horizon": 600}, 100),
+        ({"horizon": 4000}, 600),
+        ({"horizon": None}, 150),
+        ({"horizon": 900, "cooldown": 0.88}, 107),  # the cooldown's 108th step comes first
+    ],
+    ids=str,
+)
+def test_a_ramp_that_is_never_sure_ends_all_the_same(
+    twin: str, arguments: dict[str, Any], within: int
+) -> None:
+    states = course(twin, replace(RAMP, **arguments), sweeps([0.5] * (within + 5)))
+    assert first(states, "held") == within
+    # Up and up, to the upper bound of 3; there the marks are.
+    highest = math.log(3.0)
+    assert_close(states[-1].log_lr_downhill, highest, "alignment_law")
+    share = 0.4 * max((arguments["horizon"] or 1000) / 1000, 1) ** (-1 / 3)
+    share *= 1.0 if arguments["horizon"] else 0.5
+    assert_close(states[-1].log_lr, highest + math.log(share), "alignment_law", scale=5.0)
+
+
+@both
+@pytest.mark.parametrize("arguments", [{"horizon": 199}, {"horizon": 40}, {"cooldown": 0.95}])
+def test_a_run_too_short_for_the_search_holds_what_it_was_given(
+    twin: str, arguments: dict[str, Any]
+) -> None:
+    control = replace(RAMP, **arguments)
+    states = course(twin, control, sweeps([0.5, -0.5] * 40))
+    assert control.is_too_short
+    assert all(state.held and not state.rewind and state.active for state in states)
+    assert_close(states[-1].log_lr, math.log(LR), "alignment_law")
+    horizon = control.horizon or 0
+    risen = 1 / (0.03 * horizon)
+    assert_close(states[0].anneal, min(risen, 1.0), "alignment_law")
+    if horizon <= 80:
+        assert states[horizon - 1].lr == 0
+
+
+@both
+def test_where_no_update_ever_pointed_downhill_the_given_rate_is_held(twin: str) -> None:
+    states = course(twin, RAMP, sweeps([-0.5] * 120))
+    held = first(states, "held")
+    assert held is not None
+    assert_close(states[held].log_lr, math.log(LR), "alignment_law")
+
+
+@both
+@pytest.mark.parametrize("nothing", [None, (0.0, 0.0, 0.0), (0.0, 0.0, 4.0), (0.0, 16.0, 0.0)])
+def test_nothing_to_read_is_a_step_on_the_spot(twin: str, nothing: Sums | None) -> None:
+    driven = on_the_ramp(twin)
+    before = driven.step(Step(nothing))
+    after = driven.step(Step(nothing))
+    assert (after.log_lr, after.overshoot) == (before.log_lr, before.overshoot)
+    assert after.search_steps == before.search_steps + 1
+
+
+# --- The oracle, and both twins ---------------------------------------------------------------
+
+SWEEP: list[dict[str, Any]] = [
+    {"horizon": 1000},
+    {"horizon": None, "acquire_from": 1e-3, "every": 7},
+    {"horizon": 1500, "acquire_from": 1e-4, "lr_bounds": (5e-5, 3e-3), "noise_bounds": (0.01, 0.2)},
+    {"horizon": 900, "gain_lr_reward": 3.0, "lr_change": (0.5, 2.0), "every": 1},
+    {"horizon": 900, "mode": "modulate", "acquire_from": 3e-2, "reward": "none"},
+    {"horizon": 400, "cooldown": 0.0, "mode": "modulate"},
+    {"horizon": 250, "cooldown": 0.9, "every": None},
+]
+
+
+@pytest.mark.parametrize("arguments", SWEEP, ids=str)
+@pytest.mark.parametrize("turn", [30, 60])
+def test_oracle_sweep(arguments: dict[str, Any], turn: int) -> None:
+    for seed in range(4):
+        steps = alignment_stream(500, turn, seed=seed + turn)
+        found = compare(steps, law="range_test", **arguments)
+        assert found["held"][-1] == 1
+        if arguments.get("cooldown") != 0.9:
+            assert np.unique(found["log_lr"]).size > 10
+            assert found["rewind"].sum() >= 1
+
+
+@pytest.mark.parametrize("momentum", [0.5, 0.9, 0.99])
+def test_oracle_on_streams_that_turn(momentum: float) -> None:
+    overshoots = set()
+    for seed, mean in enumerate((0.3, 0.5, 1.0, 2.0) * 3):
+        steps = sweeps(cosines(200, 30 + 3 * seed, seed, size=0.1, mean=mean).tolist())
+        found = compare(steps, momentum=momentum, law="range_test", horizon=1000)
+        assert found["held"][-1] == 1
+        overshoots |= set(found["overshoot"].tolist())
+    assert len(overshoots) > 100
+
+
+EDGES: list[tuple[str, list[Step]]] = [
+    ("noise", sweeps((0.1 * np.random.default_rng(5).standard_normal(400)).tolist())),
+    ("three values", sweeps(np.random.default_rng(6).choice([-0.3, 0.0, 0.3], 400).tolist())),
+    ("late", [Step(None)] * 50 + sweeps([0.9] * 110)),
+    ("nothing at all", [Step(None)] * 300),
+    ("nothing finite", [Step((NAN, 1.0, 1.0))] * 300),
+    ("zeros", sweeps([0.0] * 300)),
+]
+
+
+@pytest.mark.parametrize(("name", "steps"), EDGES, ids=[name for name, _ in EDGES])
+def test_oracle_at_the_edges(name: str, steps: list[Step]) -> None:
+    assert compare(steps, law="range_test", horizon=1000)["held"][-1] == 1
+
+
+def python_against_oracle() -> None:
+    noise = 0.3 * np.random.default_rng(7).standard_normal(300)
+    streams = [alignment_stream(300, 40, seed) for seed in (3, 4)] + [sweeps(noise.tolist())]
+    streams += [
+        sweeps(cosines(200, 40, seed, size=0.1, mean=m).tolist())
+        for seed in range(6)
+        for m in (0.3, 1.0)
+    ]
+    for steps in streams:
+        actual = course_of(course("python", RAMP, steps), "range_test")
+        expected = oracle_course(
+            steps, "range_test", lr=LR, momentum=MOMENTUM, every=1, horizon=1000
+        )
+        assert_same_course(actual, expected)
+
+
+CONSTANTS = ("SQUARE_BETA", "MEAN_BETA", "RAMP", "LEAST_RAMP")
+
+
+@pytest.mark.parametrize(
+    ("name", "factor"), [(n, f) for n in CONSTANTS for f in (0.99, 1.01)] + [("SURE", 0.9)]
+)
+def test_the_comparison_sees_another_constant(
+    name: str, factor: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_law(monkeypatch, name, factor * getattr(range_test, name))
+    with pytest.raises(AssertionError):
+        python_against_oracle()
+
+
+MUTANTS: dict[str, Callable[..., Any]] = {
+    "go_back": lambda state: None,
+    "next_overshoot": lambda s, z: s - 0.3 * z - 0.045,
+    "warming": lambda step, held_at, control: 1.0,
+    "hold": lambda state, *_: setattr(state, "held", 1.0),
+    "climb": lambda *_: None,
+}
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_the_comparisons_see_a_mutant(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = alignment_stream(300, 40, seed=3)
+    compiled = course("compiled", RAMP, steps)
+    assert_equal(compiled, course("python", RAMP, steps))
+    python_against_oracle()
+    break_law(monkeypatch, name, MUTANTS[name])
+    with pytest.raises(AssertionError):
+        python_against_oracle()
+    with pytest.raises(AssertionError):
+        assert_equal(compiled, course("python", RAMP, steps))
+
+
+@pytest.mark.parametrize("name", RANGE_TEST_COURSES)
+def test_the_comparison_sees_a_millionth(name: str) -> None:
+    steps = alignment_stream(400, 50, seed=3)
+    right = oracle_course(steps, "range_test", lr=LR, momentum=MOMENTUM, horizon=500)
+    assert_same_course(right, right)
+    with pytest.raises(AssertionError, match=f"^{name}: alignment_law: "):
+        assert_same_course(right | {name: right[name] * (1 + 1e-6)}, right)
+
+
+# --- Promises ---------------------------------------------------------------------------------
+
+COSINES = st.one_of(st.sampled_from([NAN, INF, -INF, 0.0]), st.floats(-1.0, 1.0))
+SQUARES = st.one_of(st.sampled_from([NAN, INF, 0.0]), st.floats(min_value=0.0))
+WILD = st.builds(
+    Step,
+    st.one_of(
+        st.none(),
+        st.tuples(COSINES, SQUARES, SQUARES).map(
+            lambda d: (d[0] * math.sqrt(d[1]) * math.sqrt(d[2]), d[1], d[2])
+        ),
+    ),
+    st.one_of(st.none(), st.floats(allow_nan=True, allow_infinity=True)),
+    st.none(),
+    st.booleans(),
+)
+CALM = st.floats(-1.0, 1.0).map(lambda h: Step(with_cosine(h)))
+STREAMS = st.lists(st.one_of(CALM, CALM, CALM, WILD), min_size=1, max_size=60)
+CONTROLS = st.builds(
+    Control,
+    law=st.just("range_test"),
+    mode=st.sampled_from(["replace", "modulate"]),
+    every=st.sampled_from([1, 3, None]),
+    horizon=st.sampled_from([None, 1, 90, 200, 5000]),
+    cooldown=st.sampled_from([0.0, 0.4, 0.7]),
+    acquire_from=st.sampled_from([None, 1e-3]),
+    gain_momentum_loss=st.sampled_from([0.0, 5.0]),
+)
+
+
+@both
+@given(CONTROLS, STREAMS)
+@settings(max_examples=200)
+def test_promises_of_every_course(twin: str, control: Control, steps: list[Step]) -> None:
+    """Bounds; a course that ends, once and for good; who goes back takes no step."""
+    limits = control.limits(LR, MOMENTUM)
+    low, high = math.log(limits.lr_min), math.log(limits.lr_max)
+    before: State | None = None
+    for step, state in zip(steps, course(twin, control, steps), strict=True):
+        assert low <= state.log_lr <= high
+        assert limits.lr_min * state.anneal <= state.lr <= limits.lr_max * state.anneal
+        assert 0 <= state.anneal <= 1
+        assert 0 <= state.overshoot <= 3 + 0.555
+        assert -1 <= state.alignment_mean <= state.alignment_peak or state.alignment_mean <= 1
+        for name in RANGE_TEST_COURSES:
+            value = getattr(state, name)
+            assert math.isfinite(value) or (name.startswith("log_") and value == -INF), name
+        if not step.skipped:
+            assert state.active == 1 - state.rewind
+        if before is not None and before.held and not step.skipped:
+            assert (state.held, state.rewind, state.searching) == (1, 0, 0)
+            assert (state.log_lr, state.held_at) == (before.log_lr, before.held_at)
+        before = state
+    assert state.held or not control.is_too_short or state.step == 0
+
+
+@both
+@given(
+    st.lists(st.integers(-1000, 1000).map(lambda n: n / 1000), min_size=20, max_size=80),
+    st.integers(-100, 100),
+    st.integers(-100, 100),
+)
+@settings(max_examples=100)
+def test_powers_of_two_of_gradient_and_update_change_no_bit(
+    twin: str, stream: list[float], of_gradient: int, of_update: int
+) -> None:
+    c, d = 2.0**of_gradient, 2.0**of_update
+    plain = sums_of(stream)
+    scaled = [(gu * c * d, gg * c * c, uu * d * d) for gu, gg, uu in plain]
+    courses = [
+        course_of(course(twin, RAMP, [Step(s) for s in sums]), "range_test")
+        for sums in (plain, scaled)
+    ]
+    for name in RANGE_TEST_COURSES:
+        np.testing.assert_array_equal(courses[0][name], courses[1][name])
+
+
+@both
+@pytest.mark.parametrize("lr", [1e-7, 1e-3, 10.0])
+def test_the_rate_that_was_given_plays_no_part(twin: str, lr: float) -> None:
+    steps = sweeps(cosines(200, 40, 1).tolist())
+    usual, other = (course_of(course(twin, RAMP, steps, rate), "range_test") for rate in (LR, lr))
+    np.testing.assert_array_equal(usual["log_lr"], other["log_lr"])
+    np.testing.assert_array_equal(usual["lr"], other["lr"])

@@ -1,0 +1,269 @@
+"""What an optimizer keeps its state in: options, checkpoints of every kind, memory, warnings."""
+
+from __future__ import annotations
+
+import copy
+import io
+import logging
+import pickle
+import re
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from adaptiverl import AdaptiveAdamW, AdaptiveLion, AdaptiveSGD, Control
+from adaptiverl.codecs import Storage
+
+HALF = torch.bfloat16
+QUIET = Control(every=2, noise_bounds=(0.0, 0.0))
+NOISY = Control(every=2, noise_bounds=(0.05, 0.2))
+MAKERS: dict[str, Callable[..., Any]] = {
+    "adamw": lambda params, **options: AdaptiveAdamW(params, 1e-2, amsgrad=True, **options),
+    "sgd": lambda params, **options: AdaptiveSGD(params, 1e-2, momentum=0.9, **options),
+    "lion": lambda params, **options: AdaptiveLion(params, 1e-2, **options),
+}
+each_maker = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+
+
+def parameters(dtype: torch.dtype = torch.float32) -> list[nn.Parameter]:
+    generator = torch.Generator().manual_seed(3)
+    shapes = [(37, 5), (7,), (), (0, 3), (1100,)]
+    return [nn.Parameter(torch.randn(s, generator=generator).to(dtype)) for s in shapes]
+
+
+def feed(optimizer: Any, steps: range) -> None:
+    params = optimizer.param_groups[0]["params"]
+    for step in steps:
+        generator = torch.Generator().manual_seed(100 + step)
+        for param in params:
+            param.grad = torch.randn(param.shape, generator=generator).to(param.dtype)
+        optimizer.step(loss=2.0 - 0.01 * step)
+
+
+def shaped(optimizer: Any) -> list[Tensor]:
+    """The state that has a parameter's shape."""
+    names = optimizer._algorithm.slots_of(optimizer.param_groups[0])
+    return [optimizer.state[p][n] for p in optimizer.param_groups[0]["params"] for n in names]
+
+
+def everything(optimizer: Any) -> list[Tensor]:
+    params = optimizer.param_groups[0]["params"]
+    return [*(p.detach().clone() for p in params), *shaped(optimizer)]
+
+
+def assert_same(left: list[Tensor], right: list[Tensor]) -> None:
+    for a, b in zip(left, right, strict=True):
+        assert a.dtype == b.dtype
+        assert torch.equal(a, b)
+
+
+# --- Options -------------------------------------------------------------------------------------
+
+
+@each_maker
+@pytest.mark.parametrize("dtype", [torch.float32, HALF, torch.float16])
+@pytest.mark.parametrize("state_dtype", [torch.float32, HALF])
+def test_state_is_kept_in_what_was_asked_for(
+    make: Callable[..., Any], dtype: torch.dtype, state_dtype: torch.dtype
+) -> None:
+    optimizer = make(parameters(dtype), control=NOISY, state_dtype=state_dtype)
+    feed(optimizer, range(3))
+    assert {x.dtype for x in shaped(optimizer)} == {state_dtype}
+
+
+@each_maker
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex64])
+def test_parameters_of_more_bits_keep_state_of_their_own(
+    make: Callable[..., Any], dtype: torch.dtype
+) -> None:
+    optimizer = make(parameters(dtype), control=QUIET, state_dtype=HALF)
+    feed(optimizer, range(2))
+    assert {x.dtype for x in shaped(optimizer)} == {dtype}
+
+
+@each_maker
+@pytest.mark.parametrize(
+    ("options", "error", "said"),
+    [
+        ({"state_dtype": torch.int8}, ValueError, "state_dtype must be .*bfloat16, got torch.int8"),
+        ({"state_dtype": torch.float16}, ValueError, "got torch.float16"),
+        ({"state_dtype": "bfloat16"}, TypeError, "got 'bfloat16' of type str"),
+        ({"state_dtype": None}, TypeError, "got None of type NoneType"),
+        ({"stochastic_rounding": 1}, TypeError, "must be True or False, got 1"),
+    ],
+)
+def test_wrong_options_are_refused(
+    make: Callable[..., Any], options: dict[str, Any], error: type[Exception], said: str
+) -> None:
+    with pytest.raises(error, match=said):
+        make(parameters(), **options)
+
+
+def test_float32_runs_are_not_rounded_by_chance() -> None:
+    """The option is on by default, and changes no bit where nothing has 16."""
+    ends = []
+    for by_chance in (True, False):
+        optimizer = AdaptiveAdamW(parameters(), control=NOISY, stochastic_rounding=by_chance)
+        feed(optimizer, range(12))
+        ends.append(everything(optimizer))
+    assert_same(*ends)
+
+
+# --- Checkpoints ---------------------------------------------------------------------------------
+
+
+def saved_and_loaded(optimizer: Any, make: Callable[..., Any]) -> Any:
+    """Through a file that holds nothing but tensors and plain values."""
+    file = io.BytesIO()
+    torch.save(optimizer.state_dict(), file)
+    file.seek(0)
+    params = [nn.Parameter(p.detach().clone()) for p in optimizer.param_groups[0]["params"]]
+    other = make(params)
+    other.load_state_dict(torch.load(file, weights_only=True))
+    return other
+
+
+def pickled(optimizer: Any, make: Callable[..., Any]) -> Any:
+    return pickle.loads(pickle.dumps(optimizer))
+
+
+def copied(optimizer: Any, make: Callable[..., Any]) -> Any:
+    return copy.deepcopy(optimizer)
+
+
+@each_maker
+@pytest.mark.parametrize("dtype", [torch.float32, HALF])
+@pytest.mark.parametrize("by_chance", [True, False])
+@pytest.mark.parametrize("travel", [saved_and_loaded, pickled, copied])
+def test_a_resumed_run_has_the_bits_of_one_that_never_stopped(
+    make: Callable[..., Any], dtype: torch.dtype, by_chance: bool, travel: Callable[..., Any]
+) -> None:
+    def made(params: Any) -> Any:
+        options = {"state_dtype": HALF, "stochastic_rounding": by_chance}
+        return make(params, control=NOISY, seed=2**40 + 3, **options)
+
+    optimizer = made(parameters(dtype))
+    feed(optimizer, range(4))
+    other = travel(optimizer, made)
+    for each in (optimizer, other):
+        feed(each, range(4, 9))
+    assert_same(everything(optimizer), everything(other))
+    assert other._storage == Storage(HALF, by_chance)
+
+
+@pytest.mark.parametrize("old", [torch.float32, HALF])
+@pytest.mark.parametrize("new", [torch.float32, HALF])
+def test_another_state_dtype_converts_and_says_so(
+    old: torch.dtype, new: torch.dtype, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = AdaptiveAdamW(parameters(), control=QUIET, state_dtype=old)
+    feed(first, range(4))
+    second = AdaptiveAdamW(parameters(), control=QUIET, state_dtype=new)
+    with caplog.at_level(logging.INFO, "adaptiverl"):
+        second.load_state_dict(first.state_dict())
+    assert_same(shaped(second), [x.to(new) for x in shaped(first)])
+    told = [record.getMessage() for record in caplog.records]
+    if old == new:
+        assert told == []
+    else:
+        said = f"AdaptiveAdamW converted the checkpoint's state from {old} to {new}"
+        assert [text.startswith(said) for text in told] == [True]
+    feed(second, range(4, 6))
+    assert {x.dtype for x in shaped(second)} == {new}
+
+
+def test_torchs_checkpoint_goes_on_here_and_ours_there() -> None:
+    torchs = torch.optim.AdamW(parameters())
+    for param in torchs.param_groups[0]["params"]:
+        param.grad = torch.ones_like(param)
+    torchs.step()
+    ours = AdaptiveAdamW(parameters(), control=QUIET, state_dtype=HALF)
+    ours.load_state_dict(torchs.state_dict())
+    kept = [s[n] for s in torchs.state.values() for n in ("exp_avg", "exp_avg_sq")]
+    assert_same(shaped(ours), [x.to(HALF) for x in kept])
+    back = torch.optim.AdamW(parameters())
+    back.load_state_dict(ours.state_dict())
+    there = [s[n] for s in back.state.values() for n in ("exp_avg", "exp_avg_sq")]
+    assert_same(there, [x.float() for x in shaped(ours)])
+    for param in back.param_groups[0]["params"]:
+        param.grad = torch.ones_like(param)
+    back.step()
+
+
+def test_a_pickle_from_before_there_was_a_choice_rounds_as_it_did() -> None:
+    optimizer = AdaptiveAdamW(parameters(), control=QUIET)
+    state = optimizer.__getstate__()
+    state["_adaptive"] = state["_adaptive"][:5]
+    old = AdaptiveAdamW.__new__(AdaptiveAdamW)
+    old.__setstate__(state)
+    assert old._storage == Storage(torch.float32, stochastic_rounding=False)
+
+
+# --- Memory --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("dtype", "state_dtype", "per_parameter"),
+    [(torch.float32, torch.float32, 16), (HALF, torch.float32, 12), (HALF, HALF, 8)],
+)
+def test_memory_is_counted_by_part(
+    dtype: torch.dtype, state_dtype: torch.dtype, per_parameter: int
+) -> None:
+    count = 1000
+    params = [nn.Parameter(torch.ones(count, dtype=dtype)) for _ in range(3)]
+    optimizer = AdaptiveAdamW(params, control=QUIET, state_dtype=state_dtype)
+    before = optimizer.memory()
+    assert before["parameters"] == 3 * count * dtype.itemsize
+    assert before["gradients"] == 0
+    assert "exp_avg" not in before
+    feed(optimizer, range(2))
+    parts = optimizer.memory()
+    assert set(parts) == {"parameters", "gradients", "exp_avg", "exp_avg_sq", "controller"}
+    assert parts["exp_avg"] == parts["exp_avg_sq"] == 3 * count * state_dtype.itemsize
+    own = parts.pop("controller")
+    assert sum(parts.values()) == 3 * count * per_parameter
+    # The controller's memory, and for each tensor a row of addresses, a count, a product, a sum.
+    memory = optimizer.param_groups[0]["adaptive_state"]
+    assert own >= memory.nbytes + 3 * (13 * 8 + 4 + 8 + 8)
+    assert own < 4096
+
+
+def test_memory_that_tensors_share_counts_once() -> None:
+    whole = torch.ones(100)
+    params = [nn.Parameter(whole[:60]), nn.Parameter(whole[60:]), nn.Parameter(torch.empty(0))]
+    tied = AdaptiveAdamW([*params, nn.Parameter(whole[:60])])
+    assert tied.memory()["parameters"] == 400
+
+
+# --- Lost updates --------------------------------------------------------------------------------
+
+
+def lost(by_chance: bool, lr: float, dtype: torch.dtype = HALF) -> list[float]:
+    """Percent of the updates that a warning says were lost, if any does."""
+    param = nn.Parameter(torch.ones(1000, dtype=dtype))
+    optimizer = AdaptiveSGD([param], lr, control=QUIET, stochastic_rounding=by_chance)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for step in range(20):
+            # On one half of the elements the update is ten times the rate.
+            param.grad = torch.ones_like(param)
+            param.grad[:500] = 10.0
+            optimizer.step(loss=1.0 - 0.001 * step)
+    said = [re.match(r"(\d+)% of the updates", str(w.message)) for w in caught]
+    return [float(found[1]) for found in said if found]
+
+
+def test_a_warning_says_which_share_of_updates_is_lost() -> None:
+    # Below 1, numbers of bfloat16 are 2^-8 apart: an update of under half of that is lost.
+    assert lost(False, 1e-3) == [50]
+    assert lost(False, 1e-4) == [100]
+    assert lost(False, 1e-2) == []
+
+
+def test_nothing_is_said_where_nothing_is_lost_for_good() -> None:
+    assert lost(True, 1e-4) == []
+    assert lost(False, 1e-4, torch.float32) == []
