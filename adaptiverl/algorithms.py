@@ -29,6 +29,7 @@ class Algorithm:
         slots: Its state entries that have the parameter's shape, at most three; the columns
             `state0`, `state1`, `state2` of the address table, in this order.
         corrects_bias: It keeps `mu_product`, the product of a parameter's momenta.
+        options: Entries that every group of its checkpoints has, torch's oldest included.
         slots_of: Those of `slots` that a group needs.
         start_of: The μ that a group starts from.
         numbers_of: A group's row of the group table: lr, the starting μ, two numbers of the rule's
@@ -39,6 +40,7 @@ class Algorithm:
     momentum: MomentumKind
     slots: tuple[str, ...]
     corrects_bias: bool
+    options: tuple[str, ...]
     slots_of: Callable[[Group], tuple[str, ...]]
     start_of: Callable[[Group], float]
     numbers_of: Callable[[Group], tuple[Any, Any, Any, Any, Any]]
@@ -58,6 +60,7 @@ ADAMW = Algorithm(
     momentum=BETA1,
     slots=("exp_avg", "exp_avg_sq", "max_exp_avg_sq"),
     corrects_bias=True,
+    options=("lr", "betas", "eps", "weight_decay"),
     slots_of=_adamw_slots,
     start_of=lambda group: float(group["betas"][0]),
     numbers_of=_adamw_numbers,
@@ -78,6 +81,7 @@ SGD = Algorithm(
     momentum=HEAVY_BALL,
     slots=("momentum_buffer",),
     corrects_bias=False,
+    options=("lr", "momentum", "dampening", "weight_decay", "nesterov"),
     slots_of=_sgd_slots,
     start_of=lambda group: float(group["momentum"]),
     numbers_of=_sgd_numbers,
@@ -94,6 +98,7 @@ LION = Algorithm(
     momentum=BETA1,
     slots=("exp_avg",),
     corrects_bias=False,
+    options=("lr", "betas", "weight_decay"),
     slots_of=lambda group: ("exp_avg",),
     start_of=lambda group: float(group["betas"][0]),
     numbers_of=_lion_numbers,

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adaptiverl.algorithms import Algorithm
+from adaptiverl.algorithms import ALGORITHMS, Algorithm
 from adaptiverl.codecs import Storage
 from adaptiverl.migrations import current_layout
 from adaptiverl.step.counters import Counters
@@ -66,13 +66,15 @@ def load(
         What state was saved in and is kept in, where these differ.
 
     Raises:
-        ValueError: The controller's memory is damaged or of an unknown layout; nothing changed.
+        ValueError: The controller's memory is damaged or of an unknown layout, or the checkpoint is
+            another update rule's; nothing changed.
     """
     hooked, products = state_dict, {}
 
     def check(_: torch.optim.Optimizer, loading: dict[str, Any]) -> None:
         nonlocal hooked, products
         hooked = loading
+        _check_rule(loading, algorithm, type(optimizer).__name__)
         if algorithm.corrects_bias:
             products = _products_in(loading)
         for group in loading["param_groups"]:
@@ -158,3 +160,27 @@ def complete_count(group: Mapping[str, Any], state: dict[str, Any]) -> None:
         state.setdefault("step", 1.0)
     elif group["momentum"] != 0:
         state.pop("step", None)
+
+
+def _check_rule(loading: Mapping[str, Any], algorithm: Algorithm, optimizer: str) -> None:
+    """The checkpoint is this rule's: its groups have what the rule reads, its state no other's.
+
+    Raises:
+        ValueError: It is another's.
+    """
+    for number, group in enumerate(loading["param_groups"]):
+        missing = [option for option in algorithm.options if option not in group]
+        if missing:
+            raise ValueError(
+                f"the checkpoint is not one that {optimizer} can load: its group {number} has no "
+                f"{', '.join(missing)}, so another kind of optimizer saved it; nothing was changed"
+            )
+    own = set(algorithm.slots)
+    foreign = {slot for other in ALGORITHMS.values() for slot in other.slots} - own
+    for state in loading["state"].values():
+        found = sorted(foreign.intersection(state)) if isinstance(state, dict) else []
+        if found:
+            raise ValueError(
+                f"the checkpoint is not one that {optimizer} can load: its state has "
+                f"{', '.join(found)}, so another kind of optimizer saved it; nothing was changed"
+            )

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
+from adaptiverl.arguments import whole_number
 from adaptiverl.limits import BETA1, NOISE_FLOOR_SHARE, STAND_IN_LR, Limits, MomentumKind, limits_of
 from adaptiverl.terms import LAW_TERMS, Home, Law, LawTerms, Mode, Pair, search_within
 
@@ -152,10 +153,8 @@ class Control:
         steps = getattr(self, name)
         if steps is None:
             return
-        if isinstance(steps, bool) or not isinstance(steps, int):
-            raise TypeError(
-                f"Control.{name} must be a whole number of steps or None, got {steps!r}"
-            )
+        steps = whole_number(steps, f"Control.{name}", "a whole number of steps or None")
+        object.__setattr__(self, name, steps)
         _check(name, steps, 1 <= steps <= 2**53, f"from 1 to 2**53, or None {none_means}")
 
     def _check_bounds(self) -> None:

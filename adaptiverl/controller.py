@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adaptiverl.arguments import whole_number
 from adaptiverl.control import Control
 from adaptiverl.decision import Decision
 from adaptiverl.law.numbers import numbers_of
@@ -46,6 +47,7 @@ class Controller:
         observations: The inbox, and what of it counts.
         ever_observed: Whether anything was.
         adoptions: How often a loaded memory was taken over.
+        ever_rewarded: Whether a reward was.
 
     Raises:
         ValueError: A start outside the bounds, or a seed out of range.
@@ -61,7 +63,8 @@ class Controller:
         seed: int = 0,
         device: torch.device | str = "cpu",
     ) -> None:
-        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
+        seed = whole_number(seed, "seed", "a whole number from 0 to 2**64 - 1", ValueError)
+        if not 0 <= seed < 2**64:
             raise ValueError(f"seed must be a whole number from 0 to 2**64 - 1, got {seed!r}")
         self.control = control
         self.limits = control.limits(lr, momentum, kind)
@@ -75,7 +78,7 @@ class Controller:
         self._place(self._start.clone(), packed, torch.device(device))
         self.observations = Observations(self.device)
         self.ring = Ring()
-        self.ever_observed = False
+        self.ever_observed = self.ever_rewarded = False
         self.adoptions = 0
         self._last: Decision | None = None
         # Looked up once: a search by name at every step is felt by small networks.
@@ -127,6 +130,7 @@ class Controller:
             reward_value = as_number(reward, "reward", self.device)
         self.observations.add(loss_value, reward_value)
         self.ever_observed = True
+        self.ever_rewarded |= reward is not None
 
     def advance(
         self,

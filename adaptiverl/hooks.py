@@ -1,6 +1,11 @@
-"""Hooks and profilers around a step: whether any waits for it."""
+"""What others put around a step: hooks and profilers that wait for it, and a class's own `step`."""
 
 from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
 
 import torch
 from torch.optim import optimizer as registry
@@ -15,3 +20,26 @@ def waits_for_a_step(optimizer: torch.optim.Optimizer) -> bool:
         or registry._global_optimizer_post_hooks
         or torch.autograd._profiler_enabled()
     )
+
+
+def taking_loss(step: Callable[..., Any]) -> Callable[..., Any]:
+    """A class's `step` that takes ``loss=`` as well, where it would take a closure only.
+
+    Args:
+        step: Of a class derived from an optimizer of ours. What it does not know it cannot pass on.
+
+    Returns:
+        `step` itself where it takes that keyword, or any.
+    """
+    known = inspect.signature(step).parameters
+    if "loss" in known or any(p.kind is p.VAR_KEYWORD for p in known.values()):
+        return step
+
+    @wraps(step)
+    def step_with_loss(self: Any, *args: Any, loss: Any = None, **kwargs: Any) -> Any:
+        if loss is not None:
+            self.observe(loss)
+        return step(self, *args, **kwargs)
+
+    del step_with_loss.__wrapped__  # its signature is no longer the same
+    return step_with_loss

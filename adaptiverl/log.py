@@ -9,8 +9,8 @@ import logging
 import math
 import sys
 import warnings
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,6 +32,12 @@ LOST_SHARE = 0.01
 
 BLIND_STEPS = 10
 """Steps without an observation, at least, before the warning"""
+BLIND_EPOCH = 10_000
+"""The same under epoch-wise control: few epochs are longer, and none that is can be told"""
+UNREWARDED = 100
+"""Losses without a reward, before the warning"""
+UNREWARDED_UPDATES = 5
+"""The same under epoch-wise control"""
 
 
 class Log:
@@ -51,8 +57,33 @@ class Log:
         self.optimizer = optimizer
         self.announcements = Announcements(control, optimizer, ranks.is_first)
         self._control, self._ranks = control, ranks
-        self._unobserved_steps = 0
+        self._unobserved_steps = self._unrewarded = 0
+        self._looks_at_rates = control.mode == "replace" and not control.is_frozen
+        self._rates: tuple[int, list[float]] = (0, [])
         self._warned_of_shards = False
+
+    def resume(self, memory: Tensor, lr_bounds: tuple[float, float]) -> None:
+        """A memory was loaded, float64 on any device: its α may lie outside this control's bounds.
+
+        Args:
+            memory: As the controller took it over.
+            lr_bounds: (α_min, α_max) in force.
+        """
+        self.announcements.resume(memory)
+        log_lr = float(memory[SLOT["log_lr"]])
+        low, high = map(math.log, lr_bounds)
+        if not low <= log_lr <= high and self._ranks.is_first():
+            down, up = self._control.lr_change
+            logger.info(
+                "%s goes on at the α of its checkpoint, %.3g, which is outside this Control's "
+                "lr_bounds, (%.3g, %.3g): it moves there by a factor of at most %.3g or %.3g in an "
+                "update (Control.lr_change)",
+                self.optimizer,
+                _exp(log_lr),
+                *lr_bounds,
+                down,
+                up,
+            )
 
     def tell_of_conversion(self, converted: set[tuple[torch.dtype, torch.dtype]]) -> None:
         """A checkpoint's state was converted: from what, to what."""
@@ -77,16 +108,36 @@ class Log:
 
     def warn_if_blind(self) -> None:
         """Another step was taken without one observation so far."""
-        every = self._control.every
-        if every is None or self._control.needs_no_loss:
+        control, every = self._control, self._control.every
+        if control.needs_no_loss or (every is None and control.rests):
             return
         self._unobserved_steps += 1
-        if self._unobserved_steps == max(every, BLIND_STEPS):
+        if self._unobserved_steps != (BLIND_EPOCH if every is None else max(every, BLIND_STEPS)):
+            return
+        here = "" if self._ranks.size == 1 else " on this rank (nor, perhaps, on any)"
+        if every is None:
+            missing = (
+                "optimizer.update(loss) once per epoch or evaluation, or give Control an `every`"
+            )
+        else:
+            missing = "optimizer.observe(loss) before step(), or step(loss=loss)"
+        _warn(
+            f"{self.optimizer} took {self._unobserved_steps} steps and was never told a "
+            f"loss{here}, so nothing is adapted: call {missing}, or pass Control.frozen() if that "
+            "is what you want"
+        )
+
+    def warn_if_unrewarded(self) -> None:
+        """With ``Control(reward="given")`` another loss came, and no reward so far."""
+        self._unrewarded += 1
+        every = UNREWARDED_UPDATES if self._control.every is None else UNREWARDED
+        if self._unrewarded == every and not self._control.rests:
             here = "" if self._ranks.size == 1 else " on this rank (nor, perhaps, on any)"
             _warn(
-                f"{self.optimizer} took {self._unobserved_steps} steps and was never told a "
-                f"loss{here}, so nothing is adapted: call optimizer.observe(loss) before step(), "
-                "or step(loss=loss), or pass Control.frozen() if that is what you want"
+                f"{self.optimizer} was told {every} losses and no reward{here}, with "
+                "Control(reward='given'): only a reward lets the learning rate rise, so it can "
+                "only sink. Give one, as in observe(loss, reward), or use "
+                "Control(reward='neg_loss')"
             )
 
     def warn_if_too_short(self) -> None:
@@ -99,6 +150,30 @@ class Log:
                 "given is held instead, with a warm-up and the cooldown"
             )
 
+    def look_at_rates(self, groups: Sequence[dict[str, Any]]) -> None:
+        """A step is about to use these groups' rates; a scheduler may have moved them.
+
+        A rate set by hand is the user's to set: only where a scheduler has been is it looked at,
+        and never one that lies on an accelerator.
+        """
+        if not self._looks_at_rates or "initial_lr" not in groups[0]:
+            return
+        rates = [_rate(group["lr"]) for group in groups]
+        before, self._rates = self._rates, (id(groups[0]), rates)  # a load makes other groups
+        if before[0] != id(groups[0]):
+            return
+        for number, (was, now) in enumerate(zip(before[1], rates, strict=False)):
+            if was != now:
+                self._looks_at_rates = False
+                if self._ranks.is_first():
+                    _warn(
+                        f"a scheduler moved lr of parameter group {number} from {was:g} to "
+                        f"{now:g}, and Control(mode='replace') steers the learning rate itself, "
+                        "so both pull: use Control(mode='modulate'), which multiplies what a "
+                        "scheduler sets, or leave the scheduler out"
+                    )
+                return
+
     def warn_of_shards(self, shapes: list[tuple[int, ...]]) -> None:
         """There are tensors of these shapes whose shards are no runs of elements."""
         if shapes and not self._warned_of_shards:
@@ -108,6 +183,10 @@ class Log:
                 "way that makes no shard one run of elements: should σ rise, each shard draws its "
                 "own noise, which depends on the number of ranks. Shard(0) does not have this"
             )
+
+
+def _rate(lr: Tensor | float) -> float:
+    return 0.0 if isinstance(lr, Tensor) and lr.device.type != "cpu" else float(lr)
 
 
 def _warn(message: str) -> None:
@@ -150,6 +229,7 @@ class Announcements:
         self._speaks = speaks
         self._silent = not control.finds_lr
         self._looks = 0
+        self._next_look: float = 0
         self._copy: Copy | None = None
         self._told_held = False
 
@@ -161,6 +241,7 @@ class Announcements:
     def resume(self, memory: Tensor) -> None:
         """A loaded memory, float64 on any device: what it already held is not news."""
         self._told_held = bool(memory[SLOT["held"]].item())
+        self._next_look = 0
         self._copy = None  # of the memory before, which is no longer true
 
     def look(self, state: Tensor) -> None:
@@ -168,7 +249,7 @@ class Announcements:
         if self._silent:
             return
         self._looks += 1
-        if self._told_held and self._looks % LOOK_EVERY:
+        if self._looks < self._next_look:
             return
         if state.device.type == "cpu":
             self._tell(state)
@@ -207,6 +288,9 @@ class Announcements:
                 message = "holds the %s it was given: %.3g, from step %.0f on"
             self._say(logging.INFO, message, what, _exp(log_lr), step)
         horizon = self._control.horizon
+        if self._told_held:  # only the horizon is still to be watched, and a step adds one at most
+            left = math.inf if horizon is None or not step <= horizon else horizon + 1 - step
+            self._next_look = self._looks + min(LOOK_EVERY, left)
         if horizon is not None and step > horizon and annealed_over(self._control):
             self._silent = True
             self._say(

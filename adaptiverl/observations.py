@@ -145,15 +145,25 @@ def as_number(value: Any, name: str, device: torch.device) -> Tensor | float:
         return value
     if isinstance(value, Tensor):
         return _element(value, name, device)
+    if getattr(value, "shape", None) == () and hasattr(value, "__getitem__"):
+        value = value[()]  # the number in a NumPy array of no dimensions
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(
             f"{name} must be a real number or a tensor with one element, got {value!r} "
             f"of type {type(value).__name__}"
         )
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(
+            f"{name} must be a number that float64 holds, got one beyond 1.8e308: give "
+            "float('inf') if it is what you mean"
+        ) from None
 
 
 def _element(value: Tensor, name: str, device: torch.device) -> Tensor:
+    if value.layout is not torch.strided or value.is_nested or value.is_quantized:
+        raise TypeError(_no_plain_tensor(value, name))
     if value.dtype in EXACT and value.device == device and value.numel() == 1:
         if not value.is_meta:
             return value.detach() if value.requires_grad else value
@@ -163,9 +173,16 @@ def _element(value: Tensor, name: str, device: torch.device) -> Tensor:
             f"reduce it first, as in {name}.mean()"
         )
     if value.is_complex() or value.dtype == torch.bool:
-        raise TypeError(f"{name} must be a real number, got dtype {value.dtype}")
+        remedy = f"{name}.real, or {name}.abs()" if value.is_complex() else f"float({name})"
+        raise TypeError(
+            f"{name} must be a real number, got dtype {value.dtype}: give {remedy} if that is "
+            "what you mean"
+        )
     if value.is_meta:
-        raise TypeError(f"{name} has no value: it is a tensor on the meta device")
+        raise TypeError(
+            f"{name} has no value: it is a tensor on the meta device. Leave it out where nothing "
+            "is computed"
+        )
     if value.requires_grad:
         value = value.detach()
     if value.device != device:
@@ -173,3 +190,13 @@ def _element(value: Tensor, name: str, device: torch.device) -> Tensor:
         value = value.to(device, non_blocking=device.type != "cpu")
     # Only here: where it came from there may be no float64.
     return value if value.dtype in EXACT else value.to(torch.float64)
+
+
+def _no_plain_tensor(value: Tensor, name: str) -> str:
+    if value.is_nested:
+        what, remedy = "a nested tensor", f"{name}.values().mean()"
+    elif value.is_quantized:
+        what, remedy = f"quantised, {value.dtype}", f"{name}.dequantize()"
+    else:
+        what, remedy = f"of layout {value.layout}", f"{name}.to_dense()"
+    return f"{name} must be a plain tensor with one element, got one that is {what}: give {remedy}"

@@ -17,10 +17,12 @@ from adaptiverl.control import Control
 from adaptiverl.controller import Controller
 from adaptiverl.devices import outside_inference
 from adaptiverl.footprint import bytes_by_part
-from adaptiverl.hooks import waits_for_a_step
+from adaptiverl.hooks import taking_loss, waits_for_a_step
 from adaptiverl.log import Log
 from adaptiverl.ranks.dtensors import to_whole
 from adaptiverl.ranks.group import ProcessGroup, Ranks
+from adaptiverl.ranks.joining import Joins
+from adaptiverl.ranks.joining import watch as watch_joins
 from adaptiverl.readings import readings
 from adaptiverl.step.memory import STATE_KEY, device_beside, hold, loaded_memory, settle
 from adaptiverl.step.round import Round, Rules
@@ -31,7 +33,7 @@ from adaptiverl.trace import Trace
 DEFAULT_STORAGE = Storage()
 
 
-class AdaptiveOptimizer(torch.optim.Optimizer):
+class AdaptiveOptimizer(Joins, torch.optim.Optimizer):
     """What an optimizer needs to be steered: `observe`, `update`, `knobs`, `trace`, one step."""
 
     grad_scale: Tensor
@@ -40,7 +42,18 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
     _control: Control
     _controller: Controller
     _algorithm: Algorithm
+    warns_of_schedulers = True
+    """Whether a step warns of a scheduler under ``mode="replace"``; frameworks say it themselves"""
     _in_hooks = False
+    _awaits_rate = False
+    """Whether all groups so far had a rate of 0, which no factor moves"""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """A class derived from ours, as Fabric's wrapper is, takes the loss in its `step` too."""
+        super().__init_subclass__(**kwargs)
+        step = taking_loss(cls.step)
+        if step is not cls.step:
+            cls.step = step  # type: ignore[method-assign]
 
     @classmethod
     def _check_group(cls, group: dict[str, Any], control: Control) -> None:
@@ -76,6 +89,7 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         self._storage = storage
         self._unscales = False
         self._ranks = Ranks(process_group)
+        watch_joins(self, self._ranks)
         self._log = Log(control, type(self).__name__, self._ranks)
         # Both are the class's: bound to this optimizer they would keep it alive.
         rules = Rules(self._algorithm, storage, self._check_group, self._complete_state)
@@ -97,6 +111,9 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As torch.optim's. The first group's rate and momentum are where α and μ start.
 
+        A first group whose rate is 0, a frozen backbone's perhaps, is followed by the next whose
+        rate is not; until there is one the constructor's `lr` is where α starts.
+
         A dictionary that is another steered optimizer's group already is copied: each controller
         keeps its memory in its own groups.
 
@@ -109,10 +126,20 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
                 param_group = {k: v for k, v in param_group.items() if k != STATE_KEY}
         super().add_param_group(param_group)
         group = self.param_groups[-1]
-        if not hasattr(self, "_start"):
-            self._log.warn_if_too_short()
-            self._start_controller(float(group["lr"]), self._algorithm.start_of(group))
+        if not hasattr(self, "_start") or self._awaits_rate:
+            self._start_from(group)
         hold(self.param_groups, self._controller)
+
+    def _start_from(self, group: dict[str, Any]) -> None:
+        """Start by this group, or once more where all before it had a rate of 0, and no step."""
+        lr, first = float(group["lr"]), not hasattr(self, "_start")
+        if first:
+            self._log.warn_if_too_short()
+        elif lr == 0 or self.state:
+            return
+        self._awaits_rate = lr == 0 and self._control.mode == "replace"
+        start = float(self.defaults["lr"]) if self._awaits_rate else lr
+        self._start_controller(start, self._algorithm.start_of(group))
 
     # What the user tells it and asks it
 
@@ -147,6 +174,8 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
             self.param_groups, self._controller, self._log
         )  # or the inbox would be emptied later, or wait for a loss on a device
         self._controller.observe(to_whole(loss), to_whole(reward))
+        if self._control.reward == "given" and not self._controller.ever_rewarded:
+            self._log.warn_if_unrewarded()
 
     @outside_inference
     def update(self, loss: Tensor | float, reward: Tensor | float | None = None) -> None:
@@ -171,6 +200,8 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
             )
         settle(self.param_groups, self._controller, self._log)
         self._controller.update(to_whole(loss), to_whole(reward), self._round.share_observations)
+        if self._control.reward == "given" and not self._controller.ever_rewarded:
+            self._log.warn_if_unrewarded()
 
     @outside_inference
     def knobs(self) -> dict[str, float]:
@@ -227,6 +258,11 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
         """
         if waits_for_a_step(self) and self._runs_hooks():
             return self._step_with_hooks(closure, loss=loss)
+        if closure is not None and not callable(closure):
+            raise TypeError(
+                f"step() takes a closure, a function that returns the loss, got {closure!r} of "
+                f"type {type(closure).__name__}: tell a loss by its name, step(loss=loss)"
+            )
         self._check_capture()
         result = None
         if closure is not None:
@@ -239,6 +275,8 @@ class AdaptiveOptimizer(torch.optim.Optimizer):
             self.observe(result)
         if not controller.ever_observed:
             self._log.warn_if_blind()
+        if self.warns_of_schedulers:
+            self._log.look_at_rates(self.param_groups)
         self._round.take(self)
         return result
 

@@ -50,6 +50,7 @@ def main(folder: Path, steps: int, pause: int) -> None:
     model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 1)).bfloat16()
     model[0].float()
     optimizer = AdaptiveAdamW(model.parameters(), lr=1e-2, control=LOUD, max_grad_norm=1.0)
+    optimizer.warns_of_schedulers = False  # both move the rate here, so that both must be restored
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     checkpoint, first = folder / "checkpoint.pt", 0
     if checkpoint.exists():

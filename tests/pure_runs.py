@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from training import BUSY, draw_gradients, parameters, snapshot
 
-from adaptiverl import AdaptiveAdamW, AdaptiveLion, AdaptiveSGD, describe
+from adaptiverl import AdaptiveAdamW, AdaptiveLion, AdaptiveSGD, Control, describe
+from adaptiverl.layout import LAWS
 
 HALF, STEPS = 8, 16
 SHAPES = ((7, 5), (1025,), ())
@@ -28,7 +29,10 @@ KINDS: dict[str, Callable[..., Any]] = {
     "sgd": partial(AdaptiveSGD, momentum=0.9, nesterov=True),
     "lion": AdaptiveLion,
 }
-CONTROLS = {"loss": BUSY, "alignment": replace(BUSY, law="alignment", horizon=STEPS)}
+CONTROLS: dict[str, Control] = {
+    law: replace(BUSY, law=law, horizon=None if law == "loss" else STEPS)  # type: ignore[arg-type]
+    for law in LAWS
+}
 CASES = [(kind, law) for kind in KINDS for law in CONTROLS]
 
 

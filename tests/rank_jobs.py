@@ -515,3 +515,32 @@ def glances(rank: int, size: int) -> dict[str, int]:
         param.grad = distribute_tensor(grad, mesh, [Replicate()])
     found["all are"] = step_made()
     return found
+
+
+# FSDP1
+
+
+def flat_shards(
+    rank: int, size: int, original: bool, strategy: str, options: dict[str, Any]
+) -> list[str]:
+    """What three steps on FSDP1 say, by an optimizer with these options."""
+    from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that FSDP1 is the old one
+        model: Any = FullyShardedDataParallel(
+            Perceptron(),
+            use_orig_params=original,
+            sharding_strategy=ShardingStrategy[strategy],
+            device_id=torch.device("cpu"),
+        )
+    optimizer = AdaptiveAdamW(model.parameters(), lr=1e-2, **options)
+    said = []
+    for step in range(3):
+        x, y = samples(4, seed=10 * step + rank)
+        try:
+            learn(optimizer, (model(x) - y).square().mean())
+        except ValueError as error:
+            said.append(str(error))
+            assert not optimizer.state, "nothing was made"
+    return said

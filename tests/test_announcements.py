@@ -97,6 +97,17 @@ def test_a_run_beyond_its_horizon_is_warned_of_once(said: Said) -> None:
     assert optimizer.knobs()["lr"] == 0
 
 
+@pytest.mark.parametrize("horizon", [50, 100, 130])
+def test_a_horizon_is_said_to_be_exceeded_at_once(horizon: int, said: Said) -> None:
+    watching = it(Control.find_lr(horizon))
+    for step in range(1, horizon + 1):
+        watching.look(state(held=step > 20, step=step, log_lr=-3))
+    assert [level for level, _ in said()] == [logging.INFO]
+    watching.look(state(held=1, step=horizon + 1, log_lr=-3))
+    assert said()[1][0] == logging.WARNING
+    assert f"is at step {horizon + 1}, beyond Control(horizon={horizon})" in said()[1][1]
+
+
 @pytest.mark.parametrize(("steps", "held", "news"), [(300, 1, 0), (5, 0, 1)])
 def test_a_resumed_or_copied_run_says_what_was_not_said(
     steps: int, held: int, news: int, caplog: pytest.LogCaptureFixture

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import io
+import itertools
+import logging
 import math
 import signal
 import subprocess
@@ -32,7 +34,7 @@ from training import (
     values,
 )
 
-from adaptiverl import AdaptiveAdamW, AdaptiveSGD, Control, layout
+from adaptiverl import AdaptiveAdamW, AdaptiveLion, AdaptiveSGD, Control, layout
 from adaptiverl.migrations import MIGRATIONS
 
 pytestmark = CAPTURABLE_WARNING
@@ -679,3 +681,79 @@ def train_down(optimizer: Any, steps: int) -> None:
             for param in group["params"]:
                 param.grad = torch.ones_like(param)
         optimizer.step(loss=1.0 / (1 + step))
+
+
+OURS: dict[str, Any] = {"adamw": AdaptiveAdamW, "sgd": AdaptiveSGD, "lion": AdaptiveLion}
+FOREIGN: dict[str, Any] = OURS | {f"torch's {name}": kind for name, kind in TORCHS.items()}
+
+
+@pytest.mark.parametrize(
+    ("saved", "loaded"),
+    [(a, b) for a in FOREIGN for b in OURS if not a.endswith(b)],
+)
+def test_another_kind_of_optimizers_checkpoint_is_refused_and_nothing_changes(
+    saved: str, loaded: str
+) -> None:
+    def trained(kind: Any) -> tuple[Any, list[nn.Parameter]]:
+        params = parameters((3,))
+        options = {"momentum": 0.9} if kind in (AdaptiveSGD, torch.optim.SGD) else {}
+        optimizer = kind([{"params": params}, {"params": parameters((2,))}], lr=1e-2, **options)
+        for group in optimizer.param_groups:
+            group["params"][0].grad = torch.ones_like(group["params"][0])
+        optimizer.step()
+        return optimizer, params
+
+    other, _ = trained(FOREIGN[saved])
+    optimizer, params = trained(OURS[loaded])
+    before = snapshot(optimizer, params)
+    message = f"not one that {OURS[loaded].__name__} can load: its (group 0 has no|state has) "
+    with pytest.raises(ValueError, match=message):
+        optimizer.load_state_dict(other.state_dict())
+    assert_same(snapshot(optimizer, params), before)
+
+
+@pytest.mark.parametrize("kind", [AdaptiveAdamW, AdaptiveSGD, AdaptiveLion])
+@pytest.mark.parametrize("law", ["loss", "alignment"])
+@pytest.mark.parametrize("bounds", [(1e-2, 1.0), (1e-9, 1e-7)], ids=["above", "below"])
+def test_an_alpha_outside_the_new_bounds_moves_there_by_the_change_cap(
+    kind: Any, law: Any, bounds: tuple[float, float], caplog: pytest.LogCaptureFixture
+) -> None:
+    options = {"momentum": 0.9} if kind is AdaptiveSGD else {}
+    saved = kind(parameters((4,)), lr=1e-4, control=Control(law=law, every=1), **options)
+    train_down(saved, 20)
+    control = Control(law=law, every=1, lr_bounds=bounds, lr_change=(0.5, 3.0))
+    resumed = kind(
+        parameters((4,)), lr=math.sqrt(bounds[0] * bounds[1]), control=control, **options
+    )
+    with caplog.at_level(logging.INFO, logger="adaptiverl"):
+        resumed.load_state_dict(copy.deepcopy(saved.state_dict()))
+        rates = [resumed.knobs()["lr"]]
+        assert rates[0] == pytest.approx(saved.knobs()["lr"], rel=1e-9)
+        for _ in range(16):
+            train_down(resumed, 1)
+            rates.append(resumed.knobs()["lr"])
+            assert resumed.knobs()["alpha"] == pytest.approx(rates[-1], rel=1e-9)
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert (
+        f"{kind.__name__} goes on at the α of its checkpoint, {rates[0]:.3g}, which is outside"
+        in line
+    )
+    low, high = bounds[0] * (1 - 1e-9), bounds[1] * (1 + 1e-9)
+    outside = [n for n, rate in enumerate(rates) if not low <= rate <= high]
+    assert outside == list(range(len(outside)))
+    assert 2 < len(outside) < 16, "it came inside, and not at once"
+    cap = 3.0 if rates[0] < bounds[0] else 0.5
+    for before, after in itertools.pairwise(rates[: len(outside)]):
+        assert after / before == pytest.approx(cap, rel=1e-9)
+
+
+def test_an_alpha_inside_the_new_bounds_is_not_worth_a_line(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    saved = AdaptiveAdamW(parameters((4,)), lr=1e-4)
+    train_down(saved, 20)
+    resumed = AdaptiveAdamW(parameters((4,)), lr=1e-4, control=Control(lr_bounds=(1e-5, 1e-2)))
+    with caplog.at_level(logging.INFO, logger="adaptiverl"):
+        resumed.load_state_dict(copy.deepcopy(saved.state_dict()))
+        train_down(resumed, 2)
+    assert not caplog.records

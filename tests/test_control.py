@@ -7,6 +7,7 @@ import math
 import re
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -87,13 +88,27 @@ NOT_A_NUMBER = ["fast", "0.05", [0.1], (0.1, 0.2), 0.1j, True]
 OF_ANOTHER_TYPE: list[tuple[str, Any, str]] = [
     *[(name, x, "a number") for name in NUMBERS for x in NOT_A_NUMBER],
     *[(name, None, "a number") for name in (*BETAS, *GAINS, "spike_clip")],
-    *[(name, x, WHOLE) for name in ("every", "horizon") for x in (2.5, 10.0, True, "10", NAN)],
+    *[(name, x, WHOLE) for name in ("every", "horizon") for x in (2.5, True, "10", NAN)],
     *[
         (name, x, "a pair of numbers")
         for name in PAIRS
         for x in (0.5, (0.5,), (0.1, 0.5, 0.9), object)
     ],
 ]
+
+
+@pytest.mark.parametrize("name", ["every", "horizon"])
+@pytest.mark.parametrize("value", [np.int64(20), np.uint8(20), torch.tensor(20)], ids=repr)
+def test_a_whole_number_may_be_of_any_type_that_has_an_index(name: str, value: Any) -> None:
+    control = alone(name, value)
+    assert type(getattr(control, name)) is int
+    assert control == alone(name, 20)
+
+
+def test_a_whole_float_is_told_how_to_become_one() -> None:
+    expected = r"every must be a whole number of steps or None, got 10\.0: give int\(10\.0\)"
+    with pytest.raises(TypeError, match=expected):
+        Control(every=10.0)  # type: ignore[arg-type]
 
 
 def test_out_of_range() -> None:

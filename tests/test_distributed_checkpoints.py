@@ -316,7 +316,7 @@ def test_zero_from_two_ranks_to_three(crew: Crew, tmp_path: Path, options: dict[
         assert params == expected
 
 
-# With its original parameters, FSDP1's own format loses torch.optim.AdamW's moments, too.
+# With its original parameters, FSDP1's own format loses moments of torch.optim.AdamW, too.
 @pytest.mark.parametrize(
     ("how", "original"),
     [("sharded", False), *((how, o) for how in ("nested", "flattened") for o in (False, True))],

@@ -209,3 +209,25 @@ def test_options_of_fully_shard(crew: Crew, how: str) -> None:
     assert results[0][1]["updates"] == 10
     losses = results[0][3]
     assert sum(losses[-5:]) < sum(losses[:5]), "it did not learn"
+
+
+@pytest.mark.parametrize("original", [True, False])
+@pytest.mark.parametrize(
+    ("strategy", "options", "refused"),
+    [
+        ("FULL_SHARD", {"max_grad_norm": 1.0, "control": jobs.Control(noise_bounds=(0, 0))}, True),
+        ("FULL_SHARD", {"control": jobs.Control()}, True),
+        ("SHARD_GRAD_OP", {"max_grad_norm": 1.0, "control": jobs.Control.frozen()}, True),
+        ("FULL_SHARD", {"control": jobs.Control(noise_bounds=(0, 0))}, False),
+        ("NO_SHARD", {"max_grad_norm": 1.0}, False),
+    ],
+)
+def test_fsdp1s_shards_are_not_clipped_each_by_its_own_norm(
+    crew: Crew, original: bool, strategy: str, options: dict[str, Any], refused: bool
+) -> None:
+    for said in crew.run(2, jobs.flat_shards, original, strategy, options):
+        assert len(said) == (3 if refused else 0)
+        for text in said:
+            assert "cannot clip FSDP1's flat shards, nor draw noise" in text
+            assert "model.clip_grad_norm_" in text
+            assert "fully_shard" in text

@@ -93,6 +93,11 @@ CLOSE: list[tuple[Callable[..., float], tuple[Any, ...], float]] = [
     (next_log_lr, (AT, -1.0, 1.0, STRONG), AT + math.log(0.9)),  # −0.6 capped at c↓
     (next_log_lr, (math.log(1e-2) - 0.01, 1.0, 0.0, NUMBERS), math.log(1e-2)),  # 10·1e-3
     (next_log_lr, (math.log(1e-5) + 0.01, -1.0, 1.0, NUMBERS), math.log(1e-5)),  # 1e-3/100
+    # From outside [1e-5, 1e-2] by the cap, whatever the law says; the last bit of it arrives.
+    (next_log_lr, (0.0, 1.0, 0.0, NUMBERS), math.log(0.9)),
+    (next_log_lr, (math.log(1e-7), -1.0, 1.0, NUMBERS), math.log(1.2e-7)),
+    (next_log_lr, (math.log(1e-2) + 0.1, 1.0, 0.0, NUMBERS), math.log(1e-2)),
+    (next_log_lr, (math.log(1e-5) - 0.1, -1.0, 1.0, NUMBERS), math.log(1e-5)),
     (knobs.next_logit_momentum, (NINE, 1.0, 0.0, NUMBERS), NINE + 0.1),  # logit 0.9
     (knobs.next_logit_momentum, (NINE, -1.0, 0.5, NUMBERS), NINE - 0.25),  # −0.1 − 0.5·0.3
     (knobs.next_logit_momentum, (4.59, 1.0, 0.0, NUMBERS), math.log(99)),  # logit 0.99

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 # circle. A room is a module of the package or a sub-package; "kernels" is the package of kernels,
 # "operators" the compiled module. Names that only a type checker reads are no imports.
 FLOORS: tuple[set[str], ...] = (
-    {"version", "kernels", "operators"},
+    {"version", "kernels", "operators", "arguments"},
     {"control", "layout", "limits", "terms", "devices"},
     {"law"},
     {"observations", "decision", "trace", "migrations", "controller"},

@@ -166,7 +166,7 @@ def test_fabrics_wrapper_passes_on_what_is_observed(precision: Any) -> None:
         assert plain.knobs()["loss"] == loss.item()
 
 
-def test_fabrics_step_takes_a_closure_and_no_loss() -> None:
+def test_fabrics_step_takes_a_closure_or_a_loss() -> None:
     fabric = lightning_fabric.Fabric(accelerator="cpu", devices=1)
     model = torch.nn.Linear(2, 1)
     plain = AdaptiveAdamW(model.parameters(), lr=1e-2, control=Control(every=1))
@@ -179,10 +179,12 @@ def test_fabrics_step_takes_a_closure_and_no_loss() -> None:
         fabric.backward(losses[-1])
         return losses[-1]
 
-    optimizer.step(closure)
+    assert optimizer.step(closure) is losses[0]
     assert plain.knobs()["loss"] == losses[0].item()
-    with pytest.raises(TypeError, match="unexpected keyword argument 'loss'"):
-        optimizer.step(loss=losses[0])
+    optimizer.step(loss=7.0)
+    assert (plain.knobs()["loss"], plain.knobs()["step"]) == (7.0, 2)
+    optimizer.step(closure, loss=8.0)  # what was told counts, and not what the closure returns
+    assert (plain.knobs()["loss"], plain.knobs()["step"]) == (8.0, 3)
 
 
 def test_lightnings_monitor_shows_the_rate_that_was_given(tmp_path: Path) -> None:

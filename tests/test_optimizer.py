@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import copy
 import math
+import resource
 import threading
 import warnings
 from collections.abc import Iterator
+from contextlib import nullcontext
+from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from training import BUSY, assert_differ, assert_same, descend, parameters, snapshot, values
 
-from adaptiverl import AdaptiveAdamW, AdaptiveLion, AdaptiveSGD, Control
+from adaptiverl import AdaptiveAdamW, AdaptiveLion, AdaptiveSGD, Control, log
 from adaptiverl.step import memory
 
 # Construction
@@ -40,6 +45,41 @@ def test_a_scheduler_may_own_a_rate_of_zero() -> None:
     params[0].grad = torch.ones(3)
     optimizer.step(loss=1.0)
     assert_same(params[0].detach(), before)
+
+
+def test_a_frozen_first_group_is_not_taken_for_the_whole_optimizers() -> None:
+    quiet = Control(every=1, noise_bounds=(0, 0))  # noise goes by the place in the optimizer
+    backbone, head = parameters((2,), (3,))
+    groups = [
+        {"params": [backbone], "lr": 0.0},
+        {"params": [head], "lr": 3e-3, "betas": (0.8, 0.99)},
+    ]
+    optimizer = AdaptiveAdamW(groups, control=quiet)
+    alone = AdaptiveAdamW(
+        [head.detach().clone().requires_grad_()], 3e-3, (0.8, 0.99), control=quiet
+    )
+    told = [group["adaptive_state"] for group in optimizer.param_groups]
+    assert told[0] is told[1]
+    for name in ("alpha", "noise"):
+        assert optimizer.knobs()[name] == alone.knobs()[name]
+    before = backbone.detach().clone()
+    for step in range(20):
+        for param in (backbone, head, *alone.param_groups[0]["params"]):
+            param.grad = torch.ones_like(param)
+        optimizer.step(loss=2.0 - 0.1 * step)
+        alone.step(loss=2.0 - 0.1 * step)
+    assert_same(backbone.detach(), before)
+    assert_same(head.detach(), alone.param_groups[0]["params"][0].detach())
+
+
+def test_a_group_that_joins_a_running_optimizer_starts_nothing_anew() -> None:
+    backbone, head = parameters((2,), (3,))
+    optimizer = AdaptiveAdamW([{"params": [backbone], "lr": 0.0}], lr=1e-3, control=BUSY)
+    assert optimizer.knobs()["alpha"] == pytest.approx(1e-3)
+    backbone.grad = torch.ones(2)
+    optimizer.step(loss=1.0)
+    optimizer.add_param_group({"params": [head], "lr": 5e-2})
+    assert optimizer.knobs()["alpha"] == pytest.approx(1e-3)
 
 
 # Observations
@@ -102,6 +142,12 @@ def test_a_closure_runs_with_gradients() -> None:
     assert closure() < first
 
 
+def quantised(number: float) -> Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch means to drop them
+        return torch.quantize_per_tensor(torch.tensor(number), 0.1, 0, torch.quint8)
+
+
 @pytest.mark.parametrize(
     ("loss", "error", "message"),
     [
@@ -113,6 +159,21 @@ def test_a_closure_runs_with_gradients() -> None:
         (torch.ones(()) * 1j, TypeError, "loss must be a real number, got dtype torch.complex64"),
         (torch.ones((), dtype=torch.bool), TypeError, "got dtype torch.bool"),
         (torch.ones((), device="meta"), TypeError, "loss has no value: it is a tensor on the meta"),
+        (torch.ones(1).to_sparse(), TypeError, r"layout torch.sparse_coo: give loss.to_dense\(\)"),
+        (torch.ones(1).to_mkldnn(), TypeError, "layout torch._mkldnn: give"),
+        (
+            torch.nested.nested_tensor([torch.ones(1)], layout=torch.jagged),
+            TypeError,
+            "a nested tensor: give",
+        ),
+        (
+            quantised(1.0),
+            TypeError,
+            r"quantised, torch.quint8: give loss.dequantize\(\)",
+        ),
+        (10**400, ValueError, r"that float64 holds, got one beyond 1.8e308: give float\('inf'\)"),
+        (np.ones(2), TypeError, r"got array\(\[1., 1.\]\) of type ndarray"),
+        (np.array(True), TypeError, "got np.True_ of type bool"),
         (None, TypeError, "loss must be a real number or a tensor with one element, got None"),
         ("1.0", TypeError, "got '1.0' of type str"),
         (1j, TypeError, "got 1j of type complex"),
@@ -134,6 +195,32 @@ def test_what_is_no_loss_changes_nothing(loss: Any, error: type[Exception], mess
     # The refused loss is not in the inbox either: the next one counts alone.
     optimizer.step(loss=7.0)
     assert optimizer.knobs()["loss"] == 7.0
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [3, np.float32(3), np.int16(3), np.array(3.0), np.array(3, np.int8), Fraction(3)],
+    ids=repr,
+)
+def test_losses_that_are_numbers_of_other_libraries(loss: Any) -> None:
+    params = parameters((2,))
+    optimizer = AdaptiveAdamW(params)
+    params[0].grad = torch.ones(2)
+    optimizer.step(loss=loss)
+    assert optimizer.knobs()["loss"] == 3.0
+
+
+@pytest.mark.parametrize("loss", [torch.tensor(1.0), 1.0])
+def test_a_loss_in_the_closures_place_is_told_its_name(loss: Any) -> None:
+    params = parameters((2,))
+    optimizer = AdaptiveAdamW(params)
+    params[0].grad = torch.ones(2)
+    before = snapshot(optimizer, params)
+    with pytest.raises(
+        TypeError, match=r"of type (Tensor|float): .*by its name, step\(loss=loss\)"
+    ):
+        optimizer.step(loss)
+    assert_same(snapshot(optimizer, params), before)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16, torch.int64])
@@ -196,6 +283,78 @@ def test_one_warning_for_who_never_observes() -> None:
     quiet = AdaptiveAdamW(params, control=Control.frozen())
     for _ in range(20):
         quiet.step()
+
+
+def test_one_warning_for_who_never_updates(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log, "BLIND_EPOCH", 30)
+    params = parameters((2,))
+    params[0].grad = torch.ones(2)
+    for updates, control in ((0, Control.epochwise()), (1, Control.epochwise())):
+        optimizer = AdaptiveAdamW(params, control=control)
+        for _ in range(29):
+            optimizer.step()
+        for _ in range(updates):
+            optimizer.update(1.0)
+        message = r"took 30 steps .* never told a loss.*optimizer\.update\(loss\) once per epoch"
+        with nullcontext() if updates else pytest.warns(UserWarning, match=message):
+            optimizer.step()
+        for _ in range(40):
+            optimizer.step()
+
+
+@pytest.mark.parametrize("every", [1, None])
+@pytest.mark.parametrize("rewarded", [False, True])
+def test_one_warning_for_who_promises_a_reward_and_gives_none(
+    every: int | None, rewarded: bool
+) -> None:
+    params = parameters((2,))
+    optimizer = AdaptiveAdamW(params, control=Control(reward="given", every=every))
+    tell = optimizer.observe if every else optimizer.update
+    for n in range(4 if every is None else 99):
+        tell(1.0, 1.0 if rewarded and n == 2 else None)
+    message = r"was told \d+ losses and no reward, .*it can only sink.*observe\(loss, reward\)"
+    with nullcontext() if rewarded else pytest.warns(UserWarning, match=message):
+        tell(1.0)
+    for _ in range(200):
+        tell(1.0)
+
+
+@pytest.mark.parametrize("kind", [AdaptiveAdamW, AdaptiveSGD, AdaptiveLion])
+def test_one_warning_for_a_scheduler_beside_a_controller_that_owns_the_rate(kind: Any) -> None:
+    params = parameters((2,), (3,))
+    for param in params:
+        param.grad = torch.ones_like(param)
+    groups = [{"params": [params[0]]}, {"params": [params[1]], "lr": 3e-2}]
+    controls = [Control(), Control(mode="modulate"), Control.frozen()]
+    for control in controls:
+        optimizer = kind(groups, lr=1e-2, control=control)
+        halves = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, [lambda _: 1.0, lambda n: 1 / (n + 1)]
+        )
+        optimizer.step(loss=1.0)
+        halves.step()
+        message = r"lr of parameter group 1 from 0\.03 to 0\.015.*mode='modulate'"
+        warned = control.mode == "replace"
+        with pytest.warns(UserWarning, match=message) if warned else nullcontext():
+            optimizer.step(loss=1.0)
+        for _ in range(3):
+            halves.step()
+            optimizer.step(loss=1.0)
+
+
+def test_a_rate_that_a_load_or_the_user_moves_is_no_schedulers() -> None:
+    params = parameters((2,))
+    params[0].grad = torch.ones(2)
+    optimizer = AdaptiveAdamW(params, lr=1e-2)
+    optimizer.step(loss=1.0)
+    optimizer.param_groups[0]["lr"] = 2e-2
+    optimizer.step(loss=1.0)
+    torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
+    optimizer.step(loss=1.0)
+    saved = optimizer.state_dict()
+    saved["param_groups"][0]["lr"] = 1e-3
+    optimizer.load_state_dict(saved)
+    optimizer.step(loss=1.0)
 
 
 def test_epoch_wise_control_moves_when_called() -> None:
@@ -484,3 +643,32 @@ def test_the_first_observation_is_made_where_the_parameters_are(
     handles = [group["adaptive_state"] for group in optimizer.param_groups]
     assert all(handle.controller is optimizer._controller for handle in handles)
     assert optimizer._controller.observed == 2
+
+
+def resident() -> int:
+    """Bytes of memory that this process has in use."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def test_four_hundred_small_optimizers_keep_no_empty_traces() -> None:
+    """A full trace of each would be 200 MB."""
+    if not Path("/proc/self/statm").exists():
+        pytest.skip("only Linux tells how much memory is in use")
+    before = resident()
+    optimizers = [AdaptiveAdamW(parameters((1,))) for _ in range(400)]
+    for optimizer in optimizers:
+        optimizer.param_groups[0]["params"][0].grad = torch.ones(1)
+        optimizer.step(loss=1.0)
+    assert resident() - before < 60e6
+
+
+def test_lions_search_needs_no_first_momentum() -> None:
+    """What the gradient is compared with is Lion's average, which has a decay of its own."""
+    params = parameters((5,))
+    control = Control.find_lr(200)
+    optimizer = AdaptiveLion(params, lr=1e-3, betas=(0.0, 0.9), control=control)
+    descend(optimizer, params, 20)
+    knobs = optimizer.knobs()
+    assert knobs["alpha"] > 1e-5, "it did not search"
+    assert -1 <= knobs["alignment"] <= 1
+    assert knobs["momentum"] == 0.0

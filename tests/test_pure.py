@@ -6,6 +6,7 @@ import importlib
 import logging
 import math
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -28,7 +29,7 @@ from torch import Tensor
 
 from adaptiverl import Control, backends
 from adaptiverl.backends import operators, placement, pure
-from adaptiverl.layout import FIELDS, TRACE_COLUMNS
+from adaptiverl.layout import FIELDS, LAWS, TRACE_COLUMNS
 
 # --- Operators: bit for bit those of C++ --------------------------------------------------------
 
@@ -118,6 +119,10 @@ def test_a_course_is_the_compiled_one_to_the_bit(name: str) -> None:
     assert written > CAPACITY
     assert machine.state[FIELDS.index("updates")] > 0 or "alignment" in name
     assert not torch.equal(machine.effective, GROUPS[:, :2])
+
+
+def test_every_law_has_a_course() -> None:
+    assert {control.law for control, _ in COURSES.values()} == set(LAWS)
 
 
 @given(
@@ -254,6 +259,13 @@ def test_a_wrong_choice_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_copy_without_a_compiled_part_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "adaptiverl._C", None)
     assert operators.load_operators() == "nothing was compiled when it was installed"
+
+
+def test_one_place_loads_it() -> None:
+    """Elsewhere it would be loaded where it is not wanted, and register its operators twice."""
+    package = Path(operators.__file__).parents[1]
+    sources = [p for p in package.rglob("*.py") if re.search(r"adaptiverl\._C\b", p.read_text())]
+    assert sources == [Path(operators.__file__)]
 
 
 @pytest.mark.parametrize("error", [ImportError, OSError])

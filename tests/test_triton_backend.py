@@ -297,12 +297,12 @@ CHANGES: dict[str, Callable[[Any, nn.Parameter], Any]] = {
     "another state": lambda o, p: o.state.update(
         {p: {name: value.clone() for name, value in o.state[p].items()}}
     ),
+    "states exchanged": _exchange_states,
     "another count": lambda o, p: o.state[p].update(step=torch.tensor(7.0)),
     "a product": lambda o, p: o.state[p].update(mu_product=torch.tensor(0.5)),
     "a moment of another dtype": lambda o, p: o.state[p].update(
         exp_avg=torch.zeros(8, dtype=torch.bfloat16)
     ),
-    "states exchanged": _exchange_states,
     "a state less": lambda o, p: o.state.pop(p),
     "other data": _set(data=lambda: torch.ones(8)),
     "no gradient": _set(grad=lambda: None),

@@ -34,6 +34,8 @@ OPERATORS = (
     *(f"{name}_step_" for name in ALGORITHMS),
 )
 """All compiled ones that work on tensors; `pure.SCHEMAS` are those that there are in Python, too"""
+FUNCTIONS = ("look", "cuda_architectures")
+"""What the compiled module itself has"""
 
 SOURCE = Path(__file__).resolve().parents[2]
 """The source tree, where this is one"""
@@ -58,10 +60,11 @@ def load_operators() -> str | None:
     if importlib.util.find_spec("adaptiverl._C") is None:
         return "nothing was compiled when it was installed"
     try:
-        importlib.import_module("adaptiverl._C")
+        module = importlib.import_module("adaptiverl._C")
     except (ImportError, OSError) as error:
         return f"it does not load with torch {torch.__version__}: {error}"
     missing = [name for name in OPERATORS if not hasattr(torch.ops.adaptiverl, name)]
+    missing += [name for name in FUNCTIONS if not hasattr(module, name)]
     if missing:
         raise ImportError(
             f"adaptiverl's compiled operators lack {', '.join(missing)}: they were built from "
@@ -110,6 +113,9 @@ def _changes_nothing_fake(*_: Any, **__: Any) -> None:
 
 WHY_PURE = load_operators()
 """Why the compiled operators are not there; None where they are"""
+COMPILED: Any = None if WHY_PURE is not None else importlib.import_module("adaptiverl._C")
+"""The compiled module; None where there is none. Nobody else may load it: its operators are then
+registered, and once is all they can be."""
 _library = None if WHY_PURE is None else pure.register()
 for _operator in OPERATORS if WHY_PURE is None else pure.SCHEMAS:
     torch.library.register_fake(f"adaptiverl::{_operator}", _changes_nothing_fake)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 from collections.abc import Sequence
 from functools import cache
 
 import torch
 
-from adaptiverl.backends.operators import WHY_PURE, say_what_is_slower
+from adaptiverl.backends.operators import COMPILED, WHY_PURE, say_what_is_slower
 
 logger = logging.getLogger("adaptiverl")
 
@@ -22,9 +21,7 @@ def has_cuda_controller() -> bool:
 @cache
 def cuda_architectures() -> tuple[tuple[int, int], ...]:
     """The compute capabilities that the CUDA controller was compiled for, the lowest first."""
-    if WHY_PURE is not None:
-        return ()
-    listed = importlib.import_module("adaptiverl._C").cuda_architectures.split()
+    listed = () if COMPILED is None else COMPILED.cuda_architectures.split()
     return tuple((int(name[:-1]), int(name[-1])) for name in listed)
 
 

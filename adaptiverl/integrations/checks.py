@@ -97,6 +97,7 @@ class ScheduleWatch:
         self._remedy = remedy
         control = optimizer.control
         self._looks = control.mode == "replace" and not control.is_frozen
+        optimizer.warns_of_schedulers = False  # or it would say the same
         self._start = list(self._rates()) if self._looks else []
 
     def look(self) -> None:

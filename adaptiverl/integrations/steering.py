@@ -24,6 +24,7 @@ class Steered(Protocol):
     """An optimizer of ours, or a wrapper that forwards to one."""
 
     param_groups: list[dict[str, Any]]
+    warns_of_schedulers: bool
 
     @property
     def control(self) -> Control:

@@ -9,6 +9,7 @@ import math
 
 from adaptiverl.law.arithmetic import clip, ema, ratio
 from adaptiverl.law.base import Law
+from adaptiverl.law.knobs import bounded_log_lr
 from adaptiverl.layout import ControlNumbers, State
 
 ALIGNMENT_BETA = 0.05
@@ -113,7 +114,7 @@ def acquire(state: State, control: ControlNumbers, score: float) -> None:
     log_lr = state.log_lr + step
     if state.log_lr_downhill > -math.inf:
         log_lr = min(log_lr, state.log_lr_downhill + REACH)
-    state.log_lr = clip(log_lr, control.log_lr_min, control.log_lr_max)
+    state.log_lr = bounded_log_lr(log_lr, state.log_lr, control)
 
 
 def annealing(step: float, control: ControlNumbers) -> float:
@@ -129,6 +130,8 @@ def sense(state: State, control: ControlNumbers) -> bool:
     score = sense_alignment(state)
     if state.held == 0 and score is not None:
         acquire(state, control, score)
+    else:
+        state.log_lr = bounded_log_lr(state.log_lr, state.log_lr, control)
     if state.held == 0 and state.step >= control.hold_by:
         hold(state, control)
     state.anneal = annealing(state.step, control)

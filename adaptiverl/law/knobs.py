@@ -11,6 +11,16 @@ from adaptiverl.law.arithmetic import clip, logit, sigmoid
 from adaptiverl.layout import ControlNumbers, State
 
 
+def bounded_log_lr(wanted: float, log_lr: float, control: ControlNumbers) -> float:
+    """Inside the bounds; from outside, where a load may put α, towards them by the change cap.
+
+    See method.md#learning-rate-law.
+    """
+    low = min(control.log_lr_min, log_lr + control.log_lr_change_up)
+    high = max(control.log_lr_max, log_lr + control.log_lr_change_down)
+    return clip(wanted, low, high)
+
+
 def next_logit_momentum(
     logit_momentum: float, reward_direction: float, worsening: float, control: ControlNumbers
 ) -> float:
@@ -31,7 +41,10 @@ def next_log_noise(
 
 def read_knobs(state: State, control: ControlNumbers) -> None:
     """α, μ, σ from the spaces in which they are kept."""
-    state.lr = clip(math.exp(state.log_lr), control.lr_min, control.lr_max) * state.anneal
+    lr = math.exp(state.log_lr)
+    if control.log_lr_min <= state.log_lr <= control.log_lr_max:
+        lr = clip(lr, control.lr_min, control.lr_max)
+    state.lr = lr * state.anneal
     state.momentum = clip(sigmoid(state.logit_momentum), control.momentum_min, control.momentum_max)
     floored = control.noise_max == 0 or state.log_noise <= control.log_noise_floor
     lifted = clip(math.exp(state.log_noise), control.noise_min, control.noise_max)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from adaptiverl.law.arithmetic import clip
 from adaptiverl.law.base import Law
+from adaptiverl.law.knobs import bounded_log_lr
 from adaptiverl.layout import ControlNumbers, State
 
 
@@ -16,7 +17,7 @@ def next_log_lr(
     """
     step = control.gain_lr_reward * reward_direction - control.gain_lr_loss * worsening
     step = clip(step, control.log_lr_change_down, control.log_lr_change_up)
-    return clip(log_lr + step, control.log_lr_min, control.log_lr_max)
+    return bounded_log_lr(log_lr + step, log_lr, control)
 
 
 def sense(state: State, control: ControlNumbers) -> bool:

@@ -8,6 +8,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from adaptiverl.ranks.collectives import all_reduce
+from adaptiverl.ranks.joining import entered
+
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
@@ -38,6 +41,9 @@ class Ranks:
     Shards' sums of squares are met for in every step that clips or draws noise, at a rate of 0 as
     well, for moments take in what was clipped: there all ranks of a mesh make their state together,
     as they take every step together.
+
+    A rank that has left a `Join` (``with model.join():``) before others brings no observation to
+    the meetings of those that go on, and is none of those whose mean is taken (`joining`).
 
     Each rank's own mean counts the same, however many micro-batches it saw. One rank's NaN or
     infinity makes the mean non-finite, which every rank then sees (method.md#non-finite).
@@ -86,7 +92,11 @@ class Ranks:
             counts = inbox[1::2]
             inbox[0::2].div_(counts.clamp(min=1))
             counts.clamp_(max=1)
-        all_reduce(inbox, self.group)
+        joined = entered(self.group)
+        if joined is None:
+            all_reduce(inbox, self.group)
+        else:
+            joined.meet(inbox, self)
 
     def average_alignment(self, alignment: Tensor, active: Tensor | None) -> None:
         """This rank's sums become the mean of all ranks', in one collective; nothing waits.
@@ -98,9 +108,15 @@ class Ranks:
         """
         if self.size == 1:
             return
-        mean = alignment.clone()
-        all_reduce(mean, self.group)
-        mean /= self.size
+        joined = entered(self.group)
+        if joined is None:
+            mean = alignment.clone()
+            all_reduce(mean, self.group)
+            mean /= self.size
+        else:
+            total = torch.cat([alignment, alignment.new_ones(1)])
+            joined.meet(total, self)
+            mean = total[:-1] / total[-1]
         alignment.copy_(mean if active is None else torch.where(active != 0, mean, alignment))
 
     def check_mesh(self, mesh: DeviceMesh) -> None:
@@ -147,13 +163,3 @@ def _check_group(group: Any) -> None:
             "process_group must be a torch.distributed process group, None (the world) or False "
             f"(this rank alone), got {group!r} of type {type(group).__name__}"
         )
-
-
-def all_reduce(tensor: Tensor, group: Any) -> None:
-    """Sum over a group's ranks, in place; NCCL alone has no way for a CPU tensor but the GPU."""
-    if tensor.device.type == "cpu" and dist.get_backend(group) == "nccl":
-        staged = tensor.cuda()
-        dist.all_reduce(staged, group=group)
-        tensor.copy_(staged)
-    else:
-        dist.all_reduce(tensor, group=group)

@@ -11,8 +11,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from adaptiverl.devices import beside, numbers_device, upload
+from adaptiverl.ranks.collectives import all_reduce
 from adaptiverl.ranks.dtensors import is_dtensor
-from adaptiverl.ranks.group import Ranks, all_reduce
+from adaptiverl.ranks.group import Ranks
 from adaptiverl.ranks.places import Place, place_of
 
 if TYPE_CHECKING:

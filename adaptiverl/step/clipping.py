@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
@@ -33,14 +34,22 @@ class GradientScale:
         workspace: Owns the factor and the limit.
 
     Raises:
-        ValueError: The norm is not finite and above 0.
+        TypeError: The norm is no number.
+        ValueError: It is not finite and above 0.
     """
 
     def __init__(self, max_grad_norm: float | None, workspace: Workspace) -> None:
-        if max_grad_norm is not None and not 0 < float(max_grad_norm) < math.inf:
-            raise ValueError(
-                f"max_grad_norm must be finite and > 0, or None, got {max_grad_norm!r}"
-            )
+        if max_grad_norm is not None:
+            if isinstance(max_grad_norm, bool) or not isinstance(max_grad_norm, numbers.Real):
+                raise TypeError(
+                    f"max_grad_norm must be a number or None, got {max_grad_norm!r} of type "
+                    f"{type(max_grad_norm).__name__}"
+                )
+            if not 0 < max_grad_norm < math.inf:
+                raise ValueError(
+                    f"max_grad_norm must be finite and > 0, or None, got {max_grad_norm!r}"
+                )
+            max_grad_norm = float(max_grad_norm)
         self._max_grad_norm = max_grad_norm
         self._workspace = workspace
 

@@ -16,6 +16,7 @@ from adaptiverl.codecs import Storage
 from adaptiverl.distributed import NOISE_PLACE
 from adaptiverl.layout import TensorRow, names
 from adaptiverl.ranks.dtensors import gradient_of, is_dtensor, to_local
+from adaptiverl.ranks.flat import refuse_flat_shards
 from adaptiverl.ranks.group import Ranks
 from adaptiverl.ranks.shards import Shards
 from adaptiverl.step.counters import Counters, Member, Place
@@ -104,6 +105,7 @@ class Entries:
         counters: Count the parameters' steps.
         shards: Told of every sharded parameter.
         ranks: Those that decide together.
+        needs_whole: Whether a step wants sums over whole tensors, to clip or for noise.
     """
 
     def __init__(
@@ -115,10 +117,12 @@ class Entries:
         counters: Counters,
         shards: Shards,
         ranks: Ranks,
+        needs_whole: bool = False,
     ) -> None:
         self._algorithm, self._storage, self._optimizer = algorithm, storage, optimizer
         self._complete_state, self._counters = complete_state, counters
         self._shards, self._ranks = shards, ranks
+        self._needs_whole = needs_whole
 
     def of(
         self, groups: Sequence[dict[str, Any]], state: Mapping[Tensor, Any]
@@ -131,8 +135,11 @@ class Entries:
 
         Raises:
             RuntimeError: A gradient or state is none that a step can take (`step.state`).
+            ValueError: FSDP1's flat shards, and sums over whole tensors are needed.
         """
         numbered = list(_numbered(groups))
+        if self._needs_whole:
+            refuse_flat_shards((param for _, param, _ in numbered), self._optimizer)
         for index, param, g in numbered:
             if param.grad is not None:
                 check_gradient(param, index, self._optimizer)

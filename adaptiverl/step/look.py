@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import operator
 from array import array
 from collections.abc import Hashable, Sequence
@@ -11,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from adaptiverl.backends import operators
+from adaptiverl.backends.operators import COMPILED
 
 DTYPE = operator.attrgetter("dtype")
 PLAIN_TYPES = (Tensor, torch.nn.Parameter)
@@ -43,7 +42,7 @@ def look(tensors: list[Any]) -> Look:
     """
     if EXCHANGE is None:
         return _look_one_by_one(tensors)
-    return Look(*_C.look(EXCHANGE, tensors))
+    return Look(*COMPILED.look(EXCHANGE, tensors))
 
 
 class Walk(NamedTuple):
@@ -79,7 +78,7 @@ def walk(parts: Sequence[tuple[list[Any], list[Any], tuple[str, ...]]]) -> Walk 
         return None
     walked = []
     for part in parts:
-        numbers = _C.walk(EXCHANGE, *part, PLAIN_TYPES)
+        numbers = COMPILED.walk(EXCHANGE, *part, PLAIN_TYPES)
         if numbers is None:
             return None
         walked.append(numbers)
@@ -95,7 +94,7 @@ def walk(parts: Sequence[tuple[list[Any], list[Any], tuple[str, ...]]]) -> Walk 
 
 
 def _look_one_by_one(tensors: list[Any]) -> Look:
-    """Where nothing is compiled, or torch has no exchange API; the twin of csrc/look.cpp."""
+    """Where torch has no exchange API, or nothing is compiled; the twin of csrc/look.cpp."""
     kinds = zip(
         map(Tensor.numel, tensors),
         map(DTYPE, tensors),
@@ -105,16 +104,13 @@ def _look_one_by_one(tensors: list[Any]) -> Look:
     return Look(array("q", map(Tensor.data_ptr, tensors)).tobytes(), tuple(kinds))
 
 
-_C: Any = None if operators.WHY_PURE else importlib.import_module("adaptiverl._C")
-
-
 def _exchange() -> Any:
-    """torch's DLPack exchange API, version 1; None where torch has none, or nothing is compiled."""
-    capsule = getattr(Tensor, "__dlpack_c_exchange_api__", None)
-    if not hasattr(_C, "walk"):
+    """torch's DLPack exchange API, version 1; None where it has none, or nobody to use it."""
+    if COMPILED is None:
         return None
+    capsule = getattr(Tensor, "__dlpack_c_exchange_api__", None)
     try:
-        _C.look(capsule, [])
+        COMPILED.look(capsule, [])
     except (TypeError, ValueError, NotImplementedError):
         return None
     return capsule

@@ -79,7 +79,7 @@ def settle(groups: Groups, controller: Controller, log: Log) -> None:
     memory = loaded_memory(groups, controller)
     if memory is not None:
         controller.adopt(memory)
-        log.announcements.resume(controller.memory)
+        log.resume(controller.memory, (controller.limits.lr_min, controller.limits.lr_max))
     device = device_beside(groups)
     if device is not None and device != controller.device:
         controller.to(device)

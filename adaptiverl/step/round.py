@@ -79,7 +79,8 @@ class Round:
         self._clips = max_grad_norm is not None
         self.workspace = Workspace()
         self._shards = Shards(self.workspace)
-        choose = partial(backend_for, noisy=control.noise_bounds[1] > 0)
+        noisy = control.noise_bounds[1] > 0
+        choose = partial(backend_for, noisy=noisy)
         algorithm, storage, _, complete_state = rules
         self.counters = Counters(algorithm, self.workspace)
         entries = Entries(
@@ -90,6 +91,7 @@ class Round:
             self.counters,
             self._shards,
             ranks,
+            needs_whole=self._clips or noisy,
         )
         self.plan = Plan(algorithm, entries, choose, self.workspace)
         self.gradient_scale = GradientScale(max_grad_norm, self.workspace)

@@ -91,7 +91,7 @@ ADAPTIVERL_BOTH void acquire(State& state, const ControlNumbers& control, double
   if (state.log_lr_downhill > -INFINITY) {
     log_lr = fmin(log_lr, state.log_lr_downhill + kReach);
   }
-  state.log_lr = clip(log_lr, control.log_lr_min, control.log_lr_max);
+  state.log_lr = bounded_log_lr(log_lr, state.log_lr, control);
 }
 
 ADAPTIVERL_BOTH double annealing(double step, const ControlNumbers& control) {
@@ -110,6 +110,8 @@ struct AlignmentLaw {
     const bool sensed = sense_alignment(state, score);
     if (state.held == 0 && sensed) {
       acquire(state, control, score);
+    } else {
+      state.log_lr = bounded_log_lr(state.log_lr, state.log_lr, control);
     }
     if (state.held == 0 && state.step >= control.hold_by) {
       hold(state, control);

@@ -9,6 +9,12 @@
 
 namespace adaptiverl {
 
+ADAPTIVERL_BOTH double bounded_log_lr(double wanted, double log_lr, const ControlNumbers& control) {
+  const double low = fmin(control.log_lr_min, log_lr + control.log_lr_change_up);
+  const double high = fmax(control.log_lr_max, log_lr + control.log_lr_change_down);
+  return clip(wanted, low, high);
+}
+
 ADAPTIVERL_BOTH double next_logit_momentum(double logit_momentum, double reward_direction,
                                            double worsening, const ControlNumbers& control) {
   const double step =
@@ -26,7 +32,11 @@ ADAPTIVERL_BOTH double next_log_noise(double log_noise, double plateau, double i
 }
 
 ADAPTIVERL_BOTH void read_knobs(State& state, const ControlNumbers& control) {
-  state.lr = clip(exp(state.log_lr), control.lr_min, control.lr_max) * state.anneal;
+  double lr = exp(state.log_lr);
+  if (control.log_lr_min <= state.log_lr && state.log_lr <= control.log_lr_max) {
+    lr = clip(lr, control.lr_min, control.lr_max);
+  }
+  state.lr = lr * state.anneal;
   state.momentum = clip(sigmoid(state.logit_momentum), control.momentum_min, control.momentum_max);
   const bool floored = control.noise_max == 0 || state.log_noise <= control.log_noise_floor;
   const double lifted = clip(exp(state.log_noise), control.noise_min, control.noise_max);

@@ -3,6 +3,7 @@
 
 #include "../layout.h"
 #include "arithmetic.h"
+#include "knobs.h"
 
 namespace adaptiverl {
 
@@ -10,7 +11,7 @@ ADAPTIVERL_BOTH double next_log_lr(double log_lr, double reward_direction, doubl
                                    const ControlNumbers& control) {
   double step = control.gain_lr_reward * reward_direction - control.gain_lr_loss * worsening;
   step = clip(step, control.log_lr_change_down, control.log_lr_change_up);
-  return clip(log_lr + step, control.log_lr_min, control.log_lr_max);
+  return bounded_log_lr(log_lr + step, log_lr, control);
 }
 
 struct LossLaw {

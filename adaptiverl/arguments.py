@@ -1,0 +1,29 @@
+"""Arguments that a user gives, as they come out of NumPy, a configuration file or a division."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+
+def whole_number(value: Any, name: str, expected: str, error: type[Exception] = TypeError) -> int:
+    """A whole number of any type that has an index: Python's, NumPy's, a tensor's.
+
+    Args:
+        value: What was given.
+        name: What the error calls it.
+        expected: What it should be, for the error.
+        error: Its type.
+
+    Raises:
+        error: None, bool, a float even where it is whole, or anything else.
+    """
+    if not isinstance(value, bool):
+        try:
+            return operator.index(value)
+        except TypeError:
+            pass
+    remedy = ""
+    if isinstance(value, float) and value.is_integer():
+        remedy = f": give int({value!r})"
+    raise error(f"{name} must be {expected}, got {value!r}{remedy}")
