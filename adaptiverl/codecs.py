@@ -100,11 +100,6 @@ class Storage:
         return self.stochastic_rounding and param.dtype in HALVES
 
 
-def rounds_slots_by_chance(slots: Any) -> bool:
-    """Whether some of these slots are stored in 16 bits; None stands for one not kept."""
-    return any(slot is not None and slot.dtype in HALVES for slot in slots)
-
-
 def walks(backend: str, slots: Any) -> bool:
     """Whether a backend, by its name, walks all of these slots; None stands for one not kept."""
     return all(slot is None or backend in CODECS[slot.dtype].walkers for slot in slots)

@@ -97,8 +97,9 @@ class Log:
                     new,
                 )
 
-    def warn_of_lost_updates(self, share: float, step: int) -> None:
-        """Of a step's updates, this share was rounded away."""
+    def warn_of_lost_updates(self, lost: Tensor, step: int) -> None:
+        """Of a step's updates this share, 0-d on the host, was rounded away."""
+        share = lost.item()
         if share >= LOST_SHARE:
             _warn(
                 f"{share:.0%} of the updates of parameters of 16 bits were lost at step {step}: "
@@ -127,8 +128,10 @@ class Log:
             "is what you want"
         )
 
-    def warn_if_unrewarded(self) -> None:
-        """With ``Control(reward="given")`` another loss came, and no reward so far."""
+    def look_at_reward(self, ever_rewarded: bool) -> None:
+        """Another loss came; with ``Control(reward="given")`` some reward should have, too."""
+        if ever_rewarded or self._control.reward != "given":
+            return
         self._unrewarded += 1
         every = UNREWARDED_UPDATES if self._control.every is None else UNREWARDED
         if self._unrewarded == every and not self._control.rests:

@@ -172,7 +172,7 @@ def _rounding_bits(
     entry: ParameterEntry, param: Tensor, slots: Sequence[Slot], knobs: Knobs
 ) -> Tensor | None:
     """16 per element, where something is rounded by chance: slots of 16 bits always are."""
-    if not entry.stochastic_rounding and not any(map(_is_half, slots)):
+    if not entry.stochastic_rounding and not rounding.any_half(slots):
         return None
     *key, step = _beside(param, torch.int64, knobs.seed_low, knobs.seed_high, knobs.step)
     flat = rounding.random_bits(key, entry.index, step, entry.offset, param.numel())
@@ -184,10 +184,6 @@ def _rounded(value: Tensor, dtype: torch.dtype, bits: Tensor | None, factor: int
     if bits is None or dtype not in rounding.HALVES:
         return value
     return rounding.round_stochastically(value, dtype, bits, factor)
-
-
-def _is_half(slot: Slot) -> bool:
-    return slot is not None and slot.dtype in rounding.HALVES
 
 
 def _scaled(gradient: Tensor, scale: Tensor | None) -> Tensor:

@@ -149,6 +149,19 @@ def test_state_and_gradients_may_share_memory_too(
     assert by_backend(optimizer).get("reference", 0) == together
 
 
+def test_state_that_shares_memory_is_noticed_beside_a_tensor_that_keeps_none() -> None:
+    params = _alone()
+    groups: list[Any] = [{"params": params[:1], "momentum": 0.0}, {"params": params[1:]}]
+    optimizer = AdaptiveSGD(groups, momentum=0.9, control=BUSY)
+    for p in params:
+        p.grad = torch.ones_like(p)
+    optimizer.step(loss=1.0)
+    buffer = optimizer.state[params[1]]["momentum_buffer"]
+    optimizer.state[params[2]]["momentum_buffer"] = buffer
+    optimizer.step(loss=1.0)
+    assert by_backend(optimizer) == {"cpu": 1, "reference": 2}
+
+
 def test_neighbours_in_one_memory_share_nothing() -> None:
     memory, gradients = torch.ones(300), torch.ones(300)
     params = [nn.Parameter(piece) for piece in memory.split(100)]

@@ -227,7 +227,7 @@ def test_memory_is_counted_by_part(
     own = parts.pop("controller")
     assert sum(parts.values()) == 3 * count * per_parameter
     # The controller's memory, and for each tensor a row of addresses, a count, a product, a sum.
-    memory = optimizer.param_groups[0]["adaptive_state"]
+    memory = optimizer._controller.memory
     assert own >= memory.nbytes + 3 * (13 * 8 + 4 + 8 + 8)
     assert own < 4096
 

@@ -35,10 +35,10 @@ class Losses:
     """Looks at one step of an optimizer whose parameters are rounded to nearest.
 
     Args:
-        tell: Called once, with the share and the number of the step.
+        tell: Called once, with the share, 0-d on the host, and the number of the step.
     """
 
-    def __init__(self, tell: Callable[[float, int], None]) -> None:
+    def __init__(self, tell: Callable[[Tensor, int], None]) -> None:
         self._tell = tell
         self._steps = 0
         self._answer: Tensor | None = None
@@ -64,7 +64,7 @@ class Losses:
         moving = torch.stack([s.moving.sum() for s in here]).sum()
         share = lost / moving.clamp(min=1)
         if share.device.type != "cuda":
-            self._tell(share.item(), self._steps)
+            self._tell(share, self._steps)
             return
         with torch.cuda.device(share.device):
             self._answer = torch.empty(share.shape, dtype=share.dtype, pin_memory=True)
@@ -77,7 +77,7 @@ class Losses:
         assert self._answer is not None
         device = torch.device("cuda", torch.cuda.current_device())
         if not devices.is_capturing(device) and self._arrived.query():
-            self._tell(self._answer.item(), LOOK_AT)
+            self._tell(self._answer, LOOK_AT)
             self._answer = self._arrived = None
 
 
