@@ -43,3 +43,16 @@ def taking_loss(step: Callable[..., Any]) -> Callable[..., Any]:
 
     del step_with_loss.__wrapped__  # its signature is no longer the same
     return step_with_loss
+
+
+def check_closure(closure: Any) -> None:
+    """A closure, or None; a loss in its place is told its name.
+
+    Raises:
+        TypeError: Something else.
+    """
+    if closure is not None and not callable(closure):
+        raise TypeError(
+            f"step() takes a closure, a function that returns the loss, got {closure!r} of "
+            f"type {type(closure).__name__}: tell a loss by its name, step(loss=loss)"
+        )

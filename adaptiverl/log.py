@@ -128,8 +128,10 @@ class Log:
             "is what you want"
         )
 
-    def warn_if_unrewarded(self) -> None:
-        """With ``Control(reward="given")`` another loss came, and no reward so far."""
+    def look_at_reward(self, ever_rewarded: bool) -> None:
+        """Another loss came; with ``Control(reward="given")`` some reward should have, too."""
+        if ever_rewarded or self._control.reward != "given":
+            return
         self._unrewarded += 1
         every = UNREWARDED_UPDATES if self._control.every is None else UNREWARDED
         if self._unrewarded == every and not self._control.rests:

@@ -17,7 +17,7 @@ from adaptiverl.control import Control
 from adaptiverl.controller import Controller
 from adaptiverl.devices import outside_inference
 from adaptiverl.footprint import bytes_by_part
-from adaptiverl.hooks import taking_loss, waits_for_a_step
+from adaptiverl.hooks import check_closure, taking_loss, waits_for_a_step
 from adaptiverl.log import Log
 from adaptiverl.ranks.dtensors import to_whole
 from adaptiverl.ranks.group import ProcessGroup, Ranks
@@ -174,8 +174,7 @@ class AdaptiveOptimizer(Joins, torch.optim.Optimizer):
             self.param_groups, self._controller, self._log
         )  # or the inbox would be emptied later, or wait for a loss on a device
         self._controller.observe(to_whole(loss), to_whole(reward))
-        if self._control.reward == "given" and not self._controller.ever_rewarded:
-            self._log.warn_if_unrewarded()
+        self._log.look_at_reward(self._controller.ever_rewarded)
 
     @outside_inference
     def update(self, loss: Tensor | float, reward: Tensor | float | None = None) -> None:
@@ -200,8 +199,7 @@ class AdaptiveOptimizer(Joins, torch.optim.Optimizer):
             )
         settle(self.param_groups, self._controller, self._log)
         self._controller.update(to_whole(loss), to_whole(reward), self._round.share_observations)
-        if self._control.reward == "given" and not self._controller.ever_rewarded:
-            self._log.warn_if_unrewarded()
+        self._log.look_at_reward(self._controller.ever_rewarded)
 
     @outside_inference
     def knobs(self) -> dict[str, float]:
@@ -258,11 +256,7 @@ class AdaptiveOptimizer(Joins, torch.optim.Optimizer):
         """
         if waits_for_a_step(self) and self._runs_hooks():
             return self._step_with_hooks(closure, loss=loss)
-        if closure is not None and not callable(closure):
-            raise TypeError(
-                f"step() takes a closure, a function that returns the loss, got {closure!r} of "
-                f"type {type(closure).__name__}: tell a loss by its name, step(loss=loss)"
-            )
+        check_closure(closure)
         self._check_capture()
         result = None
         if closure is not None:

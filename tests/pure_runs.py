@@ -29,8 +29,9 @@ KINDS: dict[str, Callable[..., Any]] = {
     "sgd": partial(AdaptiveSGD, momentum=0.9, nesterov=True),
     "lion": AdaptiveLion,
 }
+HORIZONS = {"loss": None, "alignment": STEPS, "range_test": 300}
 CONTROLS: dict[str, Control] = {
-    law: replace(BUSY, law=law, horizon=None if law == "loss" else STEPS)  # type: ignore[arg-type]
+    law: replace(BUSY, law=law, horizon=HORIZONS[law])  # type: ignore[arg-type]
     for law in LAWS
 }
 CASES = [(kind, law) for kind in KINDS for law in CONTROLS]

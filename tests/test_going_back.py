@@ -350,6 +350,9 @@ def test_clipping_and_micro_batches_change_nothing_of_it(kind: str) -> None:
     assert_where_it_began(optimizer, params, began)
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.filterwarnings("ignore:Profiler record_function")
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 def test_a_compiled_training_step_goes_back_as_a_plain_one() -> None:
     torch._dynamo.reset()
     courses = []

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from training import assert_same, snapshot
 
 from adaptiverl import AdaptiveAdamW, AdaptiveLion, AdaptiveSGD, Control
+from adaptiverl.layout import MEMORY_SIZE
 
 MAKES: dict[str, Callable[..., Any]] = {
     "adamw": AdaptiveAdamW,
@@ -62,7 +63,7 @@ def test_hyperparameters_are_json(make: str) -> None:
     optimizer = trained(make)
     groups = json.loads(json.dumps(hyperparameters(optimizer)))
     assert [group["lr"] for group in groups] == [0.01, 0.02]
-    assert groups[0][KEY] == "controller of 46 numbers"
+    assert groups[0][KEY] == f"controller of {MEMORY_SIZE} numbers"
     assert "tensor" not in repr(hyperparameters(optimizer))
 
 

@@ -11,6 +11,7 @@ from adaptiverl.law import alignment
 from adaptiverl.law.alignment import annealing, next_overshoot
 from adaptiverl.law.arithmetic import clip, ema, ratio
 from adaptiverl.law.base import Law
+from adaptiverl.law.knobs import bounded_log_lr
 from adaptiverl.layout import ControlNumbers, State
 
 SQUARE_BETA = 0.1
@@ -146,6 +147,8 @@ def sense(state: State, control: ControlNumbers) -> bool:
     score = sense_cosine(state)
     if state.held == 0:
         search(state, control, score)
+    else:
+        state.log_lr = bounded_log_lr(state.log_lr, state.log_lr, control)
     state.anneal = 1.0
     if state.held != 0:
         risen = warming(state.step, state.held_at, control)

@@ -22,7 +22,7 @@ class Handle(str):
     """The controller as a group has it: text to look at and to compare, its memory to save.
 
     A group stays a dictionary of hyperparameters that JSON takes and that equals another. Who
-    pickles or deep-copies a group, as checkpoint libraries do, has the memory: float64 [46].
+    pickles or deep-copies a group, as checkpoint libraries do, has the memory: float64 [53].
 
     Args:
         controller: The optimizer's.

@@ -7,6 +7,7 @@
 #include "../layout.h"
 #include "alignment.h"
 #include "arithmetic.h"
+#include "knobs.h"
 
 namespace adaptiverl {
 
@@ -137,6 +138,8 @@ struct RangeTestLaw {
     const bool sensed = sense_cosine(state, score);
     if (state.held == 0) {
       search(state, control, sensed, score);
+    } else {
+      state.log_lr = bounded_log_lr(state.log_lr, state.log_lr, control);
     }
     state.anneal = 1;
     if (state.held != 0) {
