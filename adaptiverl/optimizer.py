@@ -352,15 +352,8 @@ class AdaptiveOptimizer(Joins, torch.optim.Optimizer):
         self._log.tell_of_conversion(converted)
 
     def __getstate__(self) -> dict[str, Any]:
-        adaptive = (
-            self._control,
-            self._max_grad_norm,
-            self._seed,
-            self._start,
-            self._ranks,
-            self._storage,
-        )
-        kept = super().__getstate__() | {"_adaptive": adaptive}
+        adaptive = (self._control, self._max_grad_norm, self._seed, self._start, self._ranks)
+        kept = super().__getstate__() | {"_adaptive": (*adaptive, self._storage)}
         params = [p for group in self.param_groups for p in group["params"]]
         exported = self._round.exported(self.param_groups, params, self.state)
         kept["state"] = defaultdict(dict, exported)

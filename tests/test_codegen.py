@@ -57,8 +57,15 @@ def test_every_option_is_compiled() -> None:
     for algorithm, rule in ALGORITHMS.items():
         steps = [v for v in found if v.kernel == algorithm]
         assert max(v.slots for v in steps) == len(rule.slots)
-        for option in ("noise", "sums", "gradient_scale", "noise_on_parameter"):
+        for option in (
+            "noise",
+            "sums",
+            "gradient_scale",
+            "noise_on_parameter",
+            "stochastic_rounding",
+        ):
             assert {getattr(v, option) for v in steps} == {False, True}
+        assert {v.slot_dtype for v in steps} == {"float32", "bfloat16"}
     pairs = {(v.param_dtype, v.grad_dtype) for v in found if v.kernel == "adamw"}
     assert pairs == set(codegen.DTYPE_PAIRS)
     assert {*LARGEST} <= {*found}
