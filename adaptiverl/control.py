@@ -256,7 +256,7 @@ class Control:
         if not self.finds_lr:
             raise ValueError(
                 f"lr must be a number with Control(law={self.law!r}), got None: that law starts "
-                "from it. Control.find_lr(horizon) needs none"
+                "from it. Control.range_test(horizon) needs none"
             )
         return STAND_IN_LR
 
@@ -272,18 +272,6 @@ class Control:
 
     @classmethod
     def find_lr(cls, horizon: int | None = None) -> Control:
-        """Find the learning rate in the first hundred steps or so, by the range test.
-
-        The weights then go back to where they were, and training begins: `law`. No rate need be
-        given. μ and σ stay as they are.
-
-        Args:
-            horizon: T, how many optimizer steps the run will take, those of the search included.
-        """
-        return cls._searching("range_test", horizon)
-
-    @classmethod
-    def climb_lr(cls, horizon: int | None = None) -> Control:
         """Find the learning rate while training, by the alignment law, a slow climb.
 
         Nothing is kept and nothing is put back; μ and σ stay as they are.
@@ -292,6 +280,18 @@ class Control:
             horizon: T, how many optimizer steps the run will take.
         """
         return cls._searching("alignment", horizon)
+
+    @classmethod
+    def range_test(cls, horizon: int | None = None) -> Control:
+        """Find the learning rate in the first hundred steps or so, by the range test.
+
+        The weights then go back to where they were, and training begins: `law`. No rate need be
+        given. μ and σ stay as they are. Training that starts on a long plateau may stay there.
+
+        Args:
+            horizon: T, how many optimizer steps the run will take, those of the search included.
+        """
+        return cls._searching("range_test", horizon)
 
     @classmethod
     def _searching(cls, law: Law, horizon: int | None) -> Control:

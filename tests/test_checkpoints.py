@@ -462,7 +462,7 @@ def _nan_loss(params: list[nn.Parameter]) -> tuple[AdaptiveAdamW, dict[str, Any]
 
 
 def _infinite_sums(params: list[nn.Parameter]) -> tuple[AdaptiveAdamW, dict[str, Any]]:
-    options: dict[str, Any] = {"control": Control.climb_lr()}
+    options: dict[str, Any] = {"control": Control.find_lr()}
     optimizer = busy(params, **options)
     descend(optimizer, params, 2)
     for param in params:
@@ -512,9 +512,9 @@ def in_layout(version: int, saved: dict[str, Any]) -> dict[str, Any]:
     [
         (1, 32, BUSY),
         (2, 45, BUSY),
-        (2, 45, Control.climb_lr()),
+        (2, 45, Control.find_lr()),
         (3, 46, BUSY),
-        (3, 46, Control.climb_lr()),
+        (3, 46, Control.find_lr()),
     ],
     ids=["1", "2", "2, searching", "3", "3, searching"],
 )
@@ -547,7 +547,7 @@ def test_the_alignment_law_goes_on_from_a_checkpoint_of_the_first_layout() -> No
     params = parameters(*SHAPES)
     optimizer = busy(params)
     descend(optimizer, params, 7)
-    other = busy(params, control=Control.climb_lr(100))
+    other = busy(params, control=Control.find_lr(100))
     other.load_state_dict(in_layout(1, optimizer.state_dict()))
     before = other.knobs()
     assert (before["alpha"], before["held"]) == (optimizer.knobs()["alpha"], 0)

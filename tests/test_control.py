@@ -385,10 +385,10 @@ CLIMBING = STILL | {"law": "alignment"}
         (Control.production(), {"lr_change": (0.95, 1.05)}),
         (Control.epochwise(), EPOCHS),
         (Control.frozen(), STILL | {"mode": "modulate"}),
-        (Control.find_lr(), FINDING),
-        (Control.find_lr(1000), FINDING | {"horizon": 1000}),
-        (Control.climb_lr(), CLIMBING),
-        (Control.climb_lr(1000), CLIMBING | {"horizon": 1000}),
+        (Control.range_test(), FINDING),
+        (Control.range_test(1000), FINDING | {"horizon": 1000}),
+        (Control.find_lr(), CLIMBING),
+        (Control.find_lr(1000), CLIMBING | {"horizon": 1000}),
     ],
 )
 def test_presets_are_what_the_specification_says_and_nothing_else(
@@ -413,8 +413,8 @@ FROZEN = dataclasses.asdict(Control.frozen())
         *((Control(**(FROZEN | {name: 0.01})), False, False, False) for name in GAINS),
         (Control(law="alignment"), False, False, True),
         # No gain is above 0, yet α is to move, and nobody need tell it a loss.
+        (Control.range_test(), False, True, True),
         (Control.find_lr(), False, True, True),
-        (Control.climb_lr(), False, True, True),
     ],
 )
 def test_who_needs_a_loss(control: Control, frozen: bool, rests: bool, needs_no_loss: bool) -> None:
@@ -504,7 +504,7 @@ def test_the_steps_of_a_search_by_hand(horizon: int | None, cooldown: float, ste
 def test_a_law_that_finds_the_rate_needs_none(kind: Any) -> None:
     options = {"momentum": 0.9} if kind is AdaptiveSGD else {}
     params = [torch.nn.Parameter(torch.ones(n)) for n in (3, 2)]
-    for control in (Control.find_lr(1000), Control.climb_lr(1000)):
+    for control in (Control.range_test(1000), Control.find_lr(1000)):
         groups = [{"params": params[:1]}, {"params": params[1:], "lr": 3e-3}]
         optimizer = kind(groups, lr=None, control=control, **options)
         assert [group["lr"] for group in optimizer.param_groups] == [1e-3, 3e-3]
@@ -513,7 +513,7 @@ def test_a_law_that_finds_the_rate_needs_none(kind: Any) -> None:
 
 
 def test_a_run_too_short_for_its_search_is_told_so_when_it_is_built() -> None:
-    param, control = torch.nn.Parameter(torch.ones(3)), Control.find_lr(40)
+    param, control = torch.nn.Parameter(torch.ones(3)), Control.range_test(40)
     with pytest.warns(UserWarning, match=r"horizon=40, cooldown=0\.4\) leaves the search") as told:
         optimizer = AdaptiveAdamW([param], lr=2e-3, weight_decay=0.0, control=control)
     assert told[0].filename == __file__

@@ -120,7 +120,7 @@ def rate_zero(
         options["control"] = Control(every=1, noise_bounds=(0.1, 0.1))
     else:
         options |= {
-            "control": Control.climb_lr(50),
+            "control": Control.find_lr(50),
             "max_grad_norm": None if how == "zero" else 0.5,
         }
     params: list[Any] = [nn.Parameter(torch.ones(4, 3)) for _ in range(size)]

@@ -224,12 +224,12 @@ MISUSES: dict[str, tuple[dict[str, Any], str]] = {
         r"(return none from configure_optimizers|lr_scheduler_type='constant')",
     ),
     "a horizon that is too short": (
-        {"control": Control.climb_lr(horizon=4)},
+        {"control": Control.find_lr(horizon=4)},
         rf"horizon=4\) and a run of 6 steps \({STEPS}\): the last 2 steps train nothing\. "
         "Give horizon=6",
     ),
     "a horizon that is too long, micro-batches being counted": (
-        {"control": Control.climb_lr(horizon=6), "accumulate": 2},
+        {"control": Control.find_lr(horizon=6), "accumulate": 2},
         rf"horizon=6\) and a run of 3 steps \({STEPS}\): it ends 3 steps before",
     ),
     "epoch-wise control without evaluations": (
@@ -289,8 +289,8 @@ def test_what_goes_wrong_silently_is_warned_of_once(
         {"control": Control()},
         {"scheduled": True},
         {"control": Control.frozen(), "scheduled": True},
-        {"control": Control.climb_lr(horizon=6)},
-        {"control": Control.climb_lr()},
+        {"control": Control.find_lr(horizon=6)},
+        {"control": Control.find_lr()},
         {"control": EPOCHWISE, "validated": True, "epochs": 2},
     ],
     ids=["default", "schedule", "frozen", "horizon", "no horizon", "epoch-wise"],

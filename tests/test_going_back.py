@@ -20,7 +20,7 @@ from adaptiverl.layout import FIELDS, SLOT
 from adaptiverl.log import Announcements
 from adaptiverl.step.snapshot import KEY, Snapshot
 
-FIND = Control.find_lr(1000)
+FIND = Control.range_test(1000)
 KINDS: dict[str, Callable[..., Any]] = {
     "AdamW": lambda params, **kw: AdaptiveAdamW(params, None, amsgrad=True, **kw),
     "SGD": lambda params, **kw: AdaptiveSGD(params, None, 0.9, nesterov=True, **kw),
@@ -290,10 +290,10 @@ def test_a_search_whose_start_is_lost_begins_anew_from_the_weights_that_are_ther
 def test_a_climbing_run_goes_on_under_the_range_test(steps_before: int) -> None:
     """What it held is held; where it was still climbing, a ramp begins."""
     params = parameters()
-    climbing = AdaptiveAdamW(params, 1e-3, control=Control.climb_lr(2000))
+    climbing = AdaptiveAdamW(params, 1e-3, control=Control.find_lr(2000))
     train(climbing, params, 0, steps_before)
     held = climbing.knobs()
-    other = AdaptiveAdamW(params, 1e-3, control=Control.find_lr(2000))
+    other = AdaptiveAdamW(params, 1e-3, control=Control.range_test(2000))
     other.load_state_dict(climbing.state_dict())
     train(other, params, steps_before, steps_before + 2)
     if held["held"]:

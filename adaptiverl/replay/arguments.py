@@ -144,7 +144,7 @@ def _cadence(text: str) -> int | None:
 
 
 def _preset(text: str) -> str:
-    if text in ("find_lr", "climb_lr"):
+    if text in ("range_test", "find_lr"):
         raise argparse.ArgumentTypeError(
             f"{text} reads the gradients, which a recorded loss does not have; choose from "
             + ", ".join(PRESETS)

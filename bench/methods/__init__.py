@@ -6,11 +6,11 @@ from bench.methods.base import AdamW, Method, Stepper
 from bench.methods.ours import (
     Adaptive,
     Controls,
-    climb_lr,
-    climb_lr_open,
     find_lr,
     find_lr_open,
     loss_law,
+    range_test,
+    range_test_open,
 )
 from bench.methods.published import Prodigy, ScheduleFree
 from bench.methods.reacting import ReactingAdamW, greedy, reduce_on_plateau
@@ -50,12 +50,12 @@ _METHODS: tuple[Method, ...] = (
     Prodigy(name="prodigy", title="Prodigy, cosine"),
     _ours("loss", "loss law", loss_law),
     _ours("loss-cosine", "loss law × cosine", loss_law, **OVER_COSINE),
-    _ours("alignment", "alignment, horizon", climb_lr, **TOLD),
-    _ours("alignment-open", "alignment, no horizon", climb_lr_open),
+    _ours("alignment", "alignment, horizon", find_lr, **TOLD),
+    _ours("alignment-open", "alignment, no horizon", find_lr_open),
     # The search is a warm-up of its own, so that its cosine has none, as docs/guide.md advises.
-    _ours("alignment-cosine", "alignment × cosine", climb_lr, warm_up=0.0, **OVER_COSINE),
-    _ours("range-test", "range test, horizon", find_lr, **TOLD),
-    _ours("range-test-open", "range test, no horizon", find_lr_open),
+    _ours("alignment-cosine", "alignment × cosine", find_lr, warm_up=0.0, **OVER_COSINE),
+    _ours("range-test", "range test, horizon", range_test, **TOLD),
+    _ours("range-test-open", "range test, no horizon", range_test_open),
 )
 
 METHODS: dict[str, Method] = {method.name: method for method in _METHODS}

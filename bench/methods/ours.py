@@ -42,19 +42,19 @@ def loss_law(horizon: int) -> Control:
     return Control()
 
 
-def find_lr(horizon: int) -> Control:
+def range_test(horizon: int) -> Control:
     """The range test, told when the run ends: it cools down by itself."""
+    return Control.range_test(horizon=horizon)
+
+
+def range_test_open(horizon: int) -> Control:
+    return Control.range_test(horizon=None)
+
+
+def find_lr(horizon: int) -> Control:
+    """The alignment law, told when the run ends: it cools down by itself."""
     return Control.find_lr(horizon=horizon)
 
 
 def find_lr_open(horizon: int) -> Control:
     return Control.find_lr(horizon=None)
-
-
-def climb_lr(horizon: int) -> Control:
-    """The alignment law, told when the run ends: it cools down by itself."""
-    return Control.climb_lr(horizon=horizon)
-
-
-def climb_lr_open(horizon: int) -> Control:
-    return Control.climb_lr(horizon=None)
