@@ -17,7 +17,7 @@ from rank_jobs import (
     whole_gradients,
     whole_parameters,
 )
-from ranks import Crew, bits, counted_collectives
+from ranks import Crew, counted_collectives
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
@@ -66,22 +66,23 @@ def feed(optimizer: Any, params: list[Any], mesh: Any) -> None:
         optimizer.step()
 
 
-def alone() -> tuple[list[bytes], dict[str, float]]:
+def alone() -> tuple[list[torch.Tensor], dict[str, float]]:
     params = [nn.Parameter(p.cuda()) for p in whole_parameters()]
     optimizer = AdaptiveAdamW(params, **FED_OPTIONS)
     feed(optimizer, params, None)
-    return [bits(p) for p in params], optimizer.knobs()
+    return [p.detach().cpu() for p in params], optimizer.knobs()
 
 
-def shards_on_one_gpu(rank: int, size: int) -> tuple[list[bytes], dict[str, float], list[int]]:
+def shards_on_one_gpu(
+    rank: int, size: int
+) -> tuple[list[torch.Tensor], dict[str, float], list[int]]:
     """All ranks' shards on the same GPU, where gloo carries what NCCL would refuse to."""
     mesh = init_device_mesh("cuda", (size,))
     params = [nn.Parameter(shard(p.cuda(), mesh)) for p in whole_parameters()]
     optimizer = AdaptiveAdamW(params, **FED_OPTIONS)
     with counted_collectives() as seen:
         feed(optimizer, params, mesh)
-    whole = [bits(gathered(p)) for p in params]
-    return whole, optimizer.knobs(), [numbers for _, numbers, _ in seen]
+    return [gathered(p) for p in params], optimizer.knobs(), [numbers for _, numbers, _ in seen]
 
 
 pytestmark = pytest.mark.gpu
@@ -97,9 +98,15 @@ def test_replicas_on_nccl_are_equal_to_the_bit(crew: Crew) -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_shards_on_a_gpu_equal_one_rank(crew: Crew) -> None:
+def test_shards_on_a_gpu_train_what_one_rank_trains(crew: Crew) -> None:
+    """To rounding: a chunk's sum of squares is float32, and shards have other chunks.
+
+    A gradient that its noise all but cancels moves its parameter by its sign, so the rounding of a
+    noise's strength may cost a part of one step, of 0.01.
+    """
     expected, knobs = alone()
     for whole, others, seen in crew.run(2, shards_on_one_gpu, limit=180.0):
-        assert others == pytest.approx(knobs, rel=1e-9, nan_ok=True)
-        assert whole == expected
+        assert others == pytest.approx(knobs, rel=1e-6, nan_ok=True)
+        for mine, one in zip(whole, expected, strict=True):
+            torch.testing.assert_close(mine, one, rtol=0, atol=1e-4)
         assert seen == [4, len(SHAPES)] * STEPS
