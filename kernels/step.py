@@ -35,10 +35,8 @@ def register_limit(architecture: int, slots: int, noise_and_sums: bool, rounds: 
         rounds: Something is rounded by chance.
     """
     everything = slots == SLOTS and noise_and_sums
-    if rounds and everything:
+    if rounds and (everything or architecture >= 100):
         return 88
-    if rounds and noise_and_sums and architecture >= 100:
-        return 72
     if everything and architecture < 80:
         return 72
     return 88 if everything and architecture >= 100 else 64

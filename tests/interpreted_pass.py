@@ -50,6 +50,7 @@ from triton.runtime import interpreter
 
 from adaptiverl.kernels import philox, statistics, walk
 from adaptiverl.kernels import step as triton_step
+from adaptiverl.layout import SLOT
 from adaptiverl.step.entries import ParameterEntry
 
 if not knobs.runtime.interpret:
@@ -158,7 +159,7 @@ class Launch:
     ) -> Tensor | None:
         """One step, counters included; the sums, where they were asked for."""
         state = state_of(noise) if state is None else state
-        if state[46] != 0:
+        if state[SLOT["active"]] != 0:
             count(self.case, self.entries)
         if squares is None:
             of = [e.param if on_parameter else e.grad for e in self.entries]
