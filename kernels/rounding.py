@@ -65,7 +65,7 @@ def round_stochastically(values: Tensor, dtype: torch.dtype, bits: Tensor, facto
         return _cut(values, 16, bits)
     # float16 has 13 bits less, and below 2^-14 steps of 2^-24: those that float32 has 13 bits
     # above once 2^-14 is added.
-    lift = torch.where(values.abs() < 2.0**-14, 2.0**-14, 0.0).copysign(values)
+    lift = ((values.abs() < 2.0**-14) * 2.0**-14).copysign(values)
     return _cut(values + lift, 13, bits >> 3) - lift
 
 
@@ -73,4 +73,4 @@ def _cut(values: Tensor, count: int, bits: Tensor) -> Tensor:
     """So many bits of float32 replaced by zeros, after `bits` were added there."""
     whole = values.contiguous().view(torch.int32)
     cut = ((whole + bits.to(torch.int32)) >> count << count).view(torch.float32)
-    return torch.where(values.isnan(), torch.nan, cut)
+    return cut.masked_fill(values.isnan(), torch.nan)

@@ -106,7 +106,7 @@ def test_cuda_tensors_of_a_known_dtype_go_to_triton() -> None:
         ("cuda", torch.float64, torch.float64, "does not take torch.float64 parameters"),
         ("cuda", torch.bfloat16, torch.float32, "with torch.float32 gradients"),
         ("mps", torch.float32, torch.float32, "no fused pass for device type 'mps'"),
-        ("cpu", torch.bfloat16, torch.bfloat16, "float32 only, not torch.bfloat16"),
+        ("cpu", torch.float16, torch.float16, "takes float32 and bfloat16, not torch.float16"),
     ],
 )
 def test_the_reference_takes_the_rest_and_the_reason_is_given(

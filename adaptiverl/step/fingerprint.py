@@ -87,7 +87,10 @@ class Fingerprint:
     def _usual(cls, groups: Sequence[GroupKey], state: Mapping[Tensor, Any]) -> Fingerprint | None:
         """As `_any`, where every parameter has a gradient and all are plain tensors; else None."""
         params = groups[0].params if len(groups) == 1 else _in_one_list(groups)
-        states = _states_of(params, state)
+        try:
+            states = _states_of(params, state)
+        except KeyError:
+            return None
         parts, first = [], 0
         for group in groups:
             end = first + len(group.params)
@@ -179,10 +182,16 @@ def _states_of(params: Sequence[Tensor], state: Mapping[Tensor, Any]) -> list[An
 
     A lookup by tensor calls `Tensor.__hash__`, which is Python. Once all parameters have stepped,
     the state mostly has their order, and is walked instead.
+
+    Raises:
+        KeyError: One has none; torch's dictionary would make it when it is asked for.
     """
     if len(state) == len(params) and all(map(operator.is_, state, params)):
         return list(state.values())
-    return [state[p] for p in params]
+    states = list(map(state.get, params))
+    if None in states:
+        raise KeyError(states.index(None))
+    return states
 
 
 def _with_gradients(groups: Sequence[GroupKey]) -> tuple[list[Any], list[Any], list[bool]]:
