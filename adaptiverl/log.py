@@ -153,7 +153,6 @@ class Log:
                 "given is held instead, with a warm-up and the cooldown"
             )
 
-    @torch._disable_dynamo
     def look_at_rates(self, groups: Sequence[dict[str, Any]]) -> None:
         """A step is about to use these groups' rates; a scheduler may have moved them.
 

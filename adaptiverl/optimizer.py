@@ -269,8 +269,6 @@ class AdaptiveOptimizer(Joins, torch.optim.Optimizer):
             self.observe(result)
         if not controller.ever_observed:
             self._log.warn_if_blind()
-        if self.warns_of_schedulers:
-            self._log.look_at_rates(self.param_groups)
         self._round.take(self)
         return result
 

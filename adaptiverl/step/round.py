@@ -112,6 +112,8 @@ class Round:
         """
         groups, state = optimizer.param_groups, optimizer.state
         grad_scale, found_inf = scaling_of(optimizer)
+        if optimizer.warns_of_schedulers:  # type: ignore[attr-defined]
+            self._log.look_at_rates(groups)
         self._begin(groups, state)
         idle = self._is_idle(groups, state)
         try:
