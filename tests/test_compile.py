@@ -163,7 +163,7 @@ def test_closures_losses_and_schedulers_in_a_compiled_step() -> None:
     ends = []
     for backend in (None, "eager"):
         torch._dynamo.reset()
-        run = Run()
+        run = Run(control=replace(BUSY, mode="modulate"))
         scheduler = torch.optim.lr_scheduler.OneCycleLR(run.optimizer, 2e-2, total_steps=13)
 
         def closure(run: Run = run) -> Tensor:
