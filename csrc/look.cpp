@@ -143,7 +143,7 @@ Answer look_at_gradient(const DLPackExchangeAPI& api, const Names& names, PyObje
   return answer;
 }
 
-// The slots of a parameter's state, and which object its count is.
+// The slots of a parameter's state, and where its count lies.
 Answer look_at_state(const DLPackExchangeAPI& api, const Names& names, PyObject* state,
                      PyObject* slots, Looks& found, int64_t* step, Py_ssize_t i) {
   if (!PyDict_Check(state) || PyDict_GetItem(state, names.product) != nullptr) {
@@ -151,7 +151,8 @@ Answer look_at_state(const DLPackExchangeAPI& api, const Names& names, PyObject*
   }
   PyObject* count = PyDict_GetItem(state, names.step);
   if (count == nullptr) return Answer::kUnusual;
-  *step = reinterpret_cast<int64_t>(count);
+  Kind kind;  // that of the last step, whose address it is, or it is taken in
+  if (!look_at(api, count, step, &kind)) return Answer::kError;
   const Py_ssize_t each = PyTuple_Size(slots);
   for (Py_ssize_t k = 0; k < each; ++k) {
     PyObject* slot = PyDict_GetItem(state, PyTuple_GetItem(slots, k));

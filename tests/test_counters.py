@@ -229,6 +229,30 @@ def test_an_edit_in_place_is_followed(edit: Callable[[Any], Any]) -> None:
     assert [float(run.optimizer.state[p]["step"]) for p in run.params[:2]] == [5.0, 5.0]
 
 
+MOVED: dict[str, Callable[[Tensor], Any]] = {
+    "data": lambda step: setattr(step, "data", step.data.clone()),
+    "other data": lambda step: setattr(step, "data", torch.tensor(50.0)),
+    "reset": lambda step: setattr(step, "data", torch.zeros(())),
+    "set_": lambda step: step.set_(torch.tensor(9.0)),  # type: ignore[call-overload]
+    "shared": Tensor.share_memory_,
+}
+
+
+@pytest.mark.parametrize("make", ["adamw", "sgd"])
+@pytest.mark.parametrize("move", MOVED.values(), ids=MOVED)
+def test_a_count_that_was_moved_goes_on_from_what_it_says(
+    move: Callable[[Tensor], Any], make: str
+) -> None:
+    """The same tensor, and other memory under it."""
+    run = Run(make, control=FROZEN).go(3)
+    param = run.params[1]
+    move(run.optimizer.state[param]["step"])
+    expected = float(run.optimizer.state[param]["step"]) + 3
+    run.go(3)
+    assert float(run.optimizer.state[param]["step"]) == expected
+    assert float(run.optimizer.state_dict()["state"][1]["step"]) == expected
+
+
 REPLACED: list[Callable[[Tensor], Any]] = [
     Tensor.clone,
     Tensor.item,
@@ -276,17 +300,17 @@ def test_what_is_brought_in_as_a_product_is_taken() -> None:
 
 
 def test_a_count_whose_memory_was_exchanged_is_no_danger() -> None:
-    """We go on in our own memory, and follow when the tensors are looked at anew."""
+    """What it says is taken into our own memory, in which it was counted and is again."""
     run, plain = Run("adamw").go(4), Run("adamw").go(4)
-    entry = run.optimizer.state[run.params[0]]["step"]
-    entry.data = entry.double()
+    state = run.optimizer.state[run.params[0]]
+    state["step"].data = state["step"].double()
     run.go(1)
     plain.go(1)
     assert_same(run.params, plain.params)
-    entry.data = torch.tensor(9.0)
-    run.params[1].grad = None
+    assert run.products() == plain.products()
+    state["step"].data = torch.tensor(9.0)
     run.go(1, absent=(1,))
-    assert float(run.optimizer.state[run.params[0]]["step"]) == 10.0
+    assert float(state["step"]) == 10.0
 
 
 def test_two_parameters_may_exchange_their_states() -> None:

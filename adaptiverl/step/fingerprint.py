@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import operator
 import weakref
-from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -50,9 +49,9 @@ class Fingerprint:
             is of those that have.
         params: The parameters.
         slots: Their slots.
-        steps: Which `step` entries there are, by identity: those of the last step lie where its
-            table says (`step.counters`). No two parameters share one, so these tell the parameters'
-            order, too, where some are empty.
+        steps: Where the `step` entries lie: those of the last step, where its table says
+            (`step.counters`). No two parameters share one, so these tell the parameters' order,
+            too, where some are empty.
         gradients: The gradients.
         alike: No gradient needs negation, and each is laid out over the ranks as its parameter is.
         tensors: The parameters themselves, or this rank's shards of them.
@@ -123,7 +122,7 @@ class Fingerprint:
             present,
             look(params),
             look(slots),
-            array("q", map(id, map(OF_STEP, states))).tobytes(),
+            look(list(map(OF_STEP, states))).addresses,
             look(grads),
             alike and not any(map(Tensor.is_neg, grads)),
             params,

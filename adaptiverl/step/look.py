@@ -51,7 +51,7 @@ class Walk(NamedTuple):
     Attributes:
         params: The parameters.
         slots: Entries of their state, parameter by parameter.
-        steps: int64 each: which objects their `step` entries are.
+        steps: int64 each: where their `step` entries lie.
         gradients: Their gradients.
     """
 
