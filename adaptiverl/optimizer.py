@@ -121,6 +121,11 @@ class AdaptiveOptimizer(Joins, torch.optim.Optimizer):
             ValueError: A group that asks for what this optimizer does not do.
         """
         if isinstance(param_group, dict):  # anything else torch refuses itself
+            if param_group.get("lr", 0.0) is None:
+                raise ValueError(
+                    "lr of a parameter group must be a number, got None: leave it out, and the "
+                    "group has the optimizer's"
+                )
             self._check_group(self.defaults | param_group, self._control)
             if STATE_KEY in param_group:
                 param_group = {k: v for k, v in param_group.items() if k != STATE_KEY}

@@ -512,6 +512,21 @@ def test_a_law_that_finds_the_rate_needs_none(kind: Any) -> None:
         kind(params, lr=None, **options)
 
 
+@pytest.mark.parametrize("kind", [AdaptiveAdamW, AdaptiveSGD, AdaptiveLion])
+def test_a_groups_rate_is_a_number_or_left_out(kind: Any) -> None:
+    params = [torch.nn.Parameter(torch.ones(n)) for n in (3, 2)]
+    none = {"params": params[1:], "lr": None}
+    message = "lr of a parameter group must be a number, got None: leave it out"
+    with pytest.raises(ValueError, match=message):
+        kind([none, {"params": params[:1]}], lr=1e-3)
+    optimizer = kind(params[:1], lr=1e-3)
+    with pytest.raises(ValueError, match=message):
+        optimizer.add_param_group(none)
+    params[0].grad = torch.ones(3)
+    optimizer.step(loss=1.0)
+    assert len(optimizer.param_groups) == 1
+
+
 def test_a_run_too_short_for_its_search_is_told_so_when_it_is_built() -> None:
     param, control = torch.nn.Parameter(torch.ones(3)), Control.range_test(40)
     with pytest.warns(UserWarning, match=r"horizon=40, cooldown=0\.4\) leaves the search") as told:
