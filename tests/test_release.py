@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+from ranks import Crew
 from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 from training import BUSY, assert_differ, assert_same, parameters, quadratic, snapshot, values
@@ -502,3 +504,28 @@ def test_copies_of_the_optimizer_step_in_step() -> None:
     assert_same(values(model.parameters()), before)
     optimizer.step()
     assert_differ(values(model.parameters()), before)
+
+
+def why_not_on_ranks(rank: int, size: int) -> list[str]:
+    """What is said to a rank of several, and that each alone may release its gradients."""
+    sharded = Stack((5,), (4, 2))
+    fully_shard(sharded)
+    replicated, said = DistributedDataParallel(stack()), []
+    for model, together in ((stack(), True), (replicated, False), (sharded, False)):
+        group: Any = None if together else False
+        optimizer = AdaptiveAdamW(model.parameters(), 0.01, process_group=group)
+        with pytest.raises(ValueError, match="release_gradients") as refused:
+            optimizer.release_gradients(model)
+        said.append(str(refused.value))
+    alone = stack()
+    optimizer = AdaptiveAdamW(alone.parameters(), 0.01, process_group=False)
+    optimizer.release_gradients(alone)
+    train(optimizer, alone, 0, 2)
+    return said
+
+
+def test_ranks_that_decide_together_are_refused(crew: Crew) -> None:
+    together, replicated, sharded = crew.run(2, why_not_on_ranks)[0]
+    assert "got 2 that decide together" in together
+    assert "DistributedDataParallel" in replicated
+    assert "a DTensor, parameter 0" in sharded
