@@ -108,7 +108,8 @@ class Round:
 
         Raises:
             RuntimeError: A gradient or a state that a step cannot take; nothing has changed then.
-            ValueError: A group that asks for what the optimizer does not do; likewise.
+            ValueError: A group that asks for what the optimizer does not do, or a horizon that
+                nobody has said; likewise.
         """
         groups, state = optimizer.param_groups, optimizer.state
         grad_scale, found_inf = scaling_of(optimizer)
@@ -116,6 +117,8 @@ class Round:
             self._log.look_at_rates(groups)
         self._begin(groups, state)
         idle = self._is_idle(groups, state)
+        if not idle:
+            _check_horizon(self._control)
         try:
             buckets = self.plan.of_step(groups, state)
             self._log.warn_of_shards(self._shards.take_unknown())
@@ -305,3 +308,18 @@ class Round:
         controller.reduce_alignment([beside(s, controller.device) for s in sums])
         active = decision.active if decision.skippable else None
         self._ranks.average_alignment(controller.alignment, active)
+
+
+def _check_horizon(control: Control) -> None:
+    """The run's length is known before the first step that counts, where it is to be.
+
+    Raises:
+        ValueError: Nobody has said it.
+    """
+    if control.horizon == "auto":
+        raise ValueError(
+            "Control(horizon='auto') at the first step, and nobody has said how many steps the "
+            "run takes: AdaptiveCallback does in Hugging Face's Trainer and in Lightning, and "
+            "observe_backward in Accelerate beside a prepared scheduler. Elsewhere call "
+            "optimizer.set_horizon(steps), or give the number, as in Control(horizon=10_000)"
+        )
