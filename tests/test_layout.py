@@ -24,7 +24,7 @@ FLOORS: tuple[set[str], ...] = (
     {"observations", "decision", "trace", "migrations", "controller"},
     {"algorithms", "backends", "codecs", "distributed", "log", "ranks", "step"},
     {"checkpoint", "footprint", "hooks", "horizon", "readings", "release", "optimizer"},
-    {"adamw", "sgd", "lion", "steer"},
+    {"adamw", "sgd", "lion", "steering"},
     {"__init__"},
     {"integrations"},
 )
