@@ -5,9 +5,10 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from functools import wraps
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
+from torch import Tensor
 from torch.optim import optimizer as registry
 
 
@@ -56,3 +57,10 @@ def check_closure(closure: Any) -> None:
             f"step() takes a closure, a function that returns the loss, got {closure!r} of "
             f"type {type(closure).__name__}: tell a loss by its name, step(loss=loss)"
         )
+
+
+def is_loss(result: Any) -> TypeGuard[Tensor | float]:
+    """Whether a closure's result can be observed; AdamW takes closures that return anything."""
+    if isinstance(result, Tensor):
+        return result.numel() == 1 and not result.is_complex() and result.dtype != torch.bool
+    return isinstance(result, (int, float)) and not isinstance(result, bool)

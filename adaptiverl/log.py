@@ -300,7 +300,7 @@ class Announcements:
             if self._control.is_too_short:
                 message = "holds the %s it was given: %.3g, from step %.0f on"
             self._say(logging.INFO, message, what, _exp(log_lr), step)
-        horizon = self._control.horizon
+        horizon = self._control.known_horizon
         if self._told_held:  # only the horizon is still to be watched, and a step adds one at most
             left = math.inf if horizon is None or not step <= horizon else horizon + 1 - step
             self._next_look = self._looks + min(LOOK_EVERY, left)

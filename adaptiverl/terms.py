@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 Mode = Literal["replace", "modulate"]
 Law = Literal["loss", "alignment", "range_test"]
 Home = Literal["host", "device"]
+Horizon = int | Literal["auto"] | None
 Pair = tuple[float, float]
 
 ALIGNMENT_LR_BOUNDS: Pair = (1e-4, 1e4)

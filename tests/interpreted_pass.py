@@ -6,6 +6,8 @@ triton is imported, so these tests need a process of their own.
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise, product
@@ -96,6 +98,23 @@ def _hardware_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
         return rounded.view(torch.uint16).numpy()
 
     monkeypatch.setattr(interpreter, "_convert_float", convert)
+
+
+@functools.cache
+def builtins_of(package: Any) -> list[str]:
+    return [name for name, member in inspect.getmembers(package) if tl.core.is_builtin(member)]
+
+
+@pytest.fixture(autouse=True)
+def _builtins_found_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every call inside a kernel patches what is still a builtin; its search took half the time."""
+
+    def patch(package: Any, builder: Any, *scope: Any) -> None:
+        for name in builtins_of(package):
+            if tl.core.is_builtin(member := getattr(package, name)):
+                interpreter._patch_attr(package, name, member, builder, *scope)
+
+    monkeypatch.setattr(interpreter, "_patch_builtin", patch)
 
 
 def place(values: Tensor, skipped: int = 0) -> Tensor:

@@ -577,7 +577,7 @@ def test_promises_of_every_course(
         assert 0 <= state.anneal <= before.anneal
         if before.held:
             assert (state.log_lr, state.log_lr_downhill) == (before.log_lr, before.log_lr_downhill)
-        if control.horizon is not None and state.step >= control.horizon:
+        if control.known_horizon is not None and state.step >= control.known_horizon:
             assert state.held == 1
         before = state
 

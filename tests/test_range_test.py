@@ -336,7 +336,7 @@ def test_a_run_too_short_for_the_search_holds_what_it_was_given(
     assert control.is_too_short
     assert all(state.held and not state.rewind and state.active for state in states)
     assert_close(states[-1].log_lr, math.log(LR), "alignment_law")
-    horizon = control.horizon or 0
+    horizon = control.known_horizon or 0
     risen = 1 / (0.03 * horizon)
     assert_close(states[0].anneal, min(risen, 1.0), "alignment_law")
     if horizon <= 80:

@@ -39,6 +39,10 @@ class Steered(Protocol):
         """One observation and one update of the knobs, now."""
         ...
 
+    def set_horizon(self, steps: int) -> None:
+        """How many optimizer steps the run takes, for ``Control(horizon="auto")``."""
+        ...
+
     def knobs(self) -> dict[str, float]:
         """The knobs and sensors as Python floats."""
         ...
