@@ -263,6 +263,11 @@ class Control:
         return not any(getattr(self, f.name) for f in fields(self) if f.name.startswith("gain_"))
 
     @property
+    def hears_losses(self) -> bool:
+        """Ranks must agree on what is observed: it may move a knob, or end a search."""
+        return not self.rests or self.terms.hears_losses
+
+    @property
     def needs_no_loss(self) -> bool:
         """A run without observations is no mistake: nothing is steered, or α by the gradients."""
         return self.is_frozen or self.finds_lr

@@ -40,6 +40,8 @@ class LawTerms(NamedTuple):
     """Where α starts unless `acquire_from` says it, in the same unit"""
     in_rates: bool = False
     """Both are learning rates: what the user gave sets the groups' ratios alone"""
+    hears_losses: bool = False
+    """It does without observations, but is the better for them"""
 
 
 LAW_TERMS: dict[Law, LawTerms] = {
@@ -56,6 +58,7 @@ LAW_TERMS: dict[Law, LawTerms] = {
         {"replace": RAMP_LR_BOUNDS, "modulate": RAMP_LR_BOUNDS},
         start=RAMP_LR_BOUNDS[0],
         in_rates=True,
+        hears_losses=True,
     ),
 }
 

@@ -62,6 +62,7 @@ def numbers_of(control: Control, limits: Limits) -> ControlNumbers:
         hold_by=hold_by(control),
         annealed_over=annealed_over(control),
         log_held_share=math.log(held_share(control)),
+        log_ramp_share=math.log(ramp_share(control)),
         log_ramp_floor=math.log(limits.lr_floor),
         search_within=float(search_within(control.known_horizon, control.cooldown)),
         warm_up=warm_up(control),
@@ -90,11 +91,13 @@ def annealed_over(control: Control) -> float:
 def held_share(control: Control) -> float:
     """What is held of the rate that a law finds (method.md#share)."""
     annealed = control.known_horizon is not None or control.mode == "modulate"
-    share = 1.0 if annealed else UNANNEALED_SHARE
-    if control.law != "range_test":
-        return share
+    return 1.0 if annealed else UNANNEALED_SHARE
+
+
+def ramp_share(control: Control) -> float:
+    """What is held of the rate that the range test marks, beside (method.md#share)."""
     length = max(_length(control) / NOMINAL_HORIZON, 1.0)
-    return share * RAMP_SHARE * length ** (-1 / 3)
+    return RAMP_SHARE * length ** (-1 / 3)
 
 
 def warm_up(control: Control) -> float:

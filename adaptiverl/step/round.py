@@ -206,7 +206,7 @@ class Round:
         """Meet the other ranks, who do the same in this step (`Ranks`)."""
         controller = self.controller
         controller.observations.close()
-        if self._ranks.size > 1 and not self._control.rests:
+        if self._ranks.size > 1 and self._control.hears_losses:
             self._ranks.average(controller.inbox, controller.observed)
 
     def _is_idle(self, groups: Groups, state: Mapping[Tensor, Any]) -> bool:
@@ -230,7 +230,7 @@ class Round:
     @property
     def _searches(self) -> bool:
         """A search that goes back is not over, as far as the host has heard, which may be late."""
-        over = self._log.announcements.held or self._control.is_too_short
+        over = self._log.announcements.went_back or self._control.is_too_short
         return self.snapshot is not None and not over
 
     def keep(self, numbered: Numbered, idle: bool) -> None:
