@@ -69,6 +69,15 @@ def add_range_test(memory: Tensor) -> Tensor:
     return torch.cat([memory[:51], memory.new_zeros(1), memory[51:]])
 
 
+def add_bandit(memory: Tensor) -> Tensor:
+    """The fifth layout of the fourth's memory: no arm was ever chosen.
+
+    Raises:
+        ValueError: A memory of another size.
+    """
+    return insert(memory, size=53, place=53, numbers=[0.0] * 27)
+
+
 def insert(memory: Tensor, size: int, place: int, numbers: list[float]) -> Tensor:
     """The next layout's memory: of a memory of this size, with numbers more at a place.
 
@@ -83,7 +92,12 @@ def insert(memory: Tensor, size: int, place: int, numbers: list[float]) -> Tenso
     return migrated
 
 
-MIGRATIONS: dict[int, Migration] = {1: add_alignment, 2: add_doubt, 3: add_range_test}
+MIGRATIONS: dict[int, Migration] = {
+    1: add_alignment,
+    2: add_doubt,
+    3: add_range_test,
+    4: add_bandit,
+}
 """A layout's version to what makes the next version's memory of it. A change of `layout.State`
 raises `LAYOUT_VERSION` and adds a line here."""
 

@@ -7,6 +7,7 @@
 #include "../layout.h"
 #include "alignment.h"
 #include "arithmetic.h"
+#include "base.h"
 #include "knobs.h"
 
 namespace adaptiverl {
@@ -91,7 +92,7 @@ ADAPTIVERL_BOTH double warming(double step, double held_at, const ControlNumbers
   return clip((step - held_at) / control.warm_up, 0.0, 1.0);
 }
 
-struct RangeTestLaw {
+struct RangeTestLaw : Law {
   static constexpr bool needs_loss = false;
 
   ADAPTIVERL_BOTH static void hold(State& state, const ControlNumbers& control) {
