@@ -159,7 +159,8 @@ def compare(
     control = Control(**arguments)
     python = course("python", control, steps, lr, momentum, seed)
     actual = course_of(python, control.law)
-    expected = oracle_course(steps, lr=lr, momentum=momentum, **arguments)
+    drawn: dict[str, Any] = {"seed": seed} if control.law == "bandit" else {}
+    expected = oracle_course(steps, lr=lr, momentum=momentum, **drawn, **arguments)
     assert_same_course(actual, expected)
     assert_equal(course("compiled", control, steps, lr, momentum, seed), python)
     return actual
