@@ -226,7 +226,8 @@ class AdaptiveOptimizer(RunLength, Joins, Releases, torch.optim.Optimizer):
         """
         numbers = [float(x) for x in self._algorithm.numbers_of(self.param_groups[0])]
         loaded = loaded_memory(self.param_groups, self._controller)
-        return readings(*self._controller.in_effect(numbers, loaded))
+        arms = len(self._control.arms or ())
+        return readings(*self._controller.in_effect(numbers, loaded), arms)
 
     def trace(self) -> Trace:
         """The last few thousand updates of the knobs, recorded on the device. Waits for it."""

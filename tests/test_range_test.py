@@ -150,8 +150,8 @@ def test_held_is_a_share_of_the_lower_mark(
     assert (state.held, state.held_at, state.searching, state.climbing) == (1, 3, 0, 0)
     assert (state.rewind, state.active) == (1, 0)
     assert_close(state.log_lr, log_lr - 2.0 + math.log(share), "alignment_law")
-    # What is held does not move while it warms up, and nobody goes back twice. The sums of a step that nothing took
-    # are not there; those of the next are the first of the moments' new start.
+    # What is held does not move while it warms up, and nobody goes back twice. The sums of a step
+    # that nothing took are not there; those of the next are the first of the moments' new start.
     assert state.aligned_pending == 0
     for cosine in (-0.9, NAN, 0.5):
         after = driven.step(Step(with_cosine(cosine)))
@@ -267,9 +267,9 @@ def test_the_rise_of_a_loss_by_hand(twin: str) -> None:
     mean = 2.0
     for loss in losses[1:]:
         mean += 0.3 * (loss - mean)
-    for n, loss in enumerate([*losses, NAN, None]):
-        state = driven.step(Step(None, loss))
-        assert state.ramp_losses == min(n, 12)  # a step late; what is no loss, or not finite, is not heard
+    for n, told in enumerate([*losses, NAN, None]):  # the last two are not heard
+        state = driven.step(Step(None, told))
+        assert state.ramp_losses == min(n, 12)  # a step late
     assert (state.ramp_losses, state.ramp_loss) == (12, 4.0)
     assert_close(state.ramp_loss_square, 2.0, "alignment_law")
     assert_close(state.ramp_loss_least, mean, "alignment_law")
