@@ -169,7 +169,7 @@ class Release:
     def _step(self, optimizer: torch.optim.Optimizer, numbered: Numbered) -> None:
         """One parameter's stages; before all others of its round, those of the round."""
         groups, state, round = optimizer.param_groups, optimizer.state, self._round
-        idle = self._begin(optimizer) if self._open is None else self._open.idle
+        idle = round.begin(optimizer) if self._open is None else self._open.idle
         plan = self._plan_of(numbered)
         try:
             buckets = plan.of_step(groups, state, numbered)
@@ -187,11 +187,6 @@ class Release:
         finally:
             plan.release()
         numbered.param.grad = None
-
-    def _begin(self, optimizer: torch.optim.Optimizer) -> bool:
-        """Whether the round that begins is an idle one."""
-        self._round.begin(optimizer)
-        return self._round.is_idle(optimizer.param_groups, optimizer.state)
 
     def _decided(
         self, optimizer: torch.optim.Optimizer, buckets: list[Bucket], idle: bool
@@ -213,7 +208,7 @@ class Release:
         The way back comes last, for a backward pass still reads weights that have no gradient yet.
         """
         groups, state = optimizer.param_groups, optimizer.state
-        opened = self._open or self._decided(optimizer, [], self._begin(optimizer))
+        opened = self._open or self._decided(optimizer, [], self._round.begin(optimizer))
         try:
             self._round.go_back(groups, state, opened.decisions, opened.idle)
             passes = opened.passes()

@@ -28,6 +28,7 @@ from adaptiverl.step.clipping import GradientScale
 from adaptiverl.step.counters import Counters
 from adaptiverl.step.entries import CompleteState, Entries, Numbered
 from adaptiverl.step.groups import GroupTable, any_rate
+from adaptiverl.step.horizon import check_horizon
 from adaptiverl.step.losses import Losses, Sample
 from adaptiverl.step.memory import Groups, settle
 from adaptiverl.step.plan import Plan
@@ -108,12 +109,12 @@ class Round:
 
         Raises:
             RuntimeError: A gradient or a state that a step cannot take; nothing has changed then.
-            ValueError: A group that asks for what the optimizer does not do; likewise.
+            ValueError: A group that asks for what the optimizer does not do, or a horizon that
+                nobody has said; likewise.
         """
         groups, state = optimizer.param_groups, optimizer.state
         grad_scale, found_inf = scaling_of(optimizer)
-        self.begin(optimizer)
-        idle = self.is_idle(groups, state)
+        idle = self.begin(optimizer)
         try:
             buckets = self.plan.of_step(groups, state)
             self._log.warn_of_shards(self._shards.take_unknown())
@@ -136,8 +137,12 @@ class Round:
         rules = self._rules
         return Plan(rules.algorithm, self._entries, self._choose, self.workspace, owner)
 
-    def begin(self, optimizer: torch.optim.Optimizer) -> None:
-        """Before anything is planned: what the user or a load has put into groups is looked at."""
+    def begin(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Before anything is planned: what the user or a load has put into groups is looked at.
+
+        Returns:
+            Whether the step is an idle one: the controller learns nothing from it.
+        """
         groups, state = optimizer.param_groups, optimizer.state
         if optimizer.warns_of_schedulers:  # type: ignore[attr-defined]
             self._log.look_at_rates(groups)
@@ -147,6 +152,10 @@ class Round:
         if self.snapshot is not None:
             self.snapshot.begin_step(groups, state, self.controller, self._searches)
         self.workspace.begin_step()
+        idle = self._is_idle(groups, state)
+        if not idle:
+            check_horizon(self._control)
+        return idle
 
     # Decide
 
@@ -197,10 +206,10 @@ class Round:
         """Meet the other ranks, who do the same in this step (`Ranks`)."""
         controller = self.controller
         controller.observations.close()
-        if self._ranks.size > 1 and not self._control.rests:
+        if self._ranks.size > 1 and self._control.hears_losses:
             self._ranks.average(controller.inbox, controller.observed)
 
-    def is_idle(self, groups: Groups, state: Mapping[Tensor, Any]) -> bool:
+    def _is_idle(self, groups: Groups, state: Mapping[Tensor, Any]) -> bool:
         """Whether the controller learns nothing from this step: the rates are all 0 (`Ranks`).
 
         So a checkpoint library's step to make state leaves it as it is. On one rank, which nobody
@@ -221,7 +230,7 @@ class Round:
     @property
     def _searches(self) -> bool:
         """A search that goes back is not over, as far as the host has heard, which may be late."""
-        over = self._log.announcements.held or self._control.is_too_short
+        over = self._log.announcements.went_back or self._control.is_too_short
         return self.snapshot is not None and not over
 
     def keep(self, numbered: Numbered, idle: bool) -> None:
@@ -333,7 +342,7 @@ class Round:
             passes: The step's buckets; those that are listed together count as one.
             decisions: The step's.
             samples: What `sample` took.
-            idle: As `is_idle` says.
+            idle: As `begin` says.
         """
         decision = decisions[self.controller.device]
         if self._losses is not None and not self._searches:
