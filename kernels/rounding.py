@@ -1,8 +1,8 @@
 """Stochastic rounding in plain torch: the bits that decide, and how (method.md#storage).
 
 A number between two neighbours becomes the upper one with the probability of its distance from the
-lower one, so that what is lost in one step is made up for in others. The twins are csrc/rounding.inc
-and `codecs.store`.
+lower one, so that what is lost in one step is made up for in others. The twins are
+csrc/rounding.inc and `codecs.store`.
 """
 
 from __future__ import annotations
