@@ -14,6 +14,19 @@ from training import saved_states
 
 from adaptiverl.layout import FIELDS, MEMORY_SIZE, SLOT
 
+SINCE_4 = (
+    "log_lr_risen",
+    "undershoot",
+    "ramp_losses",
+    "losses_heard",
+    "ramp_loss",
+    "ramp_loss_mean",
+    "ramp_loss_square",
+    "ramp_loss_least",
+    "ramp_loss_limit",
+    "climbing",
+)
+"""Numbers of the controller's memory that its fourth layout did not have"""
 NEWER = (
     "log_lr_clear",
     "log_lr_judged",
@@ -22,6 +35,7 @@ NEWER = (
     "searching",
     "search_steps",
     "held_at",
+    *SINCE_4,
 )
 """Numbers of the controller's memory that it did not have when the digests were taken"""
 

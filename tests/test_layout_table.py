@@ -86,7 +86,8 @@ def test_control_numbers_are_packed_by_name() -> None:
         "horizon": 8000.0,
         "hold_by": 6000.0,
         "annealed_over": 2000.0,
-        "log_held_share": math.log(0.4 * 8 ** (-1 / 3)),
+        "log_held_share": 0.0,
+        "log_ramp_share": math.log(0.5 * 8 ** (-1 / 3)),
         "log_ramp_floor": math.log(0.04),
         "search_within": 1200.0,
         "warm_up": 240.0,
@@ -266,7 +267,7 @@ def test_a_line_more_moves_what_kernels_read() -> None:
 def test_the_python_law_starts_from_the_tables_defaults() -> None:
     given = Control()
     numbers = numbers_of(given, given.limits(LR, MOMENTUM))
-    assert len(astuple(numbers)) == len(layout.columns(ControlNumbers)) == 39
+    assert len(astuple(numbers)) == len(layout.columns(ControlNumbers)) == 40
     state = knobs.start(numbers, LR, MOMENTUM)
     for column in layout.columns(State)[12:]:
         assert getattr(state, column.name) == pytest.approx(column.default, abs=0, nan_ok=True)
