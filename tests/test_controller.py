@@ -336,9 +336,9 @@ BAD_BLOCKS: list[tuple[Callable[[Tensor], Any], str]] = [
     (lambda _: None, "got None"),
     (lambda b: torch.cat([b[:1] + 1, b[1:]]), r"got version 7\.0"),
     (lambda b: torch.cat([b[:1] * NAN, b[1:]]), "got version nan"),
-    # The first layout had 32 numbers, the fourth 53.
+    # The first layout had 32 numbers, the fifth 63.
     (lambda b: torch.cat([b[:1] - 1, b[1:]]), r"got torch\.float64 of shape \(90,\) in layout 5"),
-    (lambda b: torch.cat([b[:1] - 4, b[1:31]]), r"got torch\.float64 of shape \(31,\) in layout 1"),
+    (lambda b: torch.cat([b[:1] - 5, b[1:31]]), r"got torch\.float64 of shape \(31,\) in layout 1"),
 ]
 
 
