@@ -14,6 +14,7 @@ import oracle
 import pytest
 import torch
 from law_twin import assert_equal, start
+from pass_cases import as_kept
 from streams import (
     loss_stream,
 )
@@ -222,7 +223,7 @@ def test_found_inf_skips_everything() -> None:
 
 def test_found_inf_leaves_the_parameters_counters() -> None:
     driver = Driver(Control())
-    step, product = torch.tensor(5.0), torch.tensor(0.5, dtype=torch.float64)
+    step, product = torch.tensor(5.0), as_kept(0.5, 5)
     row = torch.zeros(1, len(COLUMNS), dtype=torch.int64)
     for name, value in (
         ("step", step.data_ptr()),
@@ -234,7 +235,7 @@ def test_found_inf_leaves_the_parameters_counters() -> None:
     def after(found_inf: float | None) -> tuple[float, float]:
         flag = None if found_inf is None else torch.tensor(found_inf)
         driver.controller.advance(driver.groups, driver.effective, [row], flag)
-        return step.item(), product.item()
+        return step.item(), product[0].item()
 
     assert after(1.0) == (5.0, 0.5)
     assert after(0.0) == (6.0, 0.5 * 0.6)

@@ -236,7 +236,7 @@ class Round:
             keys: What the checkpoint calls its parameters, in order.
             state: Those names to their parameters' entries, which are left as they are.
         """
-        exported = self.counters.exported(state)
+        exported = self.counters.exported(groups, keys, state)
         if self.snapshot is not None and self._searches:
             self.snapshot.added_to(groups, keys, exported)
         return exported
