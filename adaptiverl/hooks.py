@@ -5,9 +5,10 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from functools import wraps
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
+from torch import Tensor
 from torch.optim import optimizer as registry
 
 
@@ -43,6 +44,13 @@ def taking_loss(step: Callable[..., Any]) -> Callable[..., Any]:
 
     del step_with_loss.__wrapped__  # its signature is no longer the same
     return step_with_loss
+
+
+def is_loss(result: Any) -> TypeGuard[Tensor | float]:
+    """Whether a closure's result can be observed; AdamW takes closures that return anything."""
+    if isinstance(result, Tensor):
+        return result.numel() == 1 and not result.is_complex() and result.dtype != torch.bool
+    return isinstance(result, (int, float)) and not isinstance(result, bool)
 
 
 def check_closure(closure: Any) -> None:

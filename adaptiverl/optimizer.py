@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
-from typing import Any, TypeGuard
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,13 +18,14 @@ from adaptiverl.control import Control
 from adaptiverl.controller import Controller
 from adaptiverl.devices import outside_inference
 from adaptiverl.footprint import bytes_by_part
-from adaptiverl.hooks import check_closure, taking_loss, waits_for_a_step
+from adaptiverl.hooks import check_closure, is_loss, taking_loss, waits_for_a_step
 from adaptiverl.log import Log
 from adaptiverl.ranks.dtensors import to_whole
 from adaptiverl.ranks.group import ProcessGroup, Ranks
 from adaptiverl.ranks.joining import Joins
 from adaptiverl.ranks.joining import watch as watch_joins
-from adaptiverl.readings import readings
+from adaptiverl.readings import described, readings
+from adaptiverl.soundness import check
 from adaptiverl.step.memory import STATE_KEY, device_beside, hold, loaded_memory, settle
 from adaptiverl.step.round import Round, Rules
 from adaptiverl.step.scaling import watch
@@ -270,7 +272,7 @@ class AdaptiveOptimizer(Joins, torch.optim.Optimizer):
         controller = self._controller
         if loss is not None:
             self.observe(loss)
-        elif self._control.every is not None and not controller.observed and _is_loss(result):
+        elif self._control.every is not None and not controller.observed and is_loss(result):
             self.observe(result)
         if not controller.ever_observed:
             self._log.warn_if_blind()
@@ -342,7 +344,9 @@ class AdaptiveOptimizer(Joins, torch.optim.Optimizer):
         """As torch.optim's, whose own checkpoints load too; the controller starts fresh then.
 
         Raises:
-            ValueError: The controller's memory is damaged or of an unknown layout; nothing changed.
+            TypeError: It is no dictionary.
+            ValueError: It is damaged, another kind of optimizer's, or its controller's memory is of
+                an unknown layout; nothing changed.
         """
         converted = load(
             self,
@@ -350,6 +354,7 @@ class AdaptiveOptimizer(Joins, torch.optim.Optimizer):
             self._storage,
             self._round.counters,
             state_dict,
+            partial(self._check_group, control=self._control),
             super().load_state_dict,
         )
         self._log.tell_of_conversion(converted)
@@ -365,6 +370,8 @@ class AdaptiveOptimizer(Joins, torch.optim.Optimizer):
     @outside_inference
     def __setstate__(self, state: dict[str, Any]) -> None:
         adaptive = state.pop("_adaptive", None)
+        if adaptive is None:  # a load, perhaps by torch.optim.Optimizer's own function
+            check(state, self, self._algorithm, partial(self._check_group, control=self._control))
         super().__setstate__(state)
         if adaptive is not None:
             control, max_grad_norm, seed, start, ranks, *later = adaptive
@@ -377,19 +384,7 @@ class AdaptiveOptimizer(Joins, torch.optim.Optimizer):
             self._controller.reset()
             self._round.counters.forget()
         settle(self.param_groups, self._controller, self._log)
-        self._round.counters.adopt(self.param_groups, self.state)
+        self._round.adopt(self.param_groups, self.state)
 
     def __repr__(self) -> str:
-        lines = [f"{type(self).__name__} ("]
-        for i, group in enumerate(self.param_groups):
-            lines.append(f"Parameter Group {i}")
-            shown = sorted(key for key in group if key not in ("params", STATE_KEY))
-            lines += [f"    {key}: {group[key]}" for key in shown]
-        return "\n".join([*lines, ")"])
-
-
-def _is_loss(result: Any) -> TypeGuard[Tensor | float]:
-    """Whether a closure's result can be observed; AdamW takes closures that return anything."""
-    if isinstance(result, Tensor):
-        return result.numel() == 1 and not result.is_complex() and result.dtype != torch.bool
-    return isinstance(result, (int, float)) and not isinstance(result, bool)
+        return described(type(self).__name__, self.param_groups)

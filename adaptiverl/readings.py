@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
+
+from adaptiverl.step.memory import STATE_KEY
 
 SENSORS = (
     "step",
@@ -45,3 +48,13 @@ def readings(state: Any, lr: float, momentum: float) -> dict[str, float]:
     """
     knobs = {"lr": lr, "alpha": state.lr, "momentum": momentum, "noise": state.noise}
     return knobs | {name: getattr(state, name) for name in SENSORS}
+
+
+def described(name: str, groups: Sequence[dict[str, Any]]) -> str:
+    """An optimizer and its groups' hyperparameters, as torch.optim prints them."""
+    lines = [f"{name} ("]
+    for i, group in enumerate(groups):
+        lines.append(f"Parameter Group {i}")
+        shown = sorted(key for key in group if key not in ("params", STATE_KEY))
+        lines += [f"    {key}: {group[key]}" for key in shown]
+    return "\n".join([*lines, ")"])

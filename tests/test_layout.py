@@ -23,7 +23,7 @@ FLOORS: tuple[set[str], ...] = (
     {"law"},
     {"observations", "decision", "trace", "migrations", "controller"},
     {"algorithms", "backends", "codecs", "distributed", "log", "ranks", "step"},
-    {"checkpoint", "footprint", "hooks", "readings", "optimizer"},
+    {"soundness", "checkpoint", "footprint", "hooks", "readings", "optimizer"},
     {"adamw", "sgd", "lion", "steer"},
     {"__init__"},
     {"integrations"},
