@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,11 +12,24 @@ from adaptiverl import soundness
 from adaptiverl.algorithms import Algorithm
 from adaptiverl.codecs import Storage
 from adaptiverl.step.counters import Counters
-from adaptiverl.step.memory import export
-from adaptiverl.step.state import PRODUCT
+from adaptiverl.step.memory import STATE_KEY, export
+from adaptiverl.step.state import PRODUCT, STEP
 
 Conversions = set[tuple[torch.dtype, torch.dtype]]
 """What a checkpoint's state was saved in, and what it was converted to"""
+
+
+class Loaded(NamedTuple):
+    """What a load could not leave as it was saved.
+
+    Attributes:
+        converted: What state was saved in and is kept in, where these differ.
+        without_product: Parameters that had stepped and whose product of momenta did not come, in a
+            checkpoint of ours.
+    """
+
+    converted: Conversions
+    without_product: int
 
 
 def save(
@@ -52,7 +65,7 @@ def load(
     state_dict: dict[str, Any],
     check_group: Callable[[dict[str, Any]], None],
     load_state_dict: Callable[[dict[str, Any]], None],
-) -> Conversions:
+) -> Loaded:
     """Load a checkpoint, ours or torch.optim's.
 
     Args:
@@ -63,9 +76,6 @@ def load(
         state_dict: The checkpoint.
         check_group: Raises ValueError where a group of a checkpoint asks for too much.
         load_state_dict: torch.optim's.
-
-    Returns:
-        What state was saved in and is kept in, where these differ.
 
     Raises:
         TypeError: It is no dictionary.
@@ -94,7 +104,11 @@ def load(
         if key in products:
             optimizer.state[param][PRODUCT] = products[key]
     counters.adopt(optimizer.param_groups, optimizer.state)
-    return converted
+    without = 0
+    if algorithm.corrects_bias and any(STATE_KEY in group for group in hooked["param_groups"]):
+        states = [hooked["state"].get(key, {}) for _, key in _pairs(optimizer, hooked)]
+        without = sum(s.get(STEP) is not None and s.get(PRODUCT) is None for s in states)
+    return Loaded(converted, without)
 
 
 # A parameter's state

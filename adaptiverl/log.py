@@ -97,6 +97,18 @@ class Log:
                     new,
                 )
 
+    def tell_of_lost_products(self, count: int) -> None:
+        """A checkpoint of ours came without so many parameters' products of momenta."""
+        if count and self._ranks.is_first():
+            logger.warning(
+                "%s has loaded %d parameters without mu_product, the product of their momenta: β₁ "
+                "to the number of their steps stands for it, which is the same where β₁ never "
+                "moved. Set a flattened state_dict of torch.distributed.checkpoint on a new "
+                "optimizer, or load it in place, dcp.load(get_optimizer_state_dict(...))",
+                self.optimizer,
+                count,
+            )
+
     def warn_of_lost_updates(self, lost: Tensor, step: int) -> None:
         """Of a step's updates this share, 0-d on the host, was rounded away."""
         share = lost.item()

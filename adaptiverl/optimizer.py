@@ -348,7 +348,7 @@ class AdaptiveOptimizer(Joins, torch.optim.Optimizer):
             ValueError: It is damaged, another kind of optimizer's, or its controller's memory is of
                 an unknown layout; nothing changed.
         """
-        converted = load(
+        loaded = load(
             self,
             self._algorithm,
             self._storage,
@@ -357,7 +357,8 @@ class AdaptiveOptimizer(Joins, torch.optim.Optimizer):
             partial(self._check_group, control=self._control),
             super().load_state_dict,
         )
-        self._log.tell_of_conversion(converted)
+        self._log.tell_of_conversion(loaded.converted)
+        self._log.tell_of_lost_products(loaded.without_product)
 
     def __getstate__(self) -> dict[str, Any]:
         adaptive = (self._control, self._max_grad_norm, self._seed, self._start, self._ranks)
