@@ -10,7 +10,7 @@ import math
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -556,15 +556,28 @@ def grouped(kind: str, **options: Any) -> tuple[Any, list[nn.Parameter]]:
     return optimizer, params
 
 
-@pytest.mark.parametrize("kind", UNSOUND)
-def test_a_damaged_checkpoint_is_refused_and_nothing_changes(kind: str) -> None:
+def gone_on(kind: str) -> tuple[Any, list[nn.Parameter], dict[str, Any]]:
+    """And two steps more than its checkpoint."""
     optimizer, params = grouped(kind)
     sound = copy.deepcopy(optimizer.state_dict())
     descend(optimizer, params, 2, first=4)
-    before = snapshot(optimizer, params)
-    for damage, message in UNSOUND[kind]:
+    return optimizer, params, sound
+
+
+def damaged(
+    sound: dict[str, Any], damages: list[tuple[Damage, str]]
+) -> Iterator[tuple[dict[str, Any], str]]:
+    for damage, message in damages:
         bad = copy.deepcopy(sound)
         damage(bad)
+        yield bad, message
+
+
+@pytest.mark.parametrize("kind", UNSOUND)
+def test_a_damaged_checkpoint_is_refused_and_nothing_changes(kind: str) -> None:
+    optimizer, params, sound = gone_on(kind)
+    before = snapshot(optimizer, params)
+    for bad, message in damaged(sound, UNSOUND[kind]):
         with pytest.raises(ValueError, match=message) as error:
             optimizer.load_state_dict(bad)
         assert "nothing was changed" in str(error.value) or "momentum must be" in message
@@ -576,13 +589,9 @@ def test_a_damaged_checkpoint_is_refused_and_nothing_changes(kind: str) -> None:
 @pytest.mark.parametrize("kind", UNSOUND)
 def test_a_damaged_count_is_refused_by_torchs_own_function_too(kind: str) -> None:
     """Which wrappers call; what that meets itself it says itself."""
-    optimizer, params = grouped(kind)
-    sound = copy.deepcopy(optimizer.state_dict())
-    descend(optimizer, params, 2, first=4)
+    optimizer, params, sound = gone_on(kind)
     before = snapshot(optimizer, params)
-    for damage, _ in COUNTED:
-        bad = copy.deepcopy(sound)
-        damage(bad)
+    for bad, _ in damaged(sound, COUNTED):
         with pytest.raises((ValueError, TypeError)):
             torch.optim.Optimizer.load_state_dict(optimizer, bad)
     assert_same(snapshot(optimizer, params), before)

@@ -551,7 +551,7 @@ def test_flattened_and_not_in_place_dcp_drops_the_product_of_a_trained_optimizer
     """
     options = StateDictOptions(flatten_optimizer_state_dict=True)
     run = Run(kind).go(5)
-    saved = copy.deepcopy(get_optimizer_state_dict(run.net, run.optimizer, options=options))
+    saved: Any = copy.deepcopy(get_optimizer_state_dict(run.net, run.optimizer, options=options))
     again = Run(kind).go(9)
     set_optimizer_state_dict(again.net, again.optimizer, copy.deepcopy(saved), options=options)
     lines = [record.getMessage() for record in caplog.records]
