@@ -62,8 +62,8 @@ def load(
     algorithm: Algorithm,
     storage: Storage,
     counters: Counters,
-    state_dict: dict[str, Any],
     check_group: Callable[[dict[str, Any]], None],
+    state_dict: dict[str, Any],
     load_state_dict: Callable[[dict[str, Any]], None],
 ) -> Loaded:
     """Load a checkpoint, ours or torch.optim's.
@@ -73,8 +73,8 @@ def load(
         algorithm: Its update rule.
         storage: What its state is kept in; a checkpoint's that is kept otherwise is converted.
         counters: Its.
-        state_dict: The checkpoint.
         check_group: Raises ValueError where a group of a checkpoint asks for too much.
+        state_dict: The checkpoint.
         load_state_dict: torch.optim's.
 
     Raises:
