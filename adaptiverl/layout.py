@@ -338,26 +338,11 @@ class Region:
 
 
 TRACE_COLUMNS = (
-    "step",
-    "loss",
-    "reward",
-    "loss_mean",
-    "reward_mean",
-    "loss_direction",
-    "reward_direction",
-    "variance",
-    "plateau",
-    "lr",
-    "momentum",
-    "noise",
-    "alignment",
-    "alignment_direction",
-    "alignment_mean",
-    "held",
-    "arm",
-    "played_count",
-    "played_mean",
-    "window_reward",
+    *("step", "loss", "reward", "loss_mean", "reward_mean"),
+    *("loss_direction", "reward_direction", "variance", "plateau"),
+    *("lr", "momentum", "noise"),
+    *("alignment", "alignment_direction", "alignment_mean", "held"),
+    *("arm", "played_count", "played_mean", "window_reward"),
 )
 """What the trace keeps of the state at an update of the knobs, by the state's names"""
 
