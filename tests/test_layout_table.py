@@ -88,7 +88,7 @@ def test_control_numbers_are_packed_by_name() -> None:
         "hold_by": 6000.0,
         "annealed_over": 2000.0,
         "log_held_share": 0.0,
-        "log_ramp_share": math.log(0.4 * 8 ** (-1 / 3)),
+        "log_ramp_share": math.log(0.5 * 8 ** (-1 / 3)),
         "log_ramp_floor": math.log(0.04),
         "search_within": 1200.0,
         "warm_up": 240.0,
@@ -301,7 +301,7 @@ def test_the_python_law_starts_from_the_tables_defaults() -> None:
     given = Control()
     numbers = numbers_of(given, given.limits(LR, MOMENTUM))
     row = packed(numbers)
-    assert (len(row), len(layout.columns(ControlNumbers))) == (CONTROL_SIZE, 44) == (115, 44)
+    assert (len(row), len(layout.columns(ControlNumbers))) == (CONTROL_SIZE, 44) == (116, 44)
     assert unpacked(row) == numbers
     state = knobs.start(numbers, LR, MOMENTUM)
     for column in layout.columns(State)[12:]:
