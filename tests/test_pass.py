@@ -307,22 +307,6 @@ def test_of_another_root_mean_square_it_would_be_another_noise(case: Case) -> No
             twin.compare(entry, "step_float32")
 
 
-@each_case
-@with_and_without_noise
-def test_twins_agree(case: Case, noise: float) -> None:
-    compiled = mixed_entries(case, [*SIZES, 5000])
-    plain = [copy_of(entry) for entry in compiled]
-    for t in range(5):
-        step("compiled", case, compiled, state_of(noise, step=t), gradient_scale=0.7)
-        step("reference", case, plain, state_of(noise, step=t), gradient_scale=0.7)
-    for a, b in zip(compiled, plain, strict=True):
-        for x, y in zip(written(a), written(b), strict=True):
-            assert_close(x, y, "step_float32")
-        assert a.step == b.step
-        if a.mu_product is not None:
-            assert_close(a.mu_product, b.mu_product, "law")
-
-
 @each_path
 @pytest.mark.parametrize("amsgrad", [False, True])
 def test_what_is_not_finite_travels_as_in_torch(path: str, amsgrad: bool) -> None:
