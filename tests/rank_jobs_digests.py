@@ -22,6 +22,7 @@ NEWER = (
     "searching",
     "search_steps",
     "held_at",
+    *FIELDS[SLOT["arms_key"] : MEMORY_SIZE],
 )
 """Numbers of the controller's memory that it did not have when the digests were taken"""
 
