@@ -168,6 +168,8 @@ OF_ALL: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"seed": -1}, ValueError, r"seed must be a whole number from 0 to 2\*\*64 - 1, got -1"),
     ({"seed": 2**64}, ValueError, "seed must be a whole number"),
     ({"seed": 1.5}, ValueError, "seed must be a whole number"),
+    ({"seed": True}, ValueError, "seed must be a whole number"),
+    ({"seed": "7"}, ValueError, "seed must be a whole number"),
     ({"control": {"every": 3}}, TypeError, "control must be a Control, got {'every': 3}"),
     ({"control": None}, TypeError, "control must be a Control"),
     (
