@@ -75,7 +75,7 @@ def add_bandit(memory: Tensor) -> Tensor:
     Raises:
         ValueError: A memory of another size.
     """
-    return insert(memory, size=53, place=53, numbers=[0.0] * 27)
+    return insert(memory, size=53, place=53, numbers=[0.0] * 28)
 
 
 def insert(memory: Tensor, size: int, place: int, numbers: list[float]) -> Tensor:
