@@ -570,6 +570,11 @@ REFUSED: list[tuple[type[Exception], dict[str, Any], str]] = [
     (ValueError, of_arms(*[CALM] * 9), "Control.arms must be from 1 to 8 Controls, got 9"),
     (ValueError, of_arms(CALM, BOLD, CALM), "Control.arms[2] is equal to arms[0]: no window could"),
     (TypeError, {"law": "bandit", "arms": 3}, "Control.arms must be a list of Controls, got 3"),
+    (
+        TypeError,
+        {"law": "bandit", "arms": Control()},
+        "Control.arms must be a list of Controls, got one alone",
+    ),
     (TypeError, of_arms("bold"), "Control.arms[0] must be a Control, got 'bold' of type str"),
     (
         ValueError,
@@ -579,7 +584,7 @@ REFUSED: list[tuple[type[Exception], dict[str, Any], str]] = [
     (
         ValueError,
         of_arms(Control(), Control(beta_loss=0.1)),
-        "Control.arms[1] has beta_loss=0.1, and 0.02 is in force: arms differ in every, gain_lr",
+        "Control.arms[1] has beta_loss=0.1, and the others have 0.02: arms differ in every",
     ),
     (
         ValueError,
