@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from adaptiverl.arguments import whole_number
 from adaptiverl.arms import GAINS, Arm, complete_bandit, shared_by
 from adaptiverl.limits import BETA1, NOISE_FLOOR_SHARE, STAND_IN_LR, Limits, MomentumKind, limits_of
-from adaptiverl.terms import LAW_TERMS, Home, Law, LawTerms, Mode, Pair, search_within
+from adaptiverl.terms import LAW_TERMS, Home, Horizon, Law, LawTerms, Mode, Pair, search_within
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -47,8 +47,9 @@ class Control:
             μ and σ keep their laws either way. ``"bandit"``: one of several sets of gains at a
             time, chosen by what the loss did under each (method.md#bandit).
         horizon: T, how many steps the run will take, for a law that finds the rate, which is then
-            held, and annealed to zero at step T; after that nothing moves. ``None``, where
-            nobody can say: half as much is held, and never annealed.
+            held, and annealed to zero at step T; after that nothing moves. ``"auto"``: the
+            framework says it, or ``optimizer.set_horizon``. ``None``, where nobody can say: half as
+            much is held, and never annealed.
         cooldown: Last share of the horizon, in [0, 1), over which α falls linearly to zero. The
             search ends where it begins. In ``"modulate"`` the scheduler anneals; leave its warm-up
             out, because the search is one, and a factor found under a low rate stays.
@@ -107,7 +108,7 @@ class Control:
     gain_noise_plateau: float = 0.08
     gain_noise_reward: float = 0.06
     law: Law = "loss"
-    horizon: int | None = None
+    horizon: Horizon = None
     cooldown: float = 0.4
     acquire_from: float | None = None
     snapshot: Home | None = None
@@ -149,7 +150,8 @@ class Control:
             complete_bandit(self)
 
     def _check_search(self) -> None:
-        self._check_steps("horizon", "where nobody can say")
+        if self.horizon != "auto":
+            self._check_steps("horizon", "where nobody can say", ", 'auto'")
         cooldown = self._number("cooldown")
         _check("cooldown", cooldown, 0 <= cooldown < 1, "a share of the horizon, in [0, 1)")
         if self.acquire_from is not None:
@@ -166,13 +168,15 @@ class Control:
                         "it out"
                     )
 
-    def _check_steps(self, name: str, none_means: str) -> None:
+    def _check_steps(self, name: str, none_means: str, others: str = "") -> None:
         steps = getattr(self, name)
         if steps is None:
             return
-        steps = whole_number(steps, f"Control.{name}", "a whole number of steps or None")
+        steps = whole_number(steps, f"Control.{name}", f"a whole number of steps{others} or None")
         object.__setattr__(self, name, steps)
-        _check(name, steps, 1 <= steps <= 2**53, f"from 1 to 2**53, or None {none_means}")
+        _check(
+            name, steps, 1 <= steps <= 2**53, f"from 1 to 2**53{others or ','} or None {none_means}"
+        )
 
     def _check_bounds(self) -> None:
         if self.lr_bounds is not None:
@@ -245,7 +249,25 @@ class Control:
     def is_too_short(self) -> bool:
         """The run that the horizon tells of has no room for the range test's ramp."""
         ramps = self.law == "range_test"
-        return ramps and search_within(self.horizon, self.cooldown) == 0
+        return ramps and search_within(self.known_horizon, self.cooldown) == 0
+
+    @property
+    def known_horizon(self) -> int | None:
+        """T, where it is a number; ``"auto"`` counts as None until somebody has said it."""
+        return None if self.horizon == "auto" else self.horizon
+
+    def for_run(self, steps: int | None) -> Control:
+        """This control for a run of so many optimizer steps, where ``horizon="auto"`` asks for it.
+
+        Args:
+            steps: T; None where nobody has said it yet.
+
+        Raises:
+            ValueError, TypeError: As the constructor's.
+        """
+        if self.horizon != "auto" or steps is None:
+            return self
+        return replace(self, horizon=steps)
 
     @property
     def is_frozen(self) -> bool:
@@ -256,6 +278,11 @@ class Control:
     def rests(self) -> bool:
         """No gain is above 0: nothing that is observed moves a knob."""
         return not any(getattr(arm, name) for arm in self.arms or (self,) for name in GAINS)
+
+    @property
+    def hears_losses(self) -> bool:
+        """Ranks must agree on what is observed: it may move a knob, or end a search."""
+        return not self.rests or self.terms.hears_losses
 
     @property
     def needs_no_loss(self) -> bool:
@@ -288,25 +315,27 @@ class Control:
         return cls(mode="modulate", noise_bounds=(0.0, 0.0), **gains)  # type: ignore[arg-type]
 
     @classmethod
-    def find_lr(cls, horizon: int | None = None) -> Control:
+    def find_lr(cls, horizon: Horizon = None) -> Control:
         """Find the learning rate while training, by the alignment law, a slow climb.
 
         Nothing is kept and nothing is put back; μ and σ stay as they are.
 
         Args:
-            horizon: T, how many optimizer steps the run will take.
+            horizon: T, how many optimizer steps the run will take; ``"auto"`` in a framework that
+                knows (docs/frameworks.md).
         """
         return cls._searching("alignment", horizon)
 
     @classmethod
-    def range_test(cls, horizon: int | None = None) -> Control:
+    def range_test(cls, horizon: Horizon = None) -> Control:
         """Find the learning rate in the first hundred steps or so, by the range test.
 
         The weights then go back to where they were, and training begins: `law`. No rate need be
         given. μ and σ stay as they are. Training that starts on a long plateau may stay there.
 
         Args:
-            horizon: T, how many optimizer steps the run will take, those of the search included.
+            horizon: T, how many optimizer steps the run will take, those of the search included;
+                ``"auto"`` in a framework that knows.
         """
         return cls._searching("range_test", horizon)
 
@@ -330,7 +359,7 @@ class Control:
         return cls(law="bandit", **more, **shared_by(arms, cls))
 
     @classmethod
-    def _searching(cls, law: Law, horizon: int | None) -> Control:
+    def _searching(cls, law: Law, horizon: Horizon) -> Control:
         rest = {f.name: 0.0 for f in fields(cls) if f.name.startswith("gain_")}
         return cls(law=law, horizon=horizon, noise_bounds=(0.0, 0.0), **rest)  # type: ignore[arg-type]
 

@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-LAYOUT_VERSION = 5
+LAYOUT_VERSION = 6
 ARMS = 8
 """Arms that a bandit may have"""
 
@@ -124,12 +124,24 @@ class State:
     log_lr_clear: float = number(
         -math.inf, LOGARITHM_OR_OFF, "the same when nothing spoke against it: S was 0"
     )
+    log_lr_risen: float = number(
+        -math.inf, LOGARITHM_OR_OFF, "the same when the loss had risen beyond its noise"
+    )
     log_lr_judged: float = number(
         -math.inf, LOGARITHM_OR_OFF, "log α of the update that the newest sums judge"
     )
     alignment_mean_weight: float = number(0.0, SHARE, "what the weights in e add up to")
     alignment_peak: float = number(0.0, SHARE, "the largest e of the ramp")
+    undershoot: float = number(0.0, REAL, "Page's sum that the mean of h is above 0")
+    ramp_losses: float = number(0.0, COUNT, "losses that the ramp was told")
+    losses_heard: float = number(0.0, COUNT, "finite losses seen when it last heard one")
+    ramp_loss: float = number(0.0, REAL, "the last of them")
+    ramp_loss_mean: float = number(0.0, REAL, "their mean, which looks back over three steps")
+    ramp_loss_square: float = number(0.0, SIZE, "their variance, of successive differences")
+    ramp_loss_least: float = number(0.0, REAL, "the least mean")
+    ramp_loss_limit: float = number(0.0, REAL, "a mean above this is one that has risen")
     searching: float = number(0.0, FLAG, "1: on the ramp; the weights of its start are kept")
+    climbing: float = number(0.0, FLAG, "1: no loss confirmed the ramp; the slow climb goes on")
     search_steps: float = number(0.0, COUNT, "steps since the ramp began")
     held: float = number(0.0, FLAG, "1: the rate is found")
     held_at: float = number(0.0, COUNT, "the step at which the ramp ended")
@@ -230,6 +242,7 @@ class ControlNumbers:
     hold_by: float = real("the step of the cooldown; infinite: no horizon")
     annealed_over: float = real("steps of the cooldown; 0: the controller does not anneal")
     log_held_share: float = real("what is held of the rate that is found")
+    log_ramp_share: float = real("what of the rate that a ramp marks, beside")
     log_ramp_floor: float = real("log α below which the ramp judges no update")
     search_within: float = real("steps that the ramp may take; 0: the run is too short for one")
     warm_up: float = real("steps over which α rises to the rate that is held; 0: none")

@@ -250,16 +250,22 @@ class Announcements:
         self._looks = 0
         self._next_look: float = 0
         self._copy: Copy | None = None
-        self._told_held = False
+        self._told_held = self._told_climb = False
 
     @property
     def held(self) -> bool:
         """Whether the rate is held, as far as has been heard."""
         return self._told_held
 
+    @property
+    def went_back(self) -> bool:
+        """Whether nothing goes back any more, as far as has been heard."""
+        return self._told_held or self._told_climb
+
     def resume(self, memory: Tensor) -> None:
         """A loaded memory, float64 on any device: what it already held is not news."""
         self._told_held = bool(memory[SLOT["held"]].item())
+        self._told_climb = bool(memory[SLOT["climbing"]].item())
         self._next_look = 0
         self._copy = None  # of the memory before, which is no longer true
 
@@ -295,18 +301,27 @@ class Announcements:
     def _tell(self, state: Tensor) -> None:
         numbers = state.tolist()  # all at once: a third of the time that three of them take
         step, held, log_lr = (numbers[SLOT[name]] for name in ("step", "held", "log_lr"))
+        climbs = bool(numbers[SLOT["climbing"]])
+        what = "learning rate"
+        if self._control.mode == "modulate":
+            what = "factor of the learning rate"
+        if climbs and not (held or self._told_climb):
+            self._told_climb = True
+            message = (
+                "put its weights back where the search began, and its moments to 0, by step %.0f; "
+                "no loss confirmed the %s that was marked, so that it climbs slowly, from below "
+                "it: %.3g now"
+            )
+            self._say(logging.INFO, message, step, what, _exp(log_lr))
         if held and not self._told_held:
             self._told_held = True
-            what = "learning rate"
-            if self._control.mode == "modulate":
-                what = "factor of the learning rate"
             message = "holds the %s it found: %.3g, by step %.0f"
-            if numbers[SLOT["held_at"]]:
+            if numbers[SLOT["held_at"]] and not climbs:
                 message += "; its weights are back where the search began, its moments at 0"
             if self._control.is_too_short:
                 message = "holds the %s it was given: %.3g, from step %.0f on"
             self._say(logging.INFO, message, what, _exp(log_lr), step)
-        horizon = self._control.horizon
+        horizon = self._control.known_horizon
         if self._told_held:  # only the horizon is still to be watched, and a step adds one at most
             left = math.inf if horizon is None or not step <= horizon else horizon + 1 - step
             self._next_look = self._looks + min(LOOK_EVERY, left)

@@ -9,7 +9,7 @@
 
 namespace adaptiverl {
 
-constexpr double kLayoutVersion = 5;
+constexpr double kLayoutVersion = 6;
 
 constexpr int kArms = 8;
 
@@ -19,7 +19,7 @@ enum LawNumber { kLawLoss = 0, kLawAlignment = 1, kLawRangeTest = 2, kLawBandit 
 
 // The controller's whole state, packed in this order as float64, counters included.
 struct State {
-  double version = 5;                  // of the layout
+  double version = 6;                  // of the layout
   double step = 0;                     // t, optimizer steps taken
   double seed_low = 0;                 // the noise's key, 32 bits to a number
   double seed_high = 0;
@@ -64,10 +64,20 @@ struct State {
   double log_lr_downhill = -INFINITY;  // log α when updates last clearly pointed downhill
   double log_lr_doubted = -INFINITY;   // the same when updates were last sure to overshoot
   double log_lr_clear = -INFINITY;     // the same when nothing spoke against it: S was 0
+  double log_lr_risen = -INFINITY;     // the same when the loss had risen beyond its noise
   double log_lr_judged = -INFINITY;    // log α of the update that the newest sums judge
   double alignment_mean_weight = 0;    // what the weights in e add up to
   double alignment_peak = 0;           // the largest e of the ramp
+  double undershoot = 0;               // Page's sum that the mean of h is above 0
+  double ramp_losses = 0;              // losses that the ramp was told
+  double losses_heard = 0;             // finite losses seen when it last heard one
+  double ramp_loss = 0;                // the last of them
+  double ramp_loss_mean = 0;           // their mean, which looks back over three steps
+  double ramp_loss_square = 0;         // their variance, of successive differences
+  double ramp_loss_least = 0;          // the least mean
+  double ramp_loss_limit = 0;          // a mean above this is one that has risen
   double searching = 0;                // 1: on the ramp; the weights of its start are kept
+  double climbing = 0;                 // 1: no loss confirmed the ramp; the slow climb goes on
   double search_steps = 0;             // steps since the ramp began
   double held = 0;                     // 1: the rate is found
   double held_at = 0;                  // the step at which the ramp ended
@@ -141,6 +151,7 @@ struct ControlNumbers {
   double hold_by;               // the step of the cooldown; infinite: no horizon
   double annealed_over;         // steps of the cooldown; 0: the controller does not anneal
   double log_held_share;        // what is held of the rate that is found
+  double log_ramp_share;        // what of the rate that a ramp marks, beside
   double log_ramp_floor;        // log α below which the ramp judges no update
   double search_within;         // steps that the ramp may take; 0: the run is too short for one
   double warm_up;               // steps over which α rises to the rate that is held; 0: none

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -978,7 +979,9 @@ def _above_its_error(mean: float) -> float:
 #
 # A ramp: log alpha gains 0.35 in every step until the likelihood ratio of the alignment law's test
 # is above 3, and then everything goes back. An h speaks of the update before it, and so of the rate
-# of that update: rates are kept in a list, and the newest h is about the last but one.
+# of that update: rates are kept in a list, and the newest h is about the last but one. So is the
+# newest loss. Where losses are told the ramp goes on until they rise, or the mark lies a factor of
+# 50 below; what no rise confirmed is a place for the alignment law to begin, no more.
 
 
 class OracleRangeTestController(OracleController):
@@ -993,6 +996,13 @@ class OracleRangeTestController(OracleController):
         overshoot: S.
         log_lr_downhill: log alpha of the last update of this ramp after which e was above 0.
         log_lr_clear: The same after which S was 0.
+        log_lr_risen: The same when the loss had risen by nine standard errors of a difference.
+        log_lr_doubted: The alignment law's, as it climbs.
+        ramp_losses: How many finite losses the ramp was told; what it makes of them is below.
+        ramp_loss_least: The least of their means from the twelfth on.
+        ramp_loss_limit: A mean above this has risen.
+        undershoot: The evidence that the mean of h is above 0 where the rate is held.
+        climbing: The alignment law goes on where the ramp left off.
         searching: On the ramp.
         search_steps: Steps since the first foot of the ramp.
         held: Whether the search is over; held_at: the step that ended it, 0 where there was none.
@@ -1040,10 +1050,20 @@ class OracleRangeTestController(OracleController):
         self.cooling = cooldown * horizon if horizon and mode == "replace" else 0.0
         self.horizon = horizon
         alone = horizon is None and mode == "replace"
-        self.share = (0.2 if alone else 0.4) / max(1.0, (self.length / 1000) ** (1 / 3))
+        self.share = 0.4 / max(1.0, (self.length / 1000) ** (1 / 3))
+        self.kept = 0.5 if alone else 1.0
 
         self.alignment = 0.0
         self.alignment_direction = 0.0
+        self.climb = OracleAlignmentController(
+            lr=lr, momentum=momentum, mode=mode, horizon=horizon, lr_bounds=around
+        )
+        self.climb.lr_bounds, self.climb.log_lr_bounds = self.lr_bounds, self.log_lr_bounds
+        self.climbing = False
+        self.log_lr_risen = self.log_lr_doubted = -math.inf
+        self.ramp_loss_least = self.ramp_loss_limit = 0.0
+        self._losses: list[float] = []
+        self._told: float | None = None
         self.searching = self.held = self.rewind = False
         self.search_steps = self.held_at = 0
         self.anneal = 1.0
@@ -1051,11 +1071,16 @@ class OracleRangeTestController(OracleController):
         self._sums: tuple[float, float, float] | None = None
         self._forget()
 
-    def _forget(self) -> None:
-        self.overshoot = 0.0
-        self.log_lr_downhill = self.log_lr_clear = -math.inf
+    def _forget_cosines(self) -> None:
+        self.overshoot = self.undershoot = 0.0
         self.alignment_peak = 0.0
         self._cosines: list[float] = []
+
+    def _forget(self) -> None:
+        self._forget_cosines()
+        self.log_lr_downhill = self.log_lr_clear = self.log_lr_risen = -math.inf
+        self.ramp_losses = 0
+        self._told = None
         self._rates = [self.log_lr, self.log_lr] if self.searching else [-math.inf, -math.inf]
 
     def gather(self, gu: float, gg: float, uu: float) -> None:
@@ -1066,18 +1091,78 @@ class OracleRangeTestController(OracleController):
     def advance(self, loss: float | None = None, reward: float | None = None) -> None:
         """Do one optimizer step: the search first, then `OracleController`'s."""
         self.active, self.rewind = True, False
-        h = self._cosine()
-        z = None if h is None else self._standardised(h)
-        if not self.held:
-            self._search(z)
         now = self.step + 1
-        self.anneal = 1.0
-        if self.held:
-            self.anneal = min(1.0, (now - self.held_at) / (0.03 * self.length))
-            if self.cooling:
-                left = ((self.horizon or 0) - now) / self.cooling
-                self.anneal *= clip(left, 0.0, 1.0)
+        left = ((self.horizon or 0) - now) / self.cooling if self.cooling else 1.0
+        if self.climbing:
+            self._climb(now)
+            self.anneal = clip(left, 0.0, 1.0)
+        else:
+            h = self._cosine()
+            z = None if h is None else self._standardised(h)
+            if self.held:
+                self._creep(z, now)
+            else:
+                self._search(z)
+            self.anneal = 1.0
+            if self.held:
+                risen = min(1.0, (now - self.held_at) / (0.03 * self.length))
+                self.anneal = risen * clip(left, 0.0, 1.0)
         super().advance(loss, reward)
+        self._tell(loss)
+
+    def update(self, loss: float, reward: float | None = None) -> None:
+        """Do one epoch-wise update, as `OracleController` does."""
+        super().update(loss, reward)
+        self._tell(loss)
+
+    def _tell(self, loss: float | None) -> None:
+        self._told = self._told if loss is None else loss
+
+    def _hear(self) -> None:
+        """The loss that was told since the step before, if that is a finite one."""
+        told, self._told = self._told, None
+        if told is None or not math.isfinite(told):
+            return
+        if self.ramp_losses == 0:
+            self._losses = []
+        self._losses.append(told)
+        self.ramp_losses += 1
+        mean = self.ramp_loss_mean
+        if self.ramp_losses == 12 or (self.ramp_losses > 12 and mean < self.ramp_loss_least):
+            self.ramp_loss_least = mean
+            # The mean's variance is 0.3/1.7 of a loss's, and a difference's is twice that.
+            self.ramp_loss_limit = mean + 9.0 * math.sqrt(self.ramp_loss_square * 0.6 / 1.7)
+        elif self.ramp_losses > 12 and self.log_lr_risen == -math.inf:
+            if mean > self.ramp_loss_limit:
+                self.log_lr_risen = self.log_lr_judged
+
+    @property
+    def ramp_loss(self) -> float:
+        """The last loss that the ramp was told."""
+        return self._losses[-1] if self._losses else 0.0
+
+    @property
+    def ramp_loss_mean(self) -> float:
+        """Their mean, with 0.3 for the newest, started at the first; 0 before it."""
+        if not self._losses:
+            return 0.0
+        first, *rest = self._losses
+        total = first
+        for value in rest:
+            total += 0.3 * clip(value - total, -SATURATION, SATURATION)
+        return total
+
+    @property
+    def ramp_loss_square(self) -> float:
+        """Half the mean square of their differences, 0.1 for the newest, started at the first."""
+        steps = [clip(b - a, -SATURATION, SATURATION) for a, b in pairwise(self._losses)]
+        halves = [min(step * step, SATURATION) / 2 for step in steps]
+        if not halves:
+            return 0.0
+        total = halves[0]
+        for half in halves[1:]:
+            total = 0.9 * total + 0.1 * half
+        return total
 
     def _cosine(self) -> float | None:
         """The newest h; None where there is no angle."""
@@ -1105,11 +1190,15 @@ class OracleRangeTestController(OracleController):
     @property
     def alignment_square(self) -> float:
         """S2 as it runs from 0, before the correction for its start."""
+        if self.climbing:
+            return self.climb.alignment_square
         return self._average([h * h for h in self._cosines], 0.1)
 
     @property
     def alignment_weight(self) -> float:
         """What the weights of S2 add up to so far."""
+        if self.climbing:
+            return self.climb.alignment_weight
         return 1.0 - 0.9 ** len(self._cosines)
 
     @property
@@ -1119,7 +1208,9 @@ class OracleRangeTestController(OracleController):
 
     @property
     def alignment_mean(self) -> float:
-        """The mean e of h, weighted; 0 before the first."""
+        """The mean e of h, weighted; 0 before the first. In the climb it is of x."""
+        if self.climbing:
+            return self.climb.alignment_mean
         if not self._cosines:
             return 0.0
         return clip(self._average(self._cosines, 0.3) / self.alignment_mean_weight, -1.0, 1.0)
@@ -1143,8 +1234,9 @@ class OracleRangeTestController(OracleController):
         self.search_steps += 1
         late = late or self.search_steps >= self.longest
         low = self.log_lr_judged < self.floor
+        self._hear()
         if z is None:
-            if late:
+            if late or (self.overshoot > 3.0 and self._says_no_more()):
                 self._end()
             return
         if math.isnan(z):
@@ -1153,16 +1245,19 @@ class OracleRangeTestController(OracleController):
                 self.log_lr = self.foot
                 self._forget()
             else:
+                if self.log_lr_risen == -math.inf:
+                    self.log_lr_risen = self.log_lr_judged
                 self._end()
             return
         e = self.alignment_mean
-        if e > 0:
-            self.log_lr_downhill = self.log_lr_judged
-        if not low:
-            self.overshoot = max(0.0, self.overshoot - 0.3 * (z + 0.15))
-        if self.overshoot == 0:
-            self.log_lr_clear = self.log_lr_judged
-        if self.overshoot > 3.0 or late:
+        if self.overshoot <= 3.0:
+            if e > 0:
+                self.log_lr_downhill = self.log_lr_judged
+            if not low:
+                self.overshoot = max(0.0, self.overshoot - 0.3 * (z + 0.15))
+            if self.overshoot == 0:
+                self.log_lr_clear = self.log_lr_judged
+        if late or (self.overshoot > 3.0 and self._says_no_more()):
             self._end()
             return
         self.alignment_peak = max(e, self.alignment_peak)
@@ -1173,12 +1268,58 @@ class OracleRangeTestController(OracleController):
     def _go_back(self) -> None:
         self.rewind, self.active = True, False
 
+    @property
+    def _mark(self) -> float:
+        return min(self.log_lr_clear, self.log_lr_downhill)
+
+    def _says_no_more(self) -> bool:
+        """Whether the ramp, which is sure, has nothing to hear of the losses any more."""
+        waits = self.ramp_losses >= 12 and self.log_lr_risen == -math.inf
+        highest = self.log_lr_judged >= self.log_lr_bounds[1]
+        return not waits or highest or self.log_lr_judged - self._mark > log(50.0)
+
     def _end(self) -> None:
         self._go_back()
-        self.held, self.searching, self.held_at = True, False, self.step + 1
-        lower = min(self.log_lr_clear, self.log_lr_downhill)
-        found = self.log_given if lower == -math.inf else lower + log(self.share)
-        self.log_lr = clip(found, *self.log_lr_bounds)
+        self.searching, self.held_at = False, self.step + 1
+        mark = self._mark
+        confirmed = self.log_lr_risen > -math.inf and self.log_lr_risen - mark <= log(50.0)
+        wanted = self.log_given if mark == -math.inf else mark + log(self.share)
+        self._forget_cosines()
+        if confirmed or self.last_step - self.held_at < 100:
+            self.held = True
+            wanted += log(self.kept)
+        else:
+            self.climbing = True
+            wanted += log(0.1)
+            self.log_lr_downhill = self.log_lr_doubted = -math.inf
+            self.climb.alignment = self.alignment
+            self.climb.alignment_direction = self.alignment_direction
+        self.log_lr = self.climb.log_lr = clip(wanted, *self.log_lr_bounds)
+
+    def _climb(self, now: int) -> None:
+        """One step of the alignment law, at this one's momentum."""
+        law = self.climb
+        law.logit_momentum = self.logit_momentum
+        law._sums, self._sums = self._sums, None
+        law._read_sums()
+        if not law.held and now >= self.last_step:
+            law._hold()
+        self.held, self.log_lr, self.overshoot = law.held, law.log_lr, law.overshoot
+        self.alignment, self.alignment_direction = law.alignment, law.alignment_direction
+        self.log_lr_downhill, self.log_lr_doubted = law.log_lr_downhill, law.log_lr_doubted
+
+    def _creep(self, z: float | None, now: int) -> None:
+        """The held rate rises by 0.3 where h is sure to be above 0."""
+        if z is None or math.isnan(z) or not self._stretch(now):
+            return
+        self.undershoot = max(0.0, self.undershoot + 0.3 * (z - 0.15))
+        if self.undershoot > 5.0:
+            self.undershoot = 0.0
+            self.log_lr = clip(self.log_lr + 0.3, *self.log_lr_bounds)
+
+    def _stretch(self, now: int) -> bool:
+        """Neither warming up nor cooling down."""
+        return self.held_at + 0.03 * self.length < now < self.last_step
 
     @property
     def lr(self) -> float:

@@ -15,12 +15,7 @@ from training import saved_states
 from adaptiverl.layout import FIELDS, MEMORY_SIZE, SLOT
 
 NEWER = (
-    "log_lr_clear",
-    "log_lr_judged",
-    "alignment_mean_weight",
-    "alignment_peak",
-    "searching",
-    "search_steps",
+    *FIELDS[SLOT["log_lr_clear"] : SLOT["held"]],
     "held_at",
     *FIELDS[SLOT["arms_key"] : MEMORY_SIZE],
 )

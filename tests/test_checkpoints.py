@@ -318,6 +318,7 @@ def replaced(name: str, value: float) -> Callable[[Tensor], Tensor]:
     return change
 
 
+NEXT = layout.LAYOUT_VERSION + 1.0
 DAMAGES: list[tuple[Callable[[Tensor], Any], str]] = [
     (lambda m: m[:-1].clone(), "got torch.float64 of shape"),
     (lambda m: torch.cat([m, m[-1:]]), "got torch.float64 of shape"),
@@ -325,13 +326,22 @@ DAMAGES: list[tuple[Callable[[Tensor], Any], str]] = [
     (lambda m: m[:-1].float(), "got torch.float64 of shape"),
     (lambda m: m[:0].clone(), r"got torch.float64 of shape \(0,\)"),
     (lambda m: m.reshape(1, -1), "got torch.float64 of shape"),
-    (lambda m: m.tolist(), r"got \[5.0, "),
+    (lambda m: m.tolist(), rf"got \[{layout.LAYOUT_VERSION}.0, "),
     (lambda _: None, "got None"),
     (replaced("version", 0.0), "got version 0.0"),
-    (replaced("version", 1.0), r"got torch.float64 of shape \(81,\) in layout 1"),
-    (replaced("version", 3.0), r"got torch.float64 of shape \(81,\) in layout 3"),
+    (
+        replaced("version", 1.0),
+        rf"got .* of shape \({layout.MEMORY_SIZE},\) in layout 1",
+    ),
+    (
+        replaced("version", 3.0),
+        rf"got .* of shape \({layout.MEMORY_SIZE},\) in layout 3",
+    ),
     (lambda m: replaced("version", 1.0)(m)[:31], r"of shape \(31,\) in layout 1"),
-    (replaced("version", 6.0), "got version 6.0"),
+    (
+        replaced("version", layout.LAYOUT_VERSION + 1.0),
+        f"got version {layout.LAYOUT_VERSION + 1}.0",
+    ),
     (replaced("version", math.nan), "got version nan"),
     (replaced("log_lr", math.nan), "got log_lr = nan"),
     (replaced("log_lr", -math.inf), "got log_lr = -inf"),

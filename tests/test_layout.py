@@ -23,8 +23,8 @@ FLOORS: tuple[set[str], ...] = (
     {"law"},
     {"observations", "decision", "trace", "migrations", "controller"},
     {"algorithms", "backends", "codecs", "distributed", "log", "ranks", "step"},
-    {"checkpoint", "footprint", "hooks", "readings", "optimizer"},
-    {"adamw", "sgd", "lion", "steer"},
+    {"checkpoint", "footprint", "hooks", "horizon", "readings", "release", "optimizer"},
+    {"adamw", "sgd", "lion", "steering"},
     {"__init__"},
     {"integrations"},
 )

@@ -68,12 +68,13 @@ def numbers_of(control: Control, limits: Limits) -> ControlNumbers:
         variance_slope=variance_slope,
         law=LAWS[control.law],
         log_lr_acquire=math.log(limits.lr_acquire),
-        horizon=float(control.horizon or 0),
+        horizon=float(control.known_horizon or 0),
         hold_by=hold_by(control),
         annealed_over=annealed_over(control),
         log_held_share=math.log(held_share(control)),
+        log_ramp_share=math.log(ramp_share(control)),
         log_ramp_floor=math.log(limits.lr_floor),
-        search_within=float(search_within(control.horizon, control.cooldown)),
+        search_within=float(search_within(control.known_horizon, control.cooldown)),
         warm_up=warm_up(control),
         **(_of_bandit(control) if control.arms else {}),
     )
@@ -126,24 +127,30 @@ def hold_by(control: Control) -> float:
 
     An annealed rate says nothing of the one that it was annealed from.
     """
-    return math.inf if control.horizon is None else (1 - control.cooldown) * control.horizon
+    return (
+        math.inf
+        if control.known_horizon is None
+        else (1 - control.cooldown) * control.known_horizon
+    )
 
 
 def annealed_over(control: Control) -> float:
     """Steps of the cooldown, up to the horizon; 0 where a scheduler anneals, or nobody."""
-    if control.horizon is None or control.mode == "modulate":
+    if control.known_horizon is None or control.mode == "modulate":
         return 0.0
-    return control.cooldown * control.horizon
+    return control.cooldown * control.known_horizon
 
 
 def held_share(control: Control) -> float:
     """What is held of the rate that a law finds (method.md#share)."""
-    annealed = control.horizon is not None or control.mode == "modulate"
-    share = 1.0 if annealed else UNANNEALED_SHARE
-    if control.law != "range_test":
-        return share
+    annealed = control.known_horizon is not None or control.mode == "modulate"
+    return 1.0 if annealed else UNANNEALED_SHARE
+
+
+def ramp_share(control: Control) -> float:
+    """What is held of the rate that the range test marks, beside (method.md#share)."""
     length = max(_length(control) / NOMINAL_HORIZON, 1.0)
-    return share * RAMP_SHARE * length ** (-1 / 3)
+    return RAMP_SHARE * length ** (-1 / 3)
 
 
 def warm_up(control: Control) -> float:
@@ -152,4 +159,4 @@ def warm_up(control: Control) -> float:
 
 
 def _length(control: Control) -> int:
-    return NOMINAL_HORIZON if control.horizon is None else control.horizon
+    return NOMINAL_HORIZON if control.known_horizon is None else control.known_horizon
