@@ -219,6 +219,9 @@ def _warn(message: str) -> None:
 OURS = ("adaptiverl", "torch")
 
 
+_OF_SEARCH = [SLOT["held"], SLOT["climbing"]]
+
+
 class Copy(NamedTuple):
     """Of a state on a GPU."""
 
@@ -264,8 +267,7 @@ class Announcements:
 
     def resume(self, memory: Tensor) -> None:
         """A loaded memory, float64 on any device: what it already held is not news."""
-        self._told_held = bool(memory[SLOT["held"]].item())
-        self._told_climb = bool(memory[SLOT["climbing"]].item())
+        self._told_held, self._told_climb = map(bool, memory[_OF_SEARCH].tolist())
         self._next_look = 0
         self._copy = None  # of the memory before, which is no longer true
 

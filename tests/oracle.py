@@ -1050,7 +1050,7 @@ class OracleRangeTestController(OracleController):
         self.cooling = cooldown * horizon if horizon and mode == "replace" else 0.0
         self.horizon = horizon
         alone = horizon is None and mode == "replace"
-        self.share = 0.4 / max(1.0, (self.length / 1000) ** (1 / 3))
+        self.share = 0.5 / max(1.0, (self.length / 1000) ** (1 / 3))
         self.kept = 0.5 if alone else 1.0
 
         self.alignment = 0.0

@@ -124,13 +124,13 @@ def test_the_ramp_is_less_steep_where_updates_hardly_point_downhill(
 
 
 HELD: list[tuple[dict[str, Any], float]] = [
-    # 0.4·(T/1,000)^(−1/3), no more than 0.4; half of that where nobody anneals.
-    ({"horizon": 1000}, 0.4),
-    ({"horizon": 200}, 0.4),
-    ({"horizon": 8000}, 0.2),
-    ({"horizon": 8000, "mode": "modulate"}, 0.2),
-    ({"horizon": None}, 0.2),
-    ({"horizon": None, "mode": "modulate"}, 0.4),
+    # ½·(T/1,000)^(−1/3), no more than ½; half of that where nobody anneals.
+    ({"horizon": 1000}, 0.5),
+    ({"horizon": 200}, 0.5),
+    ({"horizon": 8000}, 0.25),
+    ({"horizon": 8000, "mode": "modulate"}, 0.25),
+    ({"horizon": None}, 0.25),
+    ({"horizon": None, "mode": "modulate"}, 0.5),
 ]
 
 
@@ -189,11 +189,11 @@ def test_where_h_is_not_finite_it_goes_back_and_begins_again_or_holds(
         assert [getattr(state, n) for n in names] == [getattr(fresh, n) for n in names]
         assert (state.searching, state.search_steps) == (1, 2)  # which go on being counted
     else:
-        assert_close(state.log_lr, math.log(at) - 3 * R + math.log(0.4), "alignment_law")
+        assert_close(state.log_lr, math.log(at) - 3 * R + math.log(0.5), "alignment_law")
 
 
-# What a climb starts at: a tenth of 0.4 of the mark, less in a long run.
-FROM_BELOW = math.log(0.1 * 0.4)
+# What a climb starts at: a tenth of half of the mark, less in a long run.
+FROM_BELOW = math.log(0.05)
 
 
 @both
@@ -218,7 +218,7 @@ def test_a_ramp_that_is_never_sure_ends_all_the_same(
     end = states[within]
     assert (end.climbing, end.held, end.active) == (climbs, not climbs, 0)
     # Up and up, to the upper bound of 3; there the marks are.
-    share = 0.04 if climbs else 0.4
+    share = 0.05 if climbs else 0.5
     share *= max((arguments["horizon"] or 1000) / 1000, 1) ** (-1 / 3)
     assert_close(end.log_lr, math.log(3.0) + math.log(share), "alignment_law", scale=5.0)
 
@@ -237,7 +237,7 @@ def test_what_is_marked_is_held_where_the_loss_rose_within_a_factor_of_fifty(
     driven.step(Step(with_cosine(-0.9)))
     state = driven.step(Step(None))
     assert (state.rewind, state.held, state.climbing) == (1, held, not held)
-    share = math.log(0.4) if held else FROM_BELOW
+    share = math.log(0.5) if held else FROM_BELOW
     assert_close(state.log_lr, mark + share, "alignment_law", scale=5.0)
     sensed = (state.alignment_square, state.alignment_mean, state.overshoot, state.undershoot)
     assert sensed == (0, 0, 0, 0)

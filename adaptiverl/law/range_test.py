@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import math
 
-from adaptiverl.law import alignment
+from adaptiverl.law import alignment, sensors
 from adaptiverl.law.alignment import annealing, next_overshoot
 from adaptiverl.law.arithmetic import clip, ema, ratio
 from adaptiverl.law.base import Law
 from adaptiverl.law.knobs import bounded_log_lr
-from adaptiverl.law.sensors import LARGEST
 from adaptiverl.layout import ControlNumbers, State
 
 SQUARE_BETA = 0.1
@@ -107,11 +106,11 @@ def hear_loss(state: State) -> None:
         state.ramp_loss_mean = state.loss
         state.ramp_loss_square = 0.0
         return
-    difference = clip(state.loss - last, -LARGEST, LARGEST)
-    square = min(difference * difference, LARGEST) / 2
+    difference = clip(state.loss - last, -sensors.LARGEST, sensors.LARGEST)
+    square = min(difference * difference, sensors.LARGEST) / 2
     first = state.ramp_losses == 2
     state.ramp_loss_square = square if first else ema(state.ramp_loss_square, square, SQUARE_BETA)
-    surprise = clip(state.loss - state.ramp_loss_mean, -LARGEST, LARGEST)
+    surprise = clip(state.loss - state.ramp_loss_mean, -sensors.LARGEST, sensors.LARGEST)
     state.ramp_loss_mean += MEAN_BETA * surprise
     if state.ramp_losses < LOSSES_ENOUGH:
         return
