@@ -156,6 +156,7 @@ class State:
     window_broken: float = number(0.0, FLAG, "1: a loss in it was not finite")
     window_scale: float = number(0.0, SIZE, "m, the usual path of a window")
     window_reward: float = number(0.0, DIRECTION, "of the last window")
+    reward_square: float = number(0.0, SIZE, "Σ of rewards' squared deviations, discounted")
     played_count: float = number(0.0, SIZE, "of the arm in force, when it was chosen")
     played_mean: float = number(0.0, DIRECTION, "likewise")
     arm_count0: float = number(0.0, SIZE, "windows of each arm, discounted", array="arm_count")

@@ -91,6 +91,7 @@ struct State {
   double window_broken = 0;            // 1: a loss in it was not finite
   double window_scale = 0;             // m, the usual path of a window
   double window_reward = 0;            // of the last window
+  double reward_square = 0;            // Σ of rewards' squared deviations, discounted
   double played_count = 0;             // of the arm in force, when it was chosen
   double played_mean = 0;              // likewise
   double arm_count[8] = {};            // windows of each arm, discounted
