@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.optim import optimizer as registry
 
+from adaptiverl.control import Control
+
 
 def waits_for_a_step(optimizer: torch.optim.Optimizer) -> bool:
     """Whether a hook on this optimizer or on all, or a profiler, waits for a step."""
@@ -44,6 +46,32 @@ def taking_loss(step: Callable[..., Any]) -> Callable[..., Any]:
 
     del step_with_loss.__wrapped__  # its signature is no longer the same
     return step_with_loss
+
+
+def check_stepwise(control: Control) -> None:
+    """A loss may be observed.
+
+    Raises:
+        ValueError: Epoch-wise control, which looks at none.
+    """
+    if control.every is None:
+        raise ValueError(
+            "observe() has no effect with Control(every=None): call update(loss) once per "
+            "epoch or evaluation, or give Control an `every`"
+        )
+
+
+def check_epochwise(control: Control) -> None:
+    """The knobs may be updated by hand.
+
+    Raises:
+        ValueError: Step-wise control, whose updates come by themselves.
+    """
+    if control.every is not None:
+        raise ValueError(
+            f"update() is for Control(every=None), got every={control.every}: "
+            "call observe(loss) before each step instead"
+        )
 
 
 def check_closure(closure: Any) -> None:

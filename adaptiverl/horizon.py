@@ -1,21 +1,13 @@
-"""How many steps the run takes, where ``Control(horizon="auto")`` leaves it to others to say."""
+"""`set_horizon`: a run's length, for a control that leaves it to a framework to say."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from adaptiverl.control import Control
 from adaptiverl.controller import Controller
+from adaptiverl.step.horizon import HORIZON, control_for, horizon_in
 from adaptiverl.step.memory import STATE_KEY, loaded_memory
-
-HORIZON = "horizon"
-"""Where every group keeps the number that was said, so that every checkpoint has it"""
-
-
-def horizon_in(groups: Sequence[dict[str, Any]]) -> int | None:
-    """The number that was said; None where nobody has."""
-    return groups[0].get(HORIZON) if groups else None
 
 
 class RunLength:
@@ -40,13 +32,7 @@ class RunLength:
             ValueError: The control's horizon is not ``"auto"``, or the number is out of range.
             TypeError: No whole number.
         """
-        control = self._control
-        if control.horizon != "auto":
-            raise ValueError(
-                f"set_horizon({steps!r}) is for Control(horizon='auto'), got "
-                f"Control(law={control.law!r}, horizon={control.horizon!r}): give the number there"
-            )
-        known = control.for_run(steps).known_horizon
+        known = control_for(self._control, steps).known_horizon
         if known == self._controller.control.known_horizon:
             return
         kept = self.__getstate__()  # type: ignore[attr-defined]

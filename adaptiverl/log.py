@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from adaptiverl.arms import key_of
 from adaptiverl.control import Control
 from adaptiverl.law.numbers import annealed_over
 from adaptiverl.layout import SLOT
@@ -70,6 +71,7 @@ class Log:
             lr_bounds: (α_min, α_max) in force.
         """
         self.announcements.resume(memory)
+        self._tell_of_other_arms(memory)
         log_lr = float(memory[SLOT["log_lr"]])
         low, high = map(math.log, lr_bounds)
         if not low <= log_lr <= high and self._ranks.is_first():
@@ -83,6 +85,20 @@ class Log:
                 *lr_bounds,
                 down,
                 up,
+            )
+
+    def _tell_of_other_arms(self, memory: Tensor) -> None:
+        known = int(memory[SLOT["arms_key"]])
+        if (
+            self._control.arms
+            and known not in (0, key_of(self._control))
+            and self._ranks.is_first()
+        ):
+            logger.info(
+                "%s learns anew which of its %d arms is best: its checkpoint knows of other arms, "
+                "or of another Control.window",
+                self.optimizer,
+                len(self._control.arms),
             )
 
     def tell_of_conversion(self, converted: set[tuple[torch.dtype, torch.dtype]]) -> None:
@@ -238,6 +254,11 @@ class Announcements:
         self._next_look: float = 0
         self._copy: Copy | None = None
         self._told_held = self._told_climb = False
+
+    @property
+    def held(self) -> bool:
+        """Whether the rate is held, as far as has been heard."""
+        return self._told_held
 
     @property
     def went_back(self) -> bool:

@@ -80,6 +80,15 @@ def add_confirmation(memory: Tensor) -> Tensor:
     return torch.cat([memory[:49], losses, memory[49:50], climbing, memory[50:]])
 
 
+def add_bandit(memory: Tensor) -> Tensor:
+    """The sixth layout of the fifth's memory: no arm was ever chosen.
+
+    Raises:
+        ValueError: A memory of another size.
+    """
+    return insert(memory, size=63, place=63, numbers=[0.0] * 27)
+
+
 def insert(memory: Tensor, size: int, place: int, numbers: list[float]) -> Tensor:
     """The next layout's memory: of a memory of this size, with numbers more at a place.
 
@@ -99,6 +108,7 @@ MIGRATIONS: dict[int, Migration] = {
     2: add_doubt,
     3: add_range_test,
     4: add_confirmation,
+    5: add_bandit,
 }
 """A layout's version to what makes the next version's memory of it. A change of `layout.State`
 raises `LAYOUT_VERSION` and adds a line here."""

@@ -17,8 +17,15 @@ from adaptiverl.control import Control
 from adaptiverl.controller import Controller
 from adaptiverl.devices import outside_inference
 from adaptiverl.footprint import bytes_by_part
-from adaptiverl.hooks import check_closure, is_loss, taking_loss, waits_for_a_step
-from adaptiverl.horizon import RunLength, horizon_in
+from adaptiverl.hooks import (
+    check_closure,
+    check_epochwise,
+    check_stepwise,
+    is_loss,
+    taking_loss,
+    waits_for_a_step,
+)
+from adaptiverl.horizon import RunLength
 from adaptiverl.log import Log
 from adaptiverl.ranks.dtensors import to_whole
 from adaptiverl.ranks.group import ProcessGroup, Ranks
@@ -26,6 +33,7 @@ from adaptiverl.ranks.joining import Joins
 from adaptiverl.ranks.joining import watch as watch_joins
 from adaptiverl.readings import readings
 from adaptiverl.release import Releases
+from adaptiverl.step.horizon import horizon_in
 from adaptiverl.step.memory import STATE_KEY, device_beside, hold, loaded_memory, settle
 from adaptiverl.step.round import Round, Rules
 from adaptiverl.step.scaling import watch
@@ -177,11 +185,7 @@ class AdaptiveOptimizer(RunLength, Joins, Releases, torch.optim.Optimizer):
             TypeError: Something without a real value.
             ValueError: More than one element; a reward in a mode without; epoch-wise control.
         """
-        if self._control.every is None:
-            raise ValueError(
-                "observe() has no effect with Control(every=None): call update(loss) once per "
-                "epoch or evaluation, or give Control an `every`"
-            )
+        check_stepwise(self._control)
         settle(
             self.param_groups, self._controller, self._log
         )  # or the inbox would be emptied later, or wait for a loss on a device
@@ -204,11 +208,7 @@ class AdaptiveOptimizer(RunLength, Joins, Releases, torch.optim.Optimizer):
             ValueError: Step-wise control, whose updates come by themselves.
             TypeError: Something without a real value.
         """
-        if self._control.every is not None:
-            raise ValueError(
-                f"update() is for Control(every=None), got every={self._control.every}: "
-                "call observe(loss) before each step instead"
-            )
+        check_epochwise(self._control)
         settle(self.param_groups, self._controller, self._log)
         self._controller.update(to_whole(loss), to_whole(reward), self._round.share_observations)
         self._log.look_at_reward(self._controller.ever_rewarded)
@@ -226,7 +226,8 @@ class AdaptiveOptimizer(RunLength, Joins, Releases, torch.optim.Optimizer):
         """
         numbers = [float(x) for x in self._algorithm.numbers_of(self.param_groups[0])]
         loaded = loaded_memory(self.param_groups, self._controller)
-        return readings(*self._controller.in_effect(numbers, loaded))
+        arms = len(self._control.arms or ())
+        return readings(*self._controller.in_effect(numbers, loaded), arms)
 
     def trace(self) -> Trace:
         """The last few thousand updates of the knobs, recorded on the device. Waits for it."""

@@ -6,7 +6,7 @@ import math
 from typing import Literal, NamedTuple
 
 Mode = Literal["replace", "modulate"]
-Law = Literal["loss", "alignment", "range_test"]
+Law = Literal["loss", "alignment", "range_test", "bandit"]
 Home = Literal["host", "device"]
 Horizon = int | Literal["auto"] | None
 Pair = tuple[float, float]
@@ -59,6 +59,12 @@ LAW_TERMS: dict[Law, LawTerms] = {
         start=RAMP_LR_BOUNDS[0],
         in_rates=True,
         hears_losses=True,
+    ),
+    "bandit": LawTerms(
+        True,
+        ("arms", "window", "discount"),
+        {"replace": (0.01, 10.0), "modulate": (0.1, 10.0)},
+        start=1.0,
     ),
 }
 

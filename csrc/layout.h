@@ -9,15 +9,17 @@
 
 namespace adaptiverl {
 
-constexpr double kLayoutVersion = 5;
+constexpr double kLayoutVersion = 6;
+
+constexpr int kArms = 8;
 
 enum RewardSource { kRewardNone = 0, kRewardNegLoss = 1, kRewardGiven = 2 };
 
-enum LawNumber { kLawLoss = 0, kLawAlignment = 1, kLawRangeTest = 2 };
+enum LawNumber { kLawLoss = 0, kLawAlignment = 1, kLawRangeTest = 2, kLawBandit = 3 };
 
 // The controller's whole state, packed in this order as float64, counters included.
 struct State {
-  double version = 5;                  // of the layout
+  double version = 6;                  // of the layout
   double step = 0;                     // t, optimizer steps taken
   double seed_low = 0;                 // the noise's key, 32 bits to a number
   double seed_high = 0;
@@ -80,8 +82,34 @@ struct State {
   double held = 0;                     // 1: the rate is found
   double held_at = 0;                  // the step at which the ramp ended
   double anneal = 1;                   // what warm-up and cooldown multiply α by
+  double arms_key = 0;                 // of the arms that the posterior is of; 0: none
+  double arm = 0;                      // the one in force
+  double arm_draws = 0;                // times that an arm was chosen
+  double window_left = 0;              // losses until the window ends; 0: none has begun
+  double window_start = 0;             // ℓ̄ when it began
+  double window_path = 0;              // Σ|Δℓ| since
+  double window_broken = 0;            // 1: a loss in it was not finite
+  double window_scale = 0;             // m, the usual path of a window
+  double window_reward = 0;            // of the last window
+  double played_count = 0;             // of the arm in force, when it was chosen
+  double played_mean = 0;              // likewise
+  double arm_count[8] = {};            // windows of each arm, discounted
+  double arm_mean[8] = {};             // mean of each arm's rewards, discounted
   double active = 1;                   // 0: no tensor takes this step
   double rewind = 0;                   // 1: the weights go back to where the ramp began
+};
+
+// What an arm of the bandit puts in the place of the control's own.
+struct ArmNumbers {
+  double every;                 // K; 0: epoch-wise
+  double gain_lr_reward;        // k_r
+  double gain_lr_loss;          // k_ℓ
+  double gain_momentum_reward;  // k_μr
+  double gain_momentum_loss;    // k_μℓ
+  double gain_noise_plateau;    // k_σP
+  double gain_noise_reward;     // k_σr
+  double log_lr_change_down;    // log c↓
+  double log_lr_change_up;      // log c↑
 };
 
 // `Control` and its limits as the law reads them (`law/numbers.py`).
@@ -126,6 +154,11 @@ struct ControlNumbers {
   double log_ramp_floor;        // log α below which the ramp judges no update
   double search_within;         // steps that the ramp may take; 0: the run is too short for one
   double warm_up;               // steps over which α rises to the rate that is held; 0: none
+  double window;                // losses for which an arm is in force
+  double discount;              // γ
+  double arms_key;              // tells these arms, and this window, from others; 0: no bandit
+  double arm_count;             // arms that there are
+  ArmNumbers arms[kArms];       // the first `arm_count` of them
 };
 
 // What was observed since the last step; sums, so that micro-batches average.
@@ -200,6 +233,10 @@ struct TraceRow {
   double alignment_direction;
   double alignment_mean;
   double held;
+  double arm;
+  double played_count;
+  double played_mean;
+  double window_reward;
 };
 
 ADAPTIVERL_BOTH TraceRow trace_row(const State& state) {
@@ -219,7 +256,11 @@ ADAPTIVERL_BOTH TraceRow trace_row(const State& state) {
       state.alignment,
       state.alignment_direction,
       state.alignment_mean,
-      state.held};
+      state.held,
+      state.arm,
+      state.played_count,
+      state.played_mean,
+      state.window_reward};
 }
 
 }  // namespace adaptiverl

@@ -9,7 +9,7 @@ and a step takes arrays and returns new ones.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from operator import attrgetter
 from typing import Any, NamedTuple
@@ -1325,3 +1325,135 @@ class OracleRangeTestController(OracleController):
     def lr(self) -> float:
         """Alpha in effect, warming up or annealed."""
         return clip(math.exp(self.log_lr), *self.lr_bounds) * self.anneal
+
+
+class Window(NamedTuple):
+    """A window that is over: whose it was, and what it was worth."""
+
+    arm: int
+    reward: float
+
+
+class OracleBanditController(OracleController):
+    """`OracleController` whose gains, cap and cadence are one arm's at a time (method.md#bandit).
+
+    Every window is remembered, and all that is known of an arm is worked out from them anew.
+
+    Keywords are the fields of `Control` under their own names; each arm is a mapping of those that
+    an arm has, and has the defaults of those that are missing.
+
+    Attributes:
+        arm: The one in force.
+        arm_draws: How often an arm was chosen.
+        window_left: Losses that the window in progress still takes; 0 before the first.
+        window_start: The mean loss when it began.
+        window_path: How far the mean loss has moved since, to and fro.
+        window_broken: Whether a loss in it was not finite.
+        window_scale: The usual path of a window.
+        window_reward: Of the last window that is over.
+        played_count: What was known of the arm in force when it was chosen.
+        played_mean: Likewise.
+    """
+
+    ARM: Mapping[str, Any] = {
+        "every": 10,
+        "gain_lr_reward": 0.05,
+        "gain_lr_loss": 0.05,
+        "gain_momentum_reward": 0.02,
+        "gain_momentum_loss": 0.04,
+        "gain_noise_plateau": 0.08,
+        "gain_noise_reward": 0.06,
+        "lr_change": (0.9, 1.2),
+    }
+
+    def __init__(
+        self,
+        *,
+        arms: Sequence[Mapping[str, Any]],
+        window: int,
+        discount: float = 0.95,
+        seed: int = 0,
+        **rest: Any,
+    ) -> None:
+        self.arms = [{**self.ARM, **arm} for arm in arms]
+        super().__init__(**self.arms[0], **rest)
+        self.window = window
+        self.discount = discount
+        self.seed = seed
+        self.windows: list[Window] = []
+        self.arm = self.arm_draws = self.window_left = 0
+        self.window_start = self.window_path = self.window_scale = self.window_reward = 0.0
+        self.window_broken = False
+        self.played_count = self.played_mean = 0.0
+
+    def _observe(self, loss: float | None, reward: float | None) -> None:
+        super()._observe(loss, reward)
+        if loss is None:
+            return
+        if self.window_left:
+            self.window_left -= 1
+            if math.isfinite(loss):
+                self.window_path += abs(self.loss_trend)
+            else:
+                self.window_broken = True
+            if self.window_left:
+                return
+            self._end_window()
+        if self.loss_sensor.samples:
+            self._choose()
+
+    def _end_window(self) -> None:
+        self.window_reward = -1.0
+        if not self.window_broken:
+            n = len(self.windows) + 1
+            if self.window_scale == 0:
+                self.window_scale = self.window_path
+            else:
+                newest = 1 / sum(self.discount**age for age in range(n))
+                self.window_scale = (1 - newest) * self.window_scale + newest * self.window_path
+            drop = self.window_start - self.loss_mean
+            self.window_reward = normalised(drop, abs(drop) + self.window_scale)
+        self.windows.append(Window(self.arm, self.window_reward))
+
+    def known(self, arm: int) -> tuple[float, float]:
+        """How many windows an arm had and the mean of their rewards, both discounted by age."""
+        weights = [
+            (self.discount**age, window.reward)
+            for age, window in enumerate(reversed(self.windows))
+            if window.arm == arm
+        ]
+        count = sum(weight for weight, _ in weights)
+        return count, normalised(sum(weight * reward for weight, reward in weights), count)
+
+    def _choose(self) -> None:
+        low, high = self.arm_draws % 2**32, self.arm_draws // 2**32
+        places = np.arange(len(self.arms))
+        key = self.seed % 2**32, self.seed // 2**32
+        radial, angular, _, _ = philox4x32(places, 2**30, low, high, *key)
+        u, turn = (radial + 1.0) / 2.0**32, angular / 2.0**32
+        normals = np.sqrt(-2.0 * np.log(u)) * np.cos(2.0 * np.pi * turn)
+        drawn = []
+        for arm, normal in enumerate(normals):
+            count, mean = self.known(arm)
+            # A prior worth a quarter of a window whose reward is 0; rewards vary by a quarter.
+            drawn.append(count * mean / (count + 0.25) + 0.25 * normal / math.sqrt(count + 0.25))
+        self.arm = int(np.argmax(drawn))
+        self.arm_draws += 1
+        self.played_count, self.played_mean = self.known(self.arm)
+        self.window_left, self.window_start = self.window, self.loss_mean
+        self.window_path, self.window_broken = 0.0, False
+        arm_in_force = self.arms[self.arm]
+        self.every, self.lr_change = arm_in_force["every"], arm_in_force["lr_change"]
+        self.gains_lr = (arm_in_force["gain_lr_reward"], arm_in_force["gain_lr_loss"])
+        self.gains_momentum = (
+            arm_in_force["gain_momentum_reward"],
+            arm_in_force["gain_momentum_loss"],
+        )
+        self.gains_noise = (arm_in_force["gain_noise_plateau"], arm_in_force["gain_noise_reward"])
+
+    def __getattr__(self, name: str) -> Any:
+        """What is known of an arm under the names that `State` has for it."""
+        for place, prefix in enumerate(("arm_count", "arm_mean")):
+            if name.startswith(prefix):
+                return self.known(int(name.removeprefix(prefix)))[place]
+        raise AttributeError(name)

@@ -25,6 +25,7 @@ SINCE_4 = (
     "ramp_loss_least",
     "ramp_loss_limit",
     "climbing",
+    *FIELDS[SLOT["arms_key"] : MEMORY_SIZE],
 )
 """Numbers of the controller's memory that its fourth layout did not have"""
 NEWER = (

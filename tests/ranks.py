@@ -160,7 +160,8 @@ def _in_world(job: Job, rank: int, size: int, meeting: str, arguments: tuple[Any
     try:
         return job(rank, size, *arguments)
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 # What jobs share

@@ -328,8 +328,8 @@ DAMAGES: list[tuple[Callable[[Tensor], Any], str]] = [
     (lambda m: m.tolist(), r"got \[5.0, "),
     (lambda _: None, "got None"),
     (replaced("version", 0.0), "got version 0.0"),
-    (replaced("version", 1.0), r"got torch.float64 of shape \(63,\) in layout 1"),
-    (replaced("version", 3.0), r"got torch.float64 of shape \(63,\) in layout 3"),
+    (replaced("version", 1.0), r"got torch.float64 of shape \(80,\) in layout 1"),
+    (replaced("version", 3.0), r"got torch.float64 of shape \(80,\) in layout 3"),
     (lambda m: replaced("version", 1.0)(m)[:31], r"of shape \(31,\) in layout 1"),
     (replaced("version", 6.0), "got version 6.0"),
     (replaced("version", math.nan), "got version nan"),
@@ -537,7 +537,7 @@ def test_a_checkpoint_of_an_earlier_layout_goes_on_as_its_own(
     other.load_state_dict(old)
     memory = other._controller.memory
     assert_same(memory, saved["param_groups"][0]["adaptive_state"])
-    assert memory[layout.SLOT["version"]] == 5
+    assert memory[layout.SLOT["version"]] == layout.LAYOUT_VERSION
     assert (memory[layout.SLOT["log_lr_downhill"]] > -math.inf) == (control is not BUSY)
     assert memory[layout.SLOT["log_lr_doubted"]] == -math.inf
     assert memory[layout.SLOT["anneal"]] == 1

@@ -267,11 +267,9 @@ def test_the_rise_of_a_loss_by_hand(twin: str) -> None:
     mean = 2.0
     for loss in losses[1:]:
         mean += 0.3 * (loss - mean)
-    for n, loss in enumerate([*losses, NAN, None]):
-        state = driven.step(Step(None, loss))
-        assert state.ramp_losses == min(
-            n, 12
-        )  # a step late; what is no loss, or not finite, is not heard
+    for n, told in enumerate([*losses, NAN, None]):  # the last two are not heard
+        state = driven.step(Step(None, told))
+        assert state.ramp_losses == min(n, 12)  # a step late
     assert (state.ramp_losses, state.ramp_loss) == (12, 4.0)
     assert_close(state.ramp_loss_square, 2.0, "alignment_law")
     assert_close(state.ramp_loss_least, mean, "alignment_law")

@@ -28,6 +28,7 @@ from adaptiverl.step.clipping import GradientScale
 from adaptiverl.step.counters import Counters
 from adaptiverl.step.entries import CompleteState, Entries, Numbered
 from adaptiverl.step.groups import GroupTable, any_rate
+from adaptiverl.step.horizon import check_horizon
 from adaptiverl.step.losses import Losses, Sample
 from adaptiverl.step.memory import Groups, settle
 from adaptiverl.step.plan import Plan
@@ -153,7 +154,7 @@ class Round:
         self.workspace.begin_step()
         idle = self._is_idle(groups, state)
         if not idle:
-            _check_horizon(self._control)
+            check_horizon(self._control)
         return idle
 
     # Decide
@@ -363,21 +364,6 @@ class Round:
         controller.reduce_alignment([beside(s, controller.device) for s in sums])
         active = decision.active if decision.skippable else None
         self._ranks.average_alignment(controller.alignment, active)
-
-
-def _check_horizon(control: Control) -> None:
-    """The run's length is known before the first step that counts, where it is to be.
-
-    Raises:
-        ValueError: Nobody has said it.
-    """
-    if control.horizon == "auto":
-        raise ValueError(
-            "Control(horizon='auto') at the first step, and nobody has said how many steps the "
-            "run takes: AdaptiveCallback does in Hugging Face's Trainer and in Lightning, and "
-            "observe_backward in Accelerate beside a prepared scheduler. Elsewhere call "
-            "optimizer.set_horizon(steps), or give the number, as in Control(horizon=10_000)"
-        )
 
 
 def _in_one(tensors: list[Tensor]) -> Tensor:

@@ -1,5 +1,6 @@
-// The law of alpha that ramps it up, goes back, and holds what the ramp found, or climbs from there.
-// The twin of adaptiverl/law/range_test.py, which has the equations and the constants' reasons.
+// The law of alpha that ramps it up, goes back, and holds what the ramp found, or climbs from
+// there. The twin of adaptiverl/law/range_test.py, which has the equations and the constants'
+// reasons.
 #pragma once
 
 #include <cmath>
@@ -7,6 +8,7 @@
 #include "../layout.h"
 #include "alignment.h"
 #include "arithmetic.h"
+#include "base.h"
 #include "knobs.h"
 #include "sensors.h"
 
@@ -224,7 +226,7 @@ ADAPTIVERL_BOTH void creep(State& state, const ControlNumbers& control, bool sen
   state.log_lr = bounded_log_lr(log_lr, state.log_lr, control);
 }
 
-struct RangeTestLaw {
+struct RangeTestLaw : Law {
   static constexpr bool needs_loss = false;
 
   ADAPTIVERL_BOTH static bool sense(State& state, const ControlNumbers& control) {
