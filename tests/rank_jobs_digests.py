@@ -25,9 +25,10 @@ SINCE_4 = (
     "ramp_loss_least",
     "ramp_loss_limit",
     "climbing",
-    *FIELDS[SLOT["arms_key"] : MEMORY_SIZE],
 )
-"""Numbers of the controller's memory that its fourth layout did not have"""
+"""Numbers of the controller's memory that its fifth layout was the first to have"""
+SINCE_5 = FIELDS[SLOT["arms_key"] : MEMORY_SIZE]
+"""The same of the sixth"""
 NEWER = (
     "log_lr_clear",
     "log_lr_judged",
@@ -37,6 +38,7 @@ NEWER = (
     "search_steps",
     "held_at",
     *SINCE_4,
+    *SINCE_5,
 )
 """Numbers of the controller's memory that it did not have when the digests were taken"""
 

@@ -328,17 +328,17 @@ def test_reset_goes_back_to_the_start() -> None:
 
 
 BAD_BLOCKS: list[tuple[Callable[[Tensor], Any], str]] = [
-    (lambda b: b.half(), r"got torch\.float16 of shape \(80,\)"),
-    (lambda b: b[:-1], r"got torch\.float64 of shape \(79,\)"),
-    (lambda b: b.reshape(1, -1), r"got torch\.float64 of shape \(1, 80\)"),
-    (lambda b: torch.cat([b, b]), r"got torch\.float64 of shape \(160,\)"),
-    (lambda b: b.tolist(), r"got \[5\.0, 0\.0"),
+    (lambda b: b.half(), r"got torch\.float16 of shape \(90,\)"),
+    (lambda b: b[:-1], r"got torch\.float64 of shape \(89,\)"),
+    (lambda b: b.reshape(1, -1), r"got torch\.float64 of shape \(1, 90\)"),
+    (lambda b: torch.cat([b, b]), r"got torch\.float64 of shape \(180,\)"),
+    (lambda b: b.tolist(), r"got \[6\.0, 0\.0"),
     (lambda _: None, "got None"),
-    (lambda b: torch.cat([b[:1] + 1, b[1:]]), r"got version 6\.0"),
+    (lambda b: torch.cat([b[:1] + 1, b[1:]]), r"got version 7\.0"),
     (lambda b: torch.cat([b[:1] * NAN, b[1:]]), "got version nan"),
-    # The first layout had 32 numbers, the fourth 53.
-    (lambda b: torch.cat([b[:1] - 1, b[1:]]), r"got torch\.float64 of shape \(80,\) in layout 4"),
-    (lambda b: torch.cat([b[:1] - 4, b[1:31]]), r"got torch\.float64 of shape \(31,\) in layout 1"),
+    # The first layout had 32 numbers, the fifth 63.
+    (lambda b: torch.cat([b[:1] - 1, b[1:]]), r"got torch\.float64 of shape \(90,\) in layout 5"),
+    (lambda b: torch.cat([b[:1] - 5, b[1:31]]), r"got torch\.float64 of shape \(31,\) in layout 1"),
 ]
 
 
@@ -348,7 +348,7 @@ def test_adopt_refuses(change: Callable[[Tensor], Any], message: str) -> None:
     for loss in (3.0, 2.0):
         driver.step(loss)
     before = driver.everything()
-    expected = r"'adaptive_state' must be a float64 tensor of 80 numbers whose first is 5, "
+    expected = r"'adaptive_state' must be a float64 tensor of 90 numbers whose first is 6, "
     with pytest.raises(ValueError, match=f"^{expected}{message}.*nothing was changed$"):
         driver.controller.adopt(change(Controller(Control(), LR, MOMENTUM).memory))
     assert_bits(driver.everything(), before)
@@ -421,9 +421,9 @@ def test_opcheck(operator: str, arguments: Callable[[Driver], tuple[Any, ...]]) 
 FLOATS: dict[str, Any] = {"dtype": torch.float64}
 IN_ADVANCE = "state numbers inbox trace groups effective rows found_inf".split()
 WRONG: list[tuple[str, Any, str]] = [
-    ("state", torch.zeros(80, **FLOATS), "state must hold 82 numbers, got 80"),
-    ("state", torch.zeros(82), "state must be float64"),
-    ("numbers", torch.zeros(7, **FLOATS), "numbers must hold at least 1 records of 115"),
+    ("state", torch.zeros(90, **FLOATS), "state must hold 92 numbers, got 90"),
+    ("state", torch.zeros(92), "state must be float64"),
+    ("numbers", torch.zeros(7, **FLOATS), "numbers must hold at least 1 records of 116"),
     ("inbox", torch.zeros(4), "inbox must be float64"),
     ("trace", torch.zeros(20, **FLOATS), "trace must hold at least 2 records of 20"),
     ("groups", torch.zeros(2, 4, **FLOATS), "groups must hold at least 1 records of 5"),

@@ -301,7 +301,7 @@ def test_the_python_law_starts_from_the_tables_defaults() -> None:
     given = Control()
     numbers = numbers_of(given, given.limits(LR, MOMENTUM))
     row = packed(numbers)
-    assert (len(row), len(layout.columns(ControlNumbers))) == (CONTROL_SIZE, 44) == (115, 44)
+    assert (len(row), len(layout.columns(ControlNumbers))) == (CONTROL_SIZE, 44) == (116, 44)
     assert unpacked(row) == numbers
     state = knobs.start(numbers, LR, MOMENTUM)
     for column in layout.columns(State)[12:]:
