@@ -52,6 +52,10 @@ OUTSIDE: dict[str, set[str]] = {
     "integrations.__init__": set(),
     "integrations.huggingface": {"torch", "transformers"},
     "integrations.accelerate": {"torch", "accelerate"},
+    "integrations.timm": {"timm"},
+    "integrations.torchtitan": {"torch", "torchtitan"},
+    "integrations.axolotl": {"axolotl"},
+    "integrations.axolotl_args": {"pydantic"},
     "integrations.lightning": {"torch", "lightning", "pytorch_lightning"},
 }
 BANNED_EVERYWHERE = {r"triton\.autotune": "an in-place kernel cannot be tuned by running it twice"}
