@@ -8,11 +8,9 @@ from adaptiverl import Control
 from adaptiverl.integrations.torchtitan import AdaptiveOptimizersContainer
 from task import make_loader, make_model
 
-kwargs = {"lr": 3e-3, "weight_decay": 0.1}
+every = {"pattern": ".*", "optimizer_kwargs": {"lr": 3e-3, "weight_decay": 0.1}}
 config = AdaptiveOptimizersContainer.Config(
-    param_groups=[
-        ParamGroupConfig(pattern=".*", optimizer_name="AdaptiveAdamW", optimizer_kwargs=kwargs)
-    ],
+    param_groups=[ParamGroupConfig(optimizer_name="AdaptiveAdamW", **every)],
     optimizer_factory_kwargs_by_name={"AdaptiveAdamW": {"control": Control(every=5)}},
     implementation="foreach",
 )

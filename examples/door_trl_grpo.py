@@ -12,7 +12,8 @@ from trl_task import make_tokenizer
 
 args = GRPOConfig(
     "runs/grpo", max_steps=10, logging_steps=1, save_steps=5, learning_rate=1e-3, use_cpu=True,
-    lr_scheduler_type="constant", per_device_train_batch_size=4, num_generations=4, max_completion_length=8,
+    lr_scheduler_type="constant", per_device_train_batch_size=4, num_generations=4,
+    max_completion_length=8,
 )  # fmt: skip
 trainer = GRPOTrainer(
     make_model(),

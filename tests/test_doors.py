@@ -1,4 +1,4 @@
-"""examples/door_*.py: each framework's way in trains, and goes on from its own checkpoint to the bit.
+"""examples/door_*.py: each framework's way in trains, and goes on from its checkpoint to the bit.
 
 `make doors` installs the frameworks, into an environment of its own, and runs these.
 """

@@ -27,8 +27,8 @@ OURS = (AdaptiveAdamW, AdaptiveLion, AdaptiveSGD)
 class AdaptiveOptimizersContainer(OptimizersContainer):  # type: ignore[misc]
     """torchtitan's container, whose `ParamGroupConfig` may name an optimizer of ours.
 
-    ``optimizer_factory_kwargs_by_name`` gives it its control. ``implementation="fused_opt_states_bf16"`` is torch's own; ours is
-    ``state_dtype=torch.bfloat16``.
+    ``optimizer_factory_kwargs_by_name`` gives it its control. For moments in bfloat16 give
+    ``state_dtype=torch.bfloat16`` there, not ``implementation="fused_opt_states_bf16"``.
 
     A checkpoint of torchtitan's AdamW loads: what its groups lack stays as it is here.
 
