@@ -32,7 +32,8 @@ FLOORS: tuple[set[str], ...] = (
 TOOLS: dict[str, set[str]] = {
     "plots": set(),
     "replay": {"control", "law", "layout", "limits", "plots"},
-    "__main__": {"replay"},
+    "probing": {"control", "plots", "steering"},
+    "__main__": {"probing", "replay"},
 }
 # What a room may import from outside, where that is not torch; the standard library may all use.
 OUTSIDE: dict[str, set[str]] = {
