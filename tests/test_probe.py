@@ -149,7 +149,7 @@ def test_what_cannot_be_probed(run: Any, message: str) -> None:
 
 
 def test_a_horizon_without_room() -> None:
-    with pytest.raises(ValueError, match="a range test takes 100 steps.*got 150"):
+    with pytest.raises(ValueError, match=r"a range test takes 100 steps.*got 150"):
         probe(lambda: None, 150)
 
 

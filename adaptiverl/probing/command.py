@@ -43,20 +43,20 @@ def report(found: Probe, steps: int) -> list[str]:
     took = f"{len(found.rates)} steps, from a rate of {found.rates[0]:.1e}"
     if found.found is None:
         return [
-            f"No rate: the run ended after {took}, before its updates were sure to overshoot. Let it "
-            "train for 150 steps at least."
+            f"No rate: the run ended after {took}, before its updates were sure to overshoot. Let "
+            "it train for 150 steps at least."
         ]
     if not found.downhill:
         return [
-            f"No rate: in {took}, no update pointed downhill. Training may begin on a plateau, where "
-            "a range test is blind; Control.find_lr climbs on."
+            f"No rate: in {took}, no update pointed downhill. Training may begin on a plateau, "
+            "where a range test is blind; Control.find_lr climbs on."
         ]
     lines = [f"Found in {took}; the weights are where they were."]
     for name, rates in zip(found.names, found.found, strict=True):
         listed = ", ".join(f"{rate:.2e}" for rate in dict.fromkeys(rates))
         lines.append(
-            f"{name}: lr = {listed}, as the peak of a schedule that falls to 0 over {steps:,} steps; "
-            f"half of it at a constant rate."
+            f"{name}: lr = {listed}, as the peak of a schedule that falls to 0 over {steps:,} "
+            "steps; half of it at a constant rate."
         )
     return lines
 
@@ -111,9 +111,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="python -m adaptiverl probe",
         allow_abbrev=False,
-        description="Run a training script, its optimizer's rate ramped up from step to step, until "
-        "its updates are sure to overshoot, about a hundred steps; then stop it, print the rate to "
-        "give to that optimizer, and draw the ramp. Nothing of the script is changed.",
+        description="Run a training script, its optimizer's rate ramped up from step to step, "
+        "until its updates are sure to overshoot, about a hundred steps; then stop it, print the "
+        "rate to give to that optimizer, and draw the ramp. Nothing of the script is changed.",
     )
     parser.add_argument(
         "--steps",
