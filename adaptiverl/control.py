@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from adaptiverl.arguments import whole_number
+from adaptiverl.arms import GAINS, Arm, complete_bandit, shared_by
 from adaptiverl.limits import BETA1, NOISE_FLOOR_SHARE, STAND_IN_LR, Limits, MomentumKind, limits_of
 from adaptiverl.terms import LAW_TERMS, Home, Horizon, Law, LawTerms, Mode, Pair, search_within
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
 Reward = Literal["neg_loss", "given", "none"]
 NoiseTarget = Literal["gradient", "parameter"]
@@ -40,7 +44,8 @@ class Control:
             (method.md#alignment), a slow climb. ``"range_test"``: the same, by a fast ramp after
             which the weights go back to where they were (method.md#range-test). Nothing need be
             observed for these two, and `every`, the gains of α and `lr_change` do not touch them.
-            μ and σ keep their laws either way.
+            μ and σ keep their laws either way. ``"bandit"``: one of several sets of gains at a
+            time, chosen by what the loss did under each (method.md#bandit).
         horizon: T, how many steps the run will take, for a law that finds the rate, which is then
             held, and annealed to zero at step T; after that nothing moves. ``"auto"``: the
             framework says it, or ``optimizer.set_horizon``. ``None``, where nobody can say: half as
@@ -54,6 +59,13 @@ class Control:
         snapshot: Where the range test keeps the weights that it goes back to, until its search is
             over: on the ``"host"``, in pinned memory, or on the parameters' own ``"device"``.
             ``None``: on the host.
+        arms: The bandit's, 1 to 8: Controls of law ``"loss"`` that differ in their gains,
+            `lr_change` and `every`, of which these fields are kept; the control's own are then the
+            first arm's. ``None``: its own, the same with ``lr_change=(0.95, 1.05)``, and gains 0.
+        window: Losses for which the bandit keeps an arm: steps, or calls of ``update``. ``None``:
+            2/`beta_loss`, or the longest `every` where that is more.
+        discount: γ in (0, 1], what a window's weight is multiplied by at each later one. ``None``:
+            0.95.
         lr_bounds: (α_min, α_max). ``None``: (lr/100, 10·lr) in ``"replace"``, (0.1, 10) in
             ``"modulate"``; (1e-4, 1e4) times the α at the start with ``law="alignment"``, rates
             of (1e-6, 3) with ``law="range_test"``.
@@ -100,6 +112,9 @@ class Control:
     cooldown: float = 0.4
     acquire_from: float | None = None
     snapshot: Home | None = None
+    arms: tuple[Arm, ...] | None = None
+    window: int | None = None
+    discount: float | None = None
     lr_bounds: Pair | None = None
     momentum_bounds: Pair | None = None
     noise_bounds: Pair = (0.0, 0.1)
@@ -131,6 +146,8 @@ class Control:
             center, slope = self._pair(name)
             expected = "(centre, slope), both finite, slope > 0"
             _check(name, (center, slope), math.isfinite(center) and 0 < slope < math.inf, expected)
+        if self.law == "bandit":
+            complete_bandit(self)
 
     def _check_search(self) -> None:
         if self.horizon != "auto":
@@ -260,7 +277,12 @@ class Control:
     @property
     def rests(self) -> bool:
         """No gain is above 0: nothing that is observed moves a knob."""
-        return not any(getattr(self, f.name) for f in fields(self) if f.name.startswith("gain_"))
+        return not any(getattr(arm, name) for arm in self.arms or (self,) for name in GAINS)
+
+    @property
+    def hears_losses(self) -> bool:
+        """Ranks must agree on what is observed: it may move a knob, or end a search."""
+        return not self.rests or self.terms.hears_losses
 
     @property
     def needs_no_loss(self) -> bool:
@@ -316,6 +338,25 @@ class Control:
                 ``"auto"`` in a framework that knows.
         """
         return cls._searching("range_test", horizon)
+
+    @classmethod
+    def bandit(
+        cls,
+        arms: Sequence[Control | Arm | Mapping[str, Any]] | None = None,
+        window: int | None = None,
+        discount: float | None = None,
+    ) -> Control:
+        """One of several sets of gains at a time, chosen by what the loss did under each.
+
+        Ranks that decide together need one seed, which the choices are drawn by.
+
+        Args:
+            arms: As the attribute; what is the same for all arms is as the first Control has it.
+            window: As the attribute.
+            discount: As the attribute.
+        """
+        more: dict[str, Any] = {"arms": arms, "window": window, "discount": discount}
+        return cls(law="bandit", **more, **shared_by(arms, cls))
 
     @classmethod
     def _searching(cls, law: Law, horizon: Horizon) -> Control:

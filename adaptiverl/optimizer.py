@@ -32,6 +32,7 @@ from adaptiverl.ranks.group import ProcessGroup, Ranks
 from adaptiverl.ranks.joining import Joins
 from adaptiverl.ranks.joining import watch as watch_joins
 from adaptiverl.readings import readings
+from adaptiverl.release import Releases
 from adaptiverl.step.horizon import horizon_in
 from adaptiverl.step.memory import STATE_KEY, device_beside, hold, loaded_memory, settle
 from adaptiverl.step.round import Round, Rules
@@ -42,7 +43,7 @@ from adaptiverl.trace import Trace
 DEFAULT_STORAGE = Storage()
 
 
-class AdaptiveOptimizer(RunLength, Joins, torch.optim.Optimizer):
+class AdaptiveOptimizer(RunLength, Joins, Releases, torch.optim.Optimizer):
     """What an optimizer needs to be steered: `observe`, `update`, `knobs`, `trace`, one step."""
 
     grad_scale: Tensor
@@ -225,7 +226,8 @@ class AdaptiveOptimizer(RunLength, Joins, torch.optim.Optimizer):
         """
         numbers = [float(x) for x in self._algorithm.numbers_of(self.param_groups[0])]
         loaded = loaded_memory(self.param_groups, self._controller)
-        return readings(*self._controller.in_effect(numbers, loaded))
+        arms = len(self._control.arms or ())
+        return readings(*self._controller.in_effect(numbers, loaded), arms)
 
     def trace(self) -> Trace:
         """The last few thousand updates of the knobs, recorded on the device. Waits for it."""
@@ -276,11 +278,11 @@ class AdaptiveOptimizer(RunLength, Joins, torch.optim.Optimizer):
         controller = self._controller
         if loss is not None:
             self.observe(loss)
-        elif self._control.every is not None and not controller.observed and is_loss(result):
+        elif self._control.every is not None and not self._told and is_loss(result):
             self.observe(result)
         if not controller.ever_observed:
             self._log.warn_if_blind()
-        self._round.take(self)
+        (self._releasing() or self._round).take(self)
         return result
 
     # torch.optim would wrap `step` so that hooks run and profilers see it, at the price of ten
@@ -317,6 +319,7 @@ class AdaptiveOptimizer(RunLength, Joins, torch.optim.Optimizer):
         becomes of the gradients that are there now tells later. Anybody else may read it as well,
         which changes nothing: see `Observations`.
         """
+        self._refuse_scaler()
         params = (p for group in self.param_groups for p in group["params"])
         asked_about = next((p for p in params if p.grad is not None), None)
         if asked_about is not None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from adaptiverl.layout import ARM_COUNTS, ARM_MEANS
+
 SENSORS = (
     "step",
     "updates",
@@ -28,20 +30,30 @@ SENSORS = (
 )
 
 
-def readings(state: Any, lr: float, momentum: float) -> dict[str, float]:
+OF_THE_BANDIT = ("arm", "arm_draws", "window_left", "window_reward")
+
+
+def readings(state: Any, lr: float, momentum: float, arms: int = 0) -> dict[str, float]:
     """The knobs and sensors by name.
 
     Args:
         state: A controller's `State`.
         lr: A group's learning rate in effect.
         momentum: Its momentum in effect.
+        arms: How many arms the law of a bandit has.
 
     Returns:
         ``lr`` and ``momentum`` of the first group's next step; ``alpha``, the knob α: a
         learning rate, or a factor in ``mode="modulate"``; ``noise``, σ as a share of the
         gradient's (or parameter's) RMS; counts ``step``, ``updates``, ``nonfinite``; the
         sensors of `Trace`, losses and rewards in their own units, directions in [-1, 1],
-        ``plateau`` in [0, 1]; ``held``, 1 once the alignment law holds its rate.
+        ``plateau`` in [0, 1]; ``held``, 1 once the alignment law holds its rate. Of a bandit also
+        ``arm``, the one in force, counted from 0; ``arm_draws``, times that one was chosen;
+        ``window_left``, losses until the next; ``window_reward``, the last window's, in [-1, 1];
+        and of each arm ``arm_count0``, windows, and ``arm_mean0``, their rewards' mean, discounted.
     """
     knobs = {"lr": lr, "alpha": state.lr, "momentum": momentum, "noise": state.noise}
-    return knobs | {name: getattr(state, name) for name in SENSORS}
+    names: tuple[str, ...] = SENSORS
+    if arms:
+        names += OF_THE_BANDIT + ARM_COUNTS[:arms] + ARM_MEANS[:arms]
+    return knobs | {name: getattr(state, name) for name in names}

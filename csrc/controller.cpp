@@ -134,9 +134,7 @@ void update_controller(Tensor state_tensor, Tensor numbers, Tensor inbox, Tensor
   State* state = state_of(state_tensor);
   const ControlNumbers* control = records<ControlNumbers>(numbers, "numbers", 1);
   TraceRow* ring = records<TraceRow>(trace, "trace", 2);
-  if (sense_inbox(*state, *control, *records<Inbox>(inbox, "inbox", 1))) {
-    act_and_trace(*state, *control, ring, capacity_of(trace));
-  }
+  update(*state, *control, *records<Inbox>(inbox, "inbox", 1), ring, capacity_of(trace));
 }
 
 }  // namespace

@@ -81,9 +81,7 @@ __global__ void advance_kernel(State* state, const ControlNumbers* control, Inbo
 
 __global__ void update_kernel(State* state, const ControlNumbers* control, Inbox* inbox,
                               TraceRow* ring, int64_t capacity) {
-  if (sense_inbox(*state, *control, *inbox)) {
-    act_and_trace(*state, *control, ring, capacity);
-  }
+  update(*state, *control, *inbox, ring, capacity);
 }
 
 struct SumTables {

@@ -6,9 +6,11 @@ import copy
 import inspect
 import math
 import pickle
+import sys
 import typing
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -49,7 +51,11 @@ NO_GRADIENT = {3: (0,), 4: (1,), 5: (1,)}
 def torch_inputs() -> Any:
     """The entries of TORCHS in the table that torch's own optimizer tests run on."""
     frozen = torch.backends.flags_frozen()
-    from torch.testing._internal.common_optimizers import optim_db
+    # Of this module's imports, which take seconds, the table uses the decorator of torch's tests.
+    slow = "torch.testing._internal.common_methods_invocations"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, slow, mock.Mock())
+        from torch.testing._internal.common_optimizers import optim_db
 
     # Importing torch's test helpers locks torch.backends for the rest of the process.
     vars(torch.backends)["__allow_nonbracketed_mutation_flag"] = not frozen

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -261,35 +258,6 @@ def test_nothing_observed_at_a_rate_of_zero_changes_nothing(every: int | None) -
 # --- The trace -------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_many_controllers_take_no_memory_for_traces_they_do_not_write(tmp_path: Path) -> None:
-    code = """
-import torch
-from adaptiverl import AdaptiveAdamW
-
-def resident():
-    return int(open("/proc/self/statm").read().split()[1]) * 4096
-
-def train(count):
-    made = []
-    for _ in range(count):
-        p = torch.nn.Parameter(torch.ones(1))
-        p.grad = torch.ones(1)
-        made.append(AdaptiveAdamW([p]))
-        for _ in range(12):
-            made[-1].step(loss=1.0)
-    return made
-
-few = train(10)
-before = resident()
-many = train(50)
-assert resident() - before < 50 * 100_000, (resident() - before) / 50
-assert len(many[0].trace()["step"]) == 1
-"""
-    # Elsewhere, or Python would find the source tree before an installed wheel.
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=300, cwd=tmp_path)
-
-
 @pytest.mark.parametrize("updates", [0, 1, 7, 15, 16, 17, 23, 32, 35])
 def test_the_trace_keeps_the_last_updates(updates: int, monkeypatch: pytest.MonkeyPatch) -> None:
     capacity = 16
@@ -360,17 +328,17 @@ def test_reset_goes_back_to_the_start() -> None:
 
 
 BAD_BLOCKS: list[tuple[Callable[[Tensor], Any], str]] = [
-    (lambda b: b.half(), r"got torch\.float16 of shape \(53,\)"),
-    (lambda b: b[:-1], r"got torch\.float64 of shape \(52,\)"),
-    (lambda b: b.reshape(1, -1), r"got torch\.float64 of shape \(1, 53\)"),
-    (lambda b: torch.cat([b, b]), r"got torch\.float64 of shape \(106,\)"),
-    (lambda b: b.tolist(), r"got \[4\.0, 0\.0"),
+    (lambda b: b.half(), r"got torch\.float16 of shape \(90,\)"),
+    (lambda b: b[:-1], r"got torch\.float64 of shape \(89,\)"),
+    (lambda b: b.reshape(1, -1), r"got torch\.float64 of shape \(1, 90\)"),
+    (lambda b: torch.cat([b, b]), r"got torch\.float64 of shape \(180,\)"),
+    (lambda b: b.tolist(), r"got \[6\.0, 0\.0"),
     (lambda _: None, "got None"),
-    (lambda b: torch.cat([b[:1] + 1, b[1:]]), r"got version 5\.0"),
+    (lambda b: torch.cat([b[:1] + 1, b[1:]]), r"got version 7\.0"),
     (lambda b: torch.cat([b[:1] * NAN, b[1:]]), "got version nan"),
-    # The first layout had 32 numbers, the third 46.
-    (lambda b: torch.cat([b[:1] - 1, b[1:]]), r"got torch\.float64 of shape \(53,\) in layout 3"),
-    (lambda b: torch.cat([b[:1] - 3, b[1:31]]), r"got torch\.float64 of shape \(31,\) in layout 1"),
+    # The first layout had 32 numbers, the fifth 63.
+    (lambda b: torch.cat([b[:1] - 1, b[1:]]), r"got torch\.float64 of shape \(90,\) in layout 5"),
+    (lambda b: torch.cat([b[:1] - 5, b[1:31]]), r"got torch\.float64 of shape \(31,\) in layout 1"),
 ]
 
 
@@ -380,7 +348,7 @@ def test_adopt_refuses(change: Callable[[Tensor], Any], message: str) -> None:
     for loss in (3.0, 2.0):
         driver.step(loss)
     before = driver.everything()
-    expected = r"'adaptive_state' must be a float64 tensor of 53 numbers whose first is 4, "
+    expected = r"'adaptive_state' must be a float64 tensor of 90 numbers whose first is 6, "
     with pytest.raises(ValueError, match=f"^{expected}{message}.*nothing was changed$"):
         driver.controller.adopt(change(Controller(Control(), LR, MOMENTUM).memory))
     assert_bits(driver.everything(), before)
@@ -453,11 +421,11 @@ def test_opcheck(operator: str, arguments: Callable[[Driver], tuple[Any, ...]]) 
 FLOATS: dict[str, Any] = {"dtype": torch.float64}
 IN_ADVANCE = "state numbers inbox trace groups effective rows found_inf".split()
 WRONG: list[tuple[str, Any, str]] = [
-    ("state", torch.zeros(53, **FLOATS), "state must hold 55 numbers, got 53"),
-    ("state", torch.zeros(55), "state must be float64"),
-    ("numbers", torch.zeros(7, **FLOATS), "numbers must hold at least 1 records of 39"),
+    ("state", torch.zeros(90, **FLOATS), "state must hold 92 numbers, got 90"),
+    ("state", torch.zeros(92), "state must be float64"),
+    ("numbers", torch.zeros(7, **FLOATS), "numbers must hold at least 1 records of 116"),
     ("inbox", torch.zeros(4), "inbox must be float64"),
-    ("trace", torch.zeros(16, **FLOATS), "trace must hold at least 2 records of 16"),
+    ("trace", torch.zeros(20, **FLOATS), "trace must hold at least 2 records of 20"),
     ("groups", torch.zeros(2, 4, **FLOATS), "groups must hold at least 1 records of 5"),
     ("effective", torch.zeros(1, 2, **FLOATS), "effective must hold at least 3 records of 2"),
     ("rows", [torch.zeros(1, 12, dtype=torch.int64)], r"rows must be of shape \[tensors, 13\]"),

@@ -176,7 +176,7 @@ def test_nothing_of_ours_reads_a_value_between_logs(
 
 @every_trainer
 def test_an_automatic_horizon_is_the_runs_number_of_steps(framework: str, tmp_path: Path) -> None:
-    how = {"epochs": 2, "accumulate": 2, "saves": True}  # 6 steps
+    how: dict[str, Any] = {"epochs": 2, "accumulate": 2, "saves": True}  # 6 steps
     told = trained(framework, tmp_path / "told", control=Control.find_lr(6), **how)
     auto = trained(framework, tmp_path / "auto", control=Control.find_lr("auto"), **how)
     assert auto.knobs == told.knobs

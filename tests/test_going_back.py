@@ -103,7 +103,7 @@ def test_a_search_ends_where_it_began(kind: str, dtype: torch.dtype) -> None:
     went_back = train_until_it_went_back(optimizer, params)
     assert 30 < went_back < 150
     assert_where_it_began(optimizer, params, began)
-    assert optimizer.knobs()["held"] == 1
+    assert number(optimizer, "climbing") == 1  # no loss was told
     # From there on it is a run that begins at these weights and with this memory.
     fresh = KINDS[kind](twins := clones(began), control=FIND)
     fresh.param_groups[0]["adaptive_state"] = optimizer._controller.memory.clone()
@@ -181,7 +181,7 @@ def test_a_host_that_hears_of_it_late_goes_back_no_second_time(
     went_back = train_until_it_went_back(usual, params)
     train(usual, params, went_back + 1, went_back + 20)
     with monkeypatch.context() as patch:
-        patch.setattr(Announcements, "held", False)
+        patch.setattr(Announcements, "went_back", False)
         train(deaf, others, 0, went_back + 1 + late)
         assert deaf._round.snapshot._copies
     train(deaf, others, went_back + 1 + late, went_back + 20)
@@ -394,19 +394,35 @@ def test_a_step_of_the_search_is_not_captured(monkeypatch: pytest.MonkeyPatch) -
     assert_same(everything(optimizer, params), before)
 
 
+@pytest.mark.parametrize("told", [True, False], ids=["losses told", "none told"])
 def test_the_log_says_when_at_what_rate_and_that_the_weights_went_back(
-    caplog: pytest.LogCaptureFixture,
+    told: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     params = parameters()
     optimizer = AdaptiveAdamW(params, None, control=FIND)
     with caplog.at_level("INFO", logger="adaptiverl"):
-        step = train_until_it_went_back(optimizer, params) + 1
-    rate = torch.tensor(number(optimizer, "log_lr"), dtype=torch.float64).exp().item()
-    assert caplog.messages == [
-        f"AdaptiveAdamW holds the learning rate it found: {rate:.3g}, by step {step}; its weights "
-        "are back where the search began, its moments at 0"
-    ]
+        for step in range(160):
+            if told:
+                optimizer.observe(sum(param.detach().square().sum() for param in params))
+            put_gradients(params, step)
+            optimizer.step()
+            if number(optimizer, "rewind"):
+                break
     assert [record.levelname for record in caplog.records] == ["INFO"]
+    rate, step = math.exp(number(optimizer, "log_lr")), step + 1
+    assert optimizer.knobs()["held"] == told
+    if told:
+        expected = (
+            f"holds the learning rate it found: {rate:.3g}, by step {step}; its weights are back "
+            "where the search began, its moments at 0"
+        )
+    else:
+        expected = (
+            "put its weights back where the search began, and its moments to 0, by step "
+            f"{step}; no loss confirmed the learning rate that was marked, so that it climbs "
+            f"slowly, from below it: {rate:.3g} now"
+        )
+    assert caplog.messages == [f"AdaptiveAdamW {expected}"]
 
 
 # --- Memory that is put back ------------------------------------------------------------------

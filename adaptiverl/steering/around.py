@@ -138,7 +138,7 @@ class Around:
         found_inf = scaling_of(optimizer).found_inf
         if found_inf is not None:
             found_inf = beside(found_inf.to(torch.float32), controller.device)
-        searches = self._running.law == "range_test" and not self._log.announcements.held
+        searches = self._running.law == "range_test" and not self._log.announcements.went_back
         self._decision = controller.advance(
             self._table.numbers, self._table.effective, [], found_inf
         )
@@ -237,8 +237,12 @@ class Around:
 
     @property
     def _follows(self) -> bool:
-        """The direction is still of use: the rate is not found yet, as far as has been heard."""
-        return bool(self._directions) and not self._log.announcements.held
+        """The direction is still of use, as far as has been heard.
+
+        The slow climb needs none once the rate is found; the range test raises a held rate.
+        """
+        found = self._running.law == "alignment" and self._log.announcements.held
+        return bool(self._directions) and not found
 
     @property
     def _lr_bounds(self) -> tuple[float, float]:

@@ -107,6 +107,7 @@ class Bucket:
         variant: What else one launch of that backend must agree in.
         algorithm: The name of the update rule.
         workspace: Owns what the launch reads besides the tensors.
+        owner: Whose plan it is of, where several share the workspace.
         entries: One per tensor, in a step that made them, and only as long as it takes: between
             steps nothing here keeps a tensor alive.
         params: The parameters, or this rank's shards of them, likewise.
@@ -120,6 +121,7 @@ class Bucket:
     variant: tuple[Any, ...] = ()
     algorithm: str = "adamw"
     workspace: Workspace = field(default_factory=Workspace)
+    owner: tuple[Hashable, ...] = ()
     entries: list[Any] = field(default_factory=list)
     params: list[Tensor] = field(default_factory=list)
     indices: list[int] = field(default_factory=list)
@@ -195,7 +197,7 @@ class Bucket:
         return self._scratch
 
     def _place(self, what: str) -> Hashable:
-        return what, self.backend.name, self.device, self.variant
+        return what, self.backend.name, self.device, self.variant, *self.owner
 
     def upload(self, host: Tensor) -> Tensor:
         """To this bucket's device without waiting."""

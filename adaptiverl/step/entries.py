@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -90,6 +90,14 @@ def _address(tensor: Tensor | None) -> int:
     return address
 
 
+class Numbered(NamedTuple):
+    """A parameter, its place in the optimizer, and its group's."""
+
+    number: int
+    param: Tensor
+    group: int
+
+
 CompleteState = Callable[[Storage, Tensor, dict[str, Any], dict[str, Any]], None]
 """Makes what is missing of a parameter's slots: of (storage, parameter, its group, its state)"""
 
@@ -125,19 +133,23 @@ class Entries:
         self._needs_whole = needs_whole
 
     def of(
-        self, groups: Sequence[dict[str, Any]], state: Mapping[Tensor, Any]
+        self,
+        groups: Sequence[dict[str, Any]],
+        state: Mapping[Tensor, Any],
+        only: Numbered | None = None,
     ) -> list[ParameterEntry]:
         """One entry per parameter with a gradient; all are checked before any state is made.
 
         Args:
             groups: The optimizer's.
             state: The optimizer's; what is missing of it is made.
+            only: The one parameter that is asked about; None: all of the groups'.
 
         Raises:
             RuntimeError: A gradient or state is none that a step can take (`step.state`).
             ValueError: FSDP1's flat shards, and sums over whole tensors are needed.
         """
-        numbered = list(_numbered(groups))
+        numbered = list(numbered_in(groups)) if only is None else [only]
         if self._needs_whole:
             refuse_flat_shards((param for _, param, _ in numbered), self._optimizer)
         for index, param, g in numbered:
@@ -189,10 +201,10 @@ class Entries:
         )
 
 
-def _numbered(groups: Sequence[dict[str, Any]]) -> Iterator[tuple[int, Tensor, int]]:
-    """Every parameter's place in the optimizer, the parameter, and its group's place."""
+def numbered_in(groups: Sequence[dict[str, Any]]) -> Iterator[Numbered]:
+    """All parameters of an optimizer's groups, in order."""
     index = 0
     for g, group in enumerate(groups):
         for param in group["params"]:
-            yield index, param, g
+            yield Numbered(index, param, g)
             index += 1
