@@ -205,7 +205,7 @@ def report(
 
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.memory", description=__doc__)
-    parser.add_argument("--parameters", choices=SHAPES, default="gpt2-small")
+    parser.add_argument("--parameters", choices=SHAPES, default="gpt-10M")
     parser.add_argument("--rounds", type=int, default=0, help="steps to time of each (none)")
     parser.add_argument("--only", default="", help="contenders with this in their names")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's own choice)")
