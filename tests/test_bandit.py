@@ -632,7 +632,7 @@ REFUSED: list[tuple[type[Exception], dict[str, Any], str]] = [
     (
         TypeError,
         of_arms(CALM) | {"discount": "0.9"},
-        "Control.discount must be a number or None, got '0.9'",
+        "Control.discount must be a number, got '0.9'",
     ),
     (
         ValueError,
