@@ -299,6 +299,18 @@ class EffectiveGroup:
 
 
 @dataclass
+class Product:
+    """A parameter's product of momenta, and what its last step left it and `step` at.
+
+    A `step` that is another number, beside a product that is not, was edited alone.
+    """
+
+    product: float = real("of the momenta of its steps: `mu_product` in a checkpoint")
+    left_product: float = real("")
+    left_step: float = real("")
+
+
+@dataclass
 class TensorRow:
     """A row of the address table: where one parameter's tensors lie, int64."""
 
@@ -308,7 +320,7 @@ class TensorRow:
     state1: int = address("AdamW: exp_avg_sq; 0: none")
     state2: int = address("AdamW: max_exp_avg_sq; 0: none")
     step: int = address("float32")
-    mu_product: int = address("float64; 0: none")
+    mu_product: int = address("a `Product`; 0: none")
     numel: int = address("elements that lie here")
     group: int = address("row of the group table")
     index: int = address("the parameter's place in the optimizer: the noise's key")
@@ -327,26 +339,11 @@ class Region:
 
 
 TRACE_COLUMNS = (
-    "step",
-    "loss",
-    "reward",
-    "loss_mean",
-    "reward_mean",
-    "loss_direction",
-    "reward_direction",
-    "variance",
-    "plateau",
-    "lr",
-    "momentum",
-    "noise",
-    "alignment",
-    "alignment_direction",
-    "alignment_mean",
-    "held",
-    "arm",
-    "played_count",
-    "played_mean",
-    "window_reward",
+    *("step", "loss", "reward", "loss_mean", "reward_mean"),
+    *("loss_direction", "reward_direction", "variance", "plateau"),
+    *("lr", "momentum", "noise"),
+    *("alignment", "alignment_direction", "alignment_mean", "held"),
+    *("arm", "played_count", "played_mean", "window_reward"),
 )
 """What the trace keeps of the state at an update of the knobs, by the state's names"""
 

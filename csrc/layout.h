@@ -192,6 +192,13 @@ struct EffectiveGroup {
   double momentum;
 };
 
+// A parameter's product of momenta, and what its last step left it and `step` at.
+struct Product {
+  double product;       // of the momenta of its steps: `mu_product` in a checkpoint
+  double left_product;
+  double left_step;
+};
+
 // A row of the address table: where one parameter's tensors lie, int64.
 struct TensorRow {
   int64_t param;
@@ -200,7 +207,7 @@ struct TensorRow {
   int64_t state1;         // AdamW: exp_avg_sq; 0: none
   int64_t state2;         // AdamW: max_exp_avg_sq; 0: none
   int64_t step;           // float32
-  int64_t mu_product;     // float64; 0: none
+  int64_t mu_product;     // a `Product`; 0: none
   int64_t numel;          // elements that lie here
   int64_t group;          // row of the group table
   int64_t index;          // the parameter's place in the optimizer: the noise's key

@@ -132,6 +132,12 @@ EFFECTIVE_COLUMNS = tl.constexpr(2)
 EFFECTIVE_LR = tl.constexpr(0)
 EFFECTIVE_MOMENTUM = tl.constexpr(1)
 
+# Product: A parameter's product of momenta, and what its last step left it and `step` at.
+PRODUCT_COLUMNS = tl.constexpr(3)
+PRODUCT_PRODUCT = tl.constexpr(0)
+PRODUCT_LEFT_PRODUCT = tl.constexpr(1)
+PRODUCT_LEFT_STEP = tl.constexpr(2)
+
 # Region: A run of memory that goes back to what it was (`state.rewind`), int64.
 REGION_COLUMNS = tl.constexpr(3)
 REGION_TARGET = tl.constexpr(0)

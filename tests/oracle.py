@@ -981,7 +981,7 @@ def _above_its_error(mean: float) -> float:
 # is above 3, and then everything goes back. An h speaks of the update before it, and so of the rate
 # of that update: rates are kept in a list, and the newest h is about the last but one. So is the
 # newest loss. Where losses are told the ramp goes on until they rise, or the mark lies a factor of
-# 50 below; what no rise confirmed is a place for the alignment law to begin, no more.
+# 10 below; what no rise confirmed is a place for the alignment law to begin, no more.
 
 
 class OracleRangeTestController(OracleController):
@@ -1276,13 +1276,13 @@ class OracleRangeTestController(OracleController):
         """Whether the ramp, which is sure, has nothing to hear of the losses any more."""
         waits = self.ramp_losses >= 12 and self.log_lr_risen == -math.inf
         highest = self.log_lr_judged >= self.log_lr_bounds[1]
-        return not waits or highest or self.log_lr_judged - self._mark > log(50.0)
+        return not waits or highest or self.log_lr_judged - self._mark > log(10.0)
 
     def _end(self) -> None:
         self._go_back()
         self.searching, self.held_at = False, self.step + 1
         mark = self._mark
-        confirmed = self.log_lr_risen > -math.inf and self.log_lr_risen - mark <= log(50.0)
+        confirmed = self.log_lr_risen > -math.inf and self.log_lr_risen - mark <= log(10.0)
         wanted = self.log_given if mark == -math.inf else mark + log(self.share)
         self._forget_cosines()
         if confirmed or self.last_step - self.held_at < 100:
