@@ -133,7 +133,8 @@ class Steering(Around):
         groups = self.param_groups
         numbers = [float(x) for x in numbers_of(groups[0])]
         loaded = loaded_memory(groups, self._controller)
-        return readings(*self._controller.in_effect(numbers, loaded))
+        arms = len(self._controller.control.arms or ())
+        return readings(*self._controller.in_effect(numbers, loaded), arms)
 
     @property
     def found_factor(self) -> float | None:
