@@ -28,7 +28,7 @@ RISEN_BY = 9.0
 """Standard errors of a difference by which the loss's mean must lie above its least one"""
 LOSSES_ENOUGH = 12.0
 """Losses that the ramp must have been told before it judges them: those of its first rates"""
-CONFIRMED_WITHIN = math.log(50)
+CONFIRMED_WITHIN = math.log(10)
 """log-units above a mark within which the loss must rise for the mark to be believed"""
 CLIMB_FROM = math.log(0.1)
 """log of the share of what would be held from which the climb starts"""
@@ -148,8 +148,7 @@ def climb(state: State, control: ControlNumbers) -> None:
     if state.log_lr_judged >= control.log_ramp_floor:
         share = clip(ratio(state.alignment_mean, state.alignment_peak), LEAST_RAMP, 1.0)
     state.log_lr_judged = state.log_lr
-    log_lr = state.log_lr + RAMP * share
-    state.log_lr = clip(log_lr, control.log_lr_min, control.log_lr_max)
+    state.log_lr = bounded_log_lr(state.log_lr + RAMP * share, state.log_lr, control)
 
 
 def warming(step: float, held_at: float, control: ControlNumbers) -> float:
