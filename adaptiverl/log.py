@@ -101,17 +101,34 @@ class Log:
                 len(self._control.arms),
             )
 
-    def tell_of_conversion(self, converted: set[tuple[torch.dtype, torch.dtype]]) -> None:
-        """A checkpoint's state was converted: from what, to what."""
-        if self._ranks.is_first():
-            for old, new in sorted(converted, key=str):
-                logger.info(
-                    "%s converted the checkpoint's state from %s to %s, which state_dtype and the "
-                    "parameters ask for",
-                    self.optimizer,
-                    old,
-                    new,
-                )
+    def tell_of_load(
+        self, converted: set[tuple[torch.dtype, torch.dtype]], without_product: int
+    ) -> None:
+        """What of a checkpoint is not as it was saved.
+
+        Args:
+            converted: State that was converted: from what, to what.
+            without_product: Parameters whose product of momenta a checkpoint of ours lacks.
+        """
+        if not self._ranks.is_first():
+            return
+        for old, new in sorted(converted, key=str):
+            logger.info(
+                "%s converted the checkpoint's state from %s to %s, which state_dtype and the "
+                "parameters ask for",
+                self.optimizer,
+                old,
+                new,
+            )
+        if without_product:
+            logger.warning(
+                "%s has loaded %d parameters without mu_product, the product of their momenta: β₁ "
+                "to the number of their steps stands for it, which is the same where β₁ never "
+                "moved. Set a flattened state_dict of torch.distributed.checkpoint on a new "
+                "optimizer, or load it in place, dcp.load(get_optimizer_state_dict(...))",
+                self.optimizer,
+                without_product,
+            )
 
     def warn_of_lost_updates(self, lost: Tensor, step: int) -> None:
         """Of a step's updates this share, 0-d on the host, was rounded away."""
@@ -219,6 +236,9 @@ def _warn(message: str) -> None:
 OURS = ("adaptiverl", "torch")
 
 
+_OF_SEARCH = [SLOT["held"], SLOT["climbing"]]
+
+
 class Copy(NamedTuple):
     """Of a state on a GPU."""
 
@@ -264,8 +284,7 @@ class Announcements:
 
     def resume(self, memory: Tensor) -> None:
         """A loaded memory, float64 on any device: what it already held is not news."""
-        self._told_held = bool(memory[SLOT["held"]].item())
-        self._told_climb = bool(memory[SLOT["climbing"]].item())
+        self._told_held, self._told_climb = map(bool, memory[_OF_SEARCH].tolist())
         self._next_look = 0
         self._copy = None  # of the memory before, which is no longer true
 

@@ -13,6 +13,7 @@ import oracle
 import pytest
 import torch
 from law_twin import assert_equal, start
+from pass_cases import as_kept
 from streams import (
     loss_stream,
 )
@@ -21,8 +22,17 @@ from torch import Tensor
 
 from adaptiverl import AdaptiveAdamW, Control, trace
 from adaptiverl.controller import Controller
+from adaptiverl.law.numbers import CONTROL_SIZE
 from adaptiverl.law.replay import replay
-from adaptiverl.layout import FIELDS, LAWS, MEMORY_SIZE, SLOT, TRACE_COLUMNS, State
+from adaptiverl.layout import (
+    FIELDS,
+    LAWS,
+    LAYOUT_VERSION,
+    MEMORY_SIZE,
+    SLOT,
+    TRACE_COLUMNS,
+    State,
+)
 from adaptiverl.migrations import current_layout
 from adaptiverl.step.entries import COLUMNS
 from adaptiverl.trace import TRACE_CAPACITY
@@ -231,7 +241,7 @@ def test_found_inf_skips_everything() -> None:
 
 def test_found_inf_leaves_the_parameters_counters() -> None:
     driver = Driver(Control())
-    step, product = torch.tensor(5.0), torch.tensor(0.5, dtype=torch.float64)
+    step, product = torch.tensor(5.0), as_kept(0.5, 5)
     row = torch.zeros(1, len(COLUMNS), dtype=torch.int64)
     for name, value in (
         ("step", step.data_ptr()),
@@ -243,7 +253,7 @@ def test_found_inf_leaves_the_parameters_counters() -> None:
     def after(found_inf: float | None) -> tuple[float, float]:
         flag = None if found_inf is None else torch.tensor(found_inf)
         driver.controller.advance(driver.groups, driver.effective, [row], flag)
-        return step.item(), product.item()
+        return step.item(), product[0].item()
 
     assert after(1.0) == (5.0, 0.5)
     assert after(0.0) == (6.0, 0.5 * 0.6)
@@ -340,17 +350,23 @@ def test_reset_goes_back_to_the_start() -> None:
 
 
 BAD_BLOCKS: list[tuple[Callable[[Tensor], Any], str]] = [
-    (lambda b: b.half(), r"got torch\.float16 of shape \(80,\)"),
-    (lambda b: b[:-1], r"got torch\.float64 of shape \(79,\)"),
-    (lambda b: b.reshape(1, -1), r"got torch\.float64 of shape \(1, 80\)"),
-    (lambda b: torch.cat([b, b]), r"got torch\.float64 of shape \(160,\)"),
-    (lambda b: b.tolist(), r"got \[5\.0, 0\.0"),
+    (lambda b: b.half(), rf"got torch\.float16 of shape \({MEMORY_SIZE},\)"),
+    (lambda b: b[:-1], rf"got torch\.float64 of shape \({MEMORY_SIZE - 1},\)"),
+    (lambda b: b.reshape(1, -1), rf"got torch\.float64 of shape \(1, {MEMORY_SIZE}\)"),
+    (lambda b: torch.cat([b, b]), rf"got torch\.float64 of shape \({2 * MEMORY_SIZE},\)"),
+    (lambda b: b.tolist(), rf"got \[{LAYOUT_VERSION}\.0, 0\.0"),
     (lambda _: None, "got None"),
-    (lambda b: torch.cat([b[:1] + 1, b[1:]]), r"got version 6\.0"),
+    (lambda b: torch.cat([b[:1] + 1, b[1:]]), rf"got version {LAYOUT_VERSION + 1}\.0"),
     (lambda b: torch.cat([b[:1] * NAN, b[1:]]), "got version nan"),
-    # The first layout had 32 numbers, the fourth 53.
-    (lambda b: torch.cat([b[:1] - 1, b[1:]]), r"got torch\.float64 of shape \(80,\) in layout 4"),
-    (lambda b: torch.cat([b[:1] - 4, b[1:31]]), r"got torch\.float64 of shape \(31,\) in layout 1"),
+    # The first layout had 32 numbers, none as many as this.
+    (
+        lambda b: torch.cat([b[:1] - 1, b[1:]]),
+        rf"got torch\.float64 of shape \({MEMORY_SIZE},\) in layout {LAYOUT_VERSION - 1}",
+    ),
+    (
+        lambda b: torch.cat([b[:1] * 0 + 1, b[1:31]]),
+        r"got torch\.float64 of shape \(31,\) in layout 1",
+    ),
 ]
 
 
@@ -360,7 +376,10 @@ def test_adopt_refuses(change: Callable[[Tensor], Any], message: str) -> None:
     for loss in (3.0, 2.0):
         driver.step(loss)
     before = driver.everything()
-    expected = r"'adaptive_state' must be a float64 tensor of 80 numbers whose first is 5, "
+    expected = (
+        f"'adaptive_state' must be a float64 tensor of {MEMORY_SIZE} numbers whose first is "
+        f"{LAYOUT_VERSION}, "
+    )
     with pytest.raises(ValueError, match=f"^{expected}{message}.*nothing was changed$"):
         driver.controller.adopt(change(Controller(Control(), LR, MOMENTUM).memory))
     assert_bits(driver.everything(), before)
@@ -433,9 +452,17 @@ def test_opcheck(operator: str, arguments: Callable[[Driver], tuple[Any, ...]]) 
 FLOATS: dict[str, Any] = {"dtype": torch.float64}
 IN_ADVANCE = "state numbers inbox trace groups effective rows found_inf".split()
 WRONG: list[tuple[str, Any, str]] = [
-    ("state", torch.zeros(80, **FLOATS), "state must hold 82 numbers, got 80"),
-    ("state", torch.zeros(82), "state must be float64"),
-    ("numbers", torch.zeros(7, **FLOATS), "numbers must hold at least 1 records of 115"),
+    (
+        "state",
+        torch.zeros(MEMORY_SIZE, **FLOATS),
+        f"state must hold {len(FIELDS)} numbers, got {MEMORY_SIZE}",
+    ),
+    ("state", torch.zeros(len(FIELDS)), "state must be float64"),
+    (
+        "numbers",
+        torch.zeros(7, **FLOATS),
+        f"must hold at least 1 records of {CONTROL_SIZE}",
+    ),
     ("inbox", torch.zeros(4), "inbox must be float64"),
     ("trace", torch.zeros(20, **FLOATS), "trace must hold at least 2 records of 20"),
     ("groups", torch.zeros(2, 4, **FLOATS), "groups must hold at least 1 records of 5"),

@@ -23,6 +23,8 @@ from pass_cases import (
     ADAMW,
     BLOCK,
     CASES,
+    COUNT_EFFECTIVE,
+    COUNT_GROUPS,
     DECOUPLED,
     LION,
     LONG,
@@ -37,12 +39,14 @@ from pass_cases import (
     Case,
     Twin,
     against_the_oracle,
+    as_kept,
     as_reals,
     assert_bits,
     assert_sums_close,
     compiled_pass,
     copy_of,
     count,
+    counted_tables,
     double,
     entry_of,
     expected_sums,
@@ -61,8 +65,9 @@ from torch import Tensor
 from training import saved_states
 
 from adaptiverl import Control
+from adaptiverl.controller import Controller
 from adaptiverl.kernels import elements, normals, reference
-from adaptiverl.step.entries import ParameterEntry
+from adaptiverl.step.entries import COLUMNS, ParameterEntry
 
 CSRC = Path(__file__).resolve().parents[1] / "csrc"
 LARGE = [PIECE - 1, PIECE, PIECE + 1, 2 * PIECE + 3]
@@ -307,6 +312,38 @@ def test_of_another_root_mean_square_it_would_be_another_noise(case: Case) -> No
             twin.compare(entry, "step_float32")
 
 
+def _advance(rows: Tensor, effective: Tensor, active: int) -> None:
+    controller = Controller(Control.frozen(), 1.0, 0.5)
+    flag = torch.tensor(1.0 - active)
+    controller.advance(COUNT_GROUPS + double([[1, 0, 0, 0, 0]]), effective, [rows], flag)
+
+
+def _count_steps(rows: Tensor, effective: Tensor, active: int) -> None:
+    state = state_of(0.0, active=active)
+    torch.ops.adaptiverl.count_steps_(rows, state, COUNT_GROUPS, effective)
+
+
+@pytest.mark.parametrize("active", [0, 1])
+@pytest.mark.parametrize("by", ["advance", "count_steps", "reference"])
+def test_a_count_that_was_edited_alone_has_a_power_for_its_product(by: str, active: int) -> None:
+    """And one whose product came with it has that: each twin, by hand."""
+    rows, products, steps, after = counted_tables()
+    expected = after if active else torch.cat([products, steps[:, None].double()], dim=1)
+    if by == "reference":
+        flag = None if active else torch.tensor(0.0)
+        for step, product, row in zip(steps, products, rows, strict=True):
+            kept = product if row[COLUMNS.index("mu_product")] else None
+            entry = replace(entry_of(ADAMW, (1,)), step=step, mu_product=kept)
+            reference.count_step(entry, COUNT_GROUPS[0], COUNT_EFFECTIVE[0, 1], flag)
+    elif by == "count_steps":
+        _count_steps(rows, COUNT_EFFECTIVE, active)
+    else:  # at rest, so what it has in effect is what was given
+        expected = expected.clone()
+        expected[:-1, :2] *= 2 if active else 1
+        _advance(rows, torch.zeros(1, 2, dtype=torch.float64), active)
+    assert torch.equal(torch.cat([products, steps[:, None].double()], dim=1), expected)
+
+
 @each_path
 @pytest.mark.parametrize("amsgrad", [False, True])
 def test_what_is_not_finite_travels_as_in_torch(path: str, amsgrad: bool) -> None:
@@ -371,7 +408,9 @@ def test_an_inactive_pass_changes_nothing(path: str, case: Case) -> None:
         step(path, case, entries, state, sums=sums)
     for a, b in zip(entries, before, strict=True):
         assert_bits(a, b)
-        assert (a.step, a.mu_product) == (b.step, b.mu_product)
+        assert a.step == b.step
+        if a.mu_product is not None and b.mu_product is not None:
+            assert torch.equal(a.mu_product, b.mu_product)
     assert sums.eq(7).all()
 
 
@@ -450,12 +489,14 @@ def entry_in(optimizer: Any, param: Tensor, index: int) -> ParameterEntry:
     state = saved_states(optimizer).get(param, {})
     names = rule.slots_of(group)
     zeros = torch.zeros_like(param)
+    step = state.get("step", torch.tensor(0.0))
+    product = as_kept(float(state.get("mu_product", 1.0)), int(step))
     return ParameterEntry(
         param=param,
         grad=zeros,
         slots=tuple(state.get(name, zeros) if name in names else None for name in rule.slots),
-        step=state.get("step", torch.tensor(0.0)),
-        mu_product=state.get("mu_product", double([[1.0]])[0, 0]) if rule.corrects_bias else None,
+        step=step,
+        mu_product=product if rule.corrects_bias else None,
         group=0,
         index=index,
         offset=0,

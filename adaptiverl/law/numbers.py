@@ -17,7 +17,7 @@ from adaptiverl.terms import NOMINAL_HORIZON, search_within
 UNANNEALED_SHARE = 0.5
 """Of the rate that would be held, what is held where nobody anneals: the noise of the batches then
 stays, and a lower rate makes less of it."""
-RAMP_SHARE = 0.4
+RAMP_SHARE = 0.5
 """Of the rate that the range test marks, what is held in a run of 1,000 steps or less; in a longer
 one less, by the cube root of its length"""
 WARM_UP = 0.03

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import math
 
-from adaptiverl.law import alignment
+from adaptiverl.law import alignment, sensors
 from adaptiverl.law.alignment import annealing, next_overshoot
 from adaptiverl.law.arithmetic import clip, ema, ratio
 from adaptiverl.law.base import Law
 from adaptiverl.law.knobs import bounded_log_lr
-from adaptiverl.law.sensors import LARGEST
 from adaptiverl.layout import ControlNumbers, State
 
 SQUARE_BETA = 0.1
@@ -29,7 +28,7 @@ RISEN_BY = 9.0
 """Standard errors of a difference by which the loss's mean must lie above its least one"""
 LOSSES_ENOUGH = 12.0
 """Losses that the ramp must have been told before it judges them: those of its first rates"""
-CONFIRMED_WITHIN = math.log(50)
+CONFIRMED_WITHIN = math.log(10)
 """log-units above a mark within which the loss must rise for the mark to be believed"""
 CLIMB_FROM = math.log(0.1)
 """log of the share of what would be held from which the climb starts"""
@@ -107,11 +106,11 @@ def hear_loss(state: State) -> None:
         state.ramp_loss_mean = state.loss
         state.ramp_loss_square = 0.0
         return
-    difference = clip(state.loss - last, -LARGEST, LARGEST)
-    square = min(difference * difference, LARGEST) / 2
+    difference = clip(state.loss - last, -sensors.LARGEST, sensors.LARGEST)
+    square = min(difference * difference, sensors.LARGEST) / 2
     first = state.ramp_losses == 2
     state.ramp_loss_square = square if first else ema(state.ramp_loss_square, square, SQUARE_BETA)
-    surprise = clip(state.loss - state.ramp_loss_mean, -LARGEST, LARGEST)
+    surprise = clip(state.loss - state.ramp_loss_mean, -sensors.LARGEST, sensors.LARGEST)
     state.ramp_loss_mean += MEAN_BETA * surprise
     if state.ramp_losses < LOSSES_ENOUGH:
         return
@@ -149,8 +148,7 @@ def climb(state: State, control: ControlNumbers) -> None:
     if state.log_lr_judged >= control.log_ramp_floor:
         share = clip(ratio(state.alignment_mean, state.alignment_peak), LEAST_RAMP, 1.0)
     state.log_lr_judged = state.log_lr
-    log_lr = state.log_lr + RAMP * share
-    state.log_lr = clip(log_lr, control.log_lr_min, control.log_lr_max)
+    state.log_lr = bounded_log_lr(state.log_lr + RAMP * share, state.log_lr, control)
 
 
 def warming(step: float, held_at: float, control: ControlNumbers) -> float:

@@ -21,7 +21,7 @@ constexpr double kLeastRamp = 0.3;
 constexpr double kSure = 3.0;
 constexpr double kRisenBy = 9.0;
 constexpr double kLossesEnough = 12.0;
-constexpr double kConfirmedWithin = 3.912023005428146;  // log 50
+constexpr double kConfirmedWithin = 2.302585092994046;   // log 10
 constexpr double kClimbFrom = -2.3025850929940455;      // log 0.1
 constexpr double kClimbRoom = 100.0;
 constexpr double kUndershootEnough = 5.0;
@@ -130,8 +130,7 @@ ADAPTIVERL_BOTH void climb(State& state, const ControlNumbers& control) {
     share = clip(ratio(state.alignment_mean, state.alignment_peak), kLeastRamp, 1.0);
   }
   state.log_lr_judged = state.log_lr;
-  const double log_lr = state.log_lr + kRamp * share;
-  state.log_lr = clip(log_lr, control.log_lr_min, control.log_lr_max);
+  state.log_lr = bounded_log_lr(state.log_lr + kRamp * share, state.log_lr, control);
 }
 
 ADAPTIVERL_BOTH double warming(double step, double held_at, const ControlNumbers& control) {
