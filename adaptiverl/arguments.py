@@ -27,3 +27,37 @@ def whole_number(value: Any, name: str, expected: str, error: type[Exception] = 
     if isinstance(value, float) and value.is_integer():
         remedy = f": give int({value!r})"
     raise error(f"{name} must be {expected}, got {value!r}{remedy}")
+
+
+def real(name: str, value: Any) -> float:
+    """A field of `Control` as a float.
+
+    Raises:
+        TypeError: No number.
+    """
+    try:
+        if isinstance(value, (bool, str)):
+            raise TypeError
+        return float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"Control.{name} must be a number, got {value!r}") from None
+
+
+def check(name: str, value: Any, ok: bool, expected: str) -> None:
+    """Refuse a field of `Control` that is out of range.
+
+    Raises:
+        ValueError: It is not `ok`; says what is expected.
+    """
+    if not ok:
+        raise ValueError(f"Control.{name} must be {expected}, got {value!r}")
+
+
+def check_choice(name: str, value: Any, choices: tuple[str | None, ...]) -> None:
+    """Refuse a field of `Control` that is none of these.
+
+    Raises:
+        ValueError: It is another.
+    """
+    if value not in choices:
+        raise ValueError(f"Control.{name} must be one of {choices}, got {value!r}")
