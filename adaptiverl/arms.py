@@ -83,7 +83,8 @@ def arms_of(control: Control) -> tuple[Arm, ...]:
     try:
         given = tuple(control.arms)
     except TypeError:
-        raise TypeError(f"Control.arms must be a list of Controls, got {control.arms!r}") from None
+        found = "one alone" if isinstance(control.arms, type(control)) else repr(control.arms)
+        raise TypeError(f"Control.arms must be a list of Controls, got {found}") from None
     if not 1 <= len(given) <= ARMS:
         raise ValueError(f"Control.arms must be from 1 to {ARMS} Controls, got {len(given)}")
     arms = tuple(_arm(control, place, arm) for place, arm in enumerate(given))
@@ -187,7 +188,7 @@ def _arm(control: Control, place: int, given: Any) -> Arm:
         own, its = getattr(control, field.name), getattr(given, field.name)
         if its != own:
             raise ValueError(
-                f"{name} has {field.name}={its!r}, and {own!r} is in force: arms differ in "
-                f"{', '.join(ARM_FIELDS)}; all else is the same for all arms"
+                f"{name} has {field.name}={its!r}, and the others have {own!r}: arms differ in "
+                f"{', '.join(ARM_FIELDS)}, and in nothing else"
             )
     return _own(given)

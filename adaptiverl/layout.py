@@ -156,6 +156,7 @@ class State:
     window_broken: float = number(0.0, FLAG, "1: a loss in it was not finite")
     window_scale: float = number(0.0, SIZE, "m, the usual path of a window")
     window_reward: float = number(0.0, DIRECTION, "of the last window")
+    reward_square: float = number(0.0, SIZE, "Σ of rewards' squared deviations, discounted")
     played_count: float = number(0.0, SIZE, "of the arm in force, when it was chosen")
     played_mean: float = number(0.0, DIRECTION, "likewise")
     arm_count0: float = number(0.0, SIZE, "windows of each arm, discounted", array="arm_count")
@@ -298,6 +299,18 @@ class EffectiveGroup:
 
 
 @dataclass
+class Product:
+    """A parameter's product of momenta, and what its last step left it and `step` at.
+
+    A `step` that is another number, beside a product that is not, was edited alone.
+    """
+
+    product: float = real("of the momenta of its steps: `mu_product` in a checkpoint")
+    left_product: float = real("")
+    left_step: float = real("")
+
+
+@dataclass
 class TensorRow:
     """A row of the address table: where one parameter's tensors lie, int64."""
 
@@ -307,7 +320,7 @@ class TensorRow:
     state1: int = address("AdamW: exp_avg_sq; 0: none")
     state2: int = address("AdamW: max_exp_avg_sq; 0: none")
     step: int = address("float32")
-    mu_product: int = address("float64; 0: none")
+    mu_product: int = address("a `Product`; 0: none")
     numel: int = address("elements that lie here")
     group: int = address("row of the group table")
     index: int = address("the parameter's place in the optimizer: the noise's key")
@@ -326,26 +339,11 @@ class Region:
 
 
 TRACE_COLUMNS = (
-    "step",
-    "loss",
-    "reward",
-    "loss_mean",
-    "reward_mean",
-    "loss_direction",
-    "reward_direction",
-    "variance",
-    "plateau",
-    "lr",
-    "momentum",
-    "noise",
-    "alignment",
-    "alignment_direction",
-    "alignment_mean",
-    "held",
-    "arm",
-    "played_count",
-    "played_mean",
-    "window_reward",
+    *("step", "loss", "reward", "loss_mean", "reward_mean"),
+    *("loss_direction", "reward_direction", "variance", "plateau"),
+    *("lr", "momentum", "noise"),
+    *("alignment", "alignment_direction", "alignment_mean", "held"),
+    *("arm", "played_count", "played_mean", "window_reward"),
 )
 """What the trace keeps of the state at an update of the knobs, by the state's names"""
 

@@ -101,17 +101,34 @@ class Log:
                 len(self._control.arms),
             )
 
-    def tell_of_conversion(self, converted: set[tuple[torch.dtype, torch.dtype]]) -> None:
-        """A checkpoint's state was converted: from what, to what."""
-        if self._ranks.is_first():
-            for old, new in sorted(converted, key=str):
-                logger.info(
-                    "%s converted the checkpoint's state from %s to %s, which state_dtype and the "
-                    "parameters ask for",
-                    self.optimizer,
-                    old,
-                    new,
-                )
+    def tell_of_load(
+        self, converted: set[tuple[torch.dtype, torch.dtype]], without_product: int
+    ) -> None:
+        """What of a checkpoint is not as it was saved.
+
+        Args:
+            converted: State that was converted: from what, to what.
+            without_product: Parameters whose product of momenta a checkpoint of ours lacks.
+        """
+        if not self._ranks.is_first():
+            return
+        for old, new in sorted(converted, key=str):
+            logger.info(
+                "%s converted the checkpoint's state from %s to %s, which state_dtype and the "
+                "parameters ask for",
+                self.optimizer,
+                old,
+                new,
+            )
+        if without_product:
+            logger.warning(
+                "%s has loaded %d parameters without mu_product, the product of their momenta: β₁ "
+                "to the number of their steps stands for it, which is the same where β₁ never "
+                "moved. Set a flattened state_dict of torch.distributed.checkpoint on a new "
+                "optimizer, or load it in place, dcp.load(get_optimizer_state_dict(...))",
+                self.optimizer,
+                without_product,
+            )
 
     def warn_of_lost_updates(self, lost: Tensor, step: int) -> None:
         """Of a step's updates this share, 0-d on the host, was rounded away."""

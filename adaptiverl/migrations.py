@@ -86,7 +86,7 @@ def add_bandit(memory: Tensor) -> Tensor:
     Raises:
         ValueError: A memory of another size.
     """
-    return insert(memory, size=63, place=63, numbers=[0.0] * 27)
+    return insert(memory, size=63, place=63, numbers=[0.0] * 28)
 
 
 def insert(memory: Tensor, size: int, place: int, numbers: list[float]) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,8 +32,9 @@ from adaptiverl.ranks.dtensors import to_whole
 from adaptiverl.ranks.group import ProcessGroup, Ranks
 from adaptiverl.ranks.joining import Joins
 from adaptiverl.ranks.joining import watch as watch_joins
-from adaptiverl.readings import readings
+from adaptiverl.readings import described, readings
 from adaptiverl.release import Releases
+from adaptiverl.soundness import check
 from adaptiverl.step.horizon import horizon_in
 from adaptiverl.step.memory import STATE_KEY, device_beside, hold, loaded_memory, settle
 from adaptiverl.step.round import Round, Rules
@@ -351,17 +353,13 @@ class AdaptiveOptimizer(RunLength, Joins, Releases, torch.optim.Optimizer):
         """As torch.optim's, whose own checkpoints load too; the controller starts fresh then.
 
         Raises:
-            ValueError: The controller's memory is damaged or of an unknown layout; nothing changed.
+            TypeError: It is no dictionary.
+            ValueError: It is damaged, another kind of optimizer's, or its controller's memory is of
+                an unknown layout; nothing changed.
         """
-        converted = load(
-            self,
-            self._algorithm,
-            self._storage,
-            self._round.counters,
-            state_dict,
-            super().load_state_dict,
-        )
-        self._log.tell_of_conversion(converted)
+        check_group = partial(self._check_group, control=self._control)
+        rules = (self._algorithm, self._storage, self._round.counters, check_group)
+        self._log.tell_of_load(*load(self, *rules, state_dict, super().load_state_dict))
         self._keep_horizon()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -375,6 +373,8 @@ class AdaptiveOptimizer(RunLength, Joins, Releases, torch.optim.Optimizer):
     @outside_inference
     def __setstate__(self, state: dict[str, Any]) -> None:
         adaptive = state.pop("_adaptive", None)
+        if adaptive is None:  # a load, perhaps by torch.optim.Optimizer's own function
+            check(state, self, self._algorithm, partial(self._check_group, control=self._control))
         super().__setstate__(state)
         if adaptive is not None:
             control, max_grad_norm, seed, start, ranks, *later = adaptive
@@ -388,12 +388,7 @@ class AdaptiveOptimizer(RunLength, Joins, Releases, torch.optim.Optimizer):
             self._controller.reset()
             self._round.counters.forget()
         settle(self.param_groups, self._controller, self._log)
-        self._round.counters.adopt(self.param_groups, self.state)
+        self._round.adopt(self.param_groups, self.state)
 
     def __repr__(self) -> str:
-        lines = [f"{type(self).__name__} ("]
-        for i, group in enumerate(self.param_groups):
-            lines.append(f"Parameter Group {i}")
-            shown = sorted(key for key in group if key not in ("params", STATE_KEY))
-            lines += [f"    {key}: {group[key]}" for key in shown]
-        return "\n".join([*lines, ")"])
+        return described(type(self).__name__, self.param_groups)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from adaptiverl.layout import ARM_COUNTS, ARM_MEANS
+from adaptiverl.step.memory import STATE_KEY
 
 SENSORS = (
     "step",
@@ -57,3 +59,13 @@ def readings(state: Any, lr: float, momentum: float, arms: int = 0) -> dict[str,
     if arms:
         names += OF_THE_BANDIT + ARM_COUNTS[:arms] + ARM_MEANS[:arms]
     return knobs | {name: getattr(state, name) for name in names}
+
+
+def described(name: str, groups: Sequence[dict[str, Any]]) -> str:
+    """An optimizer and its groups' hyperparameters, as torch.optim prints them."""
+    lines = [f"{name} ("]
+    for i, group in enumerate(groups):
+        lines.append(f"Parameter Group {i}")
+        shown = sorted(key for key in group if key not in ("params", STATE_KEY))
+        lines += [f"    {key}: {group[key]}" for key in shown]
+    return "\n".join([*lines, ")"])

@@ -64,7 +64,7 @@ class Releases(Optimizer):
         """
         params = [p for group in self.param_groups for p in group["params"]]
         self._check_release(model, params)
-        release = Release(self, self._round)
+        release = Release(self, lambda optimizer: optimizer._round)
         release.watch(params)
         self._released = release
         return release

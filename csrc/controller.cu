@@ -74,7 +74,7 @@ __global__ void advance_kernel(State* state, const ControlNumbers* control, Inbo
   __syncthreads();
   for (int t = 0; t < tables.count; ++t) {
     for (int64_t i = threadIdx.x; i < tables.sizes[t]; i += kThreads) {
-      count_step(tables.rows[t][i], effective);
+      count_step(tables.rows[t][i], groups, effective);
     }
   }
 }

@@ -91,6 +91,7 @@ struct State {
   double window_broken = 0;            // 1: a loss in it was not finite
   double window_scale = 0;             // m, the usual path of a window
   double window_reward = 0;            // of the last window
+  double reward_square = 0;            // Σ of rewards' squared deviations, discounted
   double played_count = 0;             // of the arm in force, when it was chosen
   double played_mean = 0;              // likewise
   double arm_count[8] = {};            // windows of each arm, discounted
@@ -191,6 +192,13 @@ struct EffectiveGroup {
   double momentum;
 };
 
+// A parameter's product of momenta, and what its last step left it and `step` at.
+struct Product {
+  double product;       // of the momenta of its steps: `mu_product` in a checkpoint
+  double left_product;
+  double left_step;
+};
+
 // A row of the address table: where one parameter's tensors lie, int64.
 struct TensorRow {
   int64_t param;
@@ -199,7 +207,7 @@ struct TensorRow {
   int64_t state1;         // AdamW: exp_avg_sq; 0: none
   int64_t state2;         // AdamW: max_exp_avg_sq; 0: none
   int64_t step;           // float32
-  int64_t mu_product;     // float64; 0: none
+  int64_t mu_product;     // a `Product`; 0: none
   int64_t numel;          // elements that lie here
   int64_t group;          // row of the group table
   int64_t index;          // the parameter's place in the optimizer: the noise's key

@@ -16,6 +16,7 @@ PREFIXES: dict[type, str] = {
     layout.State: "STATE_",
     layout.Group: "GROUP_",
     layout.EffectiveGroup: "EFFECTIVE_",
+    layout.Product: "PRODUCT_",
     layout.Region: "REGION_",
 }
 ADDRESSES = (layout.TensorRow, layout.Region)
@@ -87,6 +88,7 @@ def header(state: type = layout.State) -> str:
         layout.AlignmentSums,
         layout.Group,
         layout.EffectiveGroup,
+        layout.Product,
         layout.TensorRow,
         layout.Region,
     ]

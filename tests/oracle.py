@@ -1328,10 +1328,11 @@ class OracleRangeTestController(OracleController):
 
 
 class Window(NamedTuple):
-    """A window that is over: whose it was, and what it was worth."""
+    """A window that is over: whose it was, what it was worth, and how far from what was known."""
 
     arm: int
     reward: float
+    square: float
 
 
 class OracleBanditController(OracleController):
@@ -1413,7 +1414,13 @@ class OracleBanditController(OracleController):
                 self.window_scale = (1 - newest) * self.window_scale + newest * self.window_path
             drop = self.window_start - self.loss_mean
             self.window_reward = normalised(drop, abs(drop) + self.window_scale)
-        self.windows.append(Window(self.arm, self.window_reward))
+        count, before = self.known(self.arm)
+        new = Window(self.arm, self.window_reward, 0.0)
+        self.windows.append(new)
+        _, after = self.known(self.arm)
+        # By Welford's rule: the mean that the reward is compared with has a part of it.
+        square = (new.reward - before) * (new.reward - after) if count else 0.0
+        self.windows[-1] = new._replace(square=square)
 
     def known(self, arm: int) -> tuple[float, float]:
         """How many windows an arm had and the mean of their rewards, both discounted by age."""
@@ -1432,11 +1439,16 @@ class OracleBanditController(OracleController):
         radial, angular, _, _ = philox4x32(places, 2**30, low, high, *key)
         u, turn = (radial + 1.0) / 2.0**32, angular / 2.0**32
         normals = np.sqrt(-2.0 * np.log(u)) * np.cos(2.0 * np.pi * turn)
+        # Rewards vary by a quarter, as far as two windows' worth of what is believed goes.
+        ages = range(len(self.windows))
+        weight = 2.0 + sum(self.discount**age for age in ages)
+        noise_square = (2.0 * 0.25**2 + self.reward_square) / weight
         drawn = []
         for arm, normal in enumerate(normals):
             count, mean = self.known(arm)
-            # A prior worth a quarter of a window whose reward is 0; rewards vary by a quarter.
-            drawn.append(count * mean / (count + 0.25) + 0.25 * normal / math.sqrt(count + 0.25))
+            # The normal model with a known variance, and a prior of N(0, ½²).
+            precision = 4.0 + count / noise_square
+            drawn.append(count * mean / noise_square / precision + normal / math.sqrt(precision))
         self.arm = int(np.argmax(drawn))
         self.arm_draws += 1
         self.played_count, self.played_mean = self.known(self.arm)
@@ -1450,6 +1462,12 @@ class OracleBanditController(OracleController):
             arm_in_force["gain_momentum_loss"],
         )
         self.gains_noise = (arm_in_force["gain_noise_plateau"], arm_in_force["gain_noise_reward"])
+
+    @property
+    def reward_square(self) -> float:
+        """Squared deviations of all rewards, discounted by age."""
+        newest_first = enumerate(reversed(self.windows))
+        return sum(self.discount**age * window.square for age, window in newest_first)
 
     def __getattr__(self, name: str) -> Any:
         """What is known of an arm under the names that `State` has for it."""

@@ -30,12 +30,7 @@ SINCE_4 = (
 SINCE_5 = FIELDS[SLOT["arms_key"] : MEMORY_SIZE]
 """The same of the sixth"""
 NEWER = (
-    "log_lr_clear",
-    "log_lr_judged",
-    "alignment_mean_weight",
-    "alignment_peak",
-    "searching",
-    "search_steps",
+    *FIELDS[SLOT["log_lr_clear"] : SLOT["held"]],
     "held_at",
     *SINCE_4,
     *SINCE_5,

@@ -50,7 +50,8 @@ RANGE_TEST_COUNTERS = (
 """Likewise."""
 
 BANDIT_COURSES = COURSES + tuple(
-    "window_start window_path window_scale window_reward played_count played_mean".split()
+    "window_start window_path window_scale window_reward reward_square played_count "
+    "played_mean".split()
 )
 """Of the bandit; what is known of each arm is `ARM_COURSES`."""
 ARM_COURSES = tuple(f"arm_{what}{arm}" for what in ("count", "mean") for arm in range(8))

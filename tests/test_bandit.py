@@ -91,7 +91,10 @@ def test_two_windows_by_hand(twin: str) -> None:
     assert_close(state.window_scale, m, "law")
     assert_close(state.window_reward, -1 / (1 + m), "law")
     assert (state.arm_count0, state.arm_draws) == (1.5, 3)
-    assert_close(state.arm_mean0, (0.5 * 3 / 8 - 1 / (1 + m)) / 1.5, "law")
+    mean = (0.5 * 3 / 8 - 1 / (1 + m)) / 1.5
+    assert_close(state.arm_mean0, mean, "law")
+    # The first reward is as far from the mean as nothing; the second from the old and the new one.
+    assert_close(state.reward_square, (1 / (1 + m) + 3 / 8) * (1 / (1 + m) + mean), "law")
 
 
 @both
@@ -213,7 +216,7 @@ def no_discount(state: State, control: ControlNumbers) -> float:
     return bandit.__dict__["_discounted"](state, replace(control, discount=1.0))
 
 
-def no_exploration(state: State, arm: int) -> float:
+def no_exploration(state: State, arm: int, square: float) -> float:
     return getattr(state, ARM_MEANS[arm])
 
 
@@ -240,8 +243,9 @@ MORE_MUTANTS: dict[str, Any] = {
     "normal": lambda low, high, draw, place: 0.0,
     "reward_of": lambda state, windows: state.window_start - state.loss_mean,
     "STREAM": 0,
-    "SPREAD": 0.22,
-    "PRIOR_COUNT": 1.0,
+    "SPREAD": 0.5,
+    "PRIOR_SPREAD": 0.1,
+    "SPREAD_COUNT": 8.0,
     "WORST": 0.0,
 }
 
@@ -566,6 +570,11 @@ REFUSED: list[tuple[type[Exception], dict[str, Any], str]] = [
     (ValueError, of_arms(*[CALM] * 9), "Control.arms must be from 1 to 8 Controls, got 9"),
     (ValueError, of_arms(CALM, BOLD, CALM), "Control.arms[2] is equal to arms[0]: no window could"),
     (TypeError, {"law": "bandit", "arms": 3}, "Control.arms must be a list of Controls, got 3"),
+    (
+        TypeError,
+        {"law": "bandit", "arms": Control()},
+        "Control.arms must be a list of Controls, got one alone",
+    ),
     (TypeError, of_arms("bold"), "Control.arms[0] must be a Control, got 'bold' of type str"),
     (
         ValueError,
@@ -575,7 +584,7 @@ REFUSED: list[tuple[type[Exception], dict[str, Any], str]] = [
     (
         ValueError,
         of_arms(Control(), Control(beta_loss=0.1)),
-        "Control.arms[1] has beta_loss=0.1, and 0.02 is in force: arms differ in every, gain_lr",
+        "Control.arms[1] has beta_loss=0.1, and the others have 0.02: arms differ in every",
     ),
     (
         ValueError,

@@ -29,8 +29,8 @@ SQUARES = codegen.Variant("sum_squares", "bfloat16", "bfloat16")
 HALVES = codegen.Variant("adamw", "bfloat16", "bfloat16", 2).with_everything()
 PLAIN = codegen.Variant("adamw", "float32", "float32", 2)
 LARGEST = [EVERYTHING, HALVES, SQUARES]
-# Whose instructions are counted: every algorithm with each number of slots, and AdamW with either
-# of what the algorithms share, noise of the parameter's size and slots of 16 bits. All have the
+# Whose instructions are counted: every algorithm with all its slots and everything in it, AdamW
+# also with what the algorithms share: noise of the parameter's size, slots of 16 bits. All have the
 # loop without noise as well, with more in it than where sums and scale are left out.
 SINGLE = [
     codegen.Variant("sum_squares", "float32", "float32"),
@@ -38,7 +38,7 @@ SINGLE = [
     *(
         v
         for v in codegen.variants()
-        if v.grad_dtype == "float32" and v.sums
+        if v.grad_dtype == "float32" and v.sums and v.slots == len(ALGORITHMS[v.kernel].slots)
         if v.kernel == "adamw" or (v.slot_dtype == "float32" and not v.noise_on_parameter)
     ),
 ]

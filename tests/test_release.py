@@ -313,6 +313,18 @@ def test_a_run_goes_on_from_its_checkpoint(control: str, release: bool) -> None:
     assert_same(everything(resumed, other), everything(whole, model))
 
 
+def test_a_horizon_that_comes_late_is_taken() -> None:
+    def make(model: nn.Module) -> Any:
+        return AdaptiveAdamW(model.parameters(), 0.01, control=Control.find_lr("auto"))
+
+    runs = pair(make, stack())
+    for optimizer, model in runs:
+        optimizer.set_horizon(60)
+        train(optimizer, model, 0, 40)
+    assert_same(everything(*runs[1]), everything(*runs[0]))
+    assert runs[1][0].knobs()["held"] == 1
+
+
 def test_closures_hooks_groups_that_come_late_and_gradients_by_hand() -> None:
     def make(model: nn.Module) -> Any:
         return AdaptiveAdamW(list(model.parameters())[:3], 0.01, control=BUSY)

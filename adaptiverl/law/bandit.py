@@ -14,10 +14,12 @@ from adaptiverl.law.base import Law
 from adaptiverl.law.draws import normal
 from adaptiverl.layout import ARM_COUNTS, ARM_MEANS, ControlNumbers, State
 
+PRIOR_SPREAD = 0.5
+"""τ, how far from 0 the arms' means may be, before anything is known of them"""
 SPREAD = 0.25
-"""s, what a window's reward differs by from its arm's mean, as the model has it"""
-PRIOR_COUNT = 0.25
-"""n₀, windows that the prior is worth, a reward of 0"""
+"""s₀, what a window's reward differs by from its arm's mean, likewise"""
+SPREAD_COUNT = 2.0
+"""ν₀, windows that s₀ is worth"""
 WORST = -1.0
 """The reward of a window with a loss that is not finite"""
 
@@ -29,6 +31,7 @@ def begin(state: State, control: ControlNumbers) -> None:
     state.window_left = 0.0
     state.window_scale = 0.0
     state.window_reward = 0.0
+    state.reward_square = 0.0
     state.played_count = 0.0
     state.played_mean = 0.0
     for name in ARM_COUNTS + ARM_MEANS:
@@ -45,11 +48,12 @@ def count(state: State) -> None:
 
 
 def discounted(state: State, control: ControlNumbers) -> float:
-    """N ← γN of each arm, and one more of the one that was in force.
+    """N ← γN of each arm, and one more of the one that was in force; Q ← γQ.
 
     Returns:
         Their sum.
     """
+    state.reward_square *= control.discount
     total = 0.0
     for arm, name in enumerate(ARM_COUNTS[: int(control.arm_count)]):
         windows = control.discount * getattr(state, name)
@@ -78,24 +82,40 @@ def reward_of(state: State, windows: float) -> float:
 def learn(state: State, reward: float) -> None:
     """The reward goes to the arm that was in force."""
     arm = int(state.arm)
-    mean, windows = getattr(state, ARM_MEANS[arm]), getattr(state, ARM_COUNTS[arm])
-    setattr(state, ARM_MEANS[arm], clip(mean + (reward - mean) / windows, -1.0, 1.0))
+    before, windows = getattr(state, ARM_MEANS[arm]), getattr(state, ARM_COUNTS[arm])
+    mean = clip(before + (reward - before) / windows, -1.0, 1.0)
+    setattr(state, ARM_MEANS[arm], mean)
+    state.reward_square += max((reward - before) * (reward - mean), 0.0)
     state.window_reward = reward
 
 
-def drawn_mean(state: State, arm: int) -> float:
-    """What an arm's mean may be: from the posterior N(N·mean/(N + n₀), s²/(N + n₀))."""
+def spread_square(state: State, control: ControlNumbers) -> float:
+    """s² = (ν₀·s₀² + Q)/(ν₀ + ΣN), of all arms alike."""
+    total = SPREAD_COUNT
+    for name in ARM_COUNTS[: int(control.arm_count)]:
+        total += getattr(state, name)
+    return (SPREAD_COUNT * SPREAD * SPREAD + state.reward_square) / total
+
+
+def drawn_mean(state: State, arm: int, square: float) -> float:
+    """What an arm's mean may be: from N(N·mean/(N + n₀), s²/(N + n₀)), its posterior.
+
+    Args:
+        state: What is known of it.
+        arm: Which.
+        square: s²; a prior of N(0, τ²) is worth n₀ = s²/τ² windows of reward 0.
+    """
     windows = getattr(state, ARM_COUNTS[arm])
-    known = windows + PRIOR_COUNT
+    known = windows + square / (PRIOR_SPREAD * PRIOR_SPREAD)
     chance = normal(state.seed_low, state.seed_high, state.arm_draws, arm)
-    return windows * getattr(state, ARM_MEANS[arm]) / known + SPREAD / math.sqrt(known) * chance
+    return windows * getattr(state, ARM_MEANS[arm]) / known + math.sqrt(square / known) * chance
 
 
 def choose(state: State, control: ControlNumbers) -> None:
     """The arm whose drawn mean is the largest, and its window."""
-    largest = -math.inf
+    largest, square = -math.inf, spread_square(state, control)
     for arm in range(int(control.arm_count)):
-        mean = drawn_mean(state, arm)
+        mean = drawn_mean(state, arm, square)
         if mean > largest:
             largest, state.arm = mean, float(arm)
     state.arm_draws += 1

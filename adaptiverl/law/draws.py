@@ -1,7 +1,7 @@
 """Normal numbers that a law draws, as a function of their place. The twin of csrc/law/draws.h.
 
 The generator is the noise's, Philox 4x32 with ten rounds (method.md#random-numbers), at counters
-that no noise has (method.md#arms).
+that no noise has (method.md#draws).
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -133,6 +134,20 @@ class Steering(Around):
         numbers = [float(x) for x in numbers_of(groups[0])]
         loaded = loaded_memory(groups, self._controller)
         return readings(*self._controller.in_effect(numbers, loaded))
+
+    @property
+    def found_factor(self) -> float | None:
+        """What the found rate is of each group's ``lr``, before warm-up and cooldown.
+
+        None while a search goes on. Waits for the device.
+        """
+        state = self._controller.read()
+        return math.exp(state.log_lr - state.log_lr_start) if state.held else None
+
+    @property
+    def saw_downhill(self) -> bool:
+        """Whether a search has seen updates that point downhill. Waits for the device."""
+        return self._controller.read().log_lr_downhill > -math.inf
 
     def trace(self) -> Trace:
         """The last few thousand updates of the knobs. Waits for the device."""

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from adaptiverl import devices
 from adaptiverl.kernels.sums import ALIGNMENT
+from adaptiverl.layout import Product, names
 from adaptiverl.step.entries import (
     COLUMNS,
     COUNTERS,
@@ -25,8 +26,8 @@ from adaptiverl.step.entries import (
 from adaptiverl.step.overlaps import Spans
 from adaptiverl.step.workspace import NEEDS_A_STEP, DeviceTable, Workspace
 
-_COUNTER_BYTES = torch.tensor([4, 8], device="cpu")
-"""Of `step`, a float32, and of `mu_product`, a float64"""
+_COUNTER_BYTES = torch.tensor([4, 8 * len(names(Product))], device="cpu")
+"""Of `step`, a float32, and of `mu_product`, a `layout.Product`"""
 
 
 class AddressTable:

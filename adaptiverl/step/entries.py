@@ -42,7 +42,7 @@ class ParameterEntry:
     step: Tensor
     """float32, 0-d: steps that were taken"""
     mu_product: Tensor | None
-    """float64, 0-d: the product of the momenta of those steps; None where it is not kept"""
+    """float64 [3]: a `layout.Product`; None where it is not kept"""
     group: int
     """Row of the group table"""
     index: int
@@ -191,7 +191,7 @@ class Entries:
             grad=grad,  # type: ignore[arg-type]
             slots=tuple(slots),
             step=counted.count,
-            mu_product=counted.product,
+            mu_product=counted.kept,
             group=g,
             index=index,
             offset=offset * reals,

@@ -70,15 +70,18 @@ class Release:
 
     Args:
         optimizer: Its parameters' hooks do not keep it alive.
-        round: The optimizer's.
+        round_of: The round of an optimizer; another one where it was built anew.
 
     Attributes:
         removed: The optimizer steps in `step` again.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, round: Round) -> None:
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, round_of: Callable[[Any], Round]
+    ) -> None:
         self.removed = False
-        self._optimizer, self._round = weakref.ref(optimizer), round
+        self._optimizer, self._round_of = weakref.ref(optimizer), round_of
+        self._round = round_of(optimizer)
         self._open: OpenRound | None = None
         self._places: dict[int, Numbered] = {}
         """By `id`, while a round is open: between rounds nothing here keeps a tensor alive"""
@@ -126,6 +129,7 @@ class Release:
         if optimizer is None or param.grad is None:
             return
         if self._open is None:
+            self._look_at_round(optimizer)
             self._places = {id(n.param): n for n in numbered_in(optimizer.param_groups)}
         numbered = self._places.get(id(param))
         if numbered is None:  # it is no longer the optimizer's
@@ -145,6 +149,7 @@ class Release:
         """
         if any(part is not None for part in scaling_of(optimizer)):
             raise RuntimeError(SCALED)
+        self._look_at_round(optimizer)
         left = [n for n in numbered_in(optimizer.param_groups) if n.param.grad is not None]
         for numbered in filter(self._has_stepped, left):
             numbered.param.grad = None
@@ -162,6 +167,13 @@ class Release:
     def abandon(self) -> None:
         """What was stepped in an open round is being replaced: it is not reported."""
         self._open, self._places = None, {}
+
+    def _look_at_round(self, optimizer: torch.optim.Optimizer) -> None:
+        """An optimizer that was built anew has another round, and nothing is planned there yet."""
+        round = self._round_of(optimizer)
+        if round is not self._round:
+            self._round, self._plans = round, {}
+            self.abandon()
 
     def _has_stepped(self, numbered: Numbered) -> bool:
         return self._open is not None and numbered.number in self._open.stepped

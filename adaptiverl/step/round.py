@@ -33,7 +33,9 @@ from adaptiverl.step.losses import Losses, Sample
 from adaptiverl.step.memory import Groups, settle
 from adaptiverl.step.plan import Plan
 from adaptiverl.step.scaling import scaling_of
+from adaptiverl.step.snapshot import KEY as SEARCH_START
 from adaptiverl.step.snapshot import Snapshot
+from adaptiverl.step.state import PRODUCT, STEP, in_order
 from adaptiverl.step.workspace import Workspace
 
 Decisions = dict[torch.device, Decision]
@@ -252,20 +254,39 @@ class Round:
         if not is_fake(decision.state):
             self.snapshot.keep_and_put_back(groups, state, on, self.plan.followed)
 
+    def adopt(self, groups: Groups, state: Mapping[Tensor, Any]) -> None:
+        """Take in what a load has put into state.
+
+        Where a search began is no concern of a law that never goes back: the weights would be kept
+        and saved for nothing, and a later search would go back to them.
+
+        Args:
+            groups: The optimizer's.
+            state: The optimizer's.
+        """
+        if self.snapshot is None:
+            for entries in state.values():
+                if isinstance(entries, dict):
+                    entries.pop(SEARCH_START, None)
+        self.counters.adopt(groups, state)
+
     def exported(
         self, groups: Groups, keys: Sequence[Any], state: Mapping[Any, Any]
     ) -> dict[Any, Any]:
         """State as checkpoints have it: what a step keeps elsewhere is among its entries.
+
+        The entries of a parameter are in one order, whether the run was ever interrupted or not.
 
         Args:
             groups: The optimizer's.
             keys: What the checkpoint calls its parameters, in order.
             state: Those names to their parameters' entries, which are left as they are.
         """
-        exported = self.counters.exported(state)
+        exported = self.counters.exported(groups, keys, state)
         if self.snapshot is not None and self._searches:
             self.snapshot.added_to(groups, keys, exported)
-        return exported
+        order = (*self._rules.algorithm.slots, STEP, PRODUCT, SEARCH_START)
+        return {key: in_order(entries, order) for key, entries in exported.items()}
 
     # Measure
 

@@ -12,8 +12,9 @@
 
 namespace adaptiverl {
 
+constexpr double kPriorSpread = 0.5;
 constexpr double kSpread = 0.25;
-constexpr double kPriorCount = 0.25;
+constexpr double kSpreadCount = 2.0;
 constexpr double kWorst = -1.0;
 
 struct BanditLaw : LossLaw {
@@ -25,6 +26,7 @@ struct BanditLaw : LossLaw {
     state.window_left = 0;
     state.window_scale = 0;
     state.window_reward = 0;
+    state.reward_square = 0;
     state.played_count = 0;
     state.played_mean = 0;
     for (int arm = 0; arm < kArms; ++arm) {
@@ -43,6 +45,7 @@ struct BanditLaw : LossLaw {
   }
 
   ADAPTIVERL_BOTH static double discounted(State& state, const ControlNumbers& control) {
+    state.reward_square *= control.discount;
     double total = 0;
     for (int arm = 0; arm < control.arm_count; ++arm) {
       double windows = control.discount * state.arm_count[arm];
@@ -67,23 +70,34 @@ struct BanditLaw : LossLaw {
 
   ADAPTIVERL_BOTH static void learn(State& state, double reward) {
     const int arm = static_cast<int>(state.arm);
-    const double mean = state.arm_mean[arm];
+    const double before = state.arm_mean[arm];
     const double windows = state.arm_count[arm];
-    state.arm_mean[arm] = clip(mean + (reward - mean) / windows, -1.0, 1.0);
+    const double mean = clip(before + (reward - before) / windows, -1.0, 1.0);
+    state.arm_mean[arm] = mean;
+    state.reward_square += fmax((reward - before) * (reward - mean), 0.0);
     state.window_reward = reward;
   }
 
-  ADAPTIVERL_BOTH static double drawn_mean(const State& state, int arm) {
+  ADAPTIVERL_BOTH static double spread_square(const State& state, const ControlNumbers& control) {
+    double total = kSpreadCount;
+    for (int arm = 0; arm < control.arm_count; ++arm) {
+      total += state.arm_count[arm];
+    }
+    return (kSpreadCount * kSpread * kSpread + state.reward_square) / total;
+  }
+
+  ADAPTIVERL_BOTH static double drawn_mean(const State& state, int arm, double square) {
     const double windows = state.arm_count[arm];
-    const double known = windows + kPriorCount;
+    const double known = windows + square / (kPriorSpread * kPriorSpread);
     const double chance = normal(state.seed_low, state.seed_high, state.arm_draws, arm);
-    return windows * state.arm_mean[arm] / known + kSpread / sqrt(known) * chance;
+    return windows * state.arm_mean[arm] / known + sqrt(square / known) * chance;
   }
 
   ADAPTIVERL_BOTH static void choose(State& state, const ControlNumbers& control) {
     double largest = -INFINITY;
+    const double square = spread_square(state, control);
     for (int arm = 0; arm < control.arm_count; ++arm) {
-      const double mean = drawn_mean(state, arm);
+      const double mean = drawn_mean(state, arm, square);
       if (mean > largest) {
         largest = mean;
         state.arm = arm;
