@@ -335,7 +335,8 @@ class Control:
         """Find the learning rate in the first hundred steps or so, by the range test.
 
         The weights then go back to where they were, and training begins: `law`. No rate need be
-        given. μ and σ stay as they are. Training that starts on a long plateau may stay there.
+        given. μ and σ stay as they are. Where the losses, if any are observed, do not confirm what
+        it found (training starts on a plateau), the slow climb goes on from there.
 
         Args:
             horizon: T, how many optimizer steps the run will take, those of the search included;
