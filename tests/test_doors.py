@@ -113,7 +113,7 @@ def test_timm(run: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "kind"), [("adaptivesgd", AdaptiveSGD), ("adaptivelion", AdaptiveLion)]
 )
-def test_timm_makes_the_others_too(name: str, kind: type) -> None:
+def test_timm_makes_the_others_too(name: str, kind: Any) -> None:
     needs("timm")
     from timm.optim import create_optimizer_v2
 

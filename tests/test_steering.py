@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from host_waits import AT_HOME, HostWaits
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR
 from training import BUSY, assert_differ, assert_same, parameters, quadratic, values
 
+import adaptiverl
 from adaptiverl import AdaptiveAdamW, AdaptiveSGD, Control, steer
 from adaptiverl.steering import Steering, direction, steering_of
 from adaptiverl.steering.direction import Direction
@@ -247,6 +249,18 @@ def test_a_rate_in_a_tensor_is_written_in_place() -> None:
     numbers.train(5)
     assert run.used == pytest.approx(numbers.used, rel=1e-6)
     assert len(set(numbers.used)) == 5
+
+
+def test_with_rates_in_tensors_the_steering_reads_no_value() -> None:
+    run = Run(alone(optim.Adam, lr=torch.tensor(1e-2), foreach=False), Control.find_lr(60))
+    run.train(3)
+    with HostWaits(adaptiverl) as waits:
+        for step in range(3, 6):
+            quadratic(run.params, step).backward()
+            run.optimizers[0].step()
+    read = waits.of("adaptiverl")
+    assert not [file for file in read if file.startswith("steering/")]
+    assert read.keys() <= AT_HOME | {"step/groups.py"}, "a rate that lies on the host is read there"
 
 
 def test_groups_keep_their_ratio() -> None:
