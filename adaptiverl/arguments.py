@@ -29,11 +29,14 @@ def whole_number(value: Any, name: str, expected: str, error: type[Exception] = 
     raise error(f"{name} must be {expected}, got {value!r}{remedy}")
 
 
-def real(name: str, value: Any) -> float:
-    """A field of `Control` as a float.
+# Fields of `Control`
+
+
+def real_field(name: str, value: Any) -> float:
+    """A field as a float.
 
     Raises:
-        TypeError: No number.
+        TypeError: It is no number.
     """
     try:
         if isinstance(value, (bool, str)):
@@ -43,21 +46,21 @@ def real(name: str, value: Any) -> float:
         raise TypeError(f"Control.{name} must be a number, got {value!r}") from None
 
 
-def check(name: str, value: Any, ok: bool, expected: str) -> None:
-    """Refuse a field of `Control` that is out of range.
+def check_field(name: str, value: Any, ok: bool, expected: str) -> None:
+    """A field is in its range.
 
     Raises:
-        ValueError: It is not `ok`; says what is expected.
+        ValueError: It is not `ok`.
     """
     if not ok:
         raise ValueError(f"Control.{name} must be {expected}, got {value!r}")
 
 
 def check_choice(name: str, value: Any, choices: tuple[str | None, ...]) -> None:
-    """Refuse a field of `Control` that is none of these.
+    """A field is one of these.
 
     Raises:
-        ValueError: It is another.
+        ValueError: It is not.
     """
     if value not in choices:
         raise ValueError(f"Control.{name} must be one of {choices}, got {value!r}")

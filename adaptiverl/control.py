@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from adaptiverl.arguments import check, check_choice, real, whole_number
+from adaptiverl.arguments import check_choice, check_field, real_field, whole_number
 from adaptiverl.arms import GAINS, Arm, complete_bandit, shared_by
 from adaptiverl.limits import BETA1, NOISE_FLOOR_SHARE, STAND_IN_LR, Limits, MomentumKind, limits_of
 from adaptiverl.terms import LAW_TERMS, Home, Horizon, Law, LawTerms, Mode, Pair, search_within
@@ -135,17 +135,19 @@ class Control:
         for field in fields(self):
             if field.name.startswith("beta_"):
                 given, beta = getattr(self, field.name), self._number(field.name)
-                check(field.name, given, 0 < beta <= 1, "in (0, 1]")
+                check_field(field.name, given, 0 < beta <= 1, "in (0, 1]")
             if field.name.startswith("gain_"):
                 given, gain = getattr(self, field.name), self._number(field.name)
-                check(field.name, given, 0 <= gain < math.inf, "finite and >= 0")
+                check_field(field.name, given, 0 <= gain < math.inf, "finite and >= 0")
         self._check_bounds()
         spike_clip = self._number("spike_clip")
-        check("spike_clip", spike_clip, spike_clip > 0, "> 0 (math.inf: no clipping)")
+        check_field("spike_clip", spike_clip, spike_clip > 0, "> 0 (math.inf: no clipping)")
         for name in ("plateau_trend", "plateau_variance"):
             center, slope = self._pair(name)
             expected = "(centre, slope), both finite, slope > 0"
-            check(name, (center, slope), math.isfinite(center) and 0 < slope < math.inf, expected)
+            check_field(
+                name, (center, slope), math.isfinite(center) and 0 < slope < math.inf, expected
+            )
         if self.law == "bandit":
             complete_bandit(self)
 
@@ -153,10 +155,10 @@ class Control:
         if self.horizon != "auto":
             self._check_steps("horizon", "where nobody can say", ", 'auto'")
         cooldown = self._number("cooldown")
-        check("cooldown", cooldown, 0 <= cooldown < 1, "a share of the horizon, in [0, 1)")
+        check_field("cooldown", cooldown, 0 <= cooldown < 1, "a share of the horizon, in [0, 1)")
         if self.acquire_from is not None:
             start = self._number("acquire_from")
-            check("acquire_from", start, 0 < start < math.inf, "finite and > 0")
+            check_field("acquire_from", start, 0 < start < math.inf, "finite and > 0")
         check_choice("snapshot", self.snapshot, (None, "host", "device"))
         for law, terms in LAW_TERMS.items():
             for name in terms.options:
@@ -174,7 +176,7 @@ class Control:
             return
         steps = whole_number(steps, f"Control.{name}", f"a whole number of steps{others} or None")
         object.__setattr__(self, name, steps)
-        check(
+        check_field(
             name, steps, 1 <= steps <= 2**53, f"from 1 to 2**53{others or ','} or None {none_means}"
         )
 
@@ -182,15 +184,17 @@ class Control:
         if self.lr_bounds is not None:
             low, high = self._pair("lr_bounds")
             expected = "0 < low <= high, both finite"
-            check("lr_bounds", (low, high), 0 < low <= high < math.inf, expected)
+            check_field("lr_bounds", (low, high), 0 < low <= high < math.inf, expected)
         if self.momentum_bounds is not None:
             low, high = self._pair("momentum_bounds")
-            check("momentum_bounds", (low, high), 0 < low <= high < 1, "0 < low <= high < 1")
+            check_field("momentum_bounds", (low, high), 0 < low <= high < 1, "0 < low <= high < 1")
         low, high = self._pair("noise_bounds")
         expected = "0 <= low <= high, both finite"
-        check("noise_bounds", (low, high), 0 <= low <= high < math.inf, expected)
+        check_field("noise_bounds", (low, high), 0 <= low <= high < math.inf, expected)
         has_floor = high == 0 or NOISE_FLOOR_SHARE * high > 0
-        check("noise_bounds[1]", high, has_floor, "0, or large enough to have a floor under it")
+        check_field(
+            "noise_bounds[1]", high, has_floor, "0, or large enough to have a floor under it"
+        )
         if self.noise_floor is not None:
             floor = self._number("noise_floor")
             if low > 0:
@@ -199,14 +203,14 @@ class Control:
                     f"noise_bounds={(low, high)!r}: leave it out, noise_bounds[0] is the floor"
                 )
             expected = f"in (0, {high}], noise_bounds[1] being {high}"
-            check("noise_floor", floor, 0 < floor <= high, expected)
+            check_field("noise_floor", floor, 0 < floor <= high, expected)
         down, up = self._pair("lr_change")
         expected = "0 < down <= 1 <= up, both finite"
-        check("lr_change", (down, up), 0 < down <= 1 <= up < math.inf, expected)
+        check_field("lr_change", (down, up), 0 < down <= 1 <= up < math.inf, expected)
 
     def _number(self, name: str) -> float:
         """The field as a float; stored back, so that equal records compare equal."""
-        value = real(name, getattr(self, name))
+        value = real_field(name, getattr(self, name))
         object.__setattr__(self, name, value)
         return value
 
@@ -217,7 +221,7 @@ class Control:
             low, high = value
         except (TypeError, ValueError):
             raise TypeError(f"Control.{name} must be a pair of numbers, got {value!r}") from None
-        pair = (real(name, low), real(name, high))
+        pair = (real_field(name, low), real_field(name, high))
         object.__setattr__(self, name, pair)
         return pair
 
