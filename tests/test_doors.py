@@ -113,7 +113,7 @@ def test_timm(run: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "kind"), [("adaptivesgd", AdaptiveSGD), ("adaptivelion", AdaptiveLion)]
 )
-def test_timm_makes_the_others_too(name: str, kind: type) -> None:
+def test_timm_makes_the_others_too(name: str, kind: Any) -> None:
     needs("timm")
     from timm.optim import create_optimizer_v2
 
@@ -121,7 +121,7 @@ def test_timm_makes_the_others_too(name: str, kind: type) -> None:
 
     register()
     register()
-    optimizer = create_optimizer_v2(torch.nn.Linear(2, 2), name, lr=0.1, weight_decay=0.1)
+    optimizer: Any = create_optimizer_v2(torch.nn.Linear(2, 2), name, lr=0.1, weight_decay=0.1)
     assert type(optimizer) is kind
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.0, 0.1]
 

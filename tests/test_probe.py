@@ -64,7 +64,7 @@ def adamw(lr: Any) -> Callable[[nn.Module], Any]:
 
 def two(model: nn.Module) -> Any:
     first, *rest = model.parameters()
-    groups = [{"params": rest[:1]}, {"params": rest[1:], "lr": 3e-3}]
+    groups: list[Any] = [{"params": rest[:1]}, {"params": rest[1:], "lr": 3e-3}]
     return [optim.Muon([first], lr=1e-2), optim.NAdam(groups, lr=1e-3)]
 
 
@@ -76,6 +76,7 @@ def test_the_rate_does_not_depend_on_the_one_that_was_given() -> None:
         assert not training.ended
         assert 10 < training.taken < 110
         assert seen.found is not None
+        assert seen.sure
         found.append(seen.found[0][0])
         assert all(map(torch.equal, training.model.parameters(), training.start))
         assert len(seen.rates) == len(seen.losses) == len(seen.cosines) == training.taken + 1
@@ -121,8 +122,8 @@ def test_a_run_that_is_too_short() -> None:
 
 def test_a_run_in_which_nothing_points_downhill() -> None:
     seen = probe(Training(adamw(1e-3), scale=0.0))
-    assert seen.found is None or not seen.downhill
-    assert command.report(seen, 1000)[0].startswith("No rate: ")
+    assert not seen.sure
+    assert command.report(seen, 1000)[0].startswith("No ")
 
 
 def of_16_bits() -> None:

@@ -35,7 +35,7 @@ def main(arguments: Sequence[str]) -> int:
     for line in report(found, given.steps):
         print(textwrap.fill(line, WIDTH, break_on_hyphens=False, break_long_words=False))
     print(_draw(found, Path(given.out), given.run))
-    return 0 if found.found is not None and found.downhill else 1
+    return 0 if found.found is not None and found.sure else 1
 
 
 def report(found: Probe, steps: int) -> list[str]:
@@ -46,12 +46,13 @@ def report(found: Probe, steps: int) -> list[str]:
             f"No rate: the run ended after {took}, before its updates were sure to overshoot. Let "
             "it train for 150 steps at least."
         ]
-    if not found.downhill:
-        return [
-            f"No rate: in {took}, no update pointed downhill. Training may begin on a plateau, "
-            "where a range test is blind; Control.find_lr climbs on."
-        ]
     lines = [f"Found in {took}; the weights are where they were."]
+    if not found.sure:
+        lines = [
+            f"No sure rate in {took}: no loss confirmed where updates overshot. Training may begin "
+            "on a plateau, where a range test is blind; in the run itself Control.find_lr and "
+            "Control.range_test climb on. What was marked:"
+        ]
     for name, rates in zip(found.names, found.found, strict=True):
         listed = ", ".join(f"{rate:.2e}" for rate in dict.fromkeys(rates))
         lines.append(
@@ -63,7 +64,7 @@ def report(found: Probe, steps: int) -> list[str]:
 
 def _draw(found: Probe, folder: Path, title: str) -> str:
     columns = {"lr": found.rates, "loss": found.losses, "alignment": found.cosines}
-    rate = found.found[0][0] if found.found is not None and found.downhill else None
+    rate = found.found[0][0] if found.found is not None and found.sure else None
     try:
         folder.mkdir(parents=True, exist_ok=True)
         plots.range_test(columns, folder / PICTURE, found=rate, title=f"Range test of {title}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -37,7 +38,7 @@ class Probe:
         cosines: h of each step, the alignment of its gradient with the last direction.
         found: By optimizer and group, the rate to give it, or None: no search ended.
         names: Each optimizer's class.
-        downhill: Whether any update pointed downhill; if none did, `found` is what was given.
+        sure: Whether the loss confirmed it; if not, `found` is a guess.
     """
 
     rates: list[float] = field(default_factory=list)
@@ -45,7 +46,7 @@ class Probe:
     cosines: list[float] = field(default_factory=list)
     found: list[list[float]] | None = None
     names: list[str] = field(default_factory=list)
-    downhill: bool = True
+    sure: bool = False
 
 
 def probe(run: Callable[[], object], steps: int = 1000) -> Probe:
@@ -89,7 +90,8 @@ class _Search:
         self._control = control
         self._made: list[Optimizer] = []
         self._bases: list[tuple[dict[str, Any], float]] = []
-        self._loss: Tensor | None = None
+        self._losses: list[Tensor] = []
+        """Of the step to come, as they went backward"""
         self.steered: Steering | None = None
         self.seen = Probe()
 
@@ -103,7 +105,8 @@ class _Search:
             self._made.append(optimizer)
 
         def go_backward(loss: Any, *args: Any, **kwargs: Any) -> Any:
-            self._loss = loss.detach() if loss.numel() == 1 else None
+            if loss.numel() == 1:
+                self._losses.append(loss.detach())
             return backward(loss, *args, **kwargs)
 
         hooks = (
@@ -121,8 +124,19 @@ class _Search:
     def _before(self, optimizer: Optimizer, *_: Any) -> None:
         if self.steered is None:
             self._begin(optimizer)
-        for group, lr in self._bases:
-            _set_rate(group, lr)
+        assert self.steered is not None
+        if optimizer is self.steered.optimizers[0]:
+            for group, lr in self._bases:
+                _set_rate(group, lr)
+            loss = (
+                torch.stack([x.float().cpu() for x in self._losses]).mean()
+                if self._losses
+                else None
+            )
+            self.seen.losses.append(math.nan if loss is None else float(loss))
+            if loss is not None:
+                self.steered.observe(loss)
+            self._losses = []
 
     def _begin(self, optimizer: Optimizer) -> None:
         together = [one for one in self._made if one.param_groups]
@@ -147,15 +161,13 @@ class _Search:
         knobs = steered.knobs()
         self.seen.rates.append(knobs["lr"])
         self.seen.cosines.append(knobs["alignment"])
-        self.seen.losses.append(float("nan") if self._loss is None else float(self._loss))
-        if knobs["held"]:
-            factor = steered.found_factor
-            assert factor is not None
-            rates = [
-                [float(group["lr"]) * factor for group in one.param_groups]
+        found = steered.found()
+        if found is not None:
+            self.seen.found = [
+                [float(group["lr"]) * found.factor for group in one.param_groups]
                 for one in steered.optimizers
             ]
-            self.seen.found, self.seen.downhill = rates, steered.saw_downhill
+            self.seen.sure = found.sure
             raise _FoundIt
 
 
