@@ -121,11 +121,11 @@ def restore_precision(
             loaded = optimizer.state[param].get(name)
             if name not in algorithm.slots or not isinstance(loaded, Tensor):
                 continue
-            dtype = storage.codec_of_slot(param).dtype
-            if value.dtype != dtype:
-                converted.add((value.dtype, dtype))
-            if loaded.dtype != dtype:
-                optimizer.state[param][name] = value.to(device=param.device, dtype=dtype)
+            codec = storage.codec_of_slot(param, algorithm.slots.index(name))
+            kept = codec.adopt(param, loaded if loaded.dtype == value.dtype else value)
+            if codec.loses(value, kept):
+                converted.add((value.dtype, codec.dtype))
+            optimizer.state[param][name] = kept
     return converted
 
 

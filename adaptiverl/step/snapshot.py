@@ -13,6 +13,7 @@ from adaptiverl import devices
 from adaptiverl.algorithms import Algorithm
 from adaptiverl.backends import puts_back
 from adaptiverl.backends.layouts import is_dense
+from adaptiverl.kernels.block_tensor import stored
 from adaptiverl.controller import Controller
 from adaptiverl.decision import Decision
 from adaptiverl.kernels import reference
@@ -206,7 +207,7 @@ class Snapshot:
         for name in (*self._algorithm.slots, STEP):
             value = state.get(name)
             if isinstance(value, Tensor):
-                yield to_local(value), None
+                yield stored(to_local(value)), None
 
     def _launch(self, device: torch.device, rows: list[tuple[int, int, int]]) -> Launch:
         """How these regions of a device are put back."""
