@@ -18,6 +18,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from adaptiverl.codecs import dtype_of
 from adaptiverl.kernels.chunks import CHUNK, chunk_table, partial_sums
 from broken_kernels import break_kernel
 from hypothesis import Phase, given, settings
@@ -78,6 +79,8 @@ STORED = [
     (torch.float16, torch.float16, SINGLE),
     (torch.float16, torch.float16, HALF),
     (HALF, HALF, HALF, False),
+    (HALF, HALF, torch.int8),
+    (SINGLE, SINGLE, torch.int8),
 ]
 """Of parameters, gradients and slots; whether parameters are rounded by chance"""
 each_case = pytest.mark.parametrize("case", CASES.values(), ids=str)
@@ -183,7 +186,7 @@ class Launch:
             algorithm=self.case.name,
             param_dtype=first.param.dtype,
             grad_dtype=first.grad.dtype,
-            slot_dtypes=[slot.dtype for slot in first.slots if slot is not None],
+            slot_dtypes=[dtype_of(slot) for slot in first.slots if slot is not None],
             noise_on_parameter=on_parameter,
             stochastic_rounding=first.stochastic_rounding,
         )
