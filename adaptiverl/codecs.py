@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adaptiverl.kernels.block_tensor import Blocks, shown
 from adaptiverl.kernels import blocks
+from adaptiverl.kernels.block_tensor import Blocks, shown
 from adaptiverl.kernels.rounding import HALVES
 from adaptiverl.ranks.dtensors import as_placed, to_local
 

@@ -1,16 +1,15 @@
-"""A float32 tensor that is kept in 8 bits: what a state entry is under ``state_dtype=torch.int8``."""
+"""A float32 tensor that is kept in 8 bits: a state entry under ``state_dtype=torch.int8``."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_map
-
 from adaptiverl.kernels import blocks
 from adaptiverl.kernels.rounding import HALVES
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_map
 
 aten = torch.ops.aten
 _ALIASES = {aten.detach.default, aten.alias.default}
@@ -102,7 +101,7 @@ class Blocks(Tensor):
         """The numbers."""
         return self.decode().tolist()
 
-    def __repr__(self, **_: Any) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"Blocks({self.decode()!r})"
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -111,15 +110,15 @@ class Blocks(Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls,
         func: Any,
         types: Iterable[type],
         args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
+        kwargs: dict[Any, Any] | None = None,
     ) -> Any:
         """See the class."""
-        kwargs = dict(kwargs or {})
+        kwargs = kwargs or {}
         kept = _kept_as_blocks(func, args, kwargs)
         if kept is not None:
             return kept

@@ -1,7 +1,6 @@
-"""Blocks of 8-bit numbers in plain torch: companded codes, and one scale for each block
-(method.md#blocks).
+"""Blocks of 8-bit codes, and a scale for each block, in plain torch (method.md#blocks).
 
-The twins are csrc/blocks.inc and kernels/blocks_8bit.py.
+The twins are csrc/blocks.inc and kernels/block_codes.py.
 """
 
 from __future__ import annotations

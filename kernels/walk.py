@@ -170,8 +170,8 @@ def neighbours(dtypes: Sequence[torch.dtype]) -> int:
 def block_size(dtypes: Sequence[torch.dtype]) -> int:
     """Elements per round of the wide path, of all dtypes that a launch walks.
 
-    1024: two runs of four neighbours per thread, or one of eight. Where float32 meets others, one of
-    four.
+    1024: two runs of four neighbours per thread, or one of eight. Where float32 meets others, one
+    of four.
     """
     alike = len({dtype.itemsize for dtype in dtypes}) == 1
     return 1024 if alike or neighbours(dtypes) == 8 else 512

@@ -18,7 +18,6 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from adaptiverl.codecs import dtype_of
 from adaptiverl.kernels.chunks import CHUNK, chunk_table, partial_sums
 from broken_kernels import break_kernel
 from hypothesis import Phase, given, settings
@@ -49,6 +48,7 @@ from torch import Tensor
 from triton import knobs
 from triton.runtime import interpreter
 
+from adaptiverl.codecs import dtype_of
 from adaptiverl.kernels import philox, statistics, walk
 from adaptiverl.kernels import step as triton_step
 from adaptiverl.layout import SLOT

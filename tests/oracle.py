@@ -566,7 +566,7 @@ class BlockMap(NamedTuple):
         return 2.0**segment * (1 + step / 2.0**self.fraction) - 1
 
     def place(self, values: ArrayLike) -> Floats:
-        """Return where numbers lie among the codes: between two of them, by the share of the way."""
+        """Return where numbers lie among the codes, between two of them by the share of the way."""
         x = 1 + np.asarray(values, np.float64)
         segment = np.floor(np.log2(x))
         return 2.0**self.fraction * (segment + x / 2.0**segment - 1)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import oracle
 import torch
+from adaptiverl.kernels.block_tensor import Blocks, shown
 from numpy.typing import NDArray
 from tolerances import assert_close
 from torch import Tensor
@@ -21,7 +22,6 @@ from torch import Tensor
 from adaptiverl import AdaptiveAdamW, AdaptiveLion, AdaptiveSGD, algorithms
 from adaptiverl.backends import CPU
 from adaptiverl.kernels import blocks, reference
-from adaptiverl.kernels.block_tensor import Blocks, shown
 from adaptiverl.layout import State
 from adaptiverl.step.entries import COLUMNS, ParameterEntry
 

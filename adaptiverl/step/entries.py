@@ -12,9 +12,9 @@ from typing import Any
 from torch import Tensor
 
 from adaptiverl.algorithms import Algorithm
-from adaptiverl.kernels.block_tensor import Blocks, stored
 from adaptiverl.codecs import Storage
 from adaptiverl.distributed import NOISE_PLACE
+from adaptiverl.kernels.block_tensor import Blocks, stored
 from adaptiverl.layout import TensorRow, names
 from adaptiverl.ranks.dtensors import gradient_of, is_dtensor, to_local
 from adaptiverl.ranks.flat import refuse_flat_shards

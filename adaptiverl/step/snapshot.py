@@ -13,10 +13,10 @@ from adaptiverl import devices
 from adaptiverl.algorithms import Algorithm
 from adaptiverl.backends import puts_back
 from adaptiverl.backends.layouts import is_dense
-from adaptiverl.kernels.block_tensor import stored
 from adaptiverl.controller import Controller
 from adaptiverl.decision import Decision
 from adaptiverl.kernels import reference
+from adaptiverl.kernels.block_tensor import stored
 from adaptiverl.ranks.dtensors import as_placed, to_local
 from adaptiverl.step.state import STEP
 from adaptiverl.step.workspace import DeviceTable, Workspace
