@@ -67,7 +67,7 @@ def load(
 
     Raises:
         ValueError: The controller's memory is damaged or of an unknown layout, or the checkpoint is
-            another update rule's; nothing changed.
+            another update rule's, or of options that `storage` cannot keep; nothing changed.
     """
     hooked, products = state_dict, {}
 
@@ -78,6 +78,7 @@ def load(
         if algorithm.corrects_bias:
             products = _products_in(loading)
         for group in loading["param_groups"]:
+            storage.check_group(type(optimizer).__name__, group)
             if STATE_KEY in group:
                 current_layout(memory_in(group[STATE_KEY]))
 

@@ -13,14 +13,14 @@ import numpy as np
 import oracle
 import pytest
 import torch
+from adaptiverl.kernels.block_tensor import Blocks
+from adaptiverl.kernels.blocks import BLOCK, SIGNED, UNSIGNED, Map
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from pass_cases import ADAMW, STEP, assert_encoded, entry_of
 from torch import Tensor
 
 from adaptiverl.kernels import block_tensor, blocks, rounding
-from adaptiverl.kernels.block_tensor import Blocks
-from adaptiverl.kernels.blocks import BLOCK, SIGNED, UNSIGNED, Map
 
 KINDS = {"signed": SIGNED, "unsigned": UNSIGNED}
 each_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
