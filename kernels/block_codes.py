@@ -21,6 +21,7 @@ DROPPED, DROPPED_UNSIGNED = (
     tl.constexpr(blocks.CODE_BITS - kind.fraction) for kind in (blocks.SIGNED, blocks.UNSIGNED)
 )
 SHARE, SHARE_UNSIGNED = (tl.constexpr(1 / kind.top) for kind in (blocks.SIGNED, blocks.UNSIGNED))
+TOP_SIGNED, TOP_UNSIGNED = (tl.constexpr(kind.top) for kind in (blocks.SIGNED, blocks.UNSIGNED))
 OF_SCALE, OF_SCALE_UNSIGNED = (
     tl.constexpr(kind.factor) for kind in (blocks.SIGNED, blocks.UNSIGNED)
 )
@@ -63,15 +64,19 @@ def load_decoded(codes, scales, inside, CODEC: tl.constexpr, WIDE: tl.constexpr)
     COUNT: tl.constexpr = codes.shape[0]
     of_each = scales + tl.arange(0, COUNT) // BLOCK
     if WIDE:
-        code = tl.load(codes).to(tl.int32)
+        code = tl.load(codes).to(tl.int32) & 0xFF
         unit = tl.load(of_each).to(tl.float32)
     else:
-        code = tl.load(codes, inside, 0).to(tl.int32)
+        code = tl.load(codes, inside, 0).to(tl.int32) & 0xFF
         unit = tl.load(of_each, inside, 0.0).to(tl.float32)
     DROP: tl.constexpr = DROPPED if CODEC == tl.int8 else DROPPED_UNSIGNED
-    raw = (tl.abs(code) << DROP) + ONE
+    MOST: tl.constexpr = LIMIT if CODEC == tl.int8 else LIMIT_UNSIGNED
+    raw = ((code & MOST) << DROP) + ONE
     value = (raw.to(tl.float32, bitcast=True) - 1.0) * unit
-    return tl.where(code < 0, -value, value)
+    if CODEC == tl.int8:
+        sign = (code & (MOST + 1)) << 24
+        value = (value.to(tl.int32, bitcast=True) | sign).to(tl.float32, bitcast=True)
+    return value
 
 
 @triton.jit
@@ -103,19 +108,20 @@ def store_encoded(
     random_of_scale = tl.sum(tl.where(opens, chosen, 0), axis=1, keep_dims=True)
     unit = _unit(largest, random_of_scale, SIGNED)
     usable = unit > 0
-    inverse = tl.where(usable, reciprocal(tl.where(usable, unit, 1.0)), 0.0)
+    # Of the scale before it was rounded: so the largest has the largest code, whatever chance says.
+    TOP: tl.constexpr = TOP_SIGNED if SIGNED else TOP_UNSIGNED
+    divisor = tl.where(usable, largest.to(tl.float32, bitcast=True), 1.0)
+    inverse = tl.where(usable, reciprocal(divisor) * TOP, 0.0)
     z = apart.to(tl.float32, bitcast=True) * inverse
     raw = (z + 1.0).to(tl.int32, bitcast=True) - ONE
     random = ((bits * FACTOR & KEPT) + HALF).to(tl.int32) << (DROP - 16)
     code = (raw + random.reshape(COUNT // BLOCK, BLOCK)) >> DROP
-    # A scale's rounding leaves the largest a little more or less than the largest code's.
-    code = tl.where((apart == largest) | (code > MOST), MOST, code)
     if not SIGNED:
         # What is above 0 stays there: the update divides by its root.
         code = tl.where((code == 0) & (apart > 0), 1, code)
     code = tl.where(usable, code, 0).reshape(COUNT)
     if SIGNED:
-        code = tl.where(whole < 0, -code, code)
+        code |= (whole >> 24) & (MOST + 1)
     lanes = tl.arange(0, COUNT)
     of_each = scales + lanes // BLOCK
     opens_block = lanes % BLOCK == 0

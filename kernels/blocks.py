@@ -30,7 +30,7 @@ class Map(NamedTuple):
     """μ-law companding in segments, as telephones have it: codes are cut out of 1 + z.
 
     Attributes:
-        dtype: Of the codes.
+        dtype: Of the codes; int8's upper bit is the sign, the others are the code.
         limit: The largest code, which every block has.
         fraction: Bits of a code that count within a segment; the others are the segment's number.
         top: What the largest code stands for: a block's largest number over its scale.
@@ -91,10 +91,10 @@ def decode(codes: Tensor, scales: Tensor, kind: Map) -> Tensor:
         scales: bfloat16, one for each block.
         kind: How they are coded.
     """
-    wide = codes.to(torch.int32)
-    raw = (wide.abs() << CODE_BITS - kind.fraction) + ONE
+    wide = codes.view(torch.uint8).to(torch.int32)
+    raw = ((wide & kind.limit) << CODE_BITS - kind.fraction) + ONE
     values = (raw.view(torch.float32) - 1) * _of_each(scales.float(), len(codes))
-    return torch.where(wide < 0, -values, values)
+    return torch.where(wide > kind.limit, -values, values)
 
 
 def encode(
@@ -115,18 +115,17 @@ def encode(
     largest = padded.view(-1, BLOCK).amax(dim=1)
     scales = _scales(largest, kind, None if bits is None else bits[::BLOCK])
     usable = scales > 0
-    inverse = torch.where(usable, 1 / scales, 0.0)
+    # Of the scale before it was rounded: so the largest has the largest code, whatever chance says.
+    inverse = torch.where(usable, kind.top / largest.view(torch.float32), 0.0)
     z = magnitude.view(torch.float32) * _of_each(inverse, numel)
     codes = _rounded_codes((z + 1).view(torch.int32) - ONE, kind, bits, factor)
-    # A scale's rounding leaves the largest a little more or less than the largest code's.
-    is_largest = magnitude == _of_each(largest, numel)
-    codes = codes.clamp(max=kind.limit).masked_fill(is_largest, kind.limit)
     if kind.signed:
-        codes = torch.where(raw < 0, -codes, codes)
+        codes = codes + torch.where(raw < 0, kind.limit + 1, 0)
     else:
         # What is above 0 stays there: the update divides by its root.
         codes = torch.maximum(codes, (magnitude > 0).to(codes.dtype))
-    return (codes * _of_each(usable, numel)).to(kind.dtype), scales.to(torch.bfloat16)
+    codes = (codes * _of_each(usable, numel)).to(torch.uint8)
+    return codes.view(kind.dtype), scales.to(torch.bfloat16)
 
 
 def _rounded_codes(raw: Tensor, kind: Map, bits: Tensor | None, factor: int) -> Tensor:

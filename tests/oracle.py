@@ -581,8 +581,8 @@ def block_codes(
 ) -> tuple[Floats, Floats]:
     """Return what is cut off to each number's code, without its sign, and each block's scale.
 
-    The scale is the largest magnitude over what the largest code stands for, rounded by chance to 8
-    binary digits; the largest number has the largest code. Of 16 random bits the upper 12 count,
+    The scale is the largest magnitude over what the largest code stands for, and is rounded by
+    chance to 8 binary digits; codes are those of what was not rounded yet. Of 16 random bits the upper 12 count,
     and stand for the middle of what the lower 4 could add. A block with something that is not
     finite has NaN for its scale, and one whose scale is below 2^-120 has 0; their codes are 0.
 
@@ -612,8 +612,7 @@ def block_codes(
             scales[i] = 0.0 if scale < 1 else np.nan
             continue
         scales[i] = scale
-        found = np.minimum(kind.place(x[here] / scale) + share(bits[here], factor), top + 0.5)
-        found = np.where(x[here] == largest, top + 0.5, found)
+        found = kind.place(x[here] / unit) + share(bits[here], factor)
         if kind.bits == 8:
             # No square above 0 becomes 0.
             found = np.where((found < 1) & (x[here] > 0), 1.5, found)

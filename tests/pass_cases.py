@@ -415,13 +415,15 @@ def assert_encoded(
     )
     codes, kept = blocks.parts(found.buffer, found.numel(), found.kind)
     np.testing.assert_array_equal(as_reals(kept), scales)
-    sure = np.abs(reached - np.rint(reached)) > 1e-3
-    nearest = np.floor(reached) + (codes.double().abs().numpy() > reached)
-    wanted = np.where(sure, np.floor(reached), nearest)
-    np.testing.assert_array_equal(codes.double().abs().numpy(), wanted)
-    negative = (codes.double() < 0).flatten()
-    assert bool((negative <= (exact.flatten() < 0)).all())
-    assert bool((codes[exact.flatten() < 0] <= 0).all())
+    stored = codes.view(torch.uint8).numpy().astype(np.int64)
+    negative = stored > found.kind.limit
+    magnitude = stored & found.kind.limit
+    edge = np.rint(reached)
+    sure = np.abs(reached - edge) > 1e-4
+    either = np.clip(magnitude, edge - 1, edge)
+    np.testing.assert_array_equal(magnitude, np.where(sure, np.floor(reached), either))
+    minus = np.signbit(exact.numpy().reshape(-1))
+    np.testing.assert_array_equal(negative[magnitude > 0], minus[magnitude > 0])
 
 
 # The step, three ways

@@ -65,7 +65,8 @@ def test_codes_by_hand(kind: Map) -> None:
     step = 1 / first
     assert (found / 2).tolist() == [0, step, 1, 1 + 2 * step, 3, kind.top]
     if kind.signed:
-        assert torch.equal(blocks.decode(-codes, torch.tensor([2.0]).bfloat16(), kind), -found)
+        below = (codes.view(torch.uint8) + 128).view(torch.int8)
+        assert torch.equal(blocks.decode(below, torch.tensor([2.0]).bfloat16(), kind), -found)
 
 
 @each_kind
@@ -97,12 +98,12 @@ def test_what_was_decoded_is_encoded_to_what_it_was(kind: Map, bits_for: Any, sc
 @each_rounding
 def test_every_code_and_scale_that_there_is_stays(kind: Map, bits_for: Any) -> None:
     """All codes beside the largest, with every fraction of a scale and many exponents."""
-    whole = torch.arange(-kind.limit if kind.signed else 0, kind.limit + 1)
+    whole = torch.arange(256)
     padded = torch.nn.functional.pad(whole, (0, -len(whole) % (BLOCK - 1)))
     rows = torch.nn.functional.pad(padded.view(-1, BLOCK - 1), (1, 0), value=kind.limit)
     for exponent in (-120, -60, -1, 0, 50, 99):
         scales = (1 + torch.arange(128) / 128) * 2.0**exponent
-        codes = rows.repeat(128, 1).flatten().to(kind.dtype)
+        codes = rows.repeat(128, 1).flatten().to(torch.uint8).view(kind.dtype)
         kept = scales.repeat_interleave(len(rows)).bfloat16()
         found = blocks.encode(blocks.decode(codes, kept, kind), kind, bits_for(len(codes)), 7189)
         assert torch.equal(found[0], codes)
@@ -110,15 +111,14 @@ def test_every_code_and_scale_that_there_is_stays(kind: Map, bits_for: Any) -> N
 
 
 def steps_at(values: Tensor, kind: Map) -> tuple[Tensor, Tensor]:
-    """No less than from each number's code to the next, of whole blocks; which are not at an end.
+    """No less than from each number's code to the next, of whole blocks; which have no bias.
 
-    At the ends are squares below the first code, which are kept above 0, and what is as large as
-    the largest number within a scale's rounding.
+    Squares below the first code are kept above 0.
     """
     x = values.double().abs().view(-1, BLOCK)
     unit = x.amax(dim=1, keepdim=True) / kind.top
     first = 0 if kind.signed else 1
-    usual = (x > 1.01 * first * unit * 2.0**-kind.fraction) & (x < 0.97 * unit * kind.top)
+    usual = x > 1.01 * first * unit * 2.0**-kind.fraction
     return ((unit + x) * 2.0**-kind.fraction).flatten(), usual.flatten()
 
 
@@ -130,20 +130,21 @@ def steps_at(values: Tensor, kind: Map) -> tuple[Tensor, Tensor]:
     by_chance=st.booleans(),
 )
 def test_an_error_is_bounded(kind: Map, exponent: float, seed: int, by_chance: bool) -> None:
-    """By a step at the number, by chance, and by half of one to nearest.
+    """By a step at the number, by chance, and by half of one to nearest, and the scale's rounding.
 
-    At the ends by a whole one; a block's largest number by its scale's rounding, 2^-7 of it.
+    Squares below the first code by a whole one; a scale is rounded by 2^-7 of it, or by half that.
     """
     values = numbers(kind, 4 * BLOCK, 10.0**exponent, seed)
     values[::37] = 0.0
     found = through(values, kind, random_bits(len(values), seed) if by_chance else None)
     steps, usual = steps_at(values, kind)
     bound = steps * torch.where(usual & (not by_chance), 0.5, 1.0)
+    bound += values.abs() * 2.0**-7 * (1.0 if by_chance else 0.5)
     assert bool(((found.double() - values).abs() <= 1.01 * bound).all())
     assert bool((found[::37] == 0).all())
     assert bool((found * values.sign() >= 0).all())
     if not kind.signed:
-        assert bool((found >= values / 2).all())
+        assert bool((found >= 0.49 * values).all())
 
 
 def test_a_square_above_zero_never_becomes_zero() -> None:
@@ -176,15 +177,21 @@ def test_a_block_with_something_not_finite_is_nan_and_others_are_not(
 
 @each_kind
 def test_rounding_by_chance_has_no_bias(kind: Map) -> None:
-    """A mean of n errors, half a step's deviation each at most, is within 5 of its deviations."""
-    values, draws = numbers(kind, 16 * BLOCK), 100
+    """A mean of n errors is within 5 of its deviations.
+
+    One deviates by half a step at most, and all of a block together by half of what its scale is
+    rounded by, 2^-8 of a number at most, which is under a quarter of a step.
+    """
+    blocks_here, draws = 16, 100
+    values = numbers(kind, blocks_here * BLOCK)
     steps, usual = steps_at(values, kind)
     drawn = [through(values, kind, random_bits(len(values), t)) for t in range(draws)]
     off = (torch.stack(drawn).double() - values).mean(dim=0) / steps
     magnitudes = off * values.sign()
-    for found in (off[usual], magnitudes[usual]):
-        assert abs(found.mean()) < 5 * 0.5 / (draws * int(usual.sum())) ** 0.5
-    assert magnitudes[usual].abs().max() < 5 * 0.5 / draws**0.5
+    own, common = 0.5 / (draws * int(usual.sum())) ** 0.5, 0.25 / (draws * blocks_here) ** 0.5
+    assert abs(off[usual].mean()) < 5 * (own**2 + common**2) ** 0.5
+    assert abs(magnitudes[usual].mean()) < 5 * (own**2 + common**2) ** 0.5
+    assert magnitudes[usual].abs().max() < 5 * 0.75 / draws**0.5
 
 
 # --- Mutants -------------------------------------------------------------------------------------
@@ -200,9 +207,9 @@ MUTANTS = {
     ),
     "codes to nearest": ("    if bits is None:\n        return", "    if True:\n        return"),
     "a coarser code": ("fraction=5", "fraction=4"),
-    "the largest is rounded": (".masked_fill(is_largest, kind.limit)", ""),
+    "codes of the rounded scale": ("kind.top / largest.view(torch.float32)", "1 / scales"),
     "squares become zero": ("(magnitude > 0).to(codes.dtype)", "0 * magnitude.to(codes.dtype)"),
-    "the sign is lost": ("torch.where(raw < 0, -codes, codes)", "codes"),
+    "the sign is lost": ("torch.where(raw < 0, kind.limit + 1, 0)", "0"),
 }
 
 
