@@ -29,6 +29,7 @@ class Algorithm:
         slots: Its state entries that have the parameter's shape, at most three; the columns
             `state0`, `state1`, `state2` of the address table, in this order.
         corrects_bias: It keeps `mu_product`, the product of a parameter's momenta.
+        needed: Those of `slots` that a parameter's state has after a step, whatever its group says.
         options: Entries that every group of its checkpoints has, torch's oldest included.
         slots_of: Those of `slots` that a group needs.
         start_of: The μ that a group starts from.
@@ -40,6 +41,7 @@ class Algorithm:
     momentum: MomentumKind
     slots: tuple[str, ...]
     corrects_bias: bool
+    needed: tuple[str, ...]
     options: tuple[str, ...]
     slots_of: Callable[[Group], tuple[str, ...]]
     start_of: Callable[[Group], float]
@@ -60,6 +62,7 @@ ADAMW = Algorithm(
     momentum=BETA1,
     slots=("exp_avg", "exp_avg_sq", "max_exp_avg_sq"),
     corrects_bias=True,
+    needed=("exp_avg", "exp_avg_sq"),
     options=("lr", "betas", "eps", "weight_decay"),
     slots_of=_adamw_slots,
     start_of=lambda group: float(group["betas"][0]),
@@ -81,6 +84,7 @@ SGD = Algorithm(
     momentum=HEAVY_BALL,
     slots=("momentum_buffer",),
     corrects_bias=False,
+    needed=(),
     options=("lr", "momentum", "dampening", "weight_decay", "nesterov"),
     slots_of=_sgd_slots,
     start_of=lambda group: float(group["momentum"]),
@@ -98,6 +102,7 @@ LION = Algorithm(
     momentum=BETA1,
     slots=("exp_avg",),
     corrects_bias=False,
+    needed=("exp_avg",),
     options=("lr", "betas", "weight_decay"),
     slots_of=lambda group: ("exp_avg",),
     start_of=lambda group: float(group["betas"][0]),

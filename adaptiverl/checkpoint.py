@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from adaptiverl.algorithms import ALGORITHMS, Algorithm
+from adaptiverl import soundness
+from adaptiverl.algorithms import Algorithm
 from adaptiverl.codecs import Storage
-from adaptiverl.migrations import current_layout
 from adaptiverl.step.counters import Counters
-from adaptiverl.step.memory import STATE_KEY, export, memory_in
-from adaptiverl.step.state import PRODUCT
+from adaptiverl.step.memory import STATE_KEY, export
+from adaptiverl.step.state import PRODUCT, STEP
 
 Conversions = set[tuple[torch.dtype, torch.dtype]]
 """What a checkpoint's state was saved in, and what it was converted to"""
+
+
+class Loaded(NamedTuple):
+    """What a load could not leave as it was saved.
+
+    Attributes:
+        converted: What state was saved in and is kept in, where these differ.
+        without_product: Parameters that had stepped and whose product of momenta did not come, in a
+            checkpoint of ours.
+    """
+
+    converted: Conversions
+    without_product: int
 
 
 def save(
@@ -49,9 +62,10 @@ def load(
     algorithm: Algorithm,
     storage: Storage,
     counters: Counters,
+    check_group: Callable[[dict[str, Any]], None],
     state_dict: dict[str, Any],
     load_state_dict: Callable[[dict[str, Any]], None],
-) -> Conversions:
+) -> Loaded:
     """Load a checkpoint, ours or torch.optim's.
 
     Args:
@@ -59,28 +73,27 @@ def load(
         algorithm: Its update rule.
         storage: What its state is kept in; a checkpoint's that is kept otherwise is converted.
         counters: Its.
+        check_group: Raises ValueError where a group of a checkpoint asks for too much.
         state_dict: The checkpoint.
         load_state_dict: torch.optim's.
 
-    Returns:
-        What state was saved in and is kept in, where these differ.
-
     Raises:
-        ValueError: The controller's memory is damaged or of an unknown layout, or the checkpoint is
-            another update rule's, or of options that `storage` cannot keep; nothing changed.
+        TypeError: It is no dictionary.
+        ValueError: It is damaged, another update rule's, or its controller's memory is of an
+            unknown layout, or it asks for what `storage` cannot keep; nothing changed.
     """
+    if not isinstance(state_dict, Mapping):
+        soundness.check(state_dict, optimizer, algorithm, check_group)
     hooked, products = state_dict, {}
 
     def check(_: torch.optim.Optimizer, loading: dict[str, Any]) -> None:
         nonlocal hooked, products
         hooked = loading
-        _check_rule(loading, algorithm, type(optimizer).__name__)
+        soundness.check(loading, optimizer, algorithm, check_group)
         if algorithm.corrects_bias:
             products = _products_in(loading)
         for group in loading["param_groups"]:
             storage.check_group(type(optimizer).__name__, group)
-            if STATE_KEY in group:
-                current_layout(memory_in(group[STATE_KEY]))
 
     # The last of the hooks: it sees what the user's own have made of the checkpoint.
     handle = optimizer.register_load_state_dict_pre_hook(check)
@@ -93,7 +106,11 @@ def load(
         if key in products:
             optimizer.state[param][PRODUCT] = products[key]
     counters.adopt(optimizer.param_groups, optimizer.state)
-    return converted
+    without = 0
+    if algorithm.corrects_bias and any(STATE_KEY in group for group in hooked["param_groups"]):
+        states = [hooked["state"].get(key, {}) for _, key in _pairs(optimizer, hooked)]
+        without = sum(s.get(STEP) is not None and s.get(PRODUCT) is None for s in states)
+    return Loaded(converted, without)
 
 
 # A parameter's state
@@ -161,27 +178,3 @@ def complete_count(group: Mapping[str, Any], state: dict[str, Any]) -> None:
         state.setdefault("step", 1.0)
     elif group["momentum"] != 0:
         state.pop("step", None)
-
-
-def _check_rule(loading: Mapping[str, Any], algorithm: Algorithm, optimizer: str) -> None:
-    """The checkpoint is this rule's: its groups have what the rule reads, its state no other's.
-
-    Raises:
-        ValueError: It is another's.
-    """
-    for number, group in enumerate(loading["param_groups"]):
-        missing = [option for option in algorithm.options if option not in group]
-        if missing:
-            raise ValueError(
-                f"the checkpoint is not one that {optimizer} can load: its group {number} has no "
-                f"{', '.join(missing)}, so another kind of optimizer saved it; nothing was changed"
-            )
-    own = set(algorithm.slots)
-    foreign = {slot for other in ALGORITHMS.values() for slot in other.slots} - own
-    for state in loading["state"].values():
-        found = sorted(foreign.intersection(state)) if isinstance(state, dict) else []
-        if found:
-            raise ValueError(
-                f"the checkpoint is not one that {optimizer} can load: its state has "
-                f"{', '.join(found)}, so another kind of optimizer saved it; nothing was changed"
-            )

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
-from typing import Any, Literal
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 from adaptiverl.arguments import whole_number
+from adaptiverl.arms import GAINS, Arm, complete_bandit, shared_by
 from adaptiverl.limits import BETA1, NOISE_FLOOR_SHARE, STAND_IN_LR, Limits, MomentumKind, limits_of
-from adaptiverl.terms import LAW_TERMS, Home, Law, LawTerms, Mode, Pair, search_within
+from adaptiverl.terms import LAW_TERMS, Home, Horizon, Law, LawTerms, Mode, Pair, search_within
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
 Reward = Literal["neg_loss", "given", "none"]
 NoiseTarget = Literal["gradient", "parameter"]
@@ -40,10 +44,12 @@ class Control:
             (method.md#alignment), a slow climb. ``"range_test"``: the same, by a fast ramp after
             which the weights go back to where they were (method.md#range-test). Nothing need be
             observed for these two, and `every`, the gains of α and `lr_change` do not touch them.
-            μ and σ keep their laws either way.
+            μ and σ keep their laws either way. ``"bandit"``: one of several sets of gains at a
+            time, chosen by what the loss did under each (method.md#bandit).
         horizon: T, how many steps the run will take, for a law that finds the rate, which is then
-            held, and annealed to zero at step T; after that nothing moves. ``None``, where
-            nobody can say: half as much is held, and never annealed.
+            held, and annealed to zero at step T; after that nothing moves. ``"auto"``: the
+            framework says it, or ``optimizer.set_horizon``. ``None``, where nobody can say: half as
+            much is held, and never annealed.
         cooldown: Last share of the horizon, in [0, 1), over which α falls linearly to zero. The
             search ends where it begins. In ``"modulate"`` the scheduler anneals; leave its warm-up
             out, because the search is one, and a factor found under a low rate stays.
@@ -53,6 +59,13 @@ class Control:
         snapshot: Where the range test keeps the weights that it goes back to, until its search is
             over: on the ``"host"``, in pinned memory, or on the parameters' own ``"device"``.
             ``None``: on the host.
+        arms: The bandit's, 1 to 8: Controls of law ``"loss"`` that differ in their gains,
+            `lr_change` and `every`, of which these fields are kept; the control's own are then the
+            first arm's. ``None``: its own, the same with ``lr_change=(0.95, 1.05)``, and gains 0.
+        window: Losses for which the bandit keeps an arm: steps, or calls of ``update``. ``None``:
+            2/`beta_loss`, or the longest `every` where that is more.
+        discount: γ in (0, 1], what a window's weight is multiplied by at each later one. ``None``:
+            0.95.
         lr_bounds: (α_min, α_max). ``None``: (lr/100, 10·lr) in ``"replace"``, (0.1, 10) in
             ``"modulate"``; (1e-4, 1e4) times the α at the start with ``law="alignment"``, rates
             of (1e-6, 3) with ``law="range_test"``.
@@ -95,10 +108,13 @@ class Control:
     gain_noise_plateau: float = 0.08
     gain_noise_reward: float = 0.06
     law: Law = "loss"
-    horizon: int | None = None
+    horizon: Horizon = None
     cooldown: float = 0.4
     acquire_from: float | None = None
     snapshot: Home | None = None
+    arms: tuple[Arm, ...] | None = None
+    window: int | None = None
+    discount: float | None = None
     lr_bounds: Pair | None = None
     momentum_bounds: Pair | None = None
     noise_bounds: Pair = (0.0, 0.1)
@@ -130,9 +146,12 @@ class Control:
             center, slope = self._pair(name)
             expected = "(centre, slope), both finite, slope > 0"
             _check(name, (center, slope), math.isfinite(center) and 0 < slope < math.inf, expected)
+        if self.law == "bandit":
+            complete_bandit(self)
 
     def _check_search(self) -> None:
-        self._check_steps("horizon", "where nobody can say")
+        if self.horizon != "auto":
+            self._check_steps("horizon", "where nobody can say", ", 'auto'")
         cooldown = self._number("cooldown")
         _check("cooldown", cooldown, 0 <= cooldown < 1, "a share of the horizon, in [0, 1)")
         if self.acquire_from is not None:
@@ -149,13 +168,15 @@ class Control:
                         "it out"
                     )
 
-    def _check_steps(self, name: str, none_means: str) -> None:
+    def _check_steps(self, name: str, none_means: str, others: str = "") -> None:
         steps = getattr(self, name)
         if steps is None:
             return
-        steps = whole_number(steps, f"Control.{name}", "a whole number of steps or None")
+        steps = whole_number(steps, f"Control.{name}", f"a whole number of steps{others} or None")
         object.__setattr__(self, name, steps)
-        _check(name, steps, 1 <= steps <= 2**53, f"from 1 to 2**53, or None {none_means}")
+        _check(
+            name, steps, 1 <= steps <= 2**53, f"from 1 to 2**53{others or ','} or None {none_means}"
+        )
 
     def _check_bounds(self) -> None:
         if self.lr_bounds is not None:
@@ -228,7 +249,25 @@ class Control:
     def is_too_short(self) -> bool:
         """The run that the horizon tells of has no room for the range test's ramp."""
         ramps = self.law == "range_test"
-        return ramps and search_within(self.horizon, self.cooldown) == 0
+        return ramps and search_within(self.known_horizon, self.cooldown) == 0
+
+    @property
+    def known_horizon(self) -> int | None:
+        """T, where it is a number; ``"auto"`` counts as None until somebody has said it."""
+        return None if self.horizon == "auto" else self.horizon
+
+    def for_run(self, steps: int | None) -> Control:
+        """This control for a run of so many optimizer steps, where ``horizon="auto"`` asks for it.
+
+        Args:
+            steps: T; None where nobody has said it yet.
+
+        Raises:
+            ValueError, TypeError: As the constructor's.
+        """
+        if self.horizon != "auto" or steps is None:
+            return self
+        return replace(self, horizon=steps)
 
     @property
     def is_frozen(self) -> bool:
@@ -238,7 +277,12 @@ class Control:
     @property
     def rests(self) -> bool:
         """No gain is above 0: nothing that is observed moves a knob."""
-        return not any(getattr(self, f.name) for f in fields(self) if f.name.startswith("gain_"))
+        return not any(getattr(arm, name) for arm in self.arms or (self,) for name in GAINS)
+
+    @property
+    def hears_losses(self) -> bool:
+        """Ranks must agree on what is observed: it may move a knob, or end a search."""
+        return not self.rests or self.terms.hears_losses
 
     @property
     def needs_no_loss(self) -> bool:
@@ -271,30 +315,51 @@ class Control:
         return cls(mode="modulate", noise_bounds=(0.0, 0.0), **gains)  # type: ignore[arg-type]
 
     @classmethod
-    def find_lr(cls, horizon: int | None = None) -> Control:
+    def find_lr(cls, horizon: Horizon = None) -> Control:
         """Find the learning rate while training, by the alignment law, a slow climb.
 
         Nothing is kept and nothing is put back; μ and σ stay as they are.
 
         Args:
-            horizon: T, how many optimizer steps the run will take.
+            horizon: T, how many optimizer steps the run will take; ``"auto"`` in a framework that
+                knows (docs/frameworks.md).
         """
         return cls._searching("alignment", horizon)
 
     @classmethod
-    def range_test(cls, horizon: int | None = None) -> Control:
+    def range_test(cls, horizon: Horizon = None) -> Control:
         """Find the learning rate in the first hundred steps or so, by the range test.
 
         The weights then go back to where they were, and training begins: `law`. No rate need be
         given. μ and σ stay as they are. Training that starts on a long plateau may stay there.
 
         Args:
-            horizon: T, how many optimizer steps the run will take, those of the search included.
+            horizon: T, how many optimizer steps the run will take, those of the search included;
+                ``"auto"`` in a framework that knows.
         """
         return cls._searching("range_test", horizon)
 
     @classmethod
-    def _searching(cls, law: Law, horizon: int | None) -> Control:
+    def bandit(
+        cls,
+        arms: Sequence[Control | Arm | Mapping[str, Any]] | None = None,
+        window: int | None = None,
+        discount: float | None = None,
+    ) -> Control:
+        """One of several sets of gains at a time, chosen by what the loss did under each.
+
+        Ranks that decide together need one seed, which the choices are drawn by.
+
+        Args:
+            arms: As the attribute; what is the same for all arms is as the first Control has it.
+            window: As the attribute.
+            discount: As the attribute.
+        """
+        more: dict[str, Any] = {"arms": arms, "window": window, "discount": discount}
+        return cls(law="bandit", **more, **shared_by(arms, cls))
+
+    @classmethod
+    def _searching(cls, law: Law, horizon: Horizon) -> Control:
         rest = {f.name: 0.0 for f in fields(cls) if f.name.startswith("gain_")}
         return cls(law=law, horizon=horizon, noise_bounds=(0.0, 0.0), **rest)  # type: ignore[arg-type]
 

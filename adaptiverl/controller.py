@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import astuple
 from functools import partial
 from typing import Any
 
@@ -18,7 +17,7 @@ from torch import Tensor
 from adaptiverl.arguments import whole_number
 from adaptiverl.control import Control
 from adaptiverl.decision import Decision
-from adaptiverl.law.numbers import numbers_of
+from adaptiverl.law.numbers import numbers_of, packed
 from adaptiverl.law.registry import law_of
 from adaptiverl.layout import ALIGNMENT, FIELDS, MEMORY_SIZE, SLOT, State
 from adaptiverl.limits import BETA1, MomentumKind
@@ -39,10 +38,10 @@ class Controller:
         device: Where the state lives.
 
     Attributes:
-        state: float64 [55]: the state, `layout.State`.
+        state: float64 [93]: the state, `layout.State`.
         memory: What checkpoints keep: a view of the state, but for its last number.
         alignment: float64 [3], a view of the state: Σ g·u, Σ g², Σ u² of the last pass.
-        numbers: float64 [39]: what the law reads of `control`, `layout.ControlNumbers`.
+        numbers: float64 [116]: what the law reads of `control`, `layout.ControlNumbers`.
         ring: The trace as it is written.
         observations: The inbox, and what of it counts.
         ever_observed: Whether anything was.
@@ -70,12 +69,12 @@ class Controller:
         self.limits = control.limits(lr, momentum, kind)
         # On the host first, whatever the default device is.
         here: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}
-        packed = torch.tensor(astuple(numbers_of(control, self.limits)), **here)
+        numbers = torch.tensor(packed(numbers_of(control, self.limits)), **here)
         self._start = torch.empty(len(FIELDS), **here)
         torch.ops.adaptiverl.start_(
-            self._start, packed, control.start_lr(lr), momentum, seed & 0xFFFFFFFF, seed >> 32
+            self._start, numbers, control.start_lr(lr), momentum, seed & 0xFFFFFFFF, seed >> 32
         )
-        self._place(self._start.clone(), packed, torch.device(device))
+        self._place(self._start.clone(), numbers, torch.device(device))
         self.observations = Observations(self.device)
         self.ring = Ring()
         self.ever_observed = self.ever_rewarded = False
@@ -84,8 +83,8 @@ class Controller:
         # Looked up once: a search by name at every step is felt by small networks.
         self._advance = torch.ops.adaptiverl.advance_.default
 
-    def _place(self, state: Tensor, packed: Tensor, device: torch.device) -> None:
-        self.state, self.numbers = _moved(state, device), _moved(packed, device)
+    def _place(self, state: Tensor, numbers: Tensor, device: torch.device) -> None:
+        self.state, self.numbers = _moved(state, device), _moved(numbers, device)
         self.device = self.state.device
         self.memory, self.alignment = self.state[:MEMORY_SIZE], self.state[ALIGNMENT]
 

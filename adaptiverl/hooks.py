@@ -5,10 +5,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from functools import wraps
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
+from torch import Tensor
 from torch.optim import optimizer as registry
+
+from adaptiverl.control import Control
 
 
 def waits_for_a_step(optimizer: torch.optim.Optimizer) -> bool:
@@ -45,6 +48,32 @@ def taking_loss(step: Callable[..., Any]) -> Callable[..., Any]:
     return step_with_loss
 
 
+def check_stepwise(control: Control) -> None:
+    """A loss may be observed.
+
+    Raises:
+        ValueError: Epoch-wise control, which looks at none.
+    """
+    if control.every is None:
+        raise ValueError(
+            "observe() has no effect with Control(every=None): call update(loss) once per "
+            "epoch or evaluation, or give Control an `every`"
+        )
+
+
+def check_epochwise(control: Control) -> None:
+    """The knobs may be updated by hand.
+
+    Raises:
+        ValueError: Step-wise control, whose updates come by themselves.
+    """
+    if control.every is not None:
+        raise ValueError(
+            f"update() is for Control(every=None), got every={control.every}: "
+            "call observe(loss) before each step instead"
+        )
+
+
 def check_closure(closure: Any) -> None:
     """A closure, or None; a loss in its place is told its name.
 
@@ -56,3 +85,10 @@ def check_closure(closure: Any) -> None:
             f"step() takes a closure, a function that returns the loss, got {closure!r} of "
             f"type {type(closure).__name__}: tell a loss by its name, step(loss=loss)"
         )
+
+
+def is_loss(result: Any) -> TypeGuard[Tensor | float]:
+    """Whether a closure's result can be observed; AdamW takes closures that return anything."""
+    if isinstance(result, Tensor):
+        return result.numel() == 1 and not result.is_complex() and result.dtype != torch.bool
+    return isinstance(result, (int, float)) and not isinstance(result, bool)

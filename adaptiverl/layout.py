@@ -12,7 +12,9 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-LAYOUT_VERSION = 4
+LAYOUT_VERSION = 6
+ARMS = 8
+"""Arms that a bandit may have"""
 
 
 class Kind(NamedTuple):
@@ -36,13 +38,21 @@ FLAG = Kind(0.0, 1.0, whole=True)
 SHARE = Kind(0.0, 1.0)
 SIZE = Kind(0.0)
 DIRECTION = Kind(-1.0, 1.0)
+WHICH_ARM = Kind(0.0, ARMS - 1.0, whole=True)
 LOGARITHM = Kind(math.log(5e-324), math.log(1.7e308))
 LOGARITHM_OR_OFF = LOGARITHM._replace(off=True)
 
 
-def number(default: float, kind: Kind, doc: str) -> Any:
-    """A field of a record: what it starts as, what it may be, what it means."""
-    return field(default=default, metadata={"kind": kind, "doc": doc})
+def number(default: float, kind: Kind, doc: str, array: str = "") -> Any:
+    """A field of a record: what it starts as, what it may be, what it means.
+
+    Args:
+        default: What it starts as.
+        kind: What it may be.
+        doc: What it means.
+        array: Of which array it is an element, in C++; the elements follow each other.
+    """
+    return field(default=default, metadata={"kind": kind, "doc": doc, "array": array})
 
 
 def real(doc: str) -> Any:
@@ -114,20 +124,78 @@ class State:
     log_lr_clear: float = number(
         -math.inf, LOGARITHM_OR_OFF, "the same when nothing spoke against it: S was 0"
     )
+    log_lr_risen: float = number(
+        -math.inf, LOGARITHM_OR_OFF, "the same when the loss had risen beyond its noise"
+    )
     log_lr_judged: float = number(
         -math.inf, LOGARITHM_OR_OFF, "log α of the update that the newest sums judge"
     )
     alignment_mean_weight: float = number(0.0, SHARE, "what the weights in e add up to")
     alignment_peak: float = number(0.0, SHARE, "the largest e of the ramp")
+    undershoot: float = number(0.0, REAL, "Page's sum that the mean of h is above 0")
+    ramp_losses: float = number(0.0, COUNT, "losses that the ramp was told")
+    losses_heard: float = number(0.0, COUNT, "finite losses seen when it last heard one")
+    ramp_loss: float = number(0.0, REAL, "the last of them")
+    ramp_loss_mean: float = number(0.0, REAL, "their mean, which looks back over three steps")
+    ramp_loss_square: float = number(0.0, SIZE, "their variance, of successive differences")
+    ramp_loss_least: float = number(0.0, REAL, "the least mean")
+    ramp_loss_limit: float = number(0.0, REAL, "a mean above this is one that has risen")
     searching: float = number(0.0, FLAG, "1: on the ramp; the weights of its start are kept")
+    climbing: float = number(0.0, FLAG, "1: no loss confirmed the ramp; the slow climb goes on")
     search_steps: float = number(0.0, COUNT, "steps since the ramp began")
     held: float = number(0.0, FLAG, "1: the rate is found")
     held_at: float = number(0.0, COUNT, "the step at which the ramp ended")
     anneal: float = number(1.0, SHARE, "what warm-up and cooldown multiply α by")
 
+    arms_key: float = number(0.0, SEED_WORD, "of the arms that the posterior is of; 0: none")
+    arm: float = number(0.0, WHICH_ARM, "the one in force")
+    arm_draws: float = number(0.0, COUNT, "times that an arm was chosen")
+    window_left: float = number(0.0, COUNT, "losses until the window ends; 0: none has begun")
+    window_start: float = number(0.0, REAL, "ℓ̄ when it began")
+    window_path: float = number(0.0, SIZE, "Σ|Δℓ| since")
+    window_broken: float = number(0.0, FLAG, "1: a loss in it was not finite")
+    window_scale: float = number(0.0, SIZE, "m, the usual path of a window")
+    window_reward: float = number(0.0, DIRECTION, "of the last window")
+    reward_square: float = number(0.0, SIZE, "Σ of rewards' squared deviations, discounted")
+    played_count: float = number(0.0, SIZE, "of the arm in force, when it was chosen")
+    played_mean: float = number(0.0, DIRECTION, "likewise")
+    arm_count0: float = number(0.0, SIZE, "windows of each arm, discounted", array="arm_count")
+    arm_count1: float = number(0.0, SIZE, "", array="arm_count")
+    arm_count2: float = number(0.0, SIZE, "", array="arm_count")
+    arm_count3: float = number(0.0, SIZE, "", array="arm_count")
+    arm_count4: float = number(0.0, SIZE, "", array="arm_count")
+    arm_count5: float = number(0.0, SIZE, "", array="arm_count")
+    arm_count6: float = number(0.0, SIZE, "", array="arm_count")
+    arm_count7: float = number(0.0, SIZE, "", array="arm_count")
+    arm_mean0: float = number(
+        0.0, DIRECTION, "mean of each arm's rewards, discounted", array="arm_mean"
+    )
+    arm_mean1: float = number(0.0, DIRECTION, "", array="arm_mean")
+    arm_mean2: float = number(0.0, DIRECTION, "", array="arm_mean")
+    arm_mean3: float = number(0.0, DIRECTION, "", array="arm_mean")
+    arm_mean4: float = number(0.0, DIRECTION, "", array="arm_mean")
+    arm_mean5: float = number(0.0, DIRECTION, "", array="arm_mean")
+    arm_mean6: float = number(0.0, DIRECTION, "", array="arm_mean")
+    arm_mean7: float = number(0.0, DIRECTION, "", array="arm_mean")
+
     # What follows is of the step in progress; what comes before it is what checkpoints keep.
     active: float = number(1.0, FLAG, "0: no tensor takes this step")
     rewind: float = number(0.0, FLAG, "1: the weights go back to where the ramp began")
+
+
+@dataclass
+class ArmNumbers:
+    """What an arm of the bandit puts in the place of the control's own."""
+
+    every: float = real("K; 0: epoch-wise")
+    gain_lr_reward: float = real("k_r")
+    gain_lr_loss: float = real("k_ℓ")
+    gain_momentum_reward: float = real("k_μr")
+    gain_momentum_loss: float = real("k_μℓ")
+    gain_noise_plateau: float = real("k_σP")
+    gain_noise_reward: float = real("k_σr")
+    log_lr_change_down: float = real("log c↓")
+    log_lr_change_up: float = real("log c↑")
 
 
 @dataclass
@@ -174,9 +242,18 @@ class ControlNumbers:
     hold_by: float = real("the step of the cooldown; infinite: no horizon")
     annealed_over: float = real("steps of the cooldown; 0: the controller does not anneal")
     log_held_share: float = real("what is held of the rate that is found")
+    log_ramp_share: float = real("what of the rate that a ramp marks, beside")
     log_ramp_floor: float = real("log α below which the ramp judges no update")
     search_within: float = real("steps that the ramp may take; 0: the run is too short for one")
     warm_up: float = real("steps over which α rises to the rate that is held; 0: none")
+    window: float = real("losses for which an arm is in force")
+    discount: float = real("γ")
+    arms_key: float = real("tells these arms, and this window, from others; 0: no bandit")
+    arm_count: float = real("arms that there are")
+    arms: tuple[ArmNumbers, ...] = field(
+        default=(),
+        metadata={"kind": REAL, "doc": "the first `arm_count` of them", "record": ArmNumbers},
+    )
 
 
 @dataclass
@@ -222,6 +299,18 @@ class EffectiveGroup:
 
 
 @dataclass
+class Product:
+    """A parameter's product of momenta, and what its last step left it and `step` at.
+
+    A `step` that is another number, beside a product that is not, was edited alone.
+    """
+
+    product: float = real("of the momenta of its steps: `mu_product` in a checkpoint")
+    left_product: float = real("")
+    left_step: float = real("")
+
+
+@dataclass
 class TensorRow:
     """A row of the address table: where one parameter's tensors lie, int64."""
 
@@ -231,7 +320,7 @@ class TensorRow:
     state1: int = address("AdamW: exp_avg_sq; 0: none")
     state2: int = address("AdamW: max_exp_avg_sq; 0: none")
     step: int = address("float32")
-    mu_product: int = address("float64; 0: none")
+    mu_product: int = address("a `Product`; 0: none")
     numel: int = address("elements that lie here")
     group: int = address("row of the group table")
     index: int = address("the parameter's place in the optimizer: the noise's key")
@@ -250,29 +339,18 @@ class Region:
 
 
 TRACE_COLUMNS = (
-    "step",
-    "loss",
-    "reward",
-    "loss_mean",
-    "reward_mean",
-    "loss_direction",
-    "reward_direction",
-    "variance",
-    "plateau",
-    "lr",
-    "momentum",
-    "noise",
-    "alignment",
-    "alignment_direction",
-    "alignment_mean",
-    "held",
+    *("step", "loss", "reward", "loss_mean", "reward_mean"),
+    *("loss_direction", "reward_direction", "variance", "plateau"),
+    *("lr", "momentum", "noise"),
+    *("alignment", "alignment_direction", "alignment_mean", "held"),
+    *("arm", "played_count", "played_mean", "window_reward"),
 )
 """What the trace keeps of the state at an update of the knobs, by the state's names"""
 
 REWARD_SOURCES = {"none": 0.0, "neg_loss": 1.0, "given": 2.0}
 """`Control.reward` as a control number"""
 REWARD_NONE, REWARD_NEG_LOSS, REWARD_GIVEN = REWARD_SOURCES.values()
-LAWS = {"loss": 0.0, "alignment": 1.0, "range_test": 2.0}
+LAWS = {"loss": 0.0, "alignment": 1.0, "range_test": 2.0, "bandit": 3.0}
 """`Control.law` as a control number"""
 
 
@@ -283,6 +361,10 @@ class Column(NamedTuple):
     default: float
     kind: Kind
     doc: str
+    array: str = ""
+    """Of which array it is an element"""
+    record: type | None = None
+    """It is as many of these as there may be arms, and no number"""
 
 
 def columns(record: type) -> tuple[Column, ...]:
@@ -304,3 +386,7 @@ MEMORY_SIZE = len(FIELDS) - IN_PROGRESS
 """Numbers that checkpoints keep: all the others"""
 ALIGNMENT = slice(SLOT["aligned_gu"], SLOT["aligned_uu"] + 1)
 """Σ g·u, Σ g², Σ u² in the state"""
+ARM_COUNTS = tuple(f"arm_count{arm}" for arm in range(ARMS))
+"""Each arm's count in the state"""
+ARM_MEANS = tuple(f"arm_mean{arm}" for arm in range(ARMS))
+"""Each arm's mean in the state"""

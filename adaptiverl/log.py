@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from adaptiverl.arms import key_of
 from adaptiverl.control import Control
 from adaptiverl.law.numbers import annealed_over
 from adaptiverl.layout import SLOT
@@ -70,6 +71,7 @@ class Log:
             lr_bounds: (α_min, α_max) in force.
         """
         self.announcements.resume(memory)
+        self._tell_of_other_arms(memory)
         log_lr = float(memory[SLOT["log_lr"]])
         low, high = map(math.log, lr_bounds)
         if not low <= log_lr <= high and self._ranks.is_first():
@@ -85,17 +87,48 @@ class Log:
                 up,
             )
 
-    def tell_of_conversion(self, converted: set[tuple[torch.dtype, torch.dtype]]) -> None:
-        """A checkpoint's state was converted: from what, to what."""
-        if self._ranks.is_first():
-            for old, new in sorted(converted, key=str):
-                logger.info(
-                    "%s converted the checkpoint's state from %s to %s, which state_dtype and the "
-                    "parameters ask for",
-                    self.optimizer,
-                    old,
-                    new,
-                )
+    def _tell_of_other_arms(self, memory: Tensor) -> None:
+        known = int(memory[SLOT["arms_key"]])
+        if (
+            self._control.arms
+            and known not in (0, key_of(self._control))
+            and self._ranks.is_first()
+        ):
+            logger.info(
+                "%s learns anew which of its %d arms is best: its checkpoint knows of other arms, "
+                "or of another Control.window",
+                self.optimizer,
+                len(self._control.arms),
+            )
+
+    def tell_of_load(
+        self, converted: set[tuple[torch.dtype, torch.dtype]], without_product: int
+    ) -> None:
+        """What of a checkpoint is not as it was saved.
+
+        Args:
+            converted: State that was converted: from what, to what.
+            without_product: Parameters whose product of momenta a checkpoint of ours lacks.
+        """
+        if not self._ranks.is_first():
+            return
+        for old, new in sorted(converted, key=str):
+            logger.info(
+                "%s converted the checkpoint's state from %s to %s, which state_dtype and the "
+                "parameters ask for",
+                self.optimizer,
+                old,
+                new,
+            )
+        if without_product:
+            logger.warning(
+                "%s has loaded %d parameters without mu_product, the product of their momenta: β₁ "
+                "to the number of their steps stands for it, which is the same where β₁ never "
+                "moved. Set a flattened state_dict of torch.distributed.checkpoint on a new "
+                "optimizer, or load it in place, dcp.load(get_optimizer_state_dict(...))",
+                self.optimizer,
+                without_product,
+            )
 
     def warn_of_lost_updates(self, lost: Tensor, step: int) -> None:
         """Of a step's updates this share, 0-d on the host, was rounded away."""
@@ -203,6 +236,9 @@ def _warn(message: str) -> None:
 OURS = ("adaptiverl", "torch")
 
 
+_OF_SEARCH = [SLOT["held"], SLOT["climbing"]]
+
+
 class Copy(NamedTuple):
     """Of a state on a GPU."""
 
@@ -234,16 +270,21 @@ class Announcements:
         self._looks = 0
         self._next_look: float = 0
         self._copy: Copy | None = None
-        self._told_held = False
+        self._told_held = self._told_climb = False
 
     @property
     def held(self) -> bool:
         """Whether the rate is held, as far as has been heard."""
         return self._told_held
 
+    @property
+    def went_back(self) -> bool:
+        """Whether nothing goes back any more, as far as has been heard."""
+        return self._told_held or self._told_climb
+
     def resume(self, memory: Tensor) -> None:
         """A loaded memory, float64 on any device: what it already held is not news."""
-        self._told_held = bool(memory[SLOT["held"]].item())
+        self._told_held, self._told_climb = map(bool, memory[_OF_SEARCH].tolist())
         self._next_look = 0
         self._copy = None  # of the memory before, which is no longer true
 
@@ -279,18 +320,27 @@ class Announcements:
     def _tell(self, state: Tensor) -> None:
         numbers = state.tolist()  # all at once: a third of the time that three of them take
         step, held, log_lr = (numbers[SLOT[name]] for name in ("step", "held", "log_lr"))
+        climbs = bool(numbers[SLOT["climbing"]])
+        what = "learning rate"
+        if self._control.mode == "modulate":
+            what = "factor of the learning rate"
+        if climbs and not (held or self._told_climb):
+            self._told_climb = True
+            message = (
+                "put its weights back where the search began, and its moments to 0, by step %.0f; "
+                "no loss confirmed the %s that was marked, so that it climbs slowly, from below "
+                "it: %.3g now"
+            )
+            self._say(logging.INFO, message, step, what, _exp(log_lr))
         if held and not self._told_held:
             self._told_held = True
-            what = "learning rate"
-            if self._control.mode == "modulate":
-                what = "factor of the learning rate"
             message = "holds the %s it found: %.3g, by step %.0f"
-            if numbers[SLOT["held_at"]]:
+            if numbers[SLOT["held_at"]] and not climbs:
                 message += "; its weights are back where the search began, its moments at 0"
             if self._control.is_too_short:
                 message = "holds the %s it was given: %.3g, from step %.0f on"
             self._say(logging.INFO, message, what, _exp(log_lr), step)
-        horizon = self._control.horizon
+        horizon = self._control.known_horizon
         if self._told_held:  # only the horizon is still to be watched, and a step adds one at most
             left = math.inf if horizon is None or not step <= horizon else horizon + 1 - step
             self._next_look = self._looks + min(LOOK_EVERY, left)

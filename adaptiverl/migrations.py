@@ -69,6 +69,26 @@ def add_range_test(memory: Tensor) -> Tensor:
     return torch.cat([memory[:51], memory.new_zeros(1), memory[51:]])
 
 
+def add_confirmation(memory: Tensor) -> Tensor:
+    """The fifth layout of the fourth's memory: no loss was told to a ramp, and no climb followed.
+
+    Raises:
+        ValueError: A memory of another size.
+    """
+    memory = insert(memory, size=53, place=45, numbers=[-math.inf])
+    losses, climbing = memory.new_zeros(8), memory.new_zeros(1)
+    return torch.cat([memory[:49], losses, memory[49:50], climbing, memory[50:]])
+
+
+def add_bandit(memory: Tensor) -> Tensor:
+    """The sixth layout of the fifth's memory: no arm was ever chosen.
+
+    Raises:
+        ValueError: A memory of another size.
+    """
+    return insert(memory, size=63, place=63, numbers=[0.0] * 28)
+
+
 def insert(memory: Tensor, size: int, place: int, numbers: list[float]) -> Tensor:
     """The next layout's memory: of a memory of this size, with numbers more at a place.
 
@@ -83,7 +103,13 @@ def insert(memory: Tensor, size: int, place: int, numbers: list[float]) -> Tenso
     return migrated
 
 
-MIGRATIONS: dict[int, Migration] = {1: add_alignment, 2: add_doubt, 3: add_range_test}
+MIGRATIONS: dict[int, Migration] = {
+    1: add_alignment,
+    2: add_doubt,
+    3: add_range_test,
+    4: add_confirmation,
+    5: add_bandit,
+}
 """A layout's version to what makes the next version's memory of it. A change of `layout.State`
 raises `LAYOUT_VERSION` and adds a line here."""
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
-from typing import Any, TypeGuard
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,13 +18,24 @@ from adaptiverl.control import Control
 from adaptiverl.controller import Controller
 from adaptiverl.devices import outside_inference
 from adaptiverl.footprint import bytes_by_part
-from adaptiverl.hooks import check_closure, taking_loss, waits_for_a_step
+from adaptiverl.hooks import (
+    check_closure,
+    check_epochwise,
+    check_stepwise,
+    is_loss,
+    taking_loss,
+    waits_for_a_step,
+)
+from adaptiverl.horizon import RunLength
 from adaptiverl.log import Log
 from adaptiverl.ranks.dtensors import to_whole
 from adaptiverl.ranks.group import ProcessGroup, Ranks
 from adaptiverl.ranks.joining import Joins
 from adaptiverl.ranks.joining import watch as watch_joins
-from adaptiverl.readings import readings
+from adaptiverl.readings import described, readings
+from adaptiverl.release import Releases
+from adaptiverl.soundness import check
+from adaptiverl.step.horizon import horizon_in
 from adaptiverl.step.memory import STATE_KEY, device_beside, hold, loaded_memory, settle
 from adaptiverl.step.round import Round, Rules
 from adaptiverl.step.scaling import watch
@@ -33,13 +45,16 @@ from adaptiverl.trace import Trace
 DEFAULT_STORAGE = Storage()
 
 
-class AdaptiveOptimizer(Joins, torch.optim.Optimizer):
+class AdaptiveOptimizer(RunLength, Joins, Releases, torch.optim.Optimizer):
     """What an optimizer needs to be steered: `observe`, `update`, `knobs`, `trace`, one step."""
 
     grad_scale: Tensor
     """Set by a gradient scaler for the length of a step; so is `found_inf`"""
     found_inf: Tensor
     _control: Control
+    """What the user gave"""
+    _running: Control
+    """The same, with the horizon where ``"auto"`` was resolved"""
     _controller: Controller
     _algorithm: Algorithm
     warns_of_schedulers = True
@@ -79,6 +94,7 @@ class AdaptiveOptimizer(Joins, torch.optim.Optimizer):
         seed: int,
         process_group: ProcessGroup = None,
         storage: Storage = DEFAULT_STORAGE,
+        horizon: int | None = None,
     ) -> None:
         """What is neither groups nor state; before torch's constructor, which adds the groups."""
         if not isinstance(control, Control):
@@ -86,6 +102,7 @@ class AdaptiveOptimizer(Joins, torch.optim.Optimizer):
                 f"control must be a Control, got {control!r} of type {type(control).__name__}"
             )
         self._control, self._max_grad_norm, self._seed = control, max_grad_norm, seed
+        control = self._running = control.for_run(horizon)
         self._storage = storage
         self._unscales = False
         self._ranks = Ranks(process_group)
@@ -99,7 +116,7 @@ class AdaptiveOptimizer(Joins, torch.optim.Optimizer):
     def _start_controller(self, lr: float, momentum: float) -> None:
         self._start = (lr, momentum)
         self._controller = Controller(
-            self._control,
+            self._running,
             lr,
             momentum,
             kind=self._algorithm.momentum,
@@ -171,11 +188,7 @@ class AdaptiveOptimizer(Joins, torch.optim.Optimizer):
             TypeError: Something without a real value.
             ValueError: More than one element; a reward in a mode without; epoch-wise control.
         """
-        if self._control.every is None:
-            raise ValueError(
-                "observe() has no effect with Control(every=None): call update(loss) once per "
-                "epoch or evaluation, or give Control an `every`"
-            )
+        check_stepwise(self._control)
         settle(
             self.param_groups, self._controller, self._log
         )  # or the inbox would be emptied later, or wait for a loss on a device
@@ -198,11 +211,7 @@ class AdaptiveOptimizer(Joins, torch.optim.Optimizer):
             ValueError: Step-wise control, whose updates come by themselves.
             TypeError: Something without a real value.
         """
-        if self._control.every is not None:
-            raise ValueError(
-                f"update() is for Control(every=None), got every={self._control.every}: "
-                "call observe(loss) before each step instead"
-            )
+        check_epochwise(self._control)
         settle(self.param_groups, self._controller, self._log)
         self._controller.update(to_whole(loss), to_whole(reward), self._round.share_observations)
         self._log.look_at_reward(self._controller.ever_rewarded)
@@ -220,7 +229,8 @@ class AdaptiveOptimizer(Joins, torch.optim.Optimizer):
         """
         numbers = [float(x) for x in self._algorithm.numbers_of(self.param_groups[0])]
         loaded = loaded_memory(self.param_groups, self._controller)
-        return readings(*self._controller.in_effect(numbers, loaded))
+        arms = len(self._control.arms or ())
+        return readings(*self._controller.in_effect(numbers, loaded), arms)
 
     def trace(self) -> Trace:
         """The last few thousand updates of the knobs, recorded on the device. Waits for it."""
@@ -271,11 +281,11 @@ class AdaptiveOptimizer(Joins, torch.optim.Optimizer):
         controller = self._controller
         if loss is not None:
             self.observe(loss)
-        elif self._control.every is not None and not controller.observed and _is_loss(result):
+        elif self._control.every is not None and not self._told and is_loss(result):
             self.observe(result)
         if not controller.ever_observed:
             self._log.warn_if_blind()
-        self._round.take(self)
+        (self._releasing() or self._round).take(self)
         return result
 
     # torch.optim would wrap `step` so that hooks run and profilers see it, at the price of ten
@@ -312,6 +322,7 @@ class AdaptiveOptimizer(Joins, torch.optim.Optimizer):
         becomes of the gradients that are there now tells later. Anybody else may read it as well,
         which changes nothing: see `Observations`.
         """
+        self._refuse_scaler()
         params = (p for group in self.param_groups for p in group["params"])
         asked_about = next((p for p in params if p.grad is not None), None)
         if asked_about is not None:
@@ -343,17 +354,14 @@ class AdaptiveOptimizer(Joins, torch.optim.Optimizer):
         """As torch.optim's, whose own checkpoints load too; the controller starts fresh then.
 
         Raises:
-            ValueError: The controller's memory is damaged or of an unknown layout; nothing changed.
+            TypeError: It is no dictionary.
+            ValueError: It is damaged, another kind of optimizer's, or its controller's memory is of
+                an unknown layout; nothing changed.
         """
-        converted = load(
-            self,
-            self._algorithm,
-            self._storage,
-            self._round.counters,
-            state_dict,
-            super().load_state_dict,
-        )
-        self._log.tell_of_conversion(converted)
+        check_group = partial(self._check_group, control=self._control)
+        rules = (self._algorithm, self._storage, self._round.counters, check_group)
+        self._log.tell_of_load(*load(self, *rules, state_dict, super().load_state_dict))
+        self._keep_horizon()
 
     def __getstate__(self) -> dict[str, Any]:
         adaptive = (self._control, self._max_grad_norm, self._seed, self._start, self._ranks)
@@ -366,31 +374,22 @@ class AdaptiveOptimizer(Joins, torch.optim.Optimizer):
     @outside_inference
     def __setstate__(self, state: dict[str, Any]) -> None:
         adaptive = state.pop("_adaptive", None)
+        if adaptive is None:  # a load, perhaps by torch.optim.Optimizer's own function
+            check(state, self, self._algorithm, partial(self._check_group, control=self._control))
         super().__setstate__(state)
         if adaptive is not None:
             control, max_grad_norm, seed, start, ranks, *later = adaptive
             # Pickles from before there was a choice kept all their state in float32.
             storage = later[0] if later else Storage(stochastic_rounding=False)
-            self._prepare(control, max_grad_norm, seed, ranks.group, storage)
+            horizon = horizon_in(self.param_groups)
+            self._prepare(control, max_grad_norm, seed, ranks.group, storage, horizon)
             self._unscales = bool(self.defaults.get("fused"))
             self._start_controller(*start)
         elif STATE_KEY not in self.param_groups[0]:
             self._controller.reset()
             self._round.counters.forget()
         settle(self.param_groups, self._controller, self._log)
-        self._round.counters.adopt(self.param_groups, self.state)
+        self._round.adopt(self.param_groups, self.state)
 
     def __repr__(self) -> str:
-        lines = [f"{type(self).__name__} ("]
-        for i, group in enumerate(self.param_groups):
-            lines.append(f"Parameter Group {i}")
-            shown = sorted(key for key in group if key not in ("params", STATE_KEY))
-            lines += [f"    {key}: {group[key]}" for key in shown]
-        return "\n".join([*lines, ")"])
-
-
-def _is_loss(result: Any) -> TypeGuard[Tensor | float]:
-    """Whether a closure's result can be observed; AdamW takes closures that return anything."""
-    if isinstance(result, Tensor):
-        return result.numel() == 1 and not result.is_complex() and result.dtype != torch.bool
-    return isinstance(result, (int, float)) and not isinstance(result, bool)
+        return described(type(self).__name__, self.param_groups)

@@ -51,10 +51,11 @@ class Diagnostics(NamedTuple):
 
 
 def knobs(trace: Columns, path: PathLike | None = None, *, title: str | None = None) -> Figure:
-    """Draw loss, α, μ, σ and the plateau score over the steps.
+    """Draw loss, α, μ, σ and the plateau score over the steps, and which arm made each update.
 
     Args:
-        trace: Columns step, loss, loss_mean, lr, momentum, noise, plateau.
+        trace: Columns step, loss, loss_mean, lr, momentum, noise, plateau; arm, where there is one
+            and it changes.
         path: Where to save the picture; its ending says in which format.
         title: A line above it, taken literally.
 
@@ -67,17 +68,22 @@ def knobs(trace: Columns, path: PathLike | None = None, *, title: str | None = N
     """
     names = ("step", "loss", "loss_mean", "lr", "momentum", "noise", "plateau")
     columns = _columns(trace, names)
+    arms = _numbers(trace["arm"]) if "arm" in trace else []
+    heights = [3, 1.5, 1.2, 1.2, 1] + [0.7] * (len(set(arms)) > 1)
     matplotlib = _matplotlib()
     with matplotlib.rc_context(STYLE):
         figure = _new_figure((9.5, 10.5))
         loss, *panels = figure.subplots(
-            5, 1, sharex=True, gridspec_kw={"height_ratios": (3, 1.5, 1.2, 1.2, 1)}
+            len(heights), 1, sharex=True, gridspec_kw={"height_ratios": heights}
         )
         if title is not None:
             # A path may hold dollar signs, which are no formula.
             figure.suptitle(title, fontsize=12, parse_math=False)
         _draw_loss(loss, columns)
-        _draw_knobs(panels, columns)
+        _draw_knobs(panels[:4], columns)
+        for strip in panels[4:]:
+            _draw_arms(strip, columns["step"], arms)
+        panels[-1].set_xlabel("step")
         figure.align_ylabels()
         _save(figure, path)
     return figure
@@ -274,8 +280,14 @@ def _draw_knobs(panels: Sequence[Axes], columns: dict[str, list[float]]) -> None
     plateau.set_ylabel("plateau\nscore P")
     plateau.set_ylim(-0.05, 1.05)
     plateau.set_yticks([0, 0.5, 1])
-    plateau.set_xlabel("step")
     plateau.set_xlim(min(steps), max(steps) if max(steps) > min(steps) else min(steps) + 1)
+
+
+def _draw_arms(axes: Axes, steps: Sequence[float], arms: Sequence[float]) -> None:
+    axes.plot(steps, arms, "|", color=RED, markersize=7)
+    axes.set_ylabel("arm")
+    axes.set_ylim(-0.6, max(arms) + 0.6)
+    axes.set_yticks(range(int(max(arms)) + 1))
 
 
 def _scale_rate(axes: Axes, rates: Sequence[float]) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
+
+from adaptiverl.layout import ARM_COUNTS, ARM_MEANS
+from adaptiverl.step.memory import STATE_KEY
 
 SENSORS = (
     "step",
@@ -28,20 +32,40 @@ SENSORS = (
 )
 
 
-def readings(state: Any, lr: float, momentum: float) -> dict[str, float]:
+OF_THE_BANDIT = ("arm", "arm_draws", "window_left", "window_reward")
+
+
+def readings(state: Any, lr: float, momentum: float, arms: int = 0) -> dict[str, float]:
     """The knobs and sensors by name.
 
     Args:
         state: A controller's `State`.
         lr: A group's learning rate in effect.
         momentum: Its momentum in effect.
+        arms: How many arms the law of a bandit has.
 
     Returns:
         ``lr`` and ``momentum`` of the first group's next step; ``alpha``, the knob α: a
         learning rate, or a factor in ``mode="modulate"``; ``noise``, σ as a share of the
         gradient's (or parameter's) RMS; counts ``step``, ``updates``, ``nonfinite``; the
         sensors of `Trace`, losses and rewards in their own units, directions in [-1, 1],
-        ``plateau`` in [0, 1]; ``held``, 1 once the alignment law holds its rate.
+        ``plateau`` in [0, 1]; ``held``, 1 once the alignment law holds its rate. Of a bandit also
+        ``arm``, the one in force, counted from 0; ``arm_draws``, times that one was chosen;
+        ``window_left``, losses until the next; ``window_reward``, the last window's, in [-1, 1];
+        and of each arm ``arm_count0``, windows, and ``arm_mean0``, their rewards' mean, discounted.
     """
     knobs = {"lr": lr, "alpha": state.lr, "momentum": momentum, "noise": state.noise}
-    return knobs | {name: getattr(state, name) for name in SENSORS}
+    names: tuple[str, ...] = SENSORS
+    if arms:
+        names += OF_THE_BANDIT + ARM_COUNTS[:arms] + ARM_MEANS[:arms]
+    return knobs | {name: getattr(state, name) for name in names}
+
+
+def described(name: str, groups: Sequence[dict[str, Any]]) -> str:
+    """An optimizer and its groups' hyperparameters, as torch.optim prints them."""
+    lines = [f"{name} ("]
+    for i, group in enumerate(groups):
+        lines.append(f"Parameter Group {i}")
+        shown = sorted(key for key in group if key not in ("params", STATE_KEY))
+        lines += [f"    {key}: {group[key]}" for key in shown]
+    return "\n".join([*lines, ")"])

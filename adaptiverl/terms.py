@@ -6,8 +6,9 @@ import math
 from typing import Literal, NamedTuple
 
 Mode = Literal["replace", "modulate"]
-Law = Literal["loss", "alignment", "range_test"]
+Law = Literal["loss", "alignment", "range_test", "bandit"]
 Home = Literal["host", "device"]
+Horizon = int | Literal["auto"] | None
 Pair = tuple[float, float]
 
 ALIGNMENT_LR_BOUNDS: Pair = (1e-4, 1e4)
@@ -39,6 +40,8 @@ class LawTerms(NamedTuple):
     """Where α starts unless `acquire_from` says it, in the same unit"""
     in_rates: bool = False
     """Both are learning rates: what the user gave sets the groups' ratios alone"""
+    hears_losses: bool = False
+    """It does without observations, but is the better for them"""
 
 
 LAW_TERMS: dict[Law, LawTerms] = {
@@ -55,6 +58,13 @@ LAW_TERMS: dict[Law, LawTerms] = {
         {"replace": RAMP_LR_BOUNDS, "modulate": RAMP_LR_BOUNDS},
         start=RAMP_LR_BOUNDS[0],
         in_rates=True,
+        hears_losses=True,
+    ),
+    "bandit": LawTerms(
+        True,
+        ("arms", "window", "discount"),
+        {"replace": (0.01, 10.0), "modulate": (0.1, 10.0)},
+        start=1.0,
     ),
 }
 

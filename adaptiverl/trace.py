@@ -19,7 +19,10 @@ class Trace(Mapping[str, Tensor]):
 
     Columns: step, loss, reward, loss_mean, reward_mean, loss_direction, reward_direction, variance,
     plateau, lr (α), momentum (μ), noise (σ); of the alignment law, which adds a row every K steps,
-    observed or not: alignment (h), alignment_direction (x), alignment_mean (e), held (0 or 1).
+    observed or not: alignment (h), alignment_direction (x), alignment_mean (e), held (0 or 1); of
+    the bandit: arm, the one that made this update; played_count and played_mean, what was known of
+    it when it was chosen; window_reward, the last window's. Other arms are as when they were last
+    played, their counts times γ for each window since.
     """
 
     def __init__(self, rows: Tensor) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from bench import machine
-from bench.speed.against import there
+from bench.speed.against import check_built, there
 from bench.speed.measure import Here, measure
 from bench.speed.names import FUSED, IN_A_STEP, ON_SMALL_NETS, is_ours
 from bench.speed.shapes import SHAPES, SMALL_NETS, Workload
@@ -58,6 +58,8 @@ def run(
 ) -> list[Row]:
     if in_a_row < 1:
         raise ValueError(f"--in-a-row must be 1 or more, got {in_a_row}")
+    if against is not None:
+        check_built(against.resolve())
     rows: list[Row] = []
     about = machine.provenance(device) | {"load": machine.load()}
     for workload in [Workload(name) for name in shapes]:

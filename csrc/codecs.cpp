@@ -12,13 +12,6 @@
 namespace adaptiverl {
 namespace {
 
-// Elements of 16 bits in a cache line.
-constexpr int64_t kHalfLine = 32;
-
-// The bits that round are drawn beside the noise: no tensor has as many elements as would set this
-// bit of a quad's number (method.md#storage).
-constexpr uint64_t kRoundingStream = uint64_t{1} << 63;
-
 // Scales below are 0; those above stand for a block with something that is not finite.
 constexpr float kSmallestScale = 0x1p-120f;
 constexpr float kLargestScale = 0x1p100f;
@@ -54,7 +47,7 @@ const uint16_t* draw_bits(const NoiseKey& key, int64_t offset, int64_t count, ui
   constexpr int64_t batch = kOctet * kQuadBatch;
   const int64_t skipped = offset % kOctet;
   const int64_t batches = (skipped + count + batch - 1) / batch;
-  const uint64_t first = static_cast<uint64_t>(offset / kOctet) | kRoundingStream;
+  const uint64_t first = octet_of(offset);
   ADAPTIVERL_CHOSEN(fill_bits)(key, first, batches * kQuadBatch, buffer);
   return buffer + skipped;
 }

@@ -91,8 +91,17 @@ void decode_blocks(int slot, const uint8_t* codes, const uint16_t* scales, int64
 void encode_blocks(int slot, const float* values, int64_t count, const uint16_t* bits,
                    uint8_t* codes, uint16_t* scales);
 
+// Elements of 16 bits in a cache line.
+constexpr int64_t kHalfLine = 32;
+
 // Elements that share one block of the generator's words.
 constexpr int64_t kOctet = 8;
+
+// Which block's words round an element. They are drawn beside the noise: no tensor has as many
+// elements as would set this bit of a quad's number (method.md#storage).
+inline uint64_t octet_of(int64_t element) {
+  return static_cast<uint64_t>(element / kOctet) | uint64_t{1} << 63;
+}
 
 // Room for a block's random bits: it may start and end inside an octet.
 constexpr int64_t kRandomBits = kBlock + 2 * kOctet * kQuadBatch;

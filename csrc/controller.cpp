@@ -69,26 +69,28 @@ void advance_controller(Tensor state_tensor, Tensor numbers, Tensor inbox, Tenso
   for (const Tensor& table : tables) {
     const TensorRow* rows = rows_of(table);
     for (int64_t i = 0; i < table.size(0); ++i) {
-      count_step(rows[i], in_effect);
+      count_step(rows[i], group, in_effect);
     }
   }
 }
 
 // Of tensors on another device than the controller's, whose launch does not reach them.
-void count_steps(Tensor rows_tensor, Tensor state_tensor, Tensor effective) {
+void count_steps(Tensor rows_tensor, Tensor state_tensor, Tensor groups, Tensor effective) {
   const Home home(state_tensor, "state");
   home.check(rows_tensor, "rows");
+  home.check(groups, "groups");
   home.check(effective, "effective");
   const TensorRow* rows = rows_of(rows_tensor);
   const State* state = state_of(state_tensor);
-  const EffectiveGroup* groups = records<EffectiveGroup>(effective, "effective", 0);
-  constexpr int64_t width = sizeof(EffectiveGroup) / sizeof(double);
-  check_rows(rows, rows_tensor.size(0), effective.numel() / width);
+  const Group* group = records<Group>(groups, "groups", 0);
+  const int64_t group_count = count_of(groups);
+  const EffectiveGroup* in_effect = records<EffectiveGroup>(effective, "effective", group_count);
+  check_rows(rows, rows_tensor.size(0), group_count);
   if (state->active == 0) {
     return;
   }
   for (int64_t i = 0; i < rows_tensor.size(0); ++i) {
-    count_step(rows[i], groups);
+    count_step(rows[i], group, in_effect);
   }
 }
 
@@ -134,9 +136,7 @@ void update_controller(Tensor state_tensor, Tensor numbers, Tensor inbox, Tensor
   State* state = state_of(state_tensor);
   const ControlNumbers* control = records<ControlNumbers>(numbers, "numbers", 1);
   TraceRow* ring = records<TraceRow>(trace, "trace", 2);
-  if (sense_inbox(*state, *control, *records<Inbox>(inbox, "inbox", 1))) {
-    act_and_trace(*state, *control, ring, capacity_of(trace));
-  }
+  update(*state, *control, *records<Inbox>(inbox, "inbox", 1), ring, capacity_of(trace));
 }
 
 }  // namespace
@@ -148,7 +148,7 @@ STABLE_TORCH_LIBRARY(adaptiverl, m) {
   m.def(
       "advance_(Tensor(a!) state, Tensor numbers, Tensor(b!) inbox, Tensor(c!) trace, "
       "Tensor groups, Tensor(d!) effective, Tensor[] tables, Tensor? found_inf) -> ()");
-  m.def("count_steps_(Tensor rows, Tensor state, Tensor effective) -> ()");
+  m.def("count_steps_(Tensor rows, Tensor state, Tensor groups, Tensor effective) -> ()");
   m.def("reduce_alignment_(Tensor(a!) state, Tensor[] sums) -> ()");
   m.def("update_(Tensor(a!) state, Tensor numbers, Tensor(b!) inbox, Tensor(c!) trace) -> ()");
   m.def("read_groups_(Tensor state, Tensor groups, Tensor(a!) effective) -> ()");

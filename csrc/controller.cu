@@ -74,16 +74,14 @@ __global__ void advance_kernel(State* state, const ControlNumbers* control, Inbo
   __syncthreads();
   for (int t = 0; t < tables.count; ++t) {
     for (int64_t i = threadIdx.x; i < tables.sizes[t]; i += kThreads) {
-      count_step(tables.rows[t][i], effective);
+      count_step(tables.rows[t][i], groups, effective);
     }
   }
 }
 
 __global__ void update_kernel(State* state, const ControlNumbers* control, Inbox* inbox,
                               TraceRow* ring, int64_t capacity) {
-  if (sense_inbox(*state, *control, *inbox)) {
-    act_and_trace(*state, *control, ring, capacity);
-  }
+  update(*state, *control, *inbox, ring, capacity);
 }
 
 struct SumTables {

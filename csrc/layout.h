@@ -9,15 +9,17 @@
 
 namespace adaptiverl {
 
-constexpr double kLayoutVersion = 4;
+constexpr double kLayoutVersion = 6;
+
+constexpr int kArms = 8;
 
 enum RewardSource { kRewardNone = 0, kRewardNegLoss = 1, kRewardGiven = 2 };
 
-enum LawNumber { kLawLoss = 0, kLawAlignment = 1, kLawRangeTest = 2 };
+enum LawNumber { kLawLoss = 0, kLawAlignment = 1, kLawRangeTest = 2, kLawBandit = 3 };
 
 // The controller's whole state, packed in this order as float64, counters included.
 struct State {
-  double version = 4;                  // of the layout
+  double version = 6;                  // of the layout
   double step = 0;                     // t, optimizer steps taken
   double seed_low = 0;                 // the noise's key, 32 bits to a number
   double seed_high = 0;
@@ -62,16 +64,53 @@ struct State {
   double log_lr_downhill = -INFINITY;  // log α when updates last clearly pointed downhill
   double log_lr_doubted = -INFINITY;   // the same when updates were last sure to overshoot
   double log_lr_clear = -INFINITY;     // the same when nothing spoke against it: S was 0
+  double log_lr_risen = -INFINITY;     // the same when the loss had risen beyond its noise
   double log_lr_judged = -INFINITY;    // log α of the update that the newest sums judge
   double alignment_mean_weight = 0;    // what the weights in e add up to
   double alignment_peak = 0;           // the largest e of the ramp
+  double undershoot = 0;               // Page's sum that the mean of h is above 0
+  double ramp_losses = 0;              // losses that the ramp was told
+  double losses_heard = 0;             // finite losses seen when it last heard one
+  double ramp_loss = 0;                // the last of them
+  double ramp_loss_mean = 0;           // their mean, which looks back over three steps
+  double ramp_loss_square = 0;         // their variance, of successive differences
+  double ramp_loss_least = 0;          // the least mean
+  double ramp_loss_limit = 0;          // a mean above this is one that has risen
   double searching = 0;                // 1: on the ramp; the weights of its start are kept
+  double climbing = 0;                 // 1: no loss confirmed the ramp; the slow climb goes on
   double search_steps = 0;             // steps since the ramp began
   double held = 0;                     // 1: the rate is found
   double held_at = 0;                  // the step at which the ramp ended
   double anneal = 1;                   // what warm-up and cooldown multiply α by
+  double arms_key = 0;                 // of the arms that the posterior is of; 0: none
+  double arm = 0;                      // the one in force
+  double arm_draws = 0;                // times that an arm was chosen
+  double window_left = 0;              // losses until the window ends; 0: none has begun
+  double window_start = 0;             // ℓ̄ when it began
+  double window_path = 0;              // Σ|Δℓ| since
+  double window_broken = 0;            // 1: a loss in it was not finite
+  double window_scale = 0;             // m, the usual path of a window
+  double window_reward = 0;            // of the last window
+  double reward_square = 0;            // Σ of rewards' squared deviations, discounted
+  double played_count = 0;             // of the arm in force, when it was chosen
+  double played_mean = 0;              // likewise
+  double arm_count[8] = {};            // windows of each arm, discounted
+  double arm_mean[8] = {};             // mean of each arm's rewards, discounted
   double active = 1;                   // 0: no tensor takes this step
   double rewind = 0;                   // 1: the weights go back to where the ramp began
+};
+
+// What an arm of the bandit puts in the place of the control's own.
+struct ArmNumbers {
+  double every;                 // K; 0: epoch-wise
+  double gain_lr_reward;        // k_r
+  double gain_lr_loss;          // k_ℓ
+  double gain_momentum_reward;  // k_μr
+  double gain_momentum_loss;    // k_μℓ
+  double gain_noise_plateau;    // k_σP
+  double gain_noise_reward;     // k_σr
+  double log_lr_change_down;    // log c↓
+  double log_lr_change_up;      // log c↑
 };
 
 // `Control` and its limits as the law reads them (`law/numbers.py`).
@@ -112,9 +151,15 @@ struct ControlNumbers {
   double hold_by;               // the step of the cooldown; infinite: no horizon
   double annealed_over;         // steps of the cooldown; 0: the controller does not anneal
   double log_held_share;        // what is held of the rate that is found
+  double log_ramp_share;        // what of the rate that a ramp marks, beside
   double log_ramp_floor;        // log α below which the ramp judges no update
   double search_within;         // steps that the ramp may take; 0: the run is too short for one
   double warm_up;               // steps over which α rises to the rate that is held; 0: none
+  double window;                // losses for which an arm is in force
+  double discount;              // γ
+  double arms_key;              // tells these arms, and this window, from others; 0: no bandit
+  double arm_count;             // arms that there are
+  ArmNumbers arms[kArms];       // the first `arm_count` of them
 };
 
 // What was observed since the last step; sums, so that micro-batches average.
@@ -147,6 +192,13 @@ struct EffectiveGroup {
   double momentum;
 };
 
+// A parameter's product of momenta, and what its last step left it and `step` at.
+struct Product {
+  double product;       // of the momenta of its steps: `mu_product` in a checkpoint
+  double left_product;
+  double left_step;
+};
+
 // A row of the address table: where one parameter's tensors lie, int64.
 struct TensorRow {
   int64_t param;
@@ -155,7 +207,7 @@ struct TensorRow {
   int64_t state1;         // AdamW: exp_avg_sq; 0: none
   int64_t state2;         // AdamW: max_exp_avg_sq; 0: none
   int64_t step;           // float32
-  int64_t mu_product;     // float64; 0: none
+  int64_t mu_product;     // a `Product`; 0: none
   int64_t numel;          // elements that lie here
   int64_t group;          // row of the group table
   int64_t index;          // the parameter's place in the optimizer: the noise's key
@@ -189,6 +241,10 @@ struct TraceRow {
   double alignment_direction;
   double alignment_mean;
   double held;
+  double arm;
+  double played_count;
+  double played_mean;
+  double window_reward;
 };
 
 ADAPTIVERL_BOTH TraceRow trace_row(const State& state) {
@@ -208,7 +264,11 @@ ADAPTIVERL_BOTH TraceRow trace_row(const State& state) {
       state.alignment,
       state.alignment_direction,
       state.alignment_mean,
-      state.held};
+      state.held,
+      state.arm,
+      state.played_count,
+      state.played_mean,
+      state.window_reward};
 }
 
 }  // namespace adaptiverl

@@ -22,6 +22,10 @@
 #include <string>
 #include <vector>
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 #include "checks.h"
 #include "codecs.h"
 #include "isa.h"
@@ -147,12 +151,62 @@ inline Common common_of(const TensorRow& row, const EffectiveGroup& effective, d
   return common;
 }
 
+// Elements whose random bits are drawn at once where they are stored as in `Stored`.
+constexpr int64_t kDrawn = kOctet * kQuadBatch;
+
+// Ways to store a tensor, all rounded by chance, that have loops of their own: bfloat16 throughout;
+// parameter and gradient alone; state alone, the others being float32.
+enum class Stored { kHalves, kHalfWeights, kHalfState, kOther };
+
+inline Stored stored_as(const Codecs& codecs) {
+  const bool weights = codecs.param == Codec::kBFloat16 && codecs.grad == Codec::kBFloat16;
+  const bool by_chance = weights && codecs.stochastic_rounding;
+  if (codecs.slots == Codec::kFloat32) {
+    return by_chance ? Stored::kHalfWeights : Stored::kOther;
+  }
+  if (codecs.slots != Codec::kBFloat16) {
+    return Stored::kOther;
+  }
+  const bool plain = codecs.param == Codec::kFloat32 && codecs.grad == Codec::kFloat32;
+  return by_chance ? Stored::kHalves : plain ? Stored::kHalfState : Stored::kOther;
+}
+
+// Where a run of whole lines lies as it is stored; the block `octet` of words rounds the first.
+struct StoredRun {
+  void* param;
+  const void* grad;
+  void* slot[kSlots];
+  int64_t count;
+  NoiseKey key;
+  uint64_t octet;
+};
+
+inline StoredRun stored_run(const TensorRow& row, Stored stored, NoiseKey key, int64_t begin,
+                            int64_t count) {
+  const int64_t weight = stored == Stored::kHalfState ? sizeof(float) : sizeof(uint16_t);
+  const int64_t entry = stored == Stored::kHalfWeights ? sizeof(float) : sizeof(uint16_t);
+  const auto slot = [&](int64_t address) {
+    return address == 0 ? nullptr : at<void>(address + begin * entry);
+  };
+  return StoredRun{at<void>(row.param + begin * weight),
+                   at<const void>(row.grad + begin * weight),
+                   {slot(row.state0), slot(row.state1), slot(row.state2)},
+                   count,
+                   key,
+                   octet_of(row.offset + begin)};
+}
+
 // The loop of one algorithm: all elements of a run. `xi` is null where there is no noise; then the
 // arrays are fetched `ahead` elements early (with noise, drawing it does that). `sums` is null
 // where nobody wants them.
 template <typename Algorithm>
 using Update = void (*)(const Common&, const typename Algorithm::Scalars&, int variant, const Run&,
                         int64_t ahead, const float* xi, SumLanes* sums);
+
+// The same where there is no noise, of a run that is stored so.
+template <typename Algorithm>
+using UpdateStored = void (*)(Stored, const Common&, const typename Algorithm::Scalars&,
+                              int variant, const StoredRun&, SumLanes* sums);
 
 // One piece of a tensor that is float32 throughout. Its sums go to `sums`, null where nobody asked.
 template <typename Algorithm>
@@ -171,6 +225,23 @@ void step_float32(Update<Algorithm> update, const TensorRow& row, const Common& 
     const float* xi = draw(key, row.offset + begin + i, run.count, upcoming, buffer);
     update(common, scalars, variant, run, 0, xi, sums);
   }
+}
+
+// Of a piece that is stored as in `Stored` the whole lines, where its bits begin with a block of
+// words and there is no noise. Returns how many elements these are.
+template <typename Algorithm>
+int64_t step_stored(UpdateStored<Algorithm> update, const TensorRow& row, const Codecs& codecs,
+                    const Common& common, const typename Algorithm::Scalars& scalars, NoiseKey key,
+                    int64_t begin, int64_t elements, SumLanes* sums) {
+  const Stored stored = stored_as(codecs);
+  const int64_t count = elements / kHalfLine * kHalfLine;
+  if (stored == Stored::kOther || common.noise != Noise::kNone ||
+      (row.offset + begin) % kOctet != 0) {
+    return 0;
+  }
+  const StoredRun run = stored_run(row, stored, key, begin, count);
+  update(stored, common, scalars, Algorithm::variant_of(row, scalars), run, sums);
+  return count;
 }
 
 // The same of a tensor that is stored otherwise: a block at a time, float32 in the first cache.
@@ -241,7 +312,8 @@ struct Arguments {
 
 // One step of every tensor of the table, in place; nothing where the step is skipped.
 template <typename Algorithm>
-void step(const Arguments& given, bool noise_on_parameter, Update<Algorithm> update) {
+void step(const Arguments& given, bool noise_on_parameter, Update<Algorithm> update,
+          UpdateStored<Algorithm> update_stored) {
   if (given.state->active == 0) {
     return;
   }
@@ -261,8 +333,10 @@ void step(const Arguments& given, bool noise_on_parameter, Update<Algorithm> upd
     if (given.codecs.all_float32()) {
       step_float32<Algorithm>(update, row, common, scalars, keyed, begin, elements, sums);
     } else {
-      step_coded<Algorithm>(update, row, given.codecs, common, scalars, keyed, begin, elements,
-                            sums);
+      const int64_t done = step_stored<Algorithm>(update_stored, row, given.codecs, common, scalars,
+                                                  keyed, begin, elements, sums);
+      step_coded<Algorithm>(update, row, given.codecs, common, scalars, keyed, begin + done,
+                            elements - done, sums);
     }
     if (sums != nullptr) {
       partial[piece] = sums_of_lanes(lanes);

@@ -1,6 +1,7 @@
 // A row of the address table: where one parameter's tensors lie. The twin of step/entries.py.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 
 #include "layout.h"
@@ -18,15 +19,28 @@ ADAPTIVERL_BOTH T* at(int64_t address) {
   return reinterpret_cast<T*>(address);
 }
 
+// The product of the momenta of so many steps. Who edits a count in place may not know of it: then
+// it is a power of the group's momentum.
+ADAPTIVERL_BOTH double product_of(const Product& kept, double steps, double momentum) {
+  if (steps == 0) {
+    return 1;
+  }
+  const bool edited = steps != kept.left_step && kept.product == kept.left_product;
+  return edited ? pow(momentum, steps) : kept.product;
+}
+
 // One more step of this parameter: its count, and the product of its momenta
-// (method.md#bias-correction), which only AdamW keeps. It starts anew with the count, which who
-// resets a parameter sets to 0.
-ADAPTIVERL_BOTH void count_step(const TensorRow& row, const EffectiveGroup* groups) {
-  const bool first = *at<float>(row.step) == 0;
-  *at<float>(row.step) += 1;
+// (method.md#bias-correction), which only AdamW keeps.
+ADAPTIVERL_BOTH void count_step(const TensorRow& row, const Group* groups,
+                                const EffectiveGroup* effective) {
+  const float before = *at<float>(row.step);
+  const float step = before + 1;
+  *at<float>(row.step) = step;
   if (row.mu_product != 0) {
-    const double product = first ? 1 : *at<double>(row.mu_product);
-    *at<double>(row.mu_product) = product * groups[row.group].momentum;
+    Product& kept = *at<Product>(row.mu_product);
+    double product = product_of(kept, before, groups[row.group].momentum);
+    product *= effective[row.group].momentum;
+    kept = Product{product, product, step};
   }
 }
 

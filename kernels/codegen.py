@@ -39,7 +39,9 @@ INSTRUCTIONS = 28.0
 """Most per element, float32 on sm_90, without noise"""
 INSTRUCTIONS_WITH_NOISE = 55.0
 
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+SLOT_BYTES = BYTES | {"int8": 1}
+"""Of an element; of blocks, whose scales are not counted, of a code"""
 DTYPE_PAIRS = (
     ("float32", "float32"),
     ("float32", "bfloat16"),
@@ -110,7 +112,7 @@ class Variant:
     def widths(self) -> set[int]:
         """Bytes of an element of everything that it walks."""
         kept = [self.slot_dtype] if self.slots else []
-        return {BYTES[dtype] for dtype in (self.param_dtype, self.grad_dtype, *kept)}
+        return {SLOT_BYTES[dtype] for dtype in (self.param_dtype, self.grad_dtype, *kept)}
 
 
 @dataclass(frozen=True)
@@ -177,7 +179,10 @@ class Report:
         loads = {128} if alike else {narrow, 128}
         if not set(loop.loads) <= loads:
             yield f"{self}: loads of {_bits(loop.loads)} bits, expected {_bits(loads)}"
-        written = {BYTES[variant.param_dtype], *([BYTES[variant.slot_dtype]] * (variant.slots > 0))}
+        written = {
+            BYTES[variant.param_dtype],
+            *([SLOT_BYTES[variant.slot_dtype]] * (variant.slots > 0)),
+        }
         stores = {128} if alike or written == {4} else {narrow, 128}
         if not set(loop.stores) <= stores:
             yield f"{self}: stores of {_bits(loop.stores)} bits, expected {_bits(stores)}"
@@ -338,7 +343,7 @@ def _measure(variant: Variant, body: list[str]) -> tuple[WideLoop | None, float]
     if variant.kernel == "sum_squares":
         elements = sum(loads) / 8 / BYTES[variant.grad_dtype]
     else:
-        per_element = BYTES[variant.param_dtype] + BYTES[variant.slot_dtype] * variant.slots
+        per_element = BYTES[variant.param_dtype] + SLOT_BYTES[variant.slot_dtype] * variant.slots
         elements = sum(stores) / 8 / per_element
     if elements == 0 or strong:
         return None, 0.0

@@ -38,6 +38,32 @@ def philox4x32(
     return c0, c1, c2, c3
 
 
+def words_of(
+    blocks: Tensor,
+    key: Sequence[Tensor],
+    index: int,
+    step: Tensor,
+    stream: int = 0,
+    rounds: int = ROUNDS,
+) -> tuple[Tensor, ...]:
+    """The words of one parameter's blocks of elements in a step (method.md#random-numbers).
+
+    Args:
+        blocks: The blocks' places in the whole logical tensor, int64 [blocks].
+        key: The seed's lower and upper 32 bits, 0-d int64 tensors.
+        index: The parameter's place in the optimizer.
+        step: The optimizer's step count, 0-d int64.
+        stream: A bit of the counter's second word, which no block's place has.
+        rounds: Of Philox.
+
+    Returns:
+        Four int64 tensors [blocks] of 32 unsigned bits.
+    """
+    place = torch.full_like(step, index)
+    counter = (blocks & MASK, (blocks >> 32) | stream, place, step & MASK)
+    return philox4x32(counter, key, rounds)
+
+
 def box_muller(
     radius_bits: Tensor, angle_bits: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
@@ -64,8 +90,7 @@ def normals(
     """
     first, last = offset >> 2, (offset + numel + 3) >> 2
     quads = torch.arange(first, last, dtype=torch.int64, device=step.device)
-    place = torch.full_like(step, index)
-    words = philox4x32((quads & MASK, quads >> 32, place, step & MASK), key)
+    words = words_of(quads, key, index, step)
     pairs = box_muller(words[0], words[1], dtype) + box_muller(words[2], words[3], dtype)
     start = offset - 4 * first
     return torch.stack(pairs, dim=1).flatten()[start : start + numel]

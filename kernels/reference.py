@@ -29,6 +29,7 @@ class ParameterEntry(Protocol):
     slots: tuple[Tensor | None, ...]
     step: Tensor
     mu_product: Tensor | None
+    """A `layout.Product`"""
     group: int
     index: int
     offset: int
@@ -50,16 +51,36 @@ class Knobs(Protocol):
 # The pass
 
 
-def count_step(entry: ParameterEntry, momentum: Tensor, active: Tensor | None) -> None:
-    """One more step of this parameter, and one more factor of the product of its momenta.
+def product_of(kept: Tensor, steps: Tensor, momentum: float | Tensor) -> Tensor:
+    """The product of the momenta of so many steps (method.md#bias-correction).
 
-    The product starts anew with the count, which who resets a parameter sets to 0
-    (method.md#bias-correction).
+    Who edits a count in place may not know of it: then it is a power of the group's momentum.
+
+    Args:
+        kept: float64 [..., 3], a `layout.Product` each.
+        steps: float32 [...].
+        momentum: The group's.
+
+    Returns:
+        float64 [...].
     """
+    product, left_product, left_step = kept.unbind(-1)
+    steps = steps.to(kept.dtype)
+    edited = (steps != left_step) & (product == left_product)
+    return torch.where(steps == 0, 1.0, torch.where(edited, momentum**steps, product))
+
+
+def count_step(
+    entry: ParameterEntry, group: Tensor, momentum: Tensor, active: Tensor | None
+) -> None:
+    """One more step of this parameter, and one more factor of the product of its momenta."""
+    step = entry.step + 1
     if entry.mu_product is not None:
-        product = torch.where(entry.step == 0, momentum, entry.mu_product * momentum)
-        _write(entry.mu_product, product, active)
-    entry.step += 1 if active is None else active
+        _, given, _, _, _ = group.unbind()
+        product = product_of(entry.mu_product, entry.step, given) * momentum
+        kept = torch.stack([product, product, step.to(product.dtype)])
+        _write(entry.mu_product, kept, active)
+    _write(entry.step, step, active)
 
 
 def step(
@@ -121,7 +142,7 @@ def _step_tensor(
 ) -> None:
     active = knobs.active if skippable else None
     lr, momentum = effective.unbind()
-    count_step(entry, momentum, active)
+    count_step(entry, group, momentum, active)
 
     param = real(entry.param)
     dtype = torch.promote_types(param.dtype, torch.float32)
@@ -153,7 +174,8 @@ def _step_tensor(
 def _numbers(entry: ParameterEntry, group: Tensor, lr: Tensor, momentum: Tensor) -> Row:
     _, _, hyper0, hyper1, weight_decay = group.unbind()
     step = entry.step.to(group.dtype)
-    return Row(lr, momentum, hyper0, hyper1, weight_decay, step, entry.mu_product)
+    product = None if entry.mu_product is None else entry.mu_product[0]
+    return Row(lr, momentum, hyper0, hyper1, weight_decay, step, product)
 
 
 def _noise(

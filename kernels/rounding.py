@@ -1,8 +1,8 @@
 """Stochastic rounding in plain torch: the bits that decide, and how (method.md#storage).
 
 A number between two neighbours becomes the upper one with the probability of its distance from the
-lower one, so that what is lost in one step is made up for in others. The twins are csrc/codecs.inc
-and `codecs.store`.
+lower one, so that what is lost in one step is made up for in others. The twins are
+csrc/rounding.inc and `codecs.store`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from adaptiverl.kernels.normals import MASK, philox4x32
+from adaptiverl.kernels.normals import words_of
 from torch import Tensor
 
 HALVES = frozenset({torch.bfloat16, torch.float16})
@@ -38,9 +38,7 @@ def random_bits(key: Sequence[Tensor], index: int, step: Tensor, offset: int, nu
     """
     first, last = offset >> 3, (offset + numel + 7) >> 3
     octets = torch.arange(first, last, dtype=torch.int64, device=step.device)
-    place = torch.full_like(step, index)
-    counter = (octets & MASK, (octets >> 32) | ROUNDING_STREAM, place, step & MASK)
-    words = torch.stack(philox4x32(counter, key, ROUNDS), dim=1)
+    words = torch.stack(words_of(octets, key, index, step, ROUNDING_STREAM, ROUNDS), dim=1)
     halves = torch.stack((words & 0xFFFF, words >> 16), dim=2)
     start = offset - 8 * first
     return halves.flatten()[start : start + numel]

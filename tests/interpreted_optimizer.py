@@ -17,7 +17,8 @@ from adaptiverl.kernels.layout import STATE_ACTIVE, STATE_REWIND
 from host_waits import HostWaits
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from interpreted_pass import _hardware_rounding, pytestmark  # noqa: F401
+from interpreted_pass import _builtins_found_once, _hardware_rounding, pytestmark  # noqa: F401
+from pass_cases import COUNT_EFFECTIVE, COUNT_GROUPS, counted_tables
 from tolerances import assert_close
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -359,25 +360,26 @@ def test_a_nan_norm_makes_a_nan_factor() -> None:
 @pytest.mark.parametrize("active", [0, 1])
 @pytest.mark.parametrize("tensors", [1, 128, 200])
 def test_steps_are_counted(tensors: int, active: int) -> None:
-    steps = torch.arange(tensors, dtype=torch.float32)
-    products = torch.linspace(0.1, 0.9, tensors, dtype=torch.float64)
-    rows = torch.zeros(tensors, 13, dtype=torch.int64)
-    rows[:, 5] = torch.tensor([s.data_ptr() for s in steps.unbind()])
-    kept = torch.arange(tensors) % 3 != 1
-    addresses = torch.tensor([p.data_ptr() for p in products.unbind()])
-    rows[:, 6] = torch.where(kept, addresses, 0)
+    cases = [counted_tables() for _ in range(-(-tensors // 9))]
+    rows = torch.cat([case[0] for case in cases])[:tensors]
     rows[:, 8] = torch.arange(tensors) % 2
     state = torch.full((STATE_ACTIVE.value + 1,), float("nan"), dtype=torch.float64)
     state[STATE_ACTIVE.value] = active
-    effective = torch.tensor([[9.0, 0.5], [9.0, 0.25]], dtype=torch.float64)
-    expected_steps = steps + active
-    factors = effective[rows[:, 8], 1].where(kept & bool(active), torch.ones(()).double())
-    # A parameter that somebody reset starts anew, if it is counted and has a product.
-    begun = products.where((steps > 0) | ~kept | (active == 0), torch.ones(()).double())
-    expected_products = begun * factors
-    count.count_steps(rows, state, effective)
-    assert torch.equal(steps, expected_steps)
-    assert torch.equal(products, expected_products)
+    groups = COUNT_GROUPS.repeat(2, 1)
+    effective = torch.cat([COUNT_EFFECTIVE, 2 * COUNT_EFFECTIVE])
+
+    def found() -> Tensor:
+        tables = [torch.cat([case[1], case[2][:, None].double()], dim=1) for case in cases]
+        return torch.cat(tables)
+
+    expected = found()
+    if active:
+        expected[:tensors] = torch.cat([case[3] for case in cases])[:tensors]
+        twice = (rows[:, 8] == 1) & (rows[:, 6] != 0)
+        expected[:tensors][twice, :2] *= 2
+    count.count_steps(rows, state, groups, effective)
+    assert torch.equal(found()[:, 2:], expected[:, 2:])
+    torch.testing.assert_close(found(), expected, rtol=1e-14, atol=0)
 
 
 BIG = rewind.CHUNK * rewind.WORD

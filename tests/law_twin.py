@@ -13,14 +13,24 @@ from streams import Floats, Step, assert_same_course, course_of, oracle_course
 
 from adaptiverl.control import Control
 from adaptiverl.controller import Controller
-from adaptiverl.law import alignment, arithmetic, knobs, loop, loss, range_test, sensors
+from adaptiverl.law import (
+    alignment,
+    arithmetic,
+    bandit,
+    draws,
+    knobs,
+    loop,
+    loss,
+    range_test,
+    sensors,
+)
 from adaptiverl.law.numbers import numbers_of
 from adaptiverl.layout import SLOT, ControlNumbers, State
 
 LR, MOMENTUM = 1e-3, 0.9
 GROUPS = ((LR, MOMENTUM),)
 """lr and starting momentum of the groups that a twin steers unless others are given"""
-MODULES = (arithmetic, sensors, loss, alignment, range_test, knobs, loop)
+MODULES = (arithmetic, sensors, loss, alignment, range_test, draws, bandit, knobs, loop)
 """Those of adaptiverl/law with a twin in csrc/law"""
 
 
@@ -149,7 +159,8 @@ def compare(
     control = Control(**arguments)
     python = course("python", control, steps, lr, momentum, seed)
     actual = course_of(python, control.law)
-    expected = oracle_course(steps, lr=lr, momentum=momentum, **arguments)
+    drawn: dict[str, Any] = {"seed": seed} if control.law == "bandit" else {}
+    expected = oracle_course(steps, lr=lr, momentum=momentum, **drawn, **arguments)
     assert_same_course(actual, expected)
     assert_equal(course("compiled", control, steps, lr, momentum, seed), python)
     return actual

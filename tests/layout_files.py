@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from pathlib import Path
 
 from adaptiverl import layout
@@ -15,6 +16,7 @@ PREFIXES: dict[type, str] = {
     layout.State: "STATE_",
     layout.Group: "GROUP_",
     layout.EffectiveGroup: "EFFECTIVE_",
+    layout.Product: "PRODUCT_",
     layout.Region: "REGION_",
 }
 ADDRESSES = (layout.TensorRow, layout.Region)
@@ -35,10 +37,22 @@ def summary(record: type) -> str:
 def c_struct(record: type, state: type) -> str:
     """A record as a struct; the state alone has defaults, for it alone starts as it is declared."""
     scalar = "int64_t" if record in ADDRESSES else "double"
-    lines = []
-    for column in layout.columns(record):
-        default = f" = {c_number(column.default)}" if record is state else ""
-        lines.append((f"  {scalar} {column.name}{default};", column.doc))
+    columns = layout.columns(record)
+    sizes = Counter(column.array for column in columns)
+    lines, written = [], {""}
+    for column in columns:
+        if column.array:
+            if column.array not in written:
+                assert column.default == 0, "an array starts at 0"
+                code = f"  {scalar} {column.array}[{sizes[column.array]}] = {{}};"
+                lines.append((code, column.doc))
+            written.add(column.array)
+        elif column.record:
+            code = f"  {column.record.__name__} {column.name}[kArms];"
+            lines.append((code, column.doc))
+        else:
+            default = f" = {c_number(column.default)}" if record is state else ""
+            lines.append((f"  {scalar} {column.name}{default};", column.doc))
     width = max(len(code) for code, _ in lines)
     body = "\n".join(f"{code:{width}}  // {doc}" if doc else code for code, doc in lines)
     return f"// {summary(record)}\nstruct {record.__name__} {{\n{body}\n}};\n"
@@ -68,11 +82,13 @@ def header(state: type = layout.State) -> str:
     """csrc/layout.h, for this state."""
     records = [
         state,
+        layout.ArmNumbers,
         layout.ControlNumbers,
         layout.Inbox,
         layout.AlignmentSums,
         layout.Group,
         layout.EffectiveGroup,
+        layout.Product,
         layout.TensorRow,
         layout.Region,
     ]
@@ -85,6 +101,7 @@ def header(state: type = layout.State) -> str:
             '#include "both.h"\n',
             "namespace adaptiverl {\n",
             f"constexpr double kLayoutVersion = {layout.columns(state)[0].default:g};\n",
+            f"constexpr int kArms = {layout.ARMS};\n",
             c_enum("RewardSource", "Reward", layout.REWARD_SOURCES),
             c_enum("LawNumber", "Law", layout.LAWS),
             *(c_struct(record, state) for record in records),
@@ -113,10 +130,14 @@ FILES = {"csrc/layout.h": header, "kernels/layout.py": kernel_constants}
 
 
 def members(text: str, struct: str) -> list[str]:
-    """The names of a C++ struct's members, in order."""
+    """The names of a C++ struct's members, in order; of an array, its elements'."""
     found = re.search(rf"^struct {struct} {{$(.*?)^}};$", text, re.S | re.M)
     assert found is not None, f"no struct {struct}"
-    return re.findall(r"\b(?:double|int64_t) (\w+)(?: = \S+)?;", re.sub(r"//.*", "", found[1]))
+    pattern = r"\b(?:double|int64_t) (\w+)(?:\[(\d+)\])?(?: = \S+)?;"
+    names = []
+    for name, size in re.findall(pattern, re.sub(r"//.*", "", found[1])):
+        names += [f"{name}{i}" for i in range(int(size))] if size else [name]
+    return names
 
 
 if __name__ == "__main__":

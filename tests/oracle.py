@@ -9,7 +9,8 @@ and a step takes arrays and returns new ones.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -582,9 +583,10 @@ def block_codes(
     """Return what is cut off to each number's code, without its sign, and each block's scale.
 
     The scale is the largest magnitude over what the largest code stands for, and is rounded by
-    chance to 8 binary digits; codes are those of what was not rounded yet. Of 16 random bits the upper 12 count,
-    and stand for the middle of what the lower 4 could add. A block with something that is not
-    finite has NaN for its scale, and one whose scale is below 2^-120 has 0; their codes are 0.
+    chance to 8 binary digits; codes are those of what was not rounded yet. Of 16 random bits the
+    upper 12 count, and stand for the middle of what the lower 4 could add. A block with something
+    that is not finite has NaN for its scale, and one whose scale is below 2^-120 has 0; their codes
+    are 0.
 
     Args:
         values: What float32 holds; averages of squares are not below 0.
@@ -1054,7 +1056,9 @@ def _above_its_error(mean: float) -> float:
 #
 # A ramp: log alpha gains 0.35 in every step until the likelihood ratio of the alignment law's test
 # is above 3, and then everything goes back. An h speaks of the update before it, and so of the rate
-# of that update: rates are kept in a list, and the newest h is about the last but one.
+# of that update: rates are kept in a list, and the newest h is about the last but one. So is the
+# newest loss. Where losses are told the ramp goes on until they rise, or the mark lies a factor of
+# 10 below; what no rise confirmed is a place for the alignment law to begin, no more.
 
 
 class OracleRangeTestController(OracleController):
@@ -1069,6 +1073,13 @@ class OracleRangeTestController(OracleController):
         overshoot: S.
         log_lr_downhill: log alpha of the last update of this ramp after which e was above 0.
         log_lr_clear: The same after which S was 0.
+        log_lr_risen: The same when the loss had risen by nine standard errors of a difference.
+        log_lr_doubted: The alignment law's, as it climbs.
+        ramp_losses: How many finite losses the ramp was told; what it makes of them is below.
+        ramp_loss_least: The least of their means from the twelfth on.
+        ramp_loss_limit: A mean above this has risen.
+        undershoot: The evidence that the mean of h is above 0 where the rate is held.
+        climbing: The alignment law goes on where the ramp left off.
         searching: On the ramp.
         search_steps: Steps since the first foot of the ramp.
         held: Whether the search is over; held_at: the step that ended it, 0 where there was none.
@@ -1116,10 +1127,20 @@ class OracleRangeTestController(OracleController):
         self.cooling = cooldown * horizon if horizon and mode == "replace" else 0.0
         self.horizon = horizon
         alone = horizon is None and mode == "replace"
-        self.share = (0.2 if alone else 0.4) / max(1.0, (self.length / 1000) ** (1 / 3))
+        self.share = 0.5 / max(1.0, (self.length / 1000) ** (1 / 3))
+        self.kept = 0.5 if alone else 1.0
 
         self.alignment = 0.0
         self.alignment_direction = 0.0
+        self.climb = OracleAlignmentController(
+            lr=lr, momentum=momentum, mode=mode, horizon=horizon, lr_bounds=around
+        )
+        self.climb.lr_bounds, self.climb.log_lr_bounds = self.lr_bounds, self.log_lr_bounds
+        self.climbing = False
+        self.log_lr_risen = self.log_lr_doubted = -math.inf
+        self.ramp_loss_least = self.ramp_loss_limit = 0.0
+        self._losses: list[float] = []
+        self._told: float | None = None
         self.searching = self.held = self.rewind = False
         self.search_steps = self.held_at = 0
         self.anneal = 1.0
@@ -1127,11 +1148,16 @@ class OracleRangeTestController(OracleController):
         self._sums: tuple[float, float, float] | None = None
         self._forget()
 
-    def _forget(self) -> None:
-        self.overshoot = 0.0
-        self.log_lr_downhill = self.log_lr_clear = -math.inf
+    def _forget_cosines(self) -> None:
+        self.overshoot = self.undershoot = 0.0
         self.alignment_peak = 0.0
         self._cosines: list[float] = []
+
+    def _forget(self) -> None:
+        self._forget_cosines()
+        self.log_lr_downhill = self.log_lr_clear = self.log_lr_risen = -math.inf
+        self.ramp_losses = 0
+        self._told = None
         self._rates = [self.log_lr, self.log_lr] if self.searching else [-math.inf, -math.inf]
 
     def gather(self, gu: float, gg: float, uu: float) -> None:
@@ -1142,18 +1168,78 @@ class OracleRangeTestController(OracleController):
     def advance(self, loss: float | None = None, reward: float | None = None) -> None:
         """Do one optimizer step: the search first, then `OracleController`'s."""
         self.active, self.rewind = True, False
-        h = self._cosine()
-        z = None if h is None else self._standardised(h)
-        if not self.held:
-            self._search(z)
         now = self.step + 1
-        self.anneal = 1.0
-        if self.held:
-            self.anneal = min(1.0, (now - self.held_at) / (0.03 * self.length))
-            if self.cooling:
-                left = ((self.horizon or 0) - now) / self.cooling
-                self.anneal *= clip(left, 0.0, 1.0)
+        left = ((self.horizon or 0) - now) / self.cooling if self.cooling else 1.0
+        if self.climbing:
+            self._climb(now)
+            self.anneal = clip(left, 0.0, 1.0)
+        else:
+            h = self._cosine()
+            z = None if h is None else self._standardised(h)
+            if self.held:
+                self._creep(z, now)
+            else:
+                self._search(z)
+            self.anneal = 1.0
+            if self.held:
+                risen = min(1.0, (now - self.held_at) / (0.03 * self.length))
+                self.anneal = risen * clip(left, 0.0, 1.0)
         super().advance(loss, reward)
+        self._tell(loss)
+
+    def update(self, loss: float, reward: float | None = None) -> None:
+        """Do one epoch-wise update, as `OracleController` does."""
+        super().update(loss, reward)
+        self._tell(loss)
+
+    def _tell(self, loss: float | None) -> None:
+        self._told = self._told if loss is None else loss
+
+    def _hear(self) -> None:
+        """The loss that was told since the step before, if that is a finite one."""
+        told, self._told = self._told, None
+        if told is None or not math.isfinite(told):
+            return
+        if self.ramp_losses == 0:
+            self._losses = []
+        self._losses.append(told)
+        self.ramp_losses += 1
+        mean = self.ramp_loss_mean
+        if self.ramp_losses == 12 or (self.ramp_losses > 12 and mean < self.ramp_loss_least):
+            self.ramp_loss_least = mean
+            # The mean's variance is 0.3/1.7 of a loss's, and a difference's is twice that.
+            self.ramp_loss_limit = mean + 9.0 * math.sqrt(self.ramp_loss_square * 0.6 / 1.7)
+        elif self.ramp_losses > 12 and self.log_lr_risen == -math.inf:
+            if mean > self.ramp_loss_limit:
+                self.log_lr_risen = self.log_lr_judged
+
+    @property
+    def ramp_loss(self) -> float:
+        """The last loss that the ramp was told."""
+        return self._losses[-1] if self._losses else 0.0
+
+    @property
+    def ramp_loss_mean(self) -> float:
+        """Their mean, with 0.3 for the newest, started at the first; 0 before it."""
+        if not self._losses:
+            return 0.0
+        first, *rest = self._losses
+        total = first
+        for value in rest:
+            total += 0.3 * clip(value - total, -SATURATION, SATURATION)
+        return total
+
+    @property
+    def ramp_loss_square(self) -> float:
+        """Half the mean square of their differences, 0.1 for the newest, started at the first."""
+        steps = [clip(b - a, -SATURATION, SATURATION) for a, b in pairwise(self._losses)]
+        halves = [min(step * step, SATURATION) / 2 for step in steps]
+        if not halves:
+            return 0.0
+        total = halves[0]
+        for half in halves[1:]:
+            total = 0.9 * total + 0.1 * half
+        return total
 
     def _cosine(self) -> float | None:
         """The newest h; None where there is no angle."""
@@ -1181,11 +1267,15 @@ class OracleRangeTestController(OracleController):
     @property
     def alignment_square(self) -> float:
         """S2 as it runs from 0, before the correction for its start."""
+        if self.climbing:
+            return self.climb.alignment_square
         return self._average([h * h for h in self._cosines], 0.1)
 
     @property
     def alignment_weight(self) -> float:
         """What the weights of S2 add up to so far."""
+        if self.climbing:
+            return self.climb.alignment_weight
         return 1.0 - 0.9 ** len(self._cosines)
 
     @property
@@ -1195,7 +1285,9 @@ class OracleRangeTestController(OracleController):
 
     @property
     def alignment_mean(self) -> float:
-        """The mean e of h, weighted; 0 before the first."""
+        """The mean e of h, weighted; 0 before the first. In the climb it is of x."""
+        if self.climbing:
+            return self.climb.alignment_mean
         if not self._cosines:
             return 0.0
         return clip(self._average(self._cosines, 0.3) / self.alignment_mean_weight, -1.0, 1.0)
@@ -1219,8 +1311,9 @@ class OracleRangeTestController(OracleController):
         self.search_steps += 1
         late = late or self.search_steps >= self.longest
         low = self.log_lr_judged < self.floor
+        self._hear()
         if z is None:
-            if late:
+            if late or (self.overshoot > 3.0 and self._says_no_more()):
                 self._end()
             return
         if math.isnan(z):
@@ -1229,16 +1322,19 @@ class OracleRangeTestController(OracleController):
                 self.log_lr = self.foot
                 self._forget()
             else:
+                if self.log_lr_risen == -math.inf:
+                    self.log_lr_risen = self.log_lr_judged
                 self._end()
             return
         e = self.alignment_mean
-        if e > 0:
-            self.log_lr_downhill = self.log_lr_judged
-        if not low:
-            self.overshoot = max(0.0, self.overshoot - 0.3 * (z + 0.15))
-        if self.overshoot == 0:
-            self.log_lr_clear = self.log_lr_judged
-        if self.overshoot > 3.0 or late:
+        if self.overshoot <= 3.0:
+            if e > 0:
+                self.log_lr_downhill = self.log_lr_judged
+            if not low:
+                self.overshoot = max(0.0, self.overshoot - 0.3 * (z + 0.15))
+            if self.overshoot == 0:
+                self.log_lr_clear = self.log_lr_judged
+        if late or (self.overshoot > 3.0 and self._says_no_more()):
             self._end()
             return
         self.alignment_peak = max(e, self.alignment_peak)
@@ -1249,14 +1345,210 @@ class OracleRangeTestController(OracleController):
     def _go_back(self) -> None:
         self.rewind, self.active = True, False
 
+    @property
+    def _mark(self) -> float:
+        return min(self.log_lr_clear, self.log_lr_downhill)
+
+    def _says_no_more(self) -> bool:
+        """Whether the ramp, which is sure, has nothing to hear of the losses any more."""
+        waits = self.ramp_losses >= 12 and self.log_lr_risen == -math.inf
+        highest = self.log_lr_judged >= self.log_lr_bounds[1]
+        return not waits or highest or self.log_lr_judged - self._mark > log(10.0)
+
     def _end(self) -> None:
         self._go_back()
-        self.held, self.searching, self.held_at = True, False, self.step + 1
-        lower = min(self.log_lr_clear, self.log_lr_downhill)
-        found = self.log_given if lower == -math.inf else lower + log(self.share)
-        self.log_lr = clip(found, *self.log_lr_bounds)
+        self.searching, self.held_at = False, self.step + 1
+        mark = self._mark
+        confirmed = self.log_lr_risen > -math.inf and self.log_lr_risen - mark <= log(10.0)
+        wanted = self.log_given if mark == -math.inf else mark + log(self.share)
+        self._forget_cosines()
+        if confirmed or self.last_step - self.held_at < 100:
+            self.held = True
+            wanted += log(self.kept)
+        else:
+            self.climbing = True
+            wanted += log(0.1)
+            self.log_lr_downhill = self.log_lr_doubted = -math.inf
+            self.climb.alignment = self.alignment
+            self.climb.alignment_direction = self.alignment_direction
+        self.log_lr = self.climb.log_lr = clip(wanted, *self.log_lr_bounds)
+
+    def _climb(self, now: int) -> None:
+        """One step of the alignment law, at this one's momentum."""
+        law = self.climb
+        law.logit_momentum = self.logit_momentum
+        law._sums, self._sums = self._sums, None
+        law._read_sums()
+        if not law.held and now >= self.last_step:
+            law._hold()
+        self.held, self.log_lr, self.overshoot = law.held, law.log_lr, law.overshoot
+        self.alignment, self.alignment_direction = law.alignment, law.alignment_direction
+        self.log_lr_downhill, self.log_lr_doubted = law.log_lr_downhill, law.log_lr_doubted
+
+    def _creep(self, z: float | None, now: int) -> None:
+        """The held rate rises by 0.3 where h is sure to be above 0."""
+        if z is None or math.isnan(z) or not self._stretch(now):
+            return
+        self.undershoot = max(0.0, self.undershoot + 0.3 * (z - 0.15))
+        if self.undershoot > 5.0:
+            self.undershoot = 0.0
+            self.log_lr = clip(self.log_lr + 0.3, *self.log_lr_bounds)
+
+    def _stretch(self, now: int) -> bool:
+        """Neither warming up nor cooling down."""
+        return self.held_at + 0.03 * self.length < now < self.last_step
 
     @property
     def lr(self) -> float:
         """Alpha in effect, warming up or annealed."""
         return clip(math.exp(self.log_lr), *self.lr_bounds) * self.anneal
+
+
+class Window(NamedTuple):
+    """A window that is over: whose it was, what it was worth, and how far from what was known."""
+
+    arm: int
+    reward: float
+    square: float
+
+
+class OracleBanditController(OracleController):
+    """`OracleController` whose gains, cap and cadence are one arm's at a time (method.md#bandit).
+
+    Every window is remembered, and all that is known of an arm is worked out from them anew.
+
+    Keywords are the fields of `Control` under their own names; each arm is a mapping of those that
+    an arm has, and has the defaults of those that are missing.
+
+    Attributes:
+        arm: The one in force.
+        arm_draws: How often an arm was chosen.
+        window_left: Losses that the window in progress still takes; 0 before the first.
+        window_start: The mean loss when it began.
+        window_path: How far the mean loss has moved since, to and fro.
+        window_broken: Whether a loss in it was not finite.
+        window_scale: The usual path of a window.
+        window_reward: Of the last window that is over.
+        played_count: What was known of the arm in force when it was chosen.
+        played_mean: Likewise.
+    """
+
+    ARM: Mapping[str, Any] = {
+        "every": 10,
+        "gain_lr_reward": 0.05,
+        "gain_lr_loss": 0.05,
+        "gain_momentum_reward": 0.02,
+        "gain_momentum_loss": 0.04,
+        "gain_noise_plateau": 0.08,
+        "gain_noise_reward": 0.06,
+        "lr_change": (0.9, 1.2),
+    }
+
+    def __init__(
+        self,
+        *,
+        arms: Sequence[Mapping[str, Any]],
+        window: int,
+        discount: float = 0.95,
+        seed: int = 0,
+        **rest: Any,
+    ) -> None:
+        self.arms = [{**self.ARM, **arm} for arm in arms]
+        super().__init__(**self.arms[0], **rest)
+        self.window = window
+        self.discount = discount
+        self.seed = seed
+        self.windows: list[Window] = []
+        self.arm = self.arm_draws = self.window_left = 0
+        self.window_start = self.window_path = self.window_scale = self.window_reward = 0.0
+        self.window_broken = False
+        self.played_count = self.played_mean = 0.0
+
+    def _observe(self, loss: float | None, reward: float | None) -> None:
+        super()._observe(loss, reward)
+        if loss is None:
+            return
+        if self.window_left:
+            self.window_left -= 1
+            if math.isfinite(loss):
+                self.window_path += abs(self.loss_trend)
+            else:
+                self.window_broken = True
+            if self.window_left:
+                return
+            self._end_window()
+        if self.loss_sensor.samples:
+            self._choose()
+
+    def _end_window(self) -> None:
+        self.window_reward = -1.0
+        if not self.window_broken:
+            n = len(self.windows) + 1
+            if self.window_scale == 0:
+                self.window_scale = self.window_path
+            else:
+                newest = 1 / sum(self.discount**age for age in range(n))
+                self.window_scale = (1 - newest) * self.window_scale + newest * self.window_path
+            drop = self.window_start - self.loss_mean
+            self.window_reward = normalised(drop, abs(drop) + self.window_scale)
+        count, before = self.known(self.arm)
+        new = Window(self.arm, self.window_reward, 0.0)
+        self.windows.append(new)
+        _, after = self.known(self.arm)
+        # By Welford's rule: the mean that the reward is compared with has a part of it.
+        square = (new.reward - before) * (new.reward - after) if count else 0.0
+        self.windows[-1] = new._replace(square=square)
+
+    def known(self, arm: int) -> tuple[float, float]:
+        """How many windows an arm had and the mean of their rewards, both discounted by age."""
+        weights = [
+            (self.discount**age, window.reward)
+            for age, window in enumerate(reversed(self.windows))
+            if window.arm == arm
+        ]
+        count = sum(weight for weight, _ in weights)
+        return count, normalised(sum(weight * reward for weight, reward in weights), count)
+
+    def _choose(self) -> None:
+        low, high = self.arm_draws % 2**32, self.arm_draws // 2**32
+        places = np.arange(len(self.arms))
+        key = self.seed % 2**32, self.seed // 2**32
+        radial, angular, _, _ = philox4x32(places, 2**30, low, high, *key)
+        u, turn = (radial + 1.0) / 2.0**32, angular / 2.0**32
+        normals = np.sqrt(-2.0 * np.log(u)) * np.cos(2.0 * np.pi * turn)
+        # Rewards vary by a quarter, as far as two windows' worth of what is believed goes.
+        ages = range(len(self.windows))
+        weight = 2.0 + sum(self.discount**age for age in ages)
+        noise_square = (2.0 * 0.25**2 + self.reward_square) / weight
+        drawn = []
+        for arm, normal in enumerate(normals):
+            count, mean = self.known(arm)
+            # The normal model with a known variance, and a prior of N(0, ½²).
+            precision = 4.0 + count / noise_square
+            drawn.append(count * mean / noise_square / precision + normal / math.sqrt(precision))
+        self.arm = int(np.argmax(drawn))
+        self.arm_draws += 1
+        self.played_count, self.played_mean = self.known(self.arm)
+        self.window_left, self.window_start = self.window, self.loss_mean
+        self.window_path, self.window_broken = 0.0, False
+        arm_in_force = self.arms[self.arm]
+        self.every, self.lr_change = arm_in_force["every"], arm_in_force["lr_change"]
+        self.gains_lr = (arm_in_force["gain_lr_reward"], arm_in_force["gain_lr_loss"])
+        self.gains_momentum = (
+            arm_in_force["gain_momentum_reward"],
+            arm_in_force["gain_momentum_loss"],
+        )
+        self.gains_noise = (arm_in_force["gain_noise_plateau"], arm_in_force["gain_noise_reward"])
+
+    @property
+    def reward_square(self) -> float:
+        """Squared deviations of all rewards, discounted by age."""
+        newest_first = enumerate(reversed(self.windows))
+        return sum(self.discount**age * window.square for age, window in newest_first)
+
+    def __getattr__(self, name: str) -> Any:
+        """What is known of an arm under the names that `State` has for it."""
+        for place, prefix in enumerate(("arm_count", "arm_mean")):
+            if name.startswith(prefix):
+                return self.known(int(name.removeprefix(prefix)))[place]
+        raise AttributeError(name)

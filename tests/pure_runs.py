@@ -29,9 +29,13 @@ KINDS: dict[str, Callable[..., Any]] = {
     "sgd": partial(AdaptiveSGD, momentum=0.9, nesterov=True),
     "lion": AdaptiveLion,
 }
-HORIZONS = {"loss": None, "alignment": STEPS, "range_test": 300}
+MORE: dict[str, dict[str, Any]] = {
+    "alignment": {"horizon": STEPS},
+    "range_test": {"horizon": 300},
+    "bandit": {"window": 3},
+}
 CONTROLS: dict[str, Control] = {
-    law: replace(BUSY, law=law, horizon=HORIZONS[law])  # type: ignore[arg-type]
+    law: replace(BUSY, law=law, **MORE.get(law, {}))  # type: ignore[arg-type]
     for law in LAWS
 }
 CASES = [(kind, law) for kind in KINDS for law in CONTROLS]

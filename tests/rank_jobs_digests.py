@@ -14,14 +14,26 @@ from training import saved_states
 
 from adaptiverl.layout import FIELDS, MEMORY_SIZE, SLOT
 
+SINCE_4 = (
+    "log_lr_risen",
+    "undershoot",
+    "ramp_losses",
+    "losses_heard",
+    "ramp_loss",
+    "ramp_loss_mean",
+    "ramp_loss_square",
+    "ramp_loss_least",
+    "ramp_loss_limit",
+    "climbing",
+)
+"""Numbers of the controller's memory that its fifth layout was the first to have"""
+SINCE_5 = FIELDS[SLOT["arms_key"] : MEMORY_SIZE]
+"""The same of the sixth"""
 NEWER = (
-    "log_lr_clear",
-    "log_lr_judged",
-    "alignment_mean_weight",
-    "alignment_peak",
-    "searching",
-    "search_steps",
+    *FIELDS[SLOT["log_lr_clear"] : SLOT["held"]],
     "held_at",
+    *SINCE_4,
+    *SINCE_5,
 )
 """Numbers of the controller's memory that it did not have when the digests were taken"""
 

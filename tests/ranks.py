@@ -24,6 +24,9 @@ LIMIT = 60.0
 MEETING_LIMIT = 30.0
 """Seconds that a rank waits for another in a collective"""
 
+PRELOADED = ["adaptiverl", "pytest", "torch._dynamo", "torch.distributed.checkpoint"]
+"""What most jobs import"""
+
 Job = Callable[..., Any]
 
 
@@ -110,7 +113,9 @@ def crew_in(folder: Path) -> Iterator[Crew]:
 
 def _start() -> tuple[Any, Connection]:
     here, there = multiprocessing.Pipe()
-    context = multiprocessing.get_context("spawn")
+    # Forked from a process that has imported torch once for all ranks, and run nothing of it.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
     process = context.Process(target=_serve, args=(there,), daemon=True)
     kept = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "GLOO_SOCKET_IFNAME")}
     os.environ |= {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
@@ -155,7 +160,8 @@ def _in_world(job: Job, rank: int, size: int, meeting: str, arguments: tuple[Any
     try:
         return job(rank, size, *arguments)
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 # What jobs share

@@ -8,7 +8,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from oracle import OracleAlignmentController, OracleController, OracleRangeTestController
+from oracle import (
+    OracleAlignmentController,
+    OracleBanditController,
+    OracleController,
+    OracleRangeTestController,
+)
 from tolerances import assert_close
 
 Floats = NDArray[np.float64]
@@ -33,22 +38,38 @@ COUNTERS = ("step", "updates", "nonfinite", "held")
 
 RANGE_TEST_COURSES = COURSES + tuple(
     "alignment alignment_square alignment_weight alignment_direction alignment_mean "
-    "alignment_mean_weight alignment_peak overshoot log_lr_downhill log_lr_clear log_lr_judged "
-    "anneal".split()
+    "alignment_mean_weight alignment_peak overshoot undershoot log_lr_downhill log_lr_clear "
+    "log_lr_judged log_lr_risen log_lr_doubted ramp_loss ramp_loss_mean ramp_loss_square "
+    "ramp_loss_least ramp_loss_limit anneal".split()
 )
 """Of the range test."""
-RANGE_TEST_COUNTERS = (*COUNTERS, "searching", "search_steps", "held_at", "rewind")
+RANGE_TEST_COUNTERS = (
+    *(*COUNTERS, "searching", "search_steps", "held_at", "rewind"),
+    *("climbing", "ramp_losses"),
+)
 """Likewise."""
+
+BANDIT_COURSES = COURSES + tuple(
+    "window_start window_path window_scale window_reward reward_square played_count "
+    "played_mean".split()
+)
+"""Of the bandit; what is known of each arm is `ARM_COURSES`."""
+ARM_COURSES = tuple(f"arm_{what}{arm}" for what in ("count", "mean") for arm in range(8))
+BANDIT_COUNTERS = ("arm", "arm_draws", "window_left", "window_broken")
+"""Likewise."""
+EXACT = RANGE_TEST_COUNTERS + BANDIT_COUNTERS
 
 ORACLES = {
     "loss": OracleController,
     "alignment": OracleAlignmentController,
     "range_test": OracleRangeTestController,
+    "bandit": OracleBanditController,
 }
 NAMES = {
     "loss": COURSES + COUNTERS[:3],
     "alignment": ALIGNMENT_COURSES + COUNTERS,
     "range_test": RANGE_TEST_COURSES + RANGE_TEST_COUNTERS,
+    "bandit": BANDIT_COURSES + ARM_COURSES + COUNTERS[:3] + BANDIT_COUNTERS,
 }
 
 
@@ -182,7 +203,7 @@ def assert_same_course(actual: dict[str, Floats], expected: dict[str, Floats]) -
     """Raise unless every course agrees to its law's tolerance and every counter exactly."""
     tolerance = "alignment_law" if "held" in expected else "law"
     for name, course in expected.items():
-        if name in RANGE_TEST_COUNTERS:
+        if name in EXACT:
             np.testing.assert_array_equal(actual[name], course, err_msg=name)
             continue
         try:

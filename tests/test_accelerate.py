@@ -70,6 +70,25 @@ def test_a_horizon_that_is_not_a_prepared_schedulers(early: bool, named: str, ho
     accelerator.backward(model(torch.ones(1, 2)).sum())  # said once
 
 
+def test_an_automatic_horizon_is_a_prepared_schedulers() -> None:
+    accelerator = accelerate.Accelerator(cpu=True)
+    model, control = (
+        torch.nn.Linear(2, 1),
+        dataclasses.replace(Control.find_lr("auto"), mode="modulate"),
+    )
+    optimizer = accelerator.prepare(AdaptiveAdamW(model.parameters(), lr=1e-2, control=control))
+    observe_backward(accelerator, optimizer)
+    accelerator.backward(model(torch.ones(1, 2)).sum())
+    with pytest.raises(ValueError, match=r"horizon='auto'.*beside a prepared scheduler"):
+        optimizer.step()
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=8)
+    accelerator.prepare(schedule)
+    observe_backward(accelerator, optimizer)
+    accelerator.backward(model(torch.ones(1, 2)).sum())
+    optimizer.step()
+    assert [group["horizon"] for group in optimizer.param_groups] == [8]
+
+
 @pytest.mark.parametrize("control", [Control(), Control(mode="modulate"), Control.frozen()])
 def test_a_scheduler_under_the_default_control_is_warned_of_once(control: Control) -> None:
     accelerator = accelerate.Accelerator(cpu=True)

@@ -78,7 +78,12 @@ def test_training_starts_where_nothing_is_known(name: str, classes: int) -> None
 
 
 def test_workers_give_the_same_losses() -> None:
-    two = plan([replace(TINY, steps=2)], [METHODS["constant"], METHODS["loss"]], [1e-2], [0])
+    two = plan(
+        [replace(STUDY.tasks["small"], steps=2)],
+        [METHODS["constant"], METHODS["loss"]],
+        [1e-2],
+        [0],
+    )
     finals = []
     for workers in (1, 2):
         results = {cell.key: outcome for cell, outcome in in_processes(two, workers)}

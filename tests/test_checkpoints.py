@@ -10,11 +10,12 @@ import math
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import checkpointed_run
+import numpy as np
 import pytest
 import torch
 from pass_cases import CASES
@@ -318,6 +319,7 @@ def replaced(name: str, value: float) -> Callable[[Tensor], Tensor]:
     return change
 
 
+NEXT = layout.LAYOUT_VERSION + 1.0
 DAMAGES: list[tuple[Callable[[Tensor], Any], str]] = [
     (lambda m: m[:-1].clone(), "got torch.float64 of shape"),
     (lambda m: torch.cat([m, m[-1:]]), "got torch.float64 of shape"),
@@ -325,13 +327,22 @@ DAMAGES: list[tuple[Callable[[Tensor], Any], str]] = [
     (lambda m: m[:-1].float(), "got torch.float64 of shape"),
     (lambda m: m[:0].clone(), r"got torch.float64 of shape \(0,\)"),
     (lambda m: m.reshape(1, -1), "got torch.float64 of shape"),
-    (lambda m: m.tolist(), r"got \[4.0, "),
+    (lambda m: m.tolist(), rf"got \[{layout.LAYOUT_VERSION}.0, "),
     (lambda _: None, "got None"),
     (replaced("version", 0.0), "got version 0.0"),
-    (replaced("version", 1.0), r"got torch.float64 of shape \(53,\) in layout 1"),
-    (replaced("version", 3.0), r"got torch.float64 of shape \(53,\) in layout 3"),
+    (
+        replaced("version", 1.0),
+        rf"got .* of shape \({layout.MEMORY_SIZE},\) in layout 1",
+    ),
+    (
+        replaced("version", 3.0),
+        rf"got .* of shape \({layout.MEMORY_SIZE},\) in layout 3",
+    ),
     (lambda m: replaced("version", 1.0)(m)[:31], r"of shape \(31,\) in layout 1"),
-    (replaced("version", 5.0), "got version 5.0"),
+    (
+        replaced("version", layout.LAYOUT_VERSION + 1.0),
+        f"got version {layout.LAYOUT_VERSION + 1}.0",
+    ),
     (replaced("version", math.nan), "got version nan"),
     (replaced("log_lr", math.nan), "got log_lr = nan"),
     (replaced("log_lr", -math.inf), "got log_lr = -inf"),
@@ -438,6 +449,202 @@ def test_a_seed_that_was_rounded_is_one_all_the_same() -> None:
         assert again._controller.read().seed_low == expected
 
 
+Damage = Callable[[dict[str, Any]], Any]
+
+
+def entry(name: str, value: Any) -> Damage:
+    """An entry of the second parameter's state; a callable is asked of what is there."""
+
+    def change(saved: dict[str, Any]) -> None:
+        entries = saved["state"][1]
+        entries[name] = value(entries[name]) if callable(value) else value
+
+    return change
+
+
+def option(name: str, value: Any) -> Damage:
+    return lambda saved: saved["param_groups"][1].update({name: value})
+
+
+def part(name: str, value: Any) -> Damage:
+    return lambda saved: saved.update({name: value})
+
+
+def without(*path: Any) -> Damage:
+    def change(saved: Any) -> None:
+        for key in path[:-1]:
+            saved = saved[key]
+        del saved[path[-1]]
+
+    return change
+
+
+def double(number: float) -> Tensor:
+    return torch.tensor(number, dtype=torch.float64)
+
+
+WRONG_COUNTS = [math.nan, math.inf, -3.0, 2.5, 1e17, torch.tensor(math.nan), torch.tensor(-1)]
+NO_NUMBERS = ["x", b"4", True, [1], {}, torch.zeros(2), torch.tensor(1j), np.zeros(2), 10**400]
+WRONG_PRODUCTS = [math.nan, math.inf, -0.1, 1.5, 1.0, double(1.0), torch.tensor(1.5)]
+NO_SLOTS: list[tuple[Any, str]] = [
+    (torch.zeros(3), r"of the parameter's shape \(2, 2\), got torch.float32 of shape \(3,\)"),
+    (lambda x: x[:1], r"of the parameter's shape \(2, 2\), got .* of shape \(1, 2\)"),
+    (lambda x: x.to(torch.complex64), "of a dtype that can be cast to torch.float32"),
+    (Tensor.to_sparse, "a dense tensor, got torch.sparse_coo"),
+    (Tensor.numpy, "a dense tensor, got array"),
+    (np.array([[None, None], [None, None]]), "a dense tensor, got array"),
+    (Tensor.tolist, "a dense tensor"),
+    (1.0, "a dense tensor, got 1.0"),
+    ("x", "a dense tensor, got 'x'"),
+]
+PARTS: list[tuple[Damage, str]] = [
+    (part("state", []), "state must be a dictionary"),
+    (part("state", None), "state must be a dictionary, got None"),
+    (without("state"), r"has 'state' and 'param_groups', got a dictionary with the keys"),
+    (without("param_groups"), r"has 'state' and 'param_groups', got .* keys \['state'\]"),
+    (lambda saved: saved["state"].update({1: None}), "state of parameter 1 must be a dictionary"),
+    (lambda saved: saved["state"].update({1: [1]}), "state of parameter 1 must be a dictionary"),
+    (part("param_groups", {}), "param_groups must be a list of dictionaries, got {}"),
+    (lambda saved: saved["param_groups"].__setitem__(1, None), r"param_groups\[1\] must be a dict"),
+    (without("param_groups", 1, "params"), "params of group 1 must be a list"),
+    (option("params", [[1]]), "params of group 1 must be a list"),
+    (without("param_groups", 1, "lr"), "its group 1 has no lr"),
+    (option("lr", None), "lr of group 1 must be finite, and a number, got None"),
+    (option("lr", "x"), "lr of group 1 must be finite, and a number, got 'x'"),
+    (option("lr", torch.tensor(math.nan)), "lr of group 1 must be finite"),
+    (option("weight_decay", (0.1, 0.2)), "weight_decay of group 1 must be one number"),
+    (
+        lambda saved: saved.update(state={str(k): v for k, v in saved["state"].items()}),
+        "state has the key '0' where its groups have 0: something made text of numbers",
+    ),
+]
+COUNTED: list[tuple[Damage, str]] = [
+    *((entry("step", x), "step of parameter 1 must be whole and in") for x in WRONG_COUNTS),
+    *((entry("step", x), "step of parameter 1 must be one real number") for x in NO_NUMBERS),
+]
+
+
+def of_slot(name: str) -> list[tuple[Damage, str]]:
+    return [(entry(name, x), f"{name} of parameter 1 must be {said}") for x, said in NO_SLOTS]
+
+
+def missing(*names: str) -> list[tuple[Damage, str]]:
+    damages = []
+    for name in names:
+        for damage in (without("state", 1, name), entry(name, None)):
+            damages.append((damage, f"{name} of parameter 1 must be .* got None"))
+    return damages
+
+
+BETAS: list[tuple[Damage, str]] = [
+    (option("betas", value), "betas of group 1 must be ") for value in (0.9, (0.9,), (0.9, "x"))
+]
+UNSOUND: dict[str, list[tuple[Damage, str]]] = {
+    "adamw": [
+        *(PARTS + COUNTED + BETAS + of_slot("exp_avg") + of_slot("exp_avg_sq")),
+        *missing("step", "exp_avg", "exp_avg_sq"),
+        *((entry("mu_product", x), "mu_product of parameter 1 must be one") for x in NO_NUMBERS),
+        *(
+            (entry("mu_product", x), r"mu_product of parameter 1 must be a product .*in \[0, 1")
+            for x in WRONG_PRODUCTS
+        ),
+    ],
+    "sgd": [
+        *(PARTS + COUNTED + of_slot("momentum_buffer")),
+        (option("momentum", 1.5), r"momentum must be in \[0, 1\), got 1.5"),
+    ],
+    "lion": [*(PARTS + COUNTED + BETAS + of_slot("exp_avg")), *missing("exp_avg")],
+}
+
+
+def grouped(kind: str, **options: Any) -> tuple[Any, list[nn.Parameter]]:
+    """Two groups, a parameter each, a few steps old."""
+    params = parameters((3,), (2, 2))
+    groups: Any = [{"params": params[:1]}, {"params": params[1:], "lr": 0.02}]
+    optimizer = make(kind, groups, **options)
+    descend(optimizer, params, 4)
+    return optimizer, params
+
+
+def gone_on(kind: str) -> tuple[Any, list[nn.Parameter], dict[str, Any]]:
+    """And two steps more than its checkpoint."""
+    optimizer, params = grouped(kind)
+    sound = copy.deepcopy(optimizer.state_dict())
+    descend(optimizer, params, 2, first=4)
+    return optimizer, params, sound
+
+
+def damaged(
+    sound: dict[str, Any], damages: list[tuple[Damage, str]]
+) -> Iterator[tuple[dict[str, Any], str]]:
+    for damage, message in damages:
+        bad = copy.deepcopy(sound)
+        damage(bad)
+        yield bad, message
+
+
+@pytest.mark.parametrize("kind", UNSOUND)
+def test_a_damaged_checkpoint_is_refused_and_nothing_changes(kind: str) -> None:
+    optimizer, params, sound = gone_on(kind)
+    before = snapshot(optimizer, params)
+    for bad, message in damaged(sound, UNSOUND[kind]):
+        with pytest.raises(ValueError, match=message) as error:
+            optimizer.load_state_dict(bad)
+        assert "nothing was changed" in str(error.value) or "momentum must be" in message
+    assert_same(snapshot(optimizer, params), before)
+    optimizer.load_state_dict(copy.deepcopy(sound))
+    assert_same(copy.deepcopy(optimizer.state_dict()), sound)
+
+
+@pytest.mark.parametrize("kind", UNSOUND)
+def test_a_damaged_count_is_refused_by_torchs_own_function_too(kind: str) -> None:
+    """Which wrappers call; what that meets itself it says itself."""
+    optimizer, params, sound = gone_on(kind)
+    before = snapshot(optimizer, params)
+    for bad, _ in damaged(sound, COUNTED):
+        with pytest.raises((ValueError, TypeError)):
+            torch.optim.Optimizer.load_state_dict(optimizer, bad)
+    assert_same(snapshot(optimizer, params), before)
+
+
+@pytest.mark.parametrize("nothing", [None, [], "x", 3])
+def test_what_is_no_checkpoint_is_told_what_is(nothing: Any) -> None:
+    optimizer, params = grouped("adamw")
+    before = snapshot(optimizer, params)
+    with pytest.raises(TypeError, match=r"takes what state_dict\(\) returned, a dictionary, got"):
+        optimizer.load_state_dict(nothing)
+    with pytest.raises(ValueError, match=r"keys \['model'\]: give load_state_dict\(\) the part"):
+        optimizer.load_state_dict({"model": {}})
+    assert_same(snapshot(optimizer, params), before)
+
+
+SOUND: dict[str, tuple[str, Damage]] = {
+    "no state": ("adamw", part("state", {})),
+    "none of one parameter": ("adamw", without("state", 1)),
+    "an empty one": ("adamw", lambda saved: saved["state"][1].clear()),
+    "whole numbers": ("adamw", entry("step", int)),
+    "a count in a list's shape": ("lion", entry("step", lambda x: x.to(torch.int64).reshape(1))),
+    "half precision": ("lion", entry("exp_avg", torch.Tensor.half)),
+    "a product that is 0": ("adamw", entry("mu_product", 0.0)),
+    "a product that was rounded to 1": ("adamw", entry("mu_product", torch.tensor(1.0))),
+    "no product": ("adamw", without("state", 1, "mu_product")),
+    "a buffer that was never made": ("sgd", entry("momentum_buffer", None)),
+    "a moment that is not finite": ("adamw", entry("exp_avg", lambda x: x * math.inf)),
+    "no count where none is needed": ("lion", without("state", 1, "step")),
+    "what a parameter that is gone left": ("adamw", lambda saved: saved["state"].update({7: {}})),
+    "Adam's groups": ("adamw", option("decoupled_weight_decay", False)),
+}
+
+
+@pytest.mark.parametrize(("kind", "change"), SOUND.values(), ids=SOUND)
+def test_what_a_step_can_go_on_from_is_loaded(kind: str, change: Damage) -> None:
+    optimizer, params = grouped(kind)
+    saved = copy.deepcopy(optimizer.state_dict())
+    change(saved)
+    optimizer.load_state_dict(saved)
+    descend(optimizer, params, 1, first=4)
+
+
 def test_a_checkpoint_of_other_groups_is_refused_and_nothing_changes() -> None:
     params = parameters(*SHAPES)
     optimizer = busy(params)
@@ -531,7 +738,7 @@ def test_a_checkpoint_of_an_earlier_layout_goes_on_as_its_own(
     other.load_state_dict(old)
     memory = other._controller.memory
     assert_same(memory, saved["param_groups"][0]["adaptive_state"])
-    assert memory[layout.SLOT["version"]] == 4
+    assert memory[layout.SLOT["version"]] == layout.LAYOUT_VERSION
     assert (memory[layout.SLOT["log_lr_downhill"]] > -math.inf) == (control is not BUSY)
     assert memory[layout.SLOT["log_lr_doubted"]] == -math.inf
     assert memory[layout.SLOT["anneal"]] == 1

@@ -47,8 +47,8 @@ OUT_OF_RANGE: list[tuple[str, Any, str]] = [
     ("mode", None, "one of ('replace', 'modulate')"),
     ("reward", "loss", "one of ('neg_loss', 'given', 'none')"),
     ("reward", None, "one of ('neg_loss', 'given', 'none')"),
-    ("law", "gradient", "one of ('loss', 'alignment', 'range_test')"),
-    ("law", None, "one of ('loss', 'alignment', 'range_test')"),
+    ("law", "gradient", "one of ('loss', 'alignment', 'range_test', 'bandit')"),
+    ("law", None, "one of ('loss', 'alignment', 'range_test', 'bandit')"),
     ("snapshot", "cpu", "one of (None, 'host', 'device')"),
     *[("noise_target", x, "one of ('gradient', 'parameter')") for x in ("weights", None, "grad")],
     *[("every", x, "from 1 to 2**53, or None for epoch-wise control") for x in (0, -1)],
@@ -77,7 +77,10 @@ OUT_OF_RANGE: list[tuple[str, Any, str]] = [
         for name in ("plateau_trend", "plateau_variance")
         for x in ((0.1, 0.0), (0.1, -0.05), (NAN, 0.05), (INF, 0.05), (0.1, INF), (0.1, NAN))
     ],
-    *[("horizon", x, "from 1 to 2**53, or None where nobody can say") for x in (0, -1, 2**53 + 1)],
+    *[
+        ("horizon", x, "from 1 to 2**53, 'auto' or None where nobody can say")
+        for x in (0, -1, 2**53 + 1)
+    ],
     *[("cooldown", x, "a share of the horizon, in [0, 1)") for x in (-0.1, 1.0, 1.1, NAN, INF)],
     *[("acquire_from", x, "finite and > 0") for x in (0.0, -1e-3, INF, NAN)],
 ]
@@ -88,7 +91,8 @@ NOT_A_NUMBER = ["fast", "0.05", [0.1], (0.1, 0.2), 0.1j, True]
 OF_ANOTHER_TYPE: list[tuple[str, Any, str]] = [
     *[(name, x, "a number") for name in NUMBERS for x in NOT_A_NUMBER],
     *[(name, None, "a number") for name in (*BETAS, *GAINS, "spike_clip")],
-    *[(name, x, WHOLE) for name in ("every", "horizon") for x in (2.5, True, "10", NAN)],
+    *[("every", x, WHOLE) for x in (2.5, True, "10", NAN)],
+    *[("horizon", x, WHOLE.replace(" or", ", 'auto' or")) for x in (2.5, True, "10", NAN)],
     *[
         (name, x, "a pair of numbers")
         for name in PAIRS
@@ -200,6 +204,9 @@ def test_defaults_are_the_contract() -> None:
         "cooldown": 0.4,
         "acquire_from": None,
         "snapshot": None,
+        "arms": None,
+        "window": None,
+        "discount": None,
         "lr_bounds": None,
         "momentum_bounds": None,
         "noise_bounds": (0.0, 0.1),

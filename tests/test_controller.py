@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
+import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ import oracle
 import pytest
 import torch
 from law_twin import assert_equal, start
+from pass_cases import as_kept
 from streams import (
     loss_stream,
 )
@@ -22,8 +22,17 @@ from torch import Tensor
 
 from adaptiverl import AdaptiveAdamW, Control, trace
 from adaptiverl.controller import Controller
+from adaptiverl.law.numbers import CONTROL_SIZE
 from adaptiverl.law.replay import replay
-from adaptiverl.layout import FIELDS, LAWS, MEMORY_SIZE, SLOT, TRACE_COLUMNS, State
+from adaptiverl.layout import (
+    FIELDS,
+    LAWS,
+    LAYOUT_VERSION,
+    MEMORY_SIZE,
+    SLOT,
+    TRACE_COLUMNS,
+    State,
+)
 from adaptiverl.migrations import current_layout
 from adaptiverl.step.entries import COLUMNS
 from adaptiverl.trace import TRACE_CAPACITY
@@ -124,6 +133,10 @@ def test_a_bad_observation_spoils_its_average() -> None:
         (torch.tensor(2.5, dtype=torch.bfloat16), 2.5),
         (torch.tensor(2.5, dtype=torch.float16), 2.5),
         (np.float32(2.5), 2.5),
+        (np.int16(3), 3.0),
+        (np.array(2.5), 2.5),
+        (np.array(3, np.int8), 3.0),
+        (Fraction(5, 2), 2.5),
         (torch.tensor(2.5, requires_grad=True) * 1, 2.5),
         (torch.tensor(2**53 - 1), 2**53 - 1),  # which needs all of float64
     ],
@@ -148,12 +161,26 @@ def test_a_decision_is_made_anew_only_where_it_is_another() -> None:
     assert controller.advance(driver.groups, driver.effective) == first
 
 
+def quantised(number: float) -> torch.Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch means to drop them
+        return torch.quantize_per_tensor(torch.tensor(number), 0.1, 0, torch.quint8)
+
+
+NESTED = torch.nested.nested_tensor([torch.ones(1)], layout=torch.jagged)
 BAD_LOSSES: list[tuple[Any, type[Exception], str]] = [
     (torch.tensor([1.0, 2.0]), ValueError, r"one element, got shape \(2,\): reduce it first.*mean"),
     (torch.tensor([]), ValueError, r"one element, got shape \(0,\)"),
     (torch.tensor(1j), TypeError, r"real number, got dtype torch\.complex64"),
     (torch.tensor(True), TypeError, r"real number, got dtype torch\.bool"),
     (torch.tensor(1.0, device="meta"), TypeError, "no value: .* meta device"),
+    (torch.ones(1).to_sparse(), TypeError, r"layout torch.sparse_coo: give \w+.to_dense\(\)"),
+    (torch.ones(1).to_mkldnn(), TypeError, "layout torch._mkldnn: give"),
+    (NESTED, TypeError, "a nested tensor: give"),
+    (quantised(1.0), TypeError, r"quantised, torch.quint8: give \w+.dequantize\(\)"),
+    (10**400, ValueError, r"float64 holds, got one beyond 1.8e308: give float\('inf'\)"),
+    (np.ones(2), TypeError, r"got array\(\[1., 1.\]\) of type ndarray"),
+    (np.array(True), TypeError, "got np.True_ of type bool"),
     ("1.0", TypeError, r"tensor with one element, got '1\.0' of type str"),
     (None, TypeError, "got None of type NoneType"),
     (True, TypeError, "got True of type bool"),
@@ -192,14 +219,6 @@ def test_a_reward_in_the_wrong_mode(mode: Any) -> None:
     assert (driver.controller.observed, driver.controller.ever_observed) == (0, False)
 
 
-@pytest.mark.parametrize("seed", [-1, 2**64, 1.0, True, "7", None], ids=repr)
-def test_seed_out_of_range(seed: Any) -> None:
-    with pytest.raises(
-        ValueError, match=r"^seed must be a whole number from 0 to 2\*\*64 - 1, got"
-    ):
-        Controller(Control(), LR, MOMENTUM, seed=seed)
-
-
 # --- Steps that are none ---------------------------------------------------------------------
 
 
@@ -222,7 +241,7 @@ def test_found_inf_skips_everything() -> None:
 
 def test_found_inf_leaves_the_parameters_counters() -> None:
     driver = Driver(Control())
-    step, product = torch.tensor(5.0), torch.tensor(0.5, dtype=torch.float64)
+    step, product = torch.tensor(5.0), as_kept(0.5, 5)
     row = torch.zeros(1, len(COLUMNS), dtype=torch.int64)
     for name, value in (
         ("step", step.data_ptr()),
@@ -234,7 +253,7 @@ def test_found_inf_leaves_the_parameters_counters() -> None:
     def after(found_inf: float | None) -> tuple[float, float]:
         flag = None if found_inf is None else torch.tensor(found_inf)
         driver.controller.advance(driver.groups, driver.effective, [row], flag)
-        return step.item(), product.item()
+        return step.item(), product[0].item()
 
     assert after(1.0) == (5.0, 0.5)
     assert after(0.0) == (6.0, 0.5 * 0.6)
@@ -259,35 +278,6 @@ def test_nothing_observed_at_a_rate_of_zero_changes_nothing(every: int | None) -
 
 
 # --- The trace -------------------------------------------------------------------------------
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_many_controllers_take_no_memory_for_traces_they_do_not_write(tmp_path: Path) -> None:
-    code = """
-import torch
-from adaptiverl import AdaptiveAdamW
-
-def resident():
-    return int(open("/proc/self/statm").read().split()[1]) * 4096
-
-def train(count):
-    made = []
-    for _ in range(count):
-        p = torch.nn.Parameter(torch.ones(1))
-        p.grad = torch.ones(1)
-        made.append(AdaptiveAdamW([p]))
-        for _ in range(12):
-            made[-1].step(loss=1.0)
-    return made
-
-few = train(10)
-before = resident()
-many = train(50)
-assert resident() - before < 50 * 100_000, (resident() - before) / 50
-assert len(many[0].trace()["step"]) == 1
-"""
-    # Elsewhere, or Python would find the source tree before an installed wheel.
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=300, cwd=tmp_path)
 
 
 @pytest.mark.parametrize("updates", [0, 1, 7, 15, 16, 17, 23, 32, 35])
@@ -360,17 +350,23 @@ def test_reset_goes_back_to_the_start() -> None:
 
 
 BAD_BLOCKS: list[tuple[Callable[[Tensor], Any], str]] = [
-    (lambda b: b.half(), r"got torch\.float16 of shape \(53,\)"),
-    (lambda b: b[:-1], r"got torch\.float64 of shape \(52,\)"),
-    (lambda b: b.reshape(1, -1), r"got torch\.float64 of shape \(1, 53\)"),
-    (lambda b: torch.cat([b, b]), r"got torch\.float64 of shape \(106,\)"),
-    (lambda b: b.tolist(), r"got \[4\.0, 0\.0"),
+    (lambda b: b.half(), rf"got torch\.float16 of shape \({MEMORY_SIZE},\)"),
+    (lambda b: b[:-1], rf"got torch\.float64 of shape \({MEMORY_SIZE - 1},\)"),
+    (lambda b: b.reshape(1, -1), rf"got torch\.float64 of shape \(1, {MEMORY_SIZE}\)"),
+    (lambda b: torch.cat([b, b]), rf"got torch\.float64 of shape \({2 * MEMORY_SIZE},\)"),
+    (lambda b: b.tolist(), rf"got \[{LAYOUT_VERSION}\.0, 0\.0"),
     (lambda _: None, "got None"),
-    (lambda b: torch.cat([b[:1] + 1, b[1:]]), r"got version 5\.0"),
+    (lambda b: torch.cat([b[:1] + 1, b[1:]]), rf"got version {LAYOUT_VERSION + 1}\.0"),
     (lambda b: torch.cat([b[:1] * NAN, b[1:]]), "got version nan"),
-    # The first layout had 32 numbers, the third 46.
-    (lambda b: torch.cat([b[:1] - 1, b[1:]]), r"got torch\.float64 of shape \(53,\) in layout 3"),
-    (lambda b: torch.cat([b[:1] - 3, b[1:31]]), r"got torch\.float64 of shape \(31,\) in layout 1"),
+    # The first layout had 32 numbers, none as many as this.
+    (
+        lambda b: torch.cat([b[:1] - 1, b[1:]]),
+        rf"got torch\.float64 of shape \({MEMORY_SIZE},\) in layout {LAYOUT_VERSION - 1}",
+    ),
+    (
+        lambda b: torch.cat([b[:1] * 0 + 1, b[1:31]]),
+        r"got torch\.float64 of shape \(31,\) in layout 1",
+    ),
 ]
 
 
@@ -380,7 +376,10 @@ def test_adopt_refuses(change: Callable[[Tensor], Any], message: str) -> None:
     for loss in (3.0, 2.0):
         driver.step(loss)
     before = driver.everything()
-    expected = r"'adaptive_state' must be a float64 tensor of 53 numbers whose first is 4, "
+    expected = (
+        f"'adaptive_state' must be a float64 tensor of {MEMORY_SIZE} numbers whose first is "
+        f"{LAYOUT_VERSION}, "
+    )
     with pytest.raises(ValueError, match=f"^{expected}{message}.*nothing was changed$"):
         driver.controller.adopt(change(Controller(Control(), LR, MOMENTUM).memory))
     assert_bits(driver.everything(), before)
@@ -453,11 +452,19 @@ def test_opcheck(operator: str, arguments: Callable[[Driver], tuple[Any, ...]]) 
 FLOATS: dict[str, Any] = {"dtype": torch.float64}
 IN_ADVANCE = "state numbers inbox trace groups effective rows found_inf".split()
 WRONG: list[tuple[str, Any, str]] = [
-    ("state", torch.zeros(53, **FLOATS), "state must hold 55 numbers, got 53"),
-    ("state", torch.zeros(55), "state must be float64"),
-    ("numbers", torch.zeros(7, **FLOATS), "numbers must hold at least 1 records of 39"),
+    (
+        "state",
+        torch.zeros(MEMORY_SIZE, **FLOATS),
+        f"state must hold {len(FIELDS)} numbers, got {MEMORY_SIZE}",
+    ),
+    ("state", torch.zeros(len(FIELDS)), "state must be float64"),
+    (
+        "numbers",
+        torch.zeros(7, **FLOATS),
+        f"must hold at least 1 records of {CONTROL_SIZE}",
+    ),
     ("inbox", torch.zeros(4), "inbox must be float64"),
-    ("trace", torch.zeros(16, **FLOATS), "trace must hold at least 2 records of 16"),
+    ("trace", torch.zeros(20, **FLOATS), "trace must hold at least 2 records of 20"),
     ("groups", torch.zeros(2, 4, **FLOATS), "groups must hold at least 1 records of 5"),
     ("effective", torch.zeros(1, 2, **FLOATS), "effective must hold at least 3 records of 2"),
     ("rows", [torch.zeros(1, 12, dtype=torch.int64)], r"rows must be of shape \[tensors, 13\]"),

@@ -18,6 +18,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pass_cases import as_kept
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -229,6 +230,99 @@ def test_an_edit_in_place_is_followed(edit: Callable[[Any], Any]) -> None:
     assert [float(run.optimizer.state[p]["step"]) for p in run.params[:2]] == [5.0, 5.0]
 
 
+def _roll_back(optimizer: Any, kept: dict[Tensor, dict[str, Tensor]]) -> None:
+    for p, entries in kept.items():
+        for name, value in entries.items():
+            optimizer.state[p][name].copy_(value)
+
+
+LIVE_EDITS: dict[str, Callable[[Any, Any], Any]] = {
+    "set": lambda o, _: [s["step"].fill_(1000) for s in o.state.values()],
+    "one set": lambda o, _: next(iter(o.state.values()))["step"].fill_(12),
+    "set back": lambda o, _: [s["step"].sub_(3) for s in o.state.values()],
+    "rolled back": _roll_back,
+}
+AFTERWARDS: dict[str, Callable[[Any], Any]] = {
+    "at once": lambda o: None,
+    "moved": lambda o: [Tensor.set_(s["step"], s["step"].clone()) for s in o.state.values()],
+    "replaced": lambda o: [s.update(step=s["step"].clone()) for s in o.state.values()],
+    "offloaded": lambda o: [
+        s.update({k: v.clone() for k, v in s.items()}) for s in o.state.values()
+    ],
+    "saved and loaded": lambda o: o.load_state_dict(copy.deepcopy(o.state_dict())),
+    "saved": lambda o: o.state_dict(),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("edit", LIVE_EDITS.values(), ids=LIVE_EDITS)
+@pytest.mark.parametrize("then", AFTERWARDS.values(), ids=AFTERWARDS)
+def test_an_edited_count_corrects_as_adamws(
+    then: Callable[[Any], Any], edit: Callable[[Any, Any], None], dtype: torch.dtype
+) -> None:
+    """Compiled and in plain torch: the product is that of as many steps."""
+    ends = []
+    for make in (AdaptiveAdamW, torch.optim.AdamW):
+        run = Run("adamw", dtype, FROZEN)
+        if make is torch.optim.AdamW:
+            groups: list[Any] = [{"params": run.params[:1]}, {"params": run.params[1:], "lr": 0.02}]
+            run.optimizer = _Deaf(groups, lr=0.01)
+        run.go(2)
+        kept = copy.deepcopy(list(run.optimizer.state.values()))
+        run.go(4)
+        edit(run.optimizer, dict(zip(run.optimizer.state, kept, strict=True)))
+        if make is AdaptiveAdamW:
+            then(run.optimizer)
+        run.go(2)
+        ends.append([*run.params, *(s["step"] for s in run.optimizer.state.values())])
+    torch.testing.assert_close(*ends)
+
+
+class _Deaf(torch.optim.AdamW):
+    """torch's, which takes no loss."""
+
+    def step(self, closure: Any = None, *, loss: Any = None) -> Any:
+        return super().step(closure)
+
+
+@pytest.mark.parametrize("then", AFTERWARDS.values(), ids=AFTERWARDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_count_edited_alone_has_a_power_of_the_groups_momentum(
+    dtype: torch.dtype, then: Callable[[Any], Any]
+) -> None:
+    """However it is read before the next step, and however many are skipped before."""
+    run = Run("adamw", dtype).go(4)
+    state = run.optimizer.state
+    for p, steps in ((run.params[0], 7), (run.params[2], 2)):
+        state[p]["step"].fill_(steps)
+    before = run.products()
+    then(run.optimizer)
+    run.optimizer.grad_scale, run.optimizer.found_inf = torch.ones(1), torch.ones(1)
+    run.optimizer.step()
+    run.optimizer.found_inf = torch.zeros(1)
+    run.go(1)
+    momentum = run.optimizer.knobs()["momentum"]
+    assert momentum != pytest.approx(0.9, rel=1e-3), "β₁ did not move"
+    expected = [0.9**7 * momentum, before[1] * momentum, 0.9**2 * momentum]
+    assert run.products() == pytest.approx(expected, rel=1e-14)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_product_that_is_edited_with_its_count_is_taken(dtype: torch.dtype) -> None:
+    """By who loads in place what `state_dict` gave, without a call of ours."""
+    run = Run("adamw", dtype).go(2)
+    kept = copy.deepcopy(run.optimizer.state_dict()["state"])
+    products = run.products()
+    run.go(3)
+    for i, entries in run.optimizer.state_dict()["state"].items():
+        for name, value in entries.items():
+            value.copy_(kept[i][name])
+    assert run.products() == products
+    run.go(1)
+    momentum = run.optimizer.knobs()["momentum"]
+    assert run.products() == [product * momentum for product in products]
+
+
 MOVED: dict[str, Callable[[Tensor], Any]] = {
     "data": lambda step: setattr(step, "data", step.data.clone()),
     "other data": lambda step: setattr(step, "data", torch.tensor(50.0)),
@@ -339,12 +433,16 @@ def test_an_optimizer_and_its_shallow_checkpoint_share_no_count() -> None:
 # The product where nobody has it
 
 
+def known_of(steps: int, product: float) -> Known:
+    return Known(torch.tensor(float(steps)), as_kept(product, steps))
+
+
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=8), st.lists(st.integers(1, 40)))
 @settings(deadline=None, max_examples=50)
 def test_a_product_is_that_of_a_peer_with_as_many_steps_or_a_power(
     counts: list[int], peers: list[int]
 ) -> None:
-    known = [Known(torch.tensor(float(n)), torch.tensor(1.0 / n).double()) for n in set(peers)]
+    known = [known_of(n, torch.tensor(1.0 / n).item()) for n in set(peers)]
     unknown = [Unknown(torch.tensor(float(n)), None) for n in counts]
     for count, found in zip(counts, complete_products(unknown, known, 0.5), strict=True):
         expected = torch.tensor(1.0 / count).item() if count in peers else 0.5**count
@@ -353,11 +451,25 @@ def test_a_product_is_that_of_a_peer_with_as_many_steps_or_a_power(
 
 
 def test_the_parameters_own_last_product_comes_first() -> None:
-    count, product = torch.tensor(3.0), torch.tensor(0.7, dtype=torch.float64)
-    peer = Known(count, torch.tensor(0.6, dtype=torch.float64))
-    for last, expected in ((3.0, 0.7), (4.0, 0.6)):
-        own = Unknown(count, Known(torch.tensor(last), product))
+    peer = known_of(3, 0.6)
+    for last, expected in ((known_of(3, 0.7), 0.7), (known_of(4, 0.7), 0.6)):
+        own = Unknown(torch.tensor(3.0), last)
         assert complete_products([own], [peer], torch.tensor(0.9)) == [expected]
+
+
+def test_a_product_belongs_to_the_steps_it_was_left_at_whatever_the_count_says() -> None:
+    edited = Known(torch.tensor(3.0), as_kept(0.7, 5))
+    brought = Known(torch.tensor(3.0), torch.tensor([0.8, 0.7, 5.0]).double())
+    for steps, known, expected in (
+        (3.0, edited, 0.5**3),
+        (5.0, edited, 0.7),
+        (3.0, brought, torch.tensor(0.8).item()),
+        (5.0, brought, 0.5**5),
+    ):
+        count = torch.tensor(steps)
+        of_itself = complete_products([Unknown(count, known)], [], 0.5)
+        of_a_peer = complete_products([Unknown(count, None)], [known], 0.5)
+        assert [float(x) for x in (*of_itself, *of_a_peer)] == [expected] * 2
 
 
 def test_a_checkpoint_of_adamws_knows_no_product_of_the_run_that_loads_it() -> None:
@@ -425,6 +537,44 @@ def test_dcp_resumes_to_the_bit(trained: int, how: str, tmp_path: Path) -> None:
     again.done = run.done
     assert has_shapes(again)
     assert_same(again.go(4).end(), run.go(4).end())
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:torch.distributed")
+@pytest.mark.filterwarnings("ignore::FutureWarning:torch.distributed")
+@pytest.mark.parametrize("kind", ["adamw", "sgd", "lion"])
+def test_flattened_and_not_in_place_dcp_drops_the_product_of_a_trained_optimizer(
+    kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It asks live state for what there is to load: by the names whose shapes others rely on.
+
+    What is lost is small from the start, where μ has not come far, and gone where both are near 0.
+    """
+    options = StateDictOptions(flatten_optimizer_state_dict=True)
+    run = Run(kind).go(5)
+    saved: Any = copy.deepcopy(get_optimizer_state_dict(run.net, run.optimizer, options=options))
+    again = Run(kind).go(9)
+    set_optimizer_state_dict(again.net, again.optimizer, copy.deepcopy(saved), options=options)
+    lines = [record.getMessage() for record in caplog.records]
+    for p, q in zip(again.params, run.params, strict=True):
+        p.data.copy_(q.data)
+    again.done = run.done
+    if kind != "adamw":
+        assert lines == []
+        assert_same(again.go(4).end(), run.go(4).end())
+        return
+    assert [line[:43] for line in lines] == ["AdaptiveAdamW has loaded 3 parameters witho"]
+    assert again.products() == pytest.approx([0.9**5] * 3, rel=1e-14)
+    off = []
+    for steps in (0, 80):
+        again.go(steps)
+        run.go(steps)
+        pairs = zip(again.products(), run.products(), strict=True)
+        off.append(max(abs((1 - one) / (1 - other) - 1) for one, other in pairs))
+    assert 1e-3 < off[0] < 0.1
+    assert off[1] < 1e-4
+    fresh = Run(kind)
+    set_optimizer_state_dict(fresh.net, fresh.optimizer, saved, options=options)
+    assert fresh.products() == [float(saved[f"state.weights.{i}.mu_product"]) for i in range(3)]
 
 
 # Memory

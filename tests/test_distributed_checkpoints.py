@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
+import re
 import warnings
 from functools import partial
 from pathlib import Path
@@ -26,6 +28,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from adaptiverl import AdaptiveAdamW, Control, codecs
@@ -56,7 +59,7 @@ def prepared(
     return model, optimizer, mesh, list(model.parameters())
 
 
-BLOCKS = {"state_dtype": torch.int8}
+BLOCKS: dict[str, Any] = {"state_dtype": torch.int8}
 Moments = list[dict[str, Tensor]]
 
 
@@ -79,7 +82,7 @@ def blocks_from_to(
     codecs.SMALL = 0  # these processes run nothing that it is anything to
     model, optimizer, mesh, params = prepared(size, **BLOCKS)
     if before:
-        contents = {
+        contents: dict[str, Any] = {
             "model": get_model_state_dict(model),
             "optimizer": get_optimizer_state_dict(model, optimizer),
         }
@@ -331,11 +334,13 @@ def test_blocks_go_from_four_ranks_to_two_and_to_one(crew: Crew, tmp_path: Path)
     """Shards cut blocks: what is loaded is what was saved, rounded once more."""
     folder = str(tmp_path)
     steps = {"4": range(8), "2": range(8, 10), "1": range(10, 12)}
-    before, saved = "", None
+    before = ""
+    saved: Moments = []
     for size, taken in steps.items():
         answers = crew.run(int(size), blocks_from_to, folder, before, size, taken)
-        for loaded, _, _ in answers if saved is not None else ():
-            for found, wanted in zip(loaded, saved or [], strict=True):
+        loads: list[Moments] = [loaded for loaded, _, _ in answers if before]
+        for loaded in loads:
+            for found, wanted in zip(loaded, saved, strict=True):
                 for name, moment in found.items():
                     off = (moment - wanted[name]).abs()
                     assert bool((off <= 0.04 * wanted[name].abs().max()).all())
@@ -389,6 +394,53 @@ def test_zero_from_two_ranks_to_three(
     crew.run(2, zero_save, path, SAVED, options)
     for params in crew.run(3, zero_load, path, SAVED, END, options):
         assert params == expected
+
+
+DAMAGED: list[tuple[str, Any, str]] = [
+    ("step", math.nan, "step of parameter 1 .* must be whole"),
+    ("step", "x", "step of parameter 1 .* must be one real number"),
+    ("exp_avg", torch.zeros(99), "exp_avg of parameter 1 .* must be of the parameter's shape"),
+    ("exp_avg_sq", None, "exp_avg_sq of parameter 1 .* must be a tensor after 3 steps"),
+]
+
+
+def saved_bits(optimizer: Any) -> list[bytes]:
+    """This rank's shards of the state, and the controller's memory."""
+    saved = optimizer.state_dict()
+    entries = [x for state in saved["state"].values() for x in state.values()]
+    entries += [group["adaptive_state"] for group in saved["param_groups"]]
+    return [bits(x.to_local() if isinstance(x, DTensor) else x) for x in entries]
+
+
+def refuse(rank: int, size: int, how: str) -> tuple[bool, list[str]]:
+    """Damaged checkpoints on every rank: what was said, and whether anything changed."""
+    model, optimizer, mesh, params = prepared(size)
+    options = options_of(how)
+    feed(optimizer, params, range(3), mesh)
+    sound = copy.deepcopy(get_optimizer_state_dict(model, optimizer, options=options))
+    feed(optimizer, params, range(3, 5), mesh)
+    before = saved_bits(optimizer)
+    said = []
+    for name, value, _ in DAMAGED:
+        bad: Any = copy.copy(sound)
+        if how == "flattened":
+            bad[f"state.weights.1.{name}"] = value
+        else:
+            entries = {**bad["state"]["weights.1"], name: value}
+            bad["state"] = {**bad["state"], "weights.1": entries}
+        try:
+            set_optimizer_state_dict(model, optimizer, bad, options=options)
+        except ValueError as error:
+            said.append(str(error))
+    return saved_bits(optimizer) == before, said
+
+
+@pytest.mark.parametrize("how", ["nested", "flattened", "offloaded"])
+def test_a_damaged_checkpoint_is_refused_on_shards_too(crew: Crew, how: str) -> None:
+    for unchanged, said in crew.run(2, refuse, how):
+        assert unchanged
+        for line, (_, _, expected) in zip(said, DAMAGED, strict=True):
+            assert re.search(f"{expected}.*nothing was changed$", line)
 
 
 # With its original parameters, FSDP1's own format loses moments of torch.optim.AdamW, too.

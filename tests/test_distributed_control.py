@@ -68,6 +68,15 @@ def average(rank: int, size: int, algorithm: str) -> tuple[bytes, dict[str, floa
     return memory_of(optimizer), optimizer.knobs(), means
 
 
+def choose_arms(rank: int, size: int) -> tuple[bytes, dict[str, float]]:
+    """Windows of losses of one's own, one of them not finite on one rank alone."""
+    optimizer = make(Control.bandit([Control(every=1), Control(every=2)], window=3))
+    for step in range(STEPS):
+        bad = [math.nan] if (rank, step) == (1, 10) else []
+        take_step(optimizer, *losses_of(rank, step), *bad)
+    return memory_of(optimizer), optimizer.knobs()
+
+
 def average_rewards(rank: int, size: int) -> tuple[bytes, dict[str, float]]:
     """Rewards arrive on some ranks, at some steps, at some of the micro-batches."""
     optimizer = make(Control(every=1, reward="given"))
@@ -284,6 +293,15 @@ def test_all_ranks_decide_by_the_mean_of_their_means(crew: Crew, size: int) -> N
     for name in SENSED:
         value = expected.lr if name == "alpha" else getattr(expected, name)
         assert knobs[name] == pytest.approx(value, rel=1e-9, abs=1e-12), name
+
+
+def test_all_ranks_choose_the_same_arms(crew: Crew) -> None:
+    results = crew.run(2, choose_arms)
+    assert same(results)
+    knobs = results[0][1]
+    assert knobs["arm_draws"] == 1 + (STEPS - 1) // 3
+    assert min(knobs["arm_count0"], knobs["arm_count1"]) > 0
+    assert knobs["nonfinite"] == 1
 
 
 def test_sgd_decides_by_the_mean_too(crew: Crew) -> None:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import socket
 import subprocess
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
+from unittest import mock
 
 import pytest
+import torch.distributed as dist
+from ranks import Crew
 
 from bench.ranks import elastic
 from bench.studies import demo
@@ -54,14 +60,23 @@ def test_a_run_survives_a_killed_rank_with_the_same_log() -> None:
     assert "24 steps, the same losses, rates and noise to the byte" in done.stdout
 
 
-def test_the_demo_on_two_ranks_is_the_demo(tmp_path: Path) -> None:
+def demo_on_a_rank(rank: int, size: int, port: int, words: list[str]) -> tuple[int, str]:
+    """The demo as torchrun starts it, which `test_a_run_survives_a_killed_rank` runs in earnest."""
+    dist.destroy_process_group()
+    variables = {"RANK": rank, "WORLD_SIZE": size, "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": 0}
+    started = {"MASTER_ADDR": "localhost"} | {name: str(v) for name, v in variables.items()}
+    with mock.patch.dict(os.environ, started), redirect_stdout(io.StringIO()) as said:
+        return demo.main(words), said.getvalue()
+
+
+def test_the_demo_on_two_ranks_is_the_demo(tmp_path: Path, crew: Crew) -> None:
     sizes = words(steps=20, heads=2, eval_every=10, eval_batches=2, **SIZES)
     assert demo.main([*sizes, "--out", str(tmp_path / "1")]) == 0
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command = [sys.executable, *torchrun, "-m", "bench.demo", *sizes]
-    done = run([*command, "--out", str(tmp_path / "2")])
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("every number is in") == 1, "one rank speaks"
+    with socket.create_server(("localhost", 0)) as free:
+        port = free.getsockname()[1]
+    answers = crew.run(2, demo_on_a_rank, port, [*sizes, "--out", str(tmp_path / "2")])
+    assert [status for status, _ in answers] == [0, 0]
+    assert ["every number is in" in said for _, said in answers] == [True, False], "one speaks"
     reports = {n: json.loads((tmp_path / str(n) / "demo.json").read_text()) for n in (1, 2)}
     assert reports[2]["settings"]["ranks"] == 2
     for one, two in zip(reports[1]["runs"], reports[2]["runs"], strict=True):

@@ -174,6 +174,19 @@ def test_nothing_of_ours_reads_a_value_between_logs(
     assert waits.of("other").total() > 0, "the count works"
 
 
+@every_trainer
+def test_an_automatic_horizon_is_the_runs_number_of_steps(framework: str, tmp_path: Path) -> None:
+    how: dict[str, Any] = {"epochs": 2, "accumulate": 2, "saves": True}  # 6 steps
+    told = trained(framework, tmp_path / "told", control=Control.find_lr(6), **how)
+    auto = trained(framework, tmp_path / "auto", control=Control.find_lr("auto"), **how)
+    assert auto.knobs == told.knobs
+    assert auto.knobs[3]["held"] == 1, "a run without a horizon would still look for the rate"
+    assert auto.knobs[0]["held"] == 0
+    resumed = runs_of(framework).make(tmp_path / "again", How(Control.find_lr("auto"), **how))
+    resumed.train(tmp_path / "auto" / runs_of(framework).SAVED)
+    assert resumed.knobs == told.knobs[3:]
+
+
 # --- control by evaluations -----------------------------------------------------------------------
 
 

@@ -77,7 +77,7 @@ def train_until_it_went_back(optimizer: Any, params: Sequence[nn.Parameter], **m
 
 
 def everything(optimizer: Any, params: Sequence[nn.Parameter]) -> Any:
-    states = [dict(sorted(s.items())) for s in saved_states(optimizer).values()]
+    states = [list(s.values()) for s in saved_states(optimizer).values()]
     return copy.deepcopy((values(params), states, optimizer._controller.state))
 
 
@@ -105,7 +105,7 @@ def test_a_search_ends_where_it_began(kind: str, dtype: torch.dtype) -> None:
     went_back = train_until_it_went_back(optimizer, params)
     assert 30 < went_back < 150
     assert_where_it_began(optimizer, params, began)
-    assert optimizer.knobs()["held"] == 1
+    assert number(optimizer, "climbing") == 1  # no loss was told
     # From there on it is a run that begins at these weights and with this memory.
     fresh = KINDS[kind](twins := clones(began), control=FIND)
     fresh.param_groups[0]["adaptive_state"] = optimizer._controller.memory.clone()
@@ -198,7 +198,7 @@ def test_a_host_that_hears_of_it_late_goes_back_no_second_time(
     went_back = train_until_it_went_back(usual, params)
     train(usual, params, went_back + 1, went_back + 20)
     with monkeypatch.context() as patch:
-        patch.setattr(Announcements, "held", False)
+        patch.setattr(Announcements, "went_back", False)
         train(deaf, others, 0, went_back + 1 + late)
         assert deaf._round.snapshot._copies
     train(deaf, others, went_back + 1 + late, went_back + 20)
@@ -301,6 +301,46 @@ def test_a_search_whose_start_is_lost_begins_anew_from_the_weights_that_are_ther
     assert (number(resumed, "search_steps"), number(resumed, "lr")) == (0, pytest.approx(1e-6))
     train_until_it_went_back_from(31, resumed, after)
     assert_where_it_began(resumed, after, began)
+
+
+@kinds
+def test_a_search_that_another_law_took_over_leaves_no_weights_to_go_back_to(kind: str) -> None:
+    """They would be kept and saved for nothing, and a search that comes later would go there."""
+    params = parameters()
+    searching = KINDS[kind](params, control=FIND)
+    train(searching, params, 0, 20)
+    saved = through_a_file(searching.state_dict())
+    assert all(KEY in state for state in saved["state"].values())
+    other = KINDS[kind](params, control=Control.find_lr(2000))
+    other.load_state_dict(saved)
+    assert all(KEY not in state for state in other.state.values())
+    train(other, params, 20, 25)
+    saved = through_a_file(other.state_dict())
+    assert all(KEY not in state for state in saved["state"].values())
+    resumed = KINDS[kind](params, control=FIND)
+    resumed.load_state_dict(saved)
+    began = values(params)
+    train_until_it_went_back_from(25, resumed, params)
+    assert_where_it_began(resumed, params, began)
+
+
+@kinds
+@pytest.mark.parametrize("step", [0, 1, 20])
+def test_a_saved_search_has_its_entries_in_one_order(kind: str, step: int) -> None:
+    params = parameters()
+    optimizer = KINDS[kind](params, control=FIND)
+    train(optimizer, params, 0, step)
+    saved = through_a_file(optimizer.state_dict())
+    orders = {i: list(entries) for i, entries in saved["state"].items()}
+    other = KINDS[kind](params, control=FIND)
+    turned = copy.deepcopy(saved)
+    turned["state"] = {i: dict(reversed(entries.items())) for i, entries in saved["state"].items()}
+    for given in (saved, turned):
+        other.load_state_dict(given)
+        assert {i: list(e) for i, e in other.state_dict()["state"].items()} == orders
+    train(other, params, step, step + 1)
+    if step:
+        assert {i: list(e) for i, e in other.state_dict()["state"].items()} == orders
 
 
 @pytest.mark.parametrize("steps_before", [30, 900])
@@ -411,19 +451,35 @@ def test_a_step_of_the_search_is_not_captured(monkeypatch: pytest.MonkeyPatch) -
     assert_same(everything(optimizer, params), before)
 
 
+@pytest.mark.parametrize("told", [True, False], ids=["losses told", "none told"])
 def test_the_log_says_when_at_what_rate_and_that_the_weights_went_back(
-    caplog: pytest.LogCaptureFixture,
+    told: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     params = parameters()
     optimizer = AdaptiveAdamW(params, None, control=FIND)
     with caplog.at_level("INFO", logger="adaptiverl"):
-        step = train_until_it_went_back(optimizer, params) + 1
-    rate = torch.tensor(number(optimizer, "log_lr"), dtype=torch.float64).exp().item()
-    assert caplog.messages == [
-        f"AdaptiveAdamW holds the learning rate it found: {rate:.3g}, by step {step}; its weights "
-        "are back where the search began, its moments at 0"
-    ]
+        for step in range(160):
+            if told:
+                optimizer.observe(sum(param.detach().square().sum() for param in params))
+            put_gradients(params, step)
+            optimizer.step()
+            if number(optimizer, "rewind"):
+                break
     assert [record.levelname for record in caplog.records] == ["INFO"]
+    rate, step = math.exp(number(optimizer, "log_lr")), step + 1
+    assert optimizer.knobs()["held"] == told
+    if told:
+        expected = (
+            f"holds the learning rate it found: {rate:.3g}, by step {step}; its weights are back "
+            "where the search began, its moments at 0"
+        )
+    else:
+        expected = (
+            "put its weights back where the search began, and its moments to 0, by step "
+            f"{step}; no loss confirmed the learning rate that was marked, so that it climbs "
+            f"slowly, from below it: {rate:.3g} now"
+        )
+    assert caplog.messages == [f"AdaptiveAdamW {expected}"]
 
 
 # --- Memory that is put back ------------------------------------------------------------------

@@ -7,7 +7,7 @@ import re
 import shutil
 import struct
 import subprocess
-from dataclasses import astuple, fields, make_dataclass
+from dataclasses import fields, make_dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -23,8 +23,8 @@ from adaptiverl import Control, layout, terms
 from adaptiverl.controller import Controller
 from adaptiverl.kernels import layout as in_kernels
 from adaptiverl.law import knobs, registry
-from adaptiverl.law.numbers import numbers_of
-from adaptiverl.layout import LAYOUT_VERSION, MEMORY_SIZE, ControlNumbers, State
+from adaptiverl.law.numbers import CONTROL_SIZE, numbers_of, packed, unpacked
+from adaptiverl.layout import LAYOUT_VERSION, MEMORY_SIZE, State
 from adaptiverl.migrations import MIGRATIONS, current_layout, insert
 
 LR, MOMENTUM = 1e-3, 0.9
@@ -63,6 +63,7 @@ def test_control_numbers_are_packed_by_name() -> None:
         cooldown=0.25,
         acquire_from=4e-4,
     )
+    names = members((CSRC / "layout.h").read_text(), "ControlNumbers")
     limits = given.limits(LR, MOMENTUM)._asdict()
     expected = plain | {
         n: x for n, x in limits.items() if n not in ("noise_floor", "lr_acquire", "lr_floor")
@@ -86,16 +87,49 @@ def test_control_numbers_are_packed_by_name() -> None:
         "horizon": 8000.0,
         "hold_by": 6000.0,
         "annealed_over": 2000.0,
-        "log_held_share": math.log(0.4 * 8 ** (-1 / 3)),
+        "log_held_share": 0.0,
+        "log_ramp_share": math.log(0.4 * 8 ** (-1 / 3)),
         "log_ramp_floor": math.log(0.04),
         "search_within": 1200.0,
         "warm_up": 240.0,
     }
-    packed = Controller(given, LR, MOMENTUM).numbers.tolist()
-    names = members((CSRC / "layout.h").read_text(), "ControlNumbers")
-    assert dict(zip(names, packed, strict=True)) == expected
+    row = Controller(given, LR, MOMENTUM).numbers.tolist()
+    assert row[len(names) :] == [0.0] * (CONTROL_SIZE - len(names))  # arms, which it has none of
+    found = dict(zip(names, row, strict=False))
+    of_bandit = ("window", "discount", "arms_key", "arm_count")
+    assert [found.pop(name) for name in of_bandit] == [0.0] * 4
+    assert found == expected
     # No two alike, so that none can stand in another's place.
-    assert len(set(packed)) == len(packed)
+    assert len(set(expected.values())) == len(expected)
+
+
+def test_the_arms_numbers_are_packed_by_name() -> None:
+    text = (CSRC / "layout.h").read_text()
+    names = members(text, "ArmNumbers")
+    own = members(text, "ControlNumbers")
+    gains = [name for name in names if name.startswith("gain_")]
+    arms = [
+        Control(
+            every=3 + i,
+            lr_change=(0.5 + i / 10, 1.5 + i),
+            **{gain: 0.01 * (i + 1) + 0.001 * j for j, gain in enumerate(gains)},  # type: ignore[arg-type]
+        )
+        for i in range(2)
+    ]
+    given = Control.bandit(arms, window=50, discount=0.75)
+    row = Controller(given, LR, MOMENTUM).numbers.tolist()
+    found = dict(zip(own, row, strict=False))
+    assert [found[n] for n in ("law", "window", "discount", "arm_count")] == [3, 50, 0.75, 2]
+    assert 1 <= found["arms_key"] < 2**32
+    for i, arm in enumerate(arms):
+        first = len(own) + i * len(names)
+        expected = {"every": 3.0 + i} | {gain: getattr(arm, gain) for gain in gains}
+        down, up = map(math.log, arm.lr_change)
+        expected |= {"log_lr_change_down": down, "log_lr_change_up": up}
+        assert dict(zip(names, row[first:], strict=False)) == expected
+    assert not any(row[len(own) + 2 * len(names) :])
+    # The control's own are the first arm's.
+    assert [found[name] for name in names] == row[len(own) : len(own) + len(names)]
 
 
 NEVER = (math.inf, 0.0)
@@ -160,8 +194,7 @@ def test_twins_have_the_same_constants_and_the_same_functions_in_the_same_order(
     compiled = re.findall(r"^ *ADAPTIVERL_BOTH (?:static )?[\w&]+ (\w+)\(", text, re.M)
     # C++ has to do more: the inbox, the trace, what is not a number.
     assert [name for name in compiled if name in python] == [n for n in python if n in compiled]
-    missing = {"update"}  # which C++ does from the inbox
-    assert set(python) - set(compiled) <= missing
+    assert set(python) <= set(compiled)
 
 
 # --- One number more --------------------------------------------------------------------------
@@ -195,7 +228,8 @@ def extended() -> type:
         if column.name == "variance":
             lines.append(("probe", float, probe))
         default = LAYOUT_VERSION + 1 if column.name == "version" else column.default
-        lines.append((column.name, float, layout.number(default, column.kind, column.doc)))
+        line = layout.number(default, column.kind, column.doc, column.array)
+        lines.append((column.name, float, line))
     return make_dataclass("State", lines)
 
 
@@ -213,10 +247,10 @@ def test_a_line_more_is_all_that_cpp_needs(tmp_path: Path) -> None:
     command = [compiler, *flags, str(copy / "program.cpp"), "-o", str(program)]
     subprocess.run(command, check=True, capture_output=True)
     given = Control(every=1)
-    packed = astuple(law_twin.numbers(given, LR, MOMENTUM))
+    row = packed(law_twin.numbers(given, LR, MOMENTUM))
     size = struct.calcsize("d")
     done = subprocess.run(
-        [str(program)], input=struct.pack(f"{len(packed)}d", *packed), capture_output=True
+        [str(program)], input=struct.pack(f"{len(row)}d", *row), capture_output=True
     )
     state = dict(
         zip(
@@ -266,7 +300,9 @@ def test_a_line_more_moves_what_kernels_read() -> None:
 def test_the_python_law_starts_from_the_tables_defaults() -> None:
     given = Control()
     numbers = numbers_of(given, given.limits(LR, MOMENTUM))
-    assert len(astuple(numbers)) == len(layout.columns(ControlNumbers)) == 39
+    row = packed(numbers)
+    assert len(row) == CONTROL_SIZE
+    assert unpacked(row) == numbers
     state = knobs.start(numbers, LR, MOMENTUM)
     for column in layout.columns(State)[12:]:
         assert getattr(state, column.name) == pytest.approx(column.default, abs=0, nan_ok=True)

@@ -29,7 +29,7 @@ class Arguments:
         self.controller = Controller(Control(), 1e-3, 0.9)
         # Address rows of four arrays each; `max_exp_avg_sq` is absent.
         self.arrays = [[torch.ones(n) for _ in range(4)] for n in SIZES]
-        self.counts = [(torch.ones(()), double()) for _ in SIZES]
+        self.counts = [(torch.ones(()), double(3)) for _ in SIZES]
         self.rows = torch.tensor([self._row(i, n) for i, n in enumerate(SIZES)])
         self.groups = torch.tensor([[1e-3, 0.9, 0.99, 1e-8, 0.0]], dtype=torch.float64)
         self.effective = torch.tensor([[1e-3, 0.9]], dtype=torch.float64)

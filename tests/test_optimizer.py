@@ -9,11 +9,9 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import nullcontext
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -142,42 +140,10 @@ def test_a_closure_runs_with_gradients() -> None:
     assert closure() < first
 
 
-def quantised(number: float) -> Tensor:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch means to drop them
-        return torch.quantize_per_tensor(torch.tensor(number), 0.1, 0, torch.quint8)
-
-
 @pytest.mark.parametrize(
     ("loss", "error", "message"),
     [
-        (
-            torch.ones(2),
-            ValueError,
-            r"must have one element, got shape \(2,\): reduce it first",
-        ),
-        (torch.ones(()) * 1j, TypeError, "loss must be a real number, got dtype torch.complex64"),
-        (torch.ones((), dtype=torch.bool), TypeError, "got dtype torch.bool"),
-        (torch.ones((), device="meta"), TypeError, "loss has no value: it is a tensor on the meta"),
-        (torch.ones(1).to_sparse(), TypeError, r"layout torch.sparse_coo: give loss.to_dense\(\)"),
-        (torch.ones(1).to_mkldnn(), TypeError, "layout torch._mkldnn: give"),
-        (
-            torch.nested.nested_tensor([torch.ones(1)], layout=torch.jagged),
-            TypeError,
-            "a nested tensor: give",
-        ),
-        (
-            quantised(1.0),
-            TypeError,
-            r"quantised, torch.quint8: give loss.dequantize\(\)",
-        ),
-        (10**400, ValueError, r"that float64 holds, got one beyond 1.8e308: give float\('inf'\)"),
-        (np.ones(2), TypeError, r"got array\(\[1., 1.\]\) of type ndarray"),
-        (np.array(True), TypeError, "got np.True_ of type bool"),
-        (None, TypeError, "loss must be a real number or a tensor with one element, got None"),
-        ("1.0", TypeError, "got '1.0' of type str"),
-        (1j, TypeError, "got 1j of type complex"),
-        ([1.0], TypeError, r"got \[1.0\] of type list"),
+        (torch.ones(2), ValueError, r"must have one element, got shape \(2,\): reduce it first"),
         (True, TypeError, "got True of type bool"),
     ],
 )
@@ -186,28 +152,13 @@ def test_what_is_no_loss_changes_nothing(loss: Any, error: type[Exception], mess
     optimizer = AdaptiveAdamW(params, control=BUSY)
     descend(optimizer, params, 5)
     before = snapshot(optimizer, params)
-    with pytest.raises(error, match=message):
-        optimizer.observe(loss)
-    if loss is not None:
+    for tell in (optimizer.observe, lambda loss: optimizer.step(loss=loss)):
         with pytest.raises(error, match=message):
-            optimizer.step(loss=loss)
+            tell(loss)
     assert_same(snapshot(optimizer, params), before)
     # The refused loss is not in the inbox either: the next one counts alone.
     optimizer.step(loss=7.0)
     assert optimizer.knobs()["loss"] == 7.0
-
-
-@pytest.mark.parametrize(
-    "loss",
-    [3, np.float32(3), np.int16(3), np.array(3.0), np.array(3, np.int8), Fraction(3)],
-    ids=repr,
-)
-def test_losses_that_are_numbers_of_other_libraries(loss: Any) -> None:
-    params = parameters((2,))
-    optimizer = AdaptiveAdamW(params)
-    params[0].grad = torch.ones(2)
-    optimizer.step(loss=loss)
-    assert optimizer.knobs()["loss"] == 3.0
 
 
 @pytest.mark.parametrize("loss", [torch.tensor(1.0), 1.0])
@@ -221,25 +172,6 @@ def test_a_loss_in_the_closures_place_is_told_its_name(loss: Any) -> None:
     ):
         optimizer.step(loss)
     assert_same(snapshot(optimizer, params), before)
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16, torch.int64])
-def test_losses_of_other_dtypes(dtype: torch.dtype) -> None:
-    params = parameters((2,))
-    optimizer = AdaptiveAdamW(params)
-    params[0].grad = torch.ones(2)
-    optimizer.step(loss=torch.tensor(3, dtype=dtype))
-    assert optimizer.knobs()["loss"] == 3.0
-
-
-def test_a_reward_where_none_belongs() -> None:
-    params = parameters((2,))
-    optimizer = AdaptiveAdamW(params)
-    with pytest.raises(ValueError, match=r"is 'neg_loss': use Control\(reward='given'\)"):
-        optimizer.observe(1.0, reward=1.0)
-    params[0].grad = torch.ones(2)
-    optimizer.step()
-    assert math.isnan(optimizer.knobs()["loss"])
 
 
 def test_a_given_reward_raises_the_rate() -> None:
@@ -658,8 +590,10 @@ def test_four_hundred_small_optimizers_keep_no_empty_traces() -> None:
     optimizers = [AdaptiveAdamW(parameters((1,))) for _ in range(400)]
     for optimizer in optimizers:
         optimizer.param_groups[0]["params"][0].grad = torch.ones(1)
-        optimizer.step(loss=1.0)
+        for _ in range(12):
+            optimizer.step(loss=1.0)
     assert resident() - before < 60e6
+    assert len(optimizers[0].trace()["step"]) == 1, "no row was written"
 
 
 def test_lions_search_needs_no_first_momentum() -> None:

@@ -253,3 +253,13 @@ def test_importing_plots_imports_no_matplotlib() -> None:
     code = "import sys; from adaptiverl import plots; sys.exit('matplotlib' in sys.modules)"
     # -I as the tests themselves may run: the installed package, not the folder one stands in.
     subprocess.run([sys.executable, "-I", "-c", code], check=True, timeout=120)
+
+
+def test_knobs_draws_the_arms_where_there_are_some(trace: Trace) -> None:
+    columns = {name: trace[name].tolist() for name in trace}
+    assert len(plots.knobs(columns).axes) == 5
+    columns["arm"] = [float(n % 3) for n in range(len(columns["step"]))]
+    *_, plateau, strip = plots.knobs(columns).axes
+    assert lines(strip, plots.RED) == columns["arm"]
+    assert (strip.get_xlabel(), plateau.get_xlabel()) == ("step", "")
+    assert strip.get_yticks().tolist() == [0, 1, 2]

@@ -10,7 +10,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import astuple
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,6 +29,7 @@ from torch import Tensor
 
 from adaptiverl import Control, backends
 from adaptiverl.backends import operators, placement, pure
+from adaptiverl.law.numbers import packed
 from adaptiverl.layout import FIELDS, LAWS, TRACE_COLUMNS
 
 # --- Operators: bit for bit those of C++ --------------------------------------------------------
@@ -45,9 +46,9 @@ class Machine:
     """A controller's memory, and one kind of operators on it."""
 
     def __init__(self, operators: Any, control: Control, groups: Tensor, seed: int = 2**63 + 5):
-        packed = astuple(numbers(control))
+        row = packed(numbers(control))
         self.do, self.by_epoch, self.groups = operators, control.every is None, groups
-        self.numbers = torch.tensor(packed, dtype=torch.float64)
+        self.numbers = torch.tensor(row, dtype=torch.float64)
         self.state = torch.empty(len(FIELDS), dtype=torch.float64)
         self.inbox = torch.zeros(4, dtype=torch.float64)
         self.trace = torch.zeros(1 + CAPACITY, len(TRACE_COLUMNS), dtype=torch.float64)
@@ -109,6 +110,14 @@ COURSES = {
         alignment_stream(300, 100, 3, rewarded=True),
     ),
     "epochs": (Control(every=None), observed(loss_stream(100, 4))),
+    "bandit": (
+        Control.bandit([Control(every=2), Control(every=1, gain_lr_loss=0.1)], window=4),
+        observed(loss_stream(300, 6)),
+    ),
+    "bandit, epochs": (
+        replace(Control.epochwise(), law="bandit", window=3, reward="given"),
+        observed(loss_stream(100, 7), reward_stream(100, 7)),
+    ),
     "modulate": (Control(mode="modulate"), observed(loss_stream(100, 5))),
 }
 

@@ -124,13 +124,13 @@ def test_the_ramp_is_less_steep_where_updates_hardly_point_downhill(
 
 
 HELD: list[tuple[dict[str, Any], float]] = [
-    # 0.4·(T/1,000)^(−1/3), no more than 0.4; half of that where nobody anneals.
-    ({"horizon": 1000}, 0.4),
-    ({"horizon": 200}, 0.4),
-    ({"horizon": 8000}, 0.2),
-    ({"horizon": 8000, "mode": "modulate"}, 0.2),
-    ({"horizon": None}, 0.2),
-    ({"horizon": None, "mode": "modulate"}, 0.4),
+    # ½·(T/1,000)^(−1/3), no more than ½; half of that where nobody anneals.
+    ({"horizon": 1000}, 0.5),
+    ({"horizon": 200}, 0.5),
+    ({"horizon": 8000}, 0.25),
+    ({"horizon": 8000, "mode": "modulate"}, 0.25),
+    ({"horizon": None}, 0.25),
+    ({"horizon": None, "mode": "modulate"}, 0.5),
 ]
 
 
@@ -144,14 +144,14 @@ def test_held_is_a_share_of_the_lower_mark(
     driven = on_the_ramp(twin, replace(RAMP, **arguments), at, overshoot=2.9)
     log_lr = math.log(at)
     driven.put(log_lr_downhill=log_lr + downhill, log_lr_clear=log_lr + clear)
-    driven.put(alignment_mean=-0.2)
+    driven.put(alignment_mean=-0.2, log_lr_risen=log_lr)
     driven.step(Step(with_cosine(-0.3)))
     state = driven.step(Step(with_cosine(0.3)))  # 2.9 + 0.3 − 0.045 > 3
-    assert (state.held, state.held_at, state.searching) == (1, 3, 0)
+    assert (state.held, state.held_at, state.searching, state.climbing) == (1, 3, 0, 0)
     assert (state.rewind, state.active) == (1, 0)
     assert_close(state.log_lr, log_lr - 2.0 + math.log(share), "alignment_law")
-    # What is held does not move, and nobody goes back twice. The sums of a step that nothing took
-    # are not there; those of the next are the first of the moments' new start.
+    # What is held does not move while it warms up, and nobody goes back twice. The sums of a step
+    # that nothing took are not there; those of the next are the first of the moments' new start.
     assert state.aligned_pending == 0
     for cosine in (-0.9, NAN, 0.5):
         after = driven.step(Step(with_cosine(cosine)))
@@ -160,7 +160,7 @@ def test_held_is_a_share_of_the_lower_mark(
 
 @both
 def test_a_warm_up_a_stretch_and_a_cooldown_by_hand(twin: str) -> None:
-    driven = on_the_ramp(twin, overshoot=2.9)
+    driven = on_the_ramp(twin, overshoot=2.9, log_lr_risen=-4.0)
     driven.step(Step(with_cosine(-0.9)))
     states = [driven.step(Step(None)) for _ in range(1000)]
     assert first(states, "held") == 0
@@ -189,32 +189,141 @@ def test_where_h_is_not_finite_it_goes_back_and_begins_again_or_holds(
         assert [getattr(state, n) for n in names] == [getattr(fresh, n) for n in names]
         assert (state.searching, state.search_steps) == (1, 2)  # which go on being counted
     else:
-        assert_close(state.log_lr, math.log(at) - 3 * R + math.log(0.4), "alignment_law")
+        assert_close(state.log_lr, math.log(at) - 3 * R + math.log(0.5), "alignment_law")
+
+
+# What a climb starts at: a tenth of half of the mark, less in a long run.
+FROM_BELOW = math.log(0.05)
 
 
 @both
 @pytest.mark.parametrize(
-    ("arguments", "within"),
+    ("arguments", "within", "climbs"),
     [
-        ({"horizon": 200}, 100),
-        ({"horizon": 600}, 100),
-        ({"horizon": 4000}, 600),
-        ({"horizon": None}, 150),
-        ({"horizon": 900, "cooldown": 0.88}, 107),  # the cooldown's 108th step comes first
+        ({"horizon": 200}, 100, False),  # the cooldown is near: what was marked is held
+        ({"horizon": 333}, 100, False),
+        ({"horizon": 336}, 100, True),  # a hundred steps are left before it
+        ({"horizon": 600}, 100, True),
+        ({"horizon": 4000}, 600, True),
+        ({"horizon": None}, 150, True),
+        ({"horizon": 900, "cooldown": 0.88}, 107, False),  # the cooldown's 108th step comes first
     ],
     ids=str,
 )
 def test_a_ramp_that_is_never_sure_ends_all_the_same(
-    twin: str, arguments: dict[str, Any], within: int
+    twin: str, arguments: dict[str, Any], within: int, climbs: bool
 ) -> None:
     states = course(twin, replace(RAMP, **arguments), sweeps([0.5] * (within + 5)))
-    assert first(states, "held") == within
+    assert first(states, "rewind") == within
+    end = states[within]
+    assert (end.climbing, end.held, end.active) == (climbs, not climbs, 0)
     # Up and up, to the upper bound of 3; there the marks are.
-    highest = math.log(3.0)
-    assert_close(states[-1].log_lr_downhill, highest, "alignment_law")
-    share = 0.4 * max((arguments["horizon"] or 1000) / 1000, 1) ** (-1 / 3)
-    share *= 1.0 if arguments["horizon"] else 0.5
-    assert_close(states[-1].log_lr, highest + math.log(share), "alignment_law", scale=5.0)
+    share = 0.05 if climbs else 0.5
+    share *= max((arguments["horizon"] or 1000) / 1000, 1) ** (-1 / 3)
+    assert_close(end.log_lr, math.log(3.0) + math.log(share), "alignment_law", scale=5.0)
+
+
+@both
+@pytest.mark.parametrize(
+    ("above", "held"), [(0.0, True), (math.log(9.9), True), (math.log(10.1), False), (-INF, False)]
+)
+def test_what_is_marked_is_held_where_the_loss_rose_within_a_factor_of_ten(
+    twin: str, above: float, held: bool
+) -> None:
+    driven = on_the_ramp(twin, overshoot=2.99)
+    mark = math.log(1e-2) - 3 * R
+    driven.put(log_lr_risen=mark + above, ramp_losses=20.0 if above > -INF else 3.0)
+    driven.put(alignment_mean=-0.2)
+    driven.step(Step(with_cosine(-0.9)))
+    state = driven.step(Step(None))
+    assert (state.rewind, state.held, state.climbing) == (1, held, not held)
+    share = math.log(0.5) if held else FROM_BELOW
+    assert_close(state.log_lr, mark + share, "alignment_law", scale=5.0)
+    sensed = (state.alignment_square, state.alignment_mean, state.overshoot, state.undershoot)
+    assert sensed == (0, 0, 0, 0)
+
+
+@both
+def test_the_ramp_waits_for_the_losses_that_it_is_told(twin: str) -> None:
+    driven = on_the_ramp(twin, overshoot=3.1, ramp_losses=12.0, ramp_loss_limit=9.0)
+    mark = math.log(1e-2) - 3 * R
+    for _ in range(3):
+        state = driven.step(Step(with_cosine(0.9)))
+        # Sure, and nothing is marked any more.
+        assert (state.searching, state.rewind, state.overshoot) == (1, 0, 3.1)
+        assert_close(state.log_lr_clear, mark, "alignment_law", scale=5.0)
+    driven.put(log_lr_judged=mark + math.log(10) - 1e-9)
+    assert driven.step(Step(None)).searching == 1
+    driven.put(log_lr_judged=mark + math.log(10) + 1e-9)
+    state = driven.step(Step(None))
+    assert (state.rewind, state.climbing) == (1, 1)
+
+
+@both
+def test_the_rise_of_a_loss_by_hand(twin: str) -> None:
+    driven = make(twin, RAMP)
+    driven.step(Step(None))
+    losses = [2.0, 4.0] * 6  # the half square of every difference is 2
+    mean = 2.0
+    for loss in losses[1:]:
+        mean += 0.3 * (loss - mean)
+    for n, told in enumerate([*losses, NAN, None]):  # the last two are not heard
+        state = driven.step(Step(None, told))
+        assert state.ramp_losses == min(n, 12)  # a step late
+    assert (state.ramp_losses, state.ramp_loss) == (12, 4.0)
+    assert_close(state.ramp_loss_square, 2.0, "alignment_law")
+    assert_close(state.ramp_loss_least, mean, "alignment_law")
+    limit = mean + 9 * math.sqrt(2 * 2.0 * 0.3 / 1.7)
+    assert_close(state.ramp_loss_limit, limit, "alignment_law")
+    # From below the limit to above it: the mean takes 0.3 of what is new.
+    for above, risen in ((-1e-6, False), (1e-6, True)):
+        driven.put(ramp_loss_mean=mean, log_lr_judged=-3.0)
+        driven.step(Step(None, mean + (limit + above - mean) / 0.3))
+        state = driven.step(Step(None))
+        assert state.log_lr_risen == (-3.0 if risen else -INF)
+    # Once it has risen, that rate stays.
+    driven.put(log_lr_judged=-2.0)
+    driven.step(Step(None, 1e6))
+    assert driven.step(Step(None)).log_lr_risen == -3.0
+
+
+def held(twin: str, control: Control = RAMP) -> Any:
+    """Held at e^−5 from step 3 on, and warm."""
+    driven = on_the_ramp(twin, control, overshoot=2.9, log_lr_risen=-4.0)
+    driven.step(Step(with_cosine(-0.9)))
+    driven.step(Step(None))
+    for _ in range(30):
+        driven.step(Step(with_cosine(0.9)))
+    driven.put(log_lr=-5.0)
+    return driven
+
+
+@both
+def test_the_held_rate_creeps_up_while_updates_are_sure_to_point_downhill(twin: str) -> None:
+    driven = held(twin)
+    # z = 1 throughout: 0.3 − 0.045 in each step, above 5 in the twentieth.
+    for n in range(1, 41):
+        state = driven.step(Step(with_cosine(0.9)))
+        assert_close(state.undershoot, 0.255 * (n % 20), "alignment_law", scale=5.0)
+        assert_close(state.log_lr, -5.0 + 0.3 * (n // 20), "alignment_law", scale=5.0)
+    # What points uphill takes away from it, and what is not finite says nothing.
+    before = driven.step(Step(with_cosine(0.9))).undershoot
+    assert driven.step(Step(with_cosine(NAN))).undershoot > before
+    assert driven.step(Step(None)).undershoot > before
+    for _ in range(9):
+        state = driven.step(Step(with_cosine(-0.9)))
+    assert state.undershoot == 0
+
+
+@both
+def test_it_creeps_up_to_the_bound_and_not_in_the_cooldown(twin: str) -> None:
+    driven = held(twin, replace(RAMP, lr_bounds=(1e-6, math.exp(-4.9)), horizon=200))
+    states = [driven.step(Step(with_cosine(0.9))) for _ in range(160)]
+    top = max(state.log_lr for state in states)
+    assert top == math.log(math.exp(-4.9)) or math.isclose(top, -4.9)
+    # T = 200: the cooldown begins at step 120, and S stays what it was.
+    cooling = [state for state in states if state.step >= 120]
+    assert len({state.undershoot for state in cooling}) == 1
 
 
 @both
@@ -227,7 +336,7 @@ def test_a_run_too_short_for_the_search_holds_what_it_was_given(
     assert control.is_too_short
     assert all(state.held and not state.rewind and state.active for state in states)
     assert_close(states[-1].log_lr, math.log(LR), "alignment_law")
-    horizon = control.horizon or 0
+    horizon = control.known_horizon or 0
     risen = 1 / (0.03 * horizon)
     assert_close(states[0].anneal, min(risen, 1.0), "alignment_law")
     if horizon <= 80:
@@ -235,11 +344,27 @@ def test_a_run_too_short_for_the_search_holds_what_it_was_given(
 
 
 @both
-def test_where_no_update_ever_pointed_downhill_the_given_rate_is_held(twin: str) -> None:
+@pytest.mark.parametrize(("outside", "step"), [(2.0, math.log(0.5)), (-3.0, math.log(3.0))])
+@pytest.mark.parametrize("where", ["on the ramp", "held", "climbing"])
+def test_a_loaded_rate_outside_the_bounds_moves_to_them_by_the_cap(
+    twin: str, where: str, outside: float, step: float
+) -> None:
+    control = replace(RAMP, lr_change=(0.5, 3.0))
+    driven = held(twin, control) if where == "held" else on_the_ramp(twin, control)
+    driven.put(climbing=float(where == "climbing"), undershoot=0.0, log_lr_downhill=-INF)
+    at = math.log(3.0 if outside > 0 else 1e-6) + outside
+    driven.step(Step(with_cosine(0.01)))
+    driven.put(log_lr=at)
+    state = driven.step(Step(with_cosine(0.01)))
+    assert_close(state.log_lr, at + step, "alignment_law", scale=20.0)
+
+
+@both
+def test_where_no_update_ever_pointed_downhill_the_given_rate_counts_as_marked(twin: str) -> None:
     states = course(twin, RAMP, sweeps([-0.5] * 120))
-    held = first(states, "held")
-    assert held is not None
-    assert_close(states[held].log_lr, math.log(LR), "alignment_law")
+    end = first(states, "climbing")
+    assert end is not None
+    assert_close(states[end].log_lr, math.log(0.1 * LR), "alignment_law")
 
 
 @both
@@ -271,7 +396,7 @@ def test_oracle_sweep(arguments: dict[str, Any], turn: int) -> None:
     for seed in range(4):
         steps = alignment_stream(500, turn, seed=seed + turn)
         found = compare(steps, law="range_test", **arguments)
-        assert found["held"][-1] == 1
+        assert found["held"][-1] or found["climbing"][-1]
         if arguments.get("cooldown") != 0.9:
             assert np.unique(found["log_lr"]).size > 10
             assert found["rewind"].sum() >= 1
@@ -283,9 +408,32 @@ def test_oracle_on_streams_that_turn(momentum: float) -> None:
     for seed, mean in enumerate((0.3, 0.5, 1.0, 2.0) * 3):
         steps = sweeps(cosines(200, 30 + 3 * seed, seed, size=0.1, mean=mean).tolist())
         found = compare(steps, momentum=momentum, law="range_test", horizon=1000)
-        assert found["held"][-1] == 1
+        assert found["climbing"][-1] == 1
         overshoots |= set(found["overshoot"].tolist())
     assert len(overshoots) > 100
+
+
+def rising(at: int, seed: int, n: int = 300) -> list[Step]:
+    """Updates overshoot from step 45 on, and the loss rises from `at` on.
+
+    From step 150 on h is above 0 again, and from 240 on below it.
+    """
+    rng = np.random.default_rng(seed)
+    turned = cosines(n, 45, seed, size=0.1)
+    turned[150:] = cosines(n - 150, 90, seed + 1, size=0.1)
+    losses = 2.0 + 0.1 * rng.standard_normal(n) + 0.5 * np.maximum(np.arange(n) - at, 0)
+    sums = sums_of(turned.tolist(), seed)
+    return [Step(s, loss) for s, loss in zip(sums, losses.tolist(), strict=True)]
+
+
+@pytest.mark.parametrize(("at", "held"), [(40, True), (55, True), (1000, False)])
+def test_oracle_on_losses_that_rise(at: int, held: bool) -> None:
+    for seed in range(3):
+        found = compare(rising(at, seed), law="range_test", horizon=600)
+        assert (found["log_lr_risen"][-1] > -INF) == held
+        assert found["climbing"][-1] == (not held)
+        crept = np.unique(found["log_lr"][np.flatnonzero(found["rewind"])[0] + 1 :]).size
+        assert crept > 2, "nothing moved after the ramp"
 
 
 EDGES: list[tuple[str, list[Step]]] = [
@@ -300,7 +448,8 @@ EDGES: list[tuple[str, list[Step]]] = [
 
 @pytest.mark.parametrize(("name", "steps"), EDGES, ids=[name for name, _ in EDGES])
 def test_oracle_at_the_edges(name: str, steps: list[Step]) -> None:
-    assert compare(steps, law="range_test", horizon=1000)["held"][-1] == 1
+    found = compare(steps, law="range_test", horizon=1000)
+    assert found["held"][-1] or found["climbing"][-1]
 
 
 def python_against_oracle() -> None:
@@ -311,6 +460,7 @@ def python_against_oracle() -> None:
         for seed in range(6)
         for m in (0.3, 1.0)
     ]
+    streams += [rising(at, seed=1) for at in (40, 55, 1000)]
     for steps in streams:
         actual = course_of(course("python", RAMP, steps), "range_test")
         expected = oracle_course(
@@ -319,11 +469,12 @@ def python_against_oracle() -> None:
         assert_same_course(actual, expected)
 
 
-CONSTANTS = ("SQUARE_BETA", "MEAN_BETA", "RAMP", "LEAST_RAMP")
+CONSTANTS = ("SQUARE_BETA", "MEAN_BETA", "RAMP", "LEAST_RAMP", "RISEN_BY", "CLIMB_FROM", "CREEP")
+COARSE = [("SURE", 0.9), ("LOSSES_ENOUGH", 1.5), ("UNDERSHOOT_ENOUGH", 0.8)]
 
 
 @pytest.mark.parametrize(
-    ("name", "factor"), [(n, f) for n in CONSTANTS for f in (0.99, 1.01)] + [("SURE", 0.9)]
+    ("name", "factor"), [(n, f) for n in CONSTANTS for f in (0.99, 1.01)] + COARSE
 )
 def test_the_comparison_sees_another_constant(
     name: str, factor: float, monkeypatch: pytest.MonkeyPatch
@@ -337,14 +488,17 @@ MUTANTS: dict[str, Callable[..., Any]] = {
     "go_back": lambda state: None,
     "next_overshoot": lambda s, z: s - 0.3 * z - 0.045,
     "warming": lambda step, held_at, control: 1.0,
-    "hold": lambda state, *_: setattr(state, "held", 1.0),
+    "end": lambda state, *_: setattr(state, "held", 1.0),
+    "hear_loss": lambda state: None,
+    "creep": lambda *_: None,
+    "is_confirmed": lambda state: True,
     "climb": lambda *_: None,
 }
 
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_the_comparisons_see_a_mutant(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    steps = alignment_stream(300, 40, seed=3)
+    steps = rising(55 if name in ("creep", "warming") else 1000, seed=1)
     compiled = course("compiled", RAMP, steps)
     assert_equal(compiled, course("python", RAMP, steps))
     python_against_oracle()
@@ -357,7 +511,8 @@ def test_the_comparisons_see_a_mutant(name: str, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("name", RANGE_TEST_COURSES)
 def test_the_comparison_sees_a_millionth(name: str) -> None:
-    steps = alignment_stream(400, 50, seed=3)
+    rises = {"log_lr_doubted": 1000, "log_lr_risen": 40, "undershoot": 40}.get(name)
+    steps = rising(rises, seed=1) if rises else alignment_stream(400, 50, seed=3)
     right = oracle_course(steps, "range_test", lr=LR, momentum=MOMENTUM, horizon=500)
     assert_same_course(right, right)
     with pytest.raises(AssertionError, match=f"^{name}: alignment_law: "):
@@ -406,16 +561,21 @@ def test_promises_of_every_course(twin: str, control: Control, steps: list[Step]
         assert low <= state.log_lr <= high
         assert limits.lr_min * state.anneal <= state.lr <= limits.lr_max * state.anneal
         assert 0 <= state.anneal <= 1
-        assert 0 <= state.overshoot <= 3 + 0.555
+        assert 0 <= state.overshoot <= (5 if state.climbing else 3) + 0.555
+        assert 0 <= state.undershoot <= 5
         assert -1 <= state.alignment_mean <= state.alignment_peak or state.alignment_mean <= 1
         for name in RANGE_TEST_COURSES:
             value = getattr(state, name)
             assert math.isfinite(value) or (name.startswith("log_") and value == -INF), name
         if not step.skipped:
             assert state.active == 1 - state.rewind
-        if before is not None and before.held and not step.skipped:
-            assert (state.held, state.rewind, state.searching) == (1, 0, 0)
-            assert (state.log_lr, state.held_at) == (before.log_lr, before.held_at)
+        if before is not None and not step.skipped and (before.held or before.climbing):
+            assert (state.rewind, state.searching, state.climbing) == (0, 0, before.climbing)
+            assert state.held >= before.held
+            assert state.held_at == before.held_at
+            if before.held:  # until another one is found
+                assert before.log_lr <= state.log_lr <= before.log_lr + 0.3 + 1e-12
+                assert before.log_lr == state.log_lr or not state.climbing
         before = state
     assert state.held or not control.is_too_short or state.step == 0
 

@@ -116,11 +116,11 @@ def noise_drift(losses: np.ndarray, beta: float, control: Control) -> float:
 @pytest.mark.parametrize("beta", [0.01, 0.03])
 @pytest.mark.parametrize("name", BATCHES)
 def test_noise_rises_on_a_plateau_and_falls_in_a_fall(name: str, beta: float) -> None:
-    batches = BATCHES[name](np.random.default_rng(0), 4000)
+    batches = BATCHES[name](np.random.default_rng(0), 2000)
     batches /= batches.std()
     assert noise_drift(3 + 0.1 * batches, beta, Control()) > 0.004
     # One standard deviation of the batches per 1/β steps.
-    falling = 100 - 0.1 * beta * np.arange(4000) + 0.1 * batches
+    falling = 100 - 0.1 * beta * np.arange(2000) + 0.1 * batches
     assert noise_drift(falling, beta, Control()) < -0.002
     assert noise_drift(3 + 0.1 * batches, beta, EARLIER) < -0.01
 

@@ -77,7 +77,8 @@ def test_what_a_page_shows_runs(snippet: Snippet, run: Callable[..., dict[str, A
     if snippet.section in page_names.FRAMEWORKS:
         heard(names)
     elif "optimizer.step(" in snippet.code:
-        knobs = getattr(names["optimizer"], "optim", names["optimizer"]).knobs()
+        told = names.get("steered", getattr(names["optimizer"], "optim", names["optimizer"]))
+        knobs = told.knobs()
         before = 0 if "optimizer = " in snippet.code else page_names.STEPS
         assert knobs["step"] > before
         assert "observe(" not in snippet.code or knobs["loss_mean"] > 0

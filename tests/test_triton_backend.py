@@ -40,7 +40,7 @@ def test_interpreted(tmp_path: Path) -> None:
 # The smallest kernels, compiled
 
 
-@pytest.mark.parametrize("architecture", [75, 80, 90, 100])
+@pytest.mark.parametrize("architecture", [75, 100], ids=["oldest", "newest"])
 @pytest.mark.parametrize("name", ["gradient_scale_kernel", "count_steps_kernel", "rewind_kernel"])
 def test_small_kernels_compile_and_keep_everything_in_registers(
     name: str, architecture: int
@@ -60,7 +60,10 @@ def test_small_kernels_compile_and_keep_everything_in_registers(
             clip,
             {"squares": "*fp64", "limit": "*fp64", "grad_scale": "*fp32", "factor": "*fp64"},
         ),
-        "count_steps_kernel": (count, {"rows": "*i64", "state": "*fp64", "effective": "*fp64"}),
+        "count_steps_kernel": (
+            count,
+            {"rows": "*i64"} | dict.fromkeys(("state", "groups", "effective"), "*fp64"),
+        ),
         "rewind_kernel": (rewind, {"regions": "*i64", "chunks": "*i32", "state": "*fp64"}),
     }[name]
     kernel = getattr(module, name)

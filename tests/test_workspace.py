@@ -25,7 +25,7 @@ from gpu_checks import (
 from recorded_graph import Freed, RecordedGraph, capture
 from torch import Tensor, nn
 
-from adaptiverl import AdaptiveAdamW, AdaptiveSGD, backends, devices
+from adaptiverl import AdaptiveAdamW, AdaptiveSGD, Control, backends, devices
 from adaptiverl.step import groups, workspace
 from adaptiverl.step.bucket import AddressTable, Bucket
 from adaptiverl.step.clipping import GradientScale
@@ -48,6 +48,10 @@ def stand_in() -> Iterator[None]:
     with recorded_graph.stand_in():
         yield
     gc.unfreeze()
+
+
+def len_of_arms(arms: list[Control] | None) -> str:
+    return "presets" if arms is None else f"{len(arms)}"
 
 
 class Run:
@@ -101,6 +105,22 @@ def test_the_stand_in_notices_freed_memory_and_a_wait() -> None:
         graph.replay()
     with pytest.raises(RuntimeError, match="the host waits"):
         capture(lambda: run.loss.item(), run.optimizer, run.loss)
+
+
+@pytest.mark.parametrize("arms", [None, [BUSY], [BUSY, replace(BUSY, every=1)]], ids=len_of_arms)
+def test_a_bandit_chooses_within_a_graph(arms: list[Control] | None) -> None:
+    """What a replay draws and learns is what a plain step would: nothing of it is the host's."""
+    ends = []
+    for graphed in (False, True):
+        run = Run(control=Control.bandit(arms, window=10 if arms is None else 2))
+        run.step()
+        step = run.capture().replay if graphed else run.step
+        for n in range(45):
+            run.loss.fill_(3.0 - 0.05 * n + (n % 3) / 4)
+            step()
+        ends.append(run.end())
+        assert run.optimizer.knobs()["arm_draws"] >= 4
+    assert_same_bits(*ends)
 
 
 # Lifetimes

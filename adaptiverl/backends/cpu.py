@@ -51,7 +51,9 @@ class CpuBackend:
 
     def count_steps(self, bucket: Bucket, decision: Decision) -> None:
         """See `Backend`."""
-        torch.ops.adaptiverl.count_steps_(bucket.rows(), decision.state, decision.effective)
+        torch.ops.adaptiverl.count_steps_(
+            bucket.rows(), decision.state, decision.groups, decision.effective
+        )
 
     def rewind(self, regions: Tensor, chunks: HoldChunks, decision: Decision) -> None:
         """Memory back to what it was, where the decision says so (`layout.Region`)."""

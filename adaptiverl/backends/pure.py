@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from adaptiverl.law import knobs, loop
+from adaptiverl.law.numbers import unpacked
 from adaptiverl.law.registry import BY_NUMBER
 from adaptiverl.layout import FIELDS, TRACE_COLUMNS, ControlNumbers, State
 
@@ -169,7 +170,7 @@ def _state(tensor: Tensor) -> State:
 
 
 def _control(tensor: Tensor) -> ControlNumbers:
-    return ControlNumbers(*tensor.tolist())
+    return unpacked(tensor.tolist())
 
 
 def _keep(state: State, tensor: Tensor) -> None:

@@ -74,7 +74,7 @@ class TritonBackend:
 
     def count_steps(self, bucket: Bucket, decision: Decision) -> None:
         """See `Backend`."""
-        self._count.count_steps(bucket.rows(), decision.state, decision.effective)
+        self._count.count_steps(bucket.rows(), decision.state, decision.groups, decision.effective)
 
     def rewind(self, regions: Tensor, chunks: HoldChunks, decision: Decision) -> None:
         """Memory back to what it was, where the decision says so (`layout.Region`)."""

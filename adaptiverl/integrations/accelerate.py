@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from adaptiverl.integrations.checks import ScheduleWatch, check_horizon
+from adaptiverl.integrations.checks import ScheduleWatch, check_horizon, tell_horizon
 from adaptiverl.integrations.steering import Steered, knob_logs, steered
 
 try:
@@ -57,7 +57,7 @@ def observe_backward(accelerator: Accelerator, optimizer: Any) -> None:
     backward = accelerator.backward
     first = accelerator.is_main_process
     watch = ScheduleWatch(inner, "a scheduler", "leave the scheduler out") if first else None
-    steps_unchecked = first
+    steps_unchecked = True
 
     def observed_backward(loss: Tensor, **kwargs: Any) -> None:
         nonlocal steps_unchecked
@@ -65,7 +65,10 @@ def observe_backward(accelerator: Accelerator, optimizer: Any) -> None:
             watch.look()
         if steps_unchecked:  # not before: a scheduler may be prepared after the optimizer
             steps_unchecked = False
-            check_horizon(inner.control, _steps(accelerator, inner), "its prepared scheduler's")
+            steps = _steps(accelerator, inner)
+            tell_horizon(inner, steps)
+            if first:
+                check_horizon(inner.control, steps, "its prepared scheduler's")
         inner.observe(loss)
         backward(loss, **kwargs)
 

@@ -56,6 +56,18 @@ def check_metrics(where: str, control: Control, monitor: str | None, reward: str
         )
 
 
+def tell_horizon(optimizer: Steered, steps: float) -> None:
+    """Resolve ``Control(horizon="auto")``, on every rank; where nobody knows, the step says so.
+
+    Args:
+        optimizer: One of ours.
+        steps: Optimizer steps of the whole run as the framework counts them; not finite, or not
+            above 0, where it doesn't know.
+    """
+    if optimizer.control.horizon == "auto" and 0 < steps < math.inf:
+        optimizer.set_horizon(round(steps))
+
+
 def check_horizon(control: Control, steps: float, named: str) -> None:
     """The alignment law's horizon is as long as the run.
 
@@ -65,7 +77,7 @@ def check_horizon(control: Control, steps: float, named: str) -> None:
             above 0, where it doesn't know.
         named: What the framework calls that number.
     """
-    horizon = control.horizon
+    horizon = control.known_horizon
     if horizon is None or horizon == steps or not 0 < steps < math.inf:
         return
     if control.mode == "modulate":  # A scheduler anneals, and the horizon ends the search alone.

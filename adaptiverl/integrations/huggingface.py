@@ -13,6 +13,7 @@ from adaptiverl.integrations.checks import (
     UpdateWatch,
     check_horizon,
     check_metrics,
+    tell_horizon,
 )
 from adaptiverl.integrations.steering import (
     Steered,
@@ -115,6 +116,7 @@ class AdaptiveCallback(TrainerCallback):
             )
         self._attach(trainer)
         optimizer = self._optimizer
+        tell_horizon(optimizer, state.max_steps)
         self._check_monitored_data(trainer, optimizer)
         self._schedule = self._updates = None
         if state.is_world_process_zero:

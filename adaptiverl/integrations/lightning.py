@@ -12,6 +12,7 @@ from adaptiverl.integrations.checks import (
     UpdateWatch,
     check_horizon,
     check_metrics,
+    tell_horizon,
 )
 from adaptiverl.integrations.steering import Steered, knob_logs, metric, rescaled, steered
 
@@ -79,6 +80,7 @@ class AdaptiveCallback(Callback):
         """Say what is missing before the first step rather than at it."""
         self._stepped = False
         optimizer = _optimizer(trainer)
+        tell_horizon(optimizer, _steps(trainer, pl_module))
         name, control = type(self).__name__, optimizer.control
         self._schedule = self._updates = None
         if not trainer.is_global_zero:

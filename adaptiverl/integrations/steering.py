@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from adaptiverl import Control
+from adaptiverl.steering import steering_of
 
 LOGGED = {
     "adaptive/lr": "lr",
@@ -21,10 +22,14 @@ LOGGED = {
 
 @runtime_checkable
 class Steered(Protocol):
-    """An optimizer of ours, or a wrapper that forwards to one."""
+    """An optimizer of ours, a wrapper that forwards to one, or what `steer` returned."""
 
-    param_groups: list[dict[str, Any]]
     warns_of_schedulers: bool
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """As torch.optim's."""
+        ...
 
     @property
     def control(self) -> Control:
@@ -39,13 +44,17 @@ class Steered(Protocol):
         """One observation and one update of the knobs, now."""
         ...
 
+    def set_horizon(self, steps: int) -> None:
+        """How many optimizer steps the run takes, for ``Control(horizon="auto")``."""
+        ...
+
     def knobs(self) -> dict[str, float]:
         """The knobs and sensors as Python floats."""
         ...
 
 
 def steered(optimizer: Any, remedy: str) -> Steered:
-    """The optimizer of ours inside whatever a framework has wrapped around it.
+    """The optimizer of ours inside whatever a framework has wrapped around it, or `steer`'s.
 
     Args:
         optimizer: An optimizer; a wrapper keeps what it wraps in ``optimizer``.
@@ -58,6 +67,9 @@ def steered(optimizer: Any, remedy: str) -> Steered:
     while inner is not None:
         if isinstance(inner, Steered):
             return inner
+        over = steering_of(inner)
+        if over is not None:
+            return over
         layers.append(type(inner).__name__)
         inner = getattr(inner, "optimizer", None)
     found = " around ".join(layers) or "None"

@@ -1,4 +1,4 @@
-"""What a law is: what moves α, in two places of the loop. csrc/law/registry.h says it for C++."""
+"""What a law is: what moves α, in a few places of the loop. csrc/law/base.h says it for C++."""
 
 from __future__ import annotations
 
@@ -6,6 +6,15 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from adaptiverl.layout import ControlNumbers, State
+
+
+def nothing(state: State, control: ControlNumbers) -> None:
+    """Most laws have nothing to do there."""
+
+
+def own(state: State, control: ControlNumbers) -> ControlNumbers:
+    """The control's numbers are in force as they are."""
+    return control
 
 
 class Law(NamedTuple):
@@ -21,3 +30,7 @@ class Law(NamedTuple):
     """Once in every update of the knobs, from the reward's direction and the loss's worsening"""
     goes_back: bool = False
     """It may ask for the weights of an earlier step: someone has to keep them (`state.rewind`)"""
+    judge: Callable[[State, ControlNumbers], None] = nothing
+    """Behind every observation, once its sensors have been read"""
+    in_force: Callable[[State, ControlNumbers], ControlNumbers] = own
+    """The numbers that an update goes by"""

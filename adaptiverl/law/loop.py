@@ -36,7 +36,10 @@ def act(state: State, control: ControlNumbers) -> None:
 
 def update(state: State, control: ControlNumbers, loss: float, reward: float | None = None) -> None:
     """Epoch-wise control: one observation and one update (method.md#epoch-wise)."""
+    law = BY_NUMBER[control.law]
     sense(state, control, loss, reward)
+    law.judge(state, control)
+    control = law.in_force(state, control)
     act(state, control)
     read_knobs(state, control)
 
@@ -53,10 +56,13 @@ def advance(
     """
     state.active, state.rewind = 1.0, 0.0
     state.step += 1
-    if BY_NUMBER[control.law].sense(state, control):
+    law = BY_NUMBER[control.law]
+    if law.sense(state, control):
         read_knobs(state, control)
     if loss is not None:
         sense(state, control, loss, reward)
+        law.judge(state, control)
+    control = law.in_force(state, control)
     due = control.every != 0 and math.fmod(state.step, control.every) == 0
     acts = due and state.observed_pending != 0
     if acts:

@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import astuple
+from typing import Any
 
+from adaptiverl.arms import DISCOUNT, Arm, key_of, window_of
 from adaptiverl.control import Control
 from adaptiverl.law.arithmetic import logit
-from adaptiverl.layout import LAWS, REWARD_SOURCES, ControlNumbers
+from adaptiverl.layout import ARMS, LAWS, REWARD_SOURCES, ArmNumbers, ControlNumbers, names
 from adaptiverl.limits import Limits
 from adaptiverl.terms import NOMINAL_HORIZON, search_within
 
 UNANNEALED_SHARE = 0.5
 """Of the rate that would be held, what is held where nobody anneals: the noise of the batches then
 stays, and a lower rate makes less of it."""
-RAMP_SHARE = 0.4
+RAMP_SHARE = 0.5
 """Of the rate that the range test marks, what is held in a run of 1,000 steps or less; in a longer
 one less, by the cube root of its length"""
 WARM_UP = 0.03
 """Share of the run over which α rises to the held rate: the moments start anew"""
+
+OWN = names(ControlNumbers)[:-1]
+"""The control numbers but for the arms"""
+ARM_SIZE = len(names(ArmNumbers))
+CONTROL_SIZE = len(OWN) + ARMS * ARM_SIZE
+"""Numbers of a row that C++ reads: arms that are not there are 0"""
 
 
 def numbers_of(control: Control, limits: Limits) -> ControlNumbers:
@@ -58,14 +68,58 @@ def numbers_of(control: Control, limits: Limits) -> ControlNumbers:
         variance_slope=variance_slope,
         law=LAWS[control.law],
         log_lr_acquire=math.log(limits.lr_acquire),
-        horizon=float(control.horizon or 0),
+        horizon=float(control.known_horizon or 0),
         hold_by=hold_by(control),
         annealed_over=annealed_over(control),
         log_held_share=math.log(held_share(control)),
+        log_ramp_share=math.log(ramp_share(control)),
         log_ramp_floor=math.log(limits.lr_floor),
-        search_within=float(search_within(control.horizon, control.cooldown)),
+        search_within=float(search_within(control.known_horizon, control.cooldown)),
         warm_up=warm_up(control),
+        **(_of_bandit(control) if control.arms else {}),
     )
+
+
+def _of_bandit(control: Control) -> dict[str, Any]:
+    arms = tuple(map(arm_numbers, control.arms or ()))
+    return {
+        "window": float(window_of(control)),
+        "discount": DISCOUNT if control.discount is None else control.discount,
+        "arms_key": float(key_of(control)),
+        "arm_count": float(len(arms)),
+        "arms": arms,
+    }
+
+
+def arm_numbers(arm: Arm) -> ArmNumbers:
+    """What an arm puts in the place of the control's own, by its name there."""
+    return ArmNumbers(
+        every=float(arm.every or 0),
+        gain_lr_reward=arm.gain_lr_reward,
+        gain_lr_loss=arm.gain_lr_loss,
+        gain_momentum_reward=arm.gain_momentum_reward,
+        gain_momentum_loss=arm.gain_momentum_loss,
+        gain_noise_plateau=arm.gain_noise_plateau,
+        gain_noise_reward=arm.gain_noise_reward,
+        log_lr_change_down=math.log(arm.lr_change[0]),
+        log_lr_change_up=math.log(arm.lr_change[1]),
+    )
+
+
+def packed(control: ControlNumbers) -> list[float]:
+    """The row that C++ reads, of `CONTROL_SIZE` numbers."""
+    row = [getattr(control, name) for name in OWN]
+    for arm in control.arms:
+        row += astuple(arm)
+    return row + [0.0] * (CONTROL_SIZE - len(row))
+
+
+def unpacked(row: Sequence[float]) -> ControlNumbers:
+    """The control numbers of such a row."""
+    control = ControlNumbers(**dict(zip(OWN, row, strict=False)))  # type: ignore[arg-type]
+    starts = [len(OWN) + arm * ARM_SIZE for arm in range(int(control.arm_count))]
+    control.arms = tuple(ArmNumbers(*row[start : start + ARM_SIZE]) for start in starts)
+    return control
 
 
 def hold_by(control: Control) -> float:
@@ -73,24 +127,30 @@ def hold_by(control: Control) -> float:
 
     An annealed rate says nothing of the one that it was annealed from.
     """
-    return math.inf if control.horizon is None else (1 - control.cooldown) * control.horizon
+    return (
+        math.inf
+        if control.known_horizon is None
+        else (1 - control.cooldown) * control.known_horizon
+    )
 
 
 def annealed_over(control: Control) -> float:
     """Steps of the cooldown, up to the horizon; 0 where a scheduler anneals, or nobody."""
-    if control.horizon is None or control.mode == "modulate":
+    if control.known_horizon is None or control.mode == "modulate":
         return 0.0
-    return control.cooldown * control.horizon
+    return control.cooldown * control.known_horizon
 
 
 def held_share(control: Control) -> float:
     """What is held of the rate that a law finds (method.md#share)."""
-    annealed = control.horizon is not None or control.mode == "modulate"
-    share = 1.0 if annealed else UNANNEALED_SHARE
-    if control.law != "range_test":
-        return share
+    annealed = control.known_horizon is not None or control.mode == "modulate"
+    return 1.0 if annealed else UNANNEALED_SHARE
+
+
+def ramp_share(control: Control) -> float:
+    """What is held of the rate that the range test marks, beside (method.md#share)."""
     length = max(_length(control) / NOMINAL_HORIZON, 1.0)
-    return share * RAMP_SHARE * length ** (-1 / 3)
+    return RAMP_SHARE * length ** (-1 / 3)
 
 
 def warm_up(control: Control) -> float:
@@ -99,4 +159,4 @@ def warm_up(control: Control) -> float:
 
 
 def _length(control: Control) -> int:
-    return NOMINAL_HORIZON if control.horizon is None else control.horizon
+    return NOMINAL_HORIZON if control.known_horizon is None else control.known_horizon

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from adaptiverl.law.alignment import ALIGNMENT
+from adaptiverl.law.bandit import BANDIT
 from adaptiverl.law.base import Law
 from adaptiverl.law.loss import LOSS
 from adaptiverl.law.range_test import RANGE_TEST
@@ -12,6 +13,7 @@ BY_NUMBER: dict[float, Law] = {
     LAWS["loss"]: LOSS,
     LAWS["alignment"]: ALIGNMENT,
     LAWS["range_test"]: RANGE_TEST,
+    LAWS["bandit"]: BANDIT,
 }
 
 

@@ -20,6 +20,7 @@ PRESETS: dict[str, Callable[[], Control]] = {
     "gpt2_small": Control.gpt2_small,
     "production": Control.production,
     "epochwise": Control.epochwise,
+    "bandit": Control.bandit,
 }
 
 
@@ -64,7 +65,10 @@ def parse(arguments: Sequence[str]) -> Request:
     changes = {name: vars(given)[name] for name in ("every", "mode") if name in given}
     if given.reward_column is not None:
         changes["reward"] = "given"
-    control = replace(PRESETS[given.preset](), **changes)
+    control = PRESETS[given.preset]()
+    if control.arms and "every" in changes:
+        changes["arms"] = [replace(arm, every=changes["every"]) for arm in control.arms]
+    control = replace(control, **changes)
     return Request(
         file=Path(given.file),
         column=given.column,

@@ -12,7 +12,7 @@ from adaptiverl.replay.recordings import Recording
 from adaptiverl.replay.updates import Push
 
 PICTURE = "replay.png"
-COLUMNS = ("loss", "loss_mean", "plateau", "lr", "momentum", "noise")
+COLUMNS = ("loss", "loss_mean", "plateau", "lr", "momentum", "noise", "arm")
 """What `plots.knobs` draws over the steps."""
 
 

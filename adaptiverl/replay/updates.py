@@ -42,7 +42,6 @@ def pushes(
     found: list[Push] = []
     updates = nonfinite = 0.0
     rewarded = False
-    low, high = (math.log(factor) for factor in control.lr_change)
     for index, state in enumerate(history):
         rewarded = rewarded or (bool(rewards) and rewards[index] is not None)
         if state.updates == updates:
@@ -53,7 +52,9 @@ def pushes(
         worse = max(state.loss_direction, 0.0)
         if reflex:
             better, worse = 0.0 if control.reward == "none" else -1.0, 1.0
-        reward, loss = control.gain_lr_reward * better, -control.gain_lr_loss * worse
+        gains = control.arms[int(state.arm)] if control.arms else control
+        low, high = (math.log(factor) for factor in gains.lr_change)
+        reward, loss = gains.gain_lr_reward * better, -gains.gain_lr_loss * worse
         capped = not low <= reward + loss <= high
         found.append(Push(index, reward, loss, reflex, capped))
         updates, nonfinite, rewarded = state.updates, state.nonfinite, False

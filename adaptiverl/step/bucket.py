@@ -14,6 +14,7 @@ from torch import Tensor
 from adaptiverl import devices
 from adaptiverl.codecs import dtype_of
 from adaptiverl.kernels.sums import ALIGNMENT
+from adaptiverl.layout import Product, names
 from adaptiverl.step.entries import (
     COLUMNS,
     COUNTERS,
@@ -26,8 +27,8 @@ from adaptiverl.step.entries import (
 from adaptiverl.step.overlaps import Spans
 from adaptiverl.step.workspace import NEEDS_A_STEP, DeviceTable, Workspace
 
-_COUNTER_BYTES = torch.tensor([4, 8], device="cpu")
-"""Of `step`, a float32, and of `mu_product`, a float64"""
+_COUNTER_BYTES = torch.tensor([4, 8 * len(names(Product))], device="cpu")
+"""Of `step`, a float32, and of `mu_product`, a `layout.Product`"""
 
 
 class AddressTable:
@@ -108,6 +109,7 @@ class Bucket:
         variant: What else one launch of that backend must agree in.
         algorithm: The name of the update rule.
         workspace: Owns what the launch reads besides the tensors.
+        owner: Whose plan it is of, where several share the workspace.
         entries: One per tensor, in a step that made them, and only as long as it takes: between
             steps nothing here keeps a tensor alive.
         params: The parameters, or this rank's shards of them, likewise.
@@ -121,6 +123,7 @@ class Bucket:
     variant: tuple[Any, ...] = ()
     algorithm: str = "adamw"
     workspace: Workspace = field(default_factory=Workspace)
+    owner: tuple[Hashable, ...] = ()
     entries: list[Any] = field(default_factory=list)
     params: list[Tensor] = field(default_factory=list)
     indices: list[int] = field(default_factory=list)
@@ -197,7 +200,7 @@ class Bucket:
         return self._scratch
 
     def _place(self, what: str) -> Hashable:
-        return what, self.backend.name, self.device, self.variant
+        return what, self.backend.name, self.device, self.variant, *self.owner
 
     def upload(self, host: Tensor) -> Tensor:
         """To this bucket's device without waiting."""

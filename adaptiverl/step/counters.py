@@ -20,9 +20,19 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from adaptiverl import devices
 from adaptiverl.algorithms import Algorithm
 from adaptiverl.backends.layouts import is_fake
-from adaptiverl.step.products import Known, Unknown, as_precise, complete_products
+from adaptiverl.step.products import (
+    Known,
+    Unknown,
+    as_kept,
+    as_precise,
+    complete_products,
+    follow_edits,
+)
 from adaptiverl.step.state import PRODUCT, STEP, as_counter
 from adaptiverl.step.workspace import NEEDS_A_STEP, Workspace
+
+UNTAKEN = (1.0, 1.0, 0.0)
+"""The `layout.Product` of a parameter that has taken no step"""
 
 
 class Member(NamedTuple):
@@ -39,12 +49,14 @@ class Place:
 
     Attributes:
         count: float32, 0-d, in the vector: steps that were taken.
-        product: float64, 0-d, likewise: of the momenta of those steps; None where it is not kept.
+        kept: float64 [3], likewise, a `layout.Product`; None where no product is kept.
+        product: float64, 0-d, its first number: the product of the momenta of those steps.
         vectors: What the workspace has the vectors under.
         shown: The `step` entry that lies here, while anybody has it.
     """
 
     count: Tensor
+    kept: Tensor | None
     product: Tensor | None
     vectors: Hashable
     shown: Callable[[], Tensor | None]
@@ -54,6 +66,11 @@ class Place:
         entry = _alone(self.count)
         self.shown = weakref.ref(entry)
         return entry
+
+    @property
+    def known(self) -> Known:
+        """What is known here of the parameter."""
+        return Known(self.count, self.kept)
 
     def is_at(self, entry: Any) -> bool:
         """Whether the entry that was shown still lies here, whatever was done to it."""
@@ -118,12 +135,19 @@ class Counters:
         """The counts that come next have nothing to do with those that were here."""
         self._of_param.clear()
 
-    def exported(self, state: Mapping[Any, Any]) -> dict[Any, Any]:
+    def exported(
+        self, groups: Sequence[dict[str, Any]], keys: Sequence[Any], state: Mapping[Any, Any]
+    ) -> dict[Any, Any]:
         """State as checkpoints have it: each parameter's product is among its entries.
 
+        It is the product of the steps that the count says, as the next step will have it.
+
         Args:
-            state: Parameters, or what stands for them, to their entries.
+            groups: The optimizer's.
+            keys: What stands for its parameters, in order.
+            state: Those to their entries.
         """
+        self._follow_edits(groups, keys, state)
         return {
             key: entries | product if (product := self._product_of(entries)) else entries
             for key, entries in state.items()
@@ -135,12 +159,35 @@ class Counters:
             if product := self._product_of(entries):
                 entries.update(product)
 
+    @devices.outside_autograd
+    def _follow_edits(
+        self, groups: Sequence[dict[str, Any]], keys: Sequence[Any], state: Mapping[Any, Any]
+    ) -> None:
+        """Where a count was edited in place, its product follows now."""
+        if not self._algorithm.corrects_bias:
+            return
+        following = iter(keys)
+        for group in groups:
+            found = [
+                self._place_in(state.get(key))
+                for _, key in zip(group["params"], following, strict=False)
+            ]
+            places = [place for place in found if place is not None]
+            for device in {place.count.device: None for place in places}:
+                known = [place.known for place in places if place.count.device == device]
+                if not devices.is_capturing(device):
+                    follow_edits(known, self._algorithm.numbers_of(group)[1])
+
     def _product_of(self, entries: Any) -> dict[str, Any]:
         """The entry that a parameter's state lacks, by its name; {} if there is none."""
-        if not isinstance(entries, dict) or PRODUCT in entries:
+        place = self._place_in(entries)
+        if place is None or place.product is None or PRODUCT in entries:
             return {}
-        place = self._place_under(entries.get(STEP))
-        return {} if place is None or place.product is None else {PRODUCT: place.product}
+        return {PRODUCT: place.product}
+
+    def _place_in(self, entries: Any) -> Place | None:
+        """The place that a parameter's state belongs to; None if it has none of ours."""
+        return self._place_under(entries.get(STEP)) if isinstance(entries, dict) else None
 
     def _place_under(self, entry: Any) -> Place | None:
         return self._of_entry.get(entry) if isinstance(entry, Tensor) else None
@@ -171,7 +218,7 @@ class Counters:
         places = self._places(members, before)
         news = [i for i, count in enumerate(counts) if count is not None]
         _write([(places[i].count, counts[i]) for i in news])
-        _write([(p.product, product) for p, product in zip(places, products, strict=True)])
+        _write([(p.kept, kept) for p, kept in zip(places, products, strict=True)])
         for (param, _, state), place in zip(members, places, strict=True):
             if self._algorithm.corrects_bias:
                 state.pop(PRODUCT, None)
@@ -191,7 +238,7 @@ class Counters:
         before: Sequence[Place | None],
         counts: Sequence[Tensor | None],
     ) -> list[Tensor | None]:
-        """Their products, float64, 0-d; None for one that is new, or where none is kept."""
+        """Each a `layout.Product`; None for one that is new, or where none is kept."""
         products: list[Tensor | None] = [None] * len(members)
         if not self._algorithm.corrects_bias:
             return products
@@ -205,9 +252,9 @@ class Counters:
             groups[id(group)] = group
             momentum = self._algorithm.numbers_of(group)[1]
             if state.get(PRODUCT) is not None:
-                products[i] = as_precise(state[PRODUCT], momentum, count)
+                products[i] = as_kept(as_precise(state[PRODUCT], momentum, count), count)
             else:
-                last = None if place is None else Known(place.count, place.product)
+                last = None if place is None else place.known
                 unknown.setdefault(id(group), []).append((i, Unknown(count, last)))
         for key, those in unknown.items():
             found = complete_products(
@@ -215,8 +262,8 @@ class Counters:
                 self._known(groups[key], members, counts, products),
                 self._algorithm.numbers_of(groups[key])[1],
             )
-            for (i, _), product in zip(those, found, strict=True):
-                products[i] = product
+            for (i, one), product in zip(those, found, strict=True):
+                products[i] = as_kept(product, one.steps)
         return products
 
     def _known(
@@ -228,15 +275,15 @@ class Counters:
     ) -> list[Known]:
         """Counts and products that parameters of a group have now."""
         known = [
-            Known(count, product)
-            for member, count, product in zip(members, counts, products, strict=True)
-            if member.group is group and count is not None and product is not None
+            Known(count, kept)
+            for member, count, kept in zip(members, counts, products, strict=True)
+            if member.group is group and count is not None and kept is not None
         ]
         coming = {id(member.param) for member in members}
         for param in group["params"]:
             place = None if id(param) in coming else self._of_param.get(param)
             if place is not None:
-                known.append(Known(place.count, place.product))
+                known.append(place.known)
         return known
 
     def _places(self, members: Sequence[Member], before: Sequence[Place | None]) -> list[Place]:
@@ -271,14 +318,15 @@ class Counters:
             steps = torch.zeros(count, dtype=torch.float32, device=device)
             if not self._algorithm.corrects_bias:
                 return (steps,)
-            return steps, torch.ones(count, dtype=torch.float64, device=device)
+            untaken = torch.tensor(UNTAKEN, dtype=torch.float64, device=device)
+            return steps, untaken.repeat(count, 1)
 
         steps, *products = self._workspace.hold(name, None, device, make)
         self._vectors[name] = None
-        kept = map(_alone, products[0].unbind()) if products else [None] * count
+        rows = products[0].unbind() if products else [None] * count
         return [
-            Place(_alone(step), product, name, lambda: None)
-            for step, product in zip(steps.unbind(), kept, strict=True)
+            Place(_alone(step), kept, None if kept is None else _alone(kept[0]), name, lambda: None)
+            for step, kept in zip(steps.unbind(), rows, strict=True)
         ]
 
     def _drop_unused(self) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -43,7 +43,7 @@ class ParameterEntry:
     step: Tensor
     """float32, 0-d: steps that were taken"""
     mu_product: Tensor | None
-    """float64, 0-d: the product of the momenta of those steps; None where it is not kept"""
+    """float64 [3]: a `layout.Product`; None where it is not kept"""
     group: int
     """Row of the group table"""
     index: int
@@ -96,6 +96,14 @@ def _address(tensor: Tensor | None) -> int:
     return address
 
 
+class Numbered(NamedTuple):
+    """A parameter, its place in the optimizer, and its group's."""
+
+    number: int
+    param: Tensor
+    group: int
+
+
 CompleteState = Callable[[Storage, Tensor, dict[str, Any], dict[str, Any]], None]
 """Makes what is missing of a parameter's slots: of (storage, parameter, its group, its state)"""
 
@@ -131,19 +139,23 @@ class Entries:
         self._needs_whole = needs_whole
 
     def of(
-        self, groups: Sequence[dict[str, Any]], state: Mapping[Tensor, Any]
+        self,
+        groups: Sequence[dict[str, Any]],
+        state: Mapping[Tensor, Any],
+        only: Numbered | None = None,
     ) -> list[ParameterEntry]:
         """One entry per parameter with a gradient; all are checked before any state is made.
 
         Args:
             groups: The optimizer's.
             state: The optimizer's; what is missing of it is made.
+            only: The one parameter that is asked about; None: all of the groups'.
 
         Raises:
             RuntimeError: A gradient or state is none that a step can take (`step.state`).
             ValueError: FSDP1's flat shards, and sums over whole tensors are needed.
         """
-        numbered = list(_numbered(groups))
+        numbered = list(numbered_in(groups)) if only is None else [only]
         if self._needs_whole:
             refuse_flat_shards((param for _, param, _ in numbered), self._optimizer)
         for index, param, g in numbered:
@@ -185,7 +197,7 @@ class Entries:
             grad=grad,  # type: ignore[arg-type]
             slots=tuple(slots),
             step=counted.count,
-            mu_product=counted.product,
+            mu_product=counted.kept,
             group=g,
             index=index,
             offset=offset * reals,
@@ -195,10 +207,10 @@ class Entries:
         )
 
 
-def _numbered(groups: Sequence[dict[str, Any]]) -> Iterator[tuple[int, Tensor, int]]:
-    """Every parameter's place in the optimizer, the parameter, and its group's place."""
+def numbered_in(groups: Sequence[dict[str, Any]]) -> Iterator[Numbered]:
+    """All parameters of an optimizer's groups, in order."""
     index = 0
     for g, group in enumerate(groups):
         for param in group["params"]:
-            yield index, param, g
+            yield Numbered(index, param, g)
             index += 1

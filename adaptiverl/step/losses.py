@@ -6,8 +6,8 @@ answer is on the device; it is copied on the stream, and told by a later step th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -44,21 +44,24 @@ class Losses:
         self._answer: Tensor | None = None
         self._arrived: torch.cuda.Event | None = None
 
-    def before(self, groups: Sequence[Mapping[str, Any]]) -> list[Sample]:
-        """What of the groups' parameters is to be compared after the step: mostly nothing."""
-        self._steps += 1
-        if self._answer is not None:
-            self._tell_if_arrived()
-        if self._steps != LOOK_AT:
+    def before(self, params: Iterable[Tensor]) -> list[Sample]:
+        """What of these parameters is to be compared after the step: mostly nothing."""
+        if self._steps + 1 != LOOK_AT:
             return []
-        params = (p for group in groups for p in group["params"])
         halves = [p for p in params if p.dtype in HALVES and p.grad is not None]
         return [s for s in map(_sample, halves) if s.before.numel() > 0 and not is_fake(s.before)]
 
-    def after(self, samples: Sequence[Sample]) -> None:
-        """The step is done."""
+    def end_step(self, samples: Sequence[Sample]) -> None:
+        """The step is done: all its samples."""
+        self._steps += 1
+        if self._answer is not None:
+            self._tell_if_arrived()
+        elif samples:
+            self._compare(samples)
+
+    def _compare(self, samples: Sequence[Sample]) -> None:
         here = [s for s in samples if s.param.device == samples[0].param.device]
-        if not here or devices.is_capturing(here[0].param.device):
+        if devices.is_capturing(here[0].param.device):
             return
         lost = torch.stack([(s.moving & (s.before == _first(s.param))).sum() for s in here]).sum()
         moving = torch.stack([s.moving.sum() for s in here]).sum()

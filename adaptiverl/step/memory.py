@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adaptiverl.backends.layouts import is_fake
 from adaptiverl.backends.placement import controller_device
 from adaptiverl.controller import Controller
 from adaptiverl.log import Log
@@ -77,7 +78,7 @@ def settle(groups: Groups, controller: Controller, log: Log) -> None:
         ValueError: The loaded memory is damaged, or of an unknown layout.
     """
     memory = loaded_memory(groups, controller)
-    if memory is not None:
+    if memory is not None and not is_fake(memory):  # which says nothing
         controller.adopt(memory)
         log.resume(controller.memory, (controller.limits.lr_min, controller.limits.lr_max))
     device = device_beside(groups)

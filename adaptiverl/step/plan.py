@@ -13,7 +13,7 @@ from torch import Tensor
 from adaptiverl import devices
 from adaptiverl.algorithms import Algorithm
 from adaptiverl.step.bucket import Bucket
-from adaptiverl.step.entries import GRAD, PARAM, Entries, ParameterEntry
+from adaptiverl.step.entries import GRAD, PARAM, Entries, Numbered, ParameterEntry
 from adaptiverl.step.fingerprint import Fingerprint, GroupKey, Watch
 from adaptiverl.step.overlaps import overlapping_rows
 from adaptiverl.step.workspace import Workspace
@@ -27,6 +27,7 @@ class Plan:
         entries: Makes a step's entries.
         choose: An entry's backend: of (entry, shares_memory).
         workspace: Owns what the buckets' launches read.
+        owner: Tells this plan's memory there from other plans'.
 
     Attributes:
         dtensors: Of this step's parameters, if it made no entries; until it is over.
@@ -39,10 +40,11 @@ class Plan:
         entries: Entries,
         choose: Callable[..., Any],
         workspace: Workspace,
+        owner: tuple[Hashable, ...] = (),
     ) -> None:
         self._algorithm, self._entries = algorithm, entries
         self._choose = choose
-        self._workspace = workspace
+        self._workspace, self._owner = workspace, owner
         self._buckets: dict[Hashable, Bucket] = {}
         self._sorted: list[Bucket] = []
         self._places: list[list[int]] = []
@@ -56,6 +58,7 @@ class Plan:
         self,
         groups: Sequence[dict[str, Any]],
         state: Mapping[Tensor, Any],
+        only: Numbered | None = None,
     ) -> list[Bucket]:
         """The buckets that have something to do, always in the same order.
 
@@ -65,11 +68,12 @@ class Plan:
         Args:
             groups: The optimizer's groups.
             state: The optimizer's state.
+            only: The one parameter that this is the plan of; None: all of the groups'.
 
         Raises:
             RuntimeError: A gradient or a state that a step cannot take; nothing has changed then.
         """
-        keys = self.group_keys(groups)
+        keys = self.group_keys(groups) if only is None else [self._key_of(only, groups)]
         if self._last is not None and self._watch is not None and self._watch.is_whole:
             seen = Fingerprint.of(keys, state)
             if seen is not None and self._last.is_followed_by(seen):
@@ -77,7 +81,7 @@ class Plan:
                 self.followed = True
                 return self._sorted
         self.followed = False
-        self.sort(self._entries.of(groups, state))
+        self.sort(self._entries.of(groups, state, only))
         for bucket in self._sorted:
             if bucket.backend.addressed:
                 bucket.rows()  # or an error, while nothing has moved
@@ -88,10 +92,13 @@ class Plan:
 
     def group_keys(self, groups: Sequence[dict[str, Any]]) -> list[GroupKey]:
         """What of the groups decides which backend takes their tensors."""
-        slots_of = self._algorithm.slots_of
-        return [
-            GroupKey(group["params"], slots_of(group), bool(group["maximize"])) for group in groups
-        ]
+        return [self._key(group["params"], group) for group in groups]
+
+    def _key_of(self, only: Numbered, groups: Sequence[dict[str, Any]]) -> GroupKey:
+        return self._key([only.param], groups[only.group])
+
+    def _key(self, params: list[Tensor], group: dict[str, Any]) -> GroupKey:
+        return GroupKey(params, self._algorithm.slots_of(group), bool(group["maximize"]))
 
     def _follow(self, seen: Fingerprint) -> None:
         """The last step's buckets, with this step's tensors and their gradients' addresses."""
@@ -139,7 +146,7 @@ class Plan:
             key = (backend.name, entry.param.device, backend.variant(entry))
             if key not in self._buckets:
                 self._buckets[key] = Bucket(
-                    backend, *key[1:], self._algorithm.name, self._workspace
+                    backend, *key[1:], self._algorithm.name, self._workspace, self._owner
                 )
                 self._buckets[key].start()
             self._buckets[key].take(entry)
@@ -174,7 +181,10 @@ class Plan:
 
     def _places_for_sums(self, device: torch.device, count: int) -> Tensor:
         (whole,) = self._workspace.hold(
-            ("squares", device), count, device, lambda: (devices.zeros((count,), device),)
+            ("squares", device, *self._owner),
+            count,
+            device,
+            lambda: (devices.zeros((count,), device),),
         )
         return whole
 

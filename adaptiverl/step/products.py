@@ -8,14 +8,20 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from adaptiverl.kernels.reference import product_of
 from adaptiverl.step.state import as_counter
 
 
 class Known(NamedTuple):
-    """A number of steps, float32, and the product of their momenta, float64; both 0-d."""
+    """What is known of a parameter.
+
+    Attributes:
+        steps: float32, 0-d.
+        kept: float64 [3], a `layout.Product`; None where none is kept.
+    """
 
     steps: Tensor
-    product: Tensor | None
+    kept: Tensor | None
 
 
 class Unknown(NamedTuple):
@@ -52,18 +58,34 @@ def complete_products(
         table = tables[device]
         if table is not None:
             product = _look_up(steps, *table, otherwise=product)
-        if last is not None and last.product is not None:
-            same = last.steps.to(device) == steps
-            product = torch.where(same, last.product.to(device), product)
+        if last is not None and last.kept is not None:
+            counted, own = _pairs(last.steps.to(device), last.kept.to(device))
+            product = torch.where(counted == steps, own, product)
         found.append(product)
     return found
 
 
+def as_kept(product: Tensor, steps: Tensor) -> Tensor:
+    """A `layout.Product`, float64 [3], of so many steps, float32; nobody has edited it."""
+    return torch.stack([product, product, steps.to(product.dtype)])
+
+
+def follow_edits(known: Sequence[Known], momentum: float | Tensor) -> None:
+    """Make every product that of the present number of steps, as the next step would.
+
+    Args:
+        known: At least one; all on one device.
+        momentum: Their group's.
+    """
+    steps, kept = _stacked(known)
+    products = product_of(kept, steps, _beside(momentum, steps))
+    followed = torch.stack([products, products, steps.to(products.dtype)], dim=1)
+    torch._foreach_copy_([one.kept for one in known], list(followed.unbind()))  # type: ignore[misc]
+
+
 def power(momentum: float | Tensor, steps: Tensor) -> Tensor:
     """momentum^steps, float64, beside the steps."""
-    if isinstance(momentum, Tensor):
-        momentum = momentum.to(steps.device, torch.float64).reshape(())
-    return momentum ** steps.to(torch.float64)
+    return _beside(momentum, steps) ** steps.to(torch.float64)
 
 
 def as_precise(product: Any, momentum: float | Tensor, steps: Tensor) -> Tensor:
@@ -86,13 +108,30 @@ def as_precise(product: Any, momentum: float | Tensor, steps: Tensor) -> Tensor:
     return torch.where(near, constant, brought)
 
 
+def _beside(momentum: float | Tensor, steps: Tensor) -> float | Tensor:
+    if isinstance(momentum, Tensor):
+        return momentum.to(steps.device, torch.float64).reshape(())
+    return momentum
+
+
 def _table(known: Sequence[Known]) -> tuple[Tensor, Tensor] | None:
     """Counts in ascending order, and their products; None without any."""
-    pairs = [(steps, product) for steps, product in known if product is not None]
-    if not pairs:
+    known = [one for one in known if one.kept is not None]
+    if not known:
         return None
-    counts, order = torch.stack([steps for steps, _ in pairs]).sort(stable=True)
-    return counts, torch.stack([product for _, product in pairs])[order]
+    counts, products = _pairs(*_stacked(known))
+    counts, order = counts.sort(stable=True)
+    return counts, products[order]
+
+
+def _stacked(known: Sequence[Known]) -> tuple[Tensor, Tensor]:
+    return torch.stack([one.steps for one in known]), torch.stack([one.kept for one in known])  # type: ignore[misc]
+
+
+def _pairs(steps: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+    """Numbers of steps and the products that belong to them, whatever was edited since."""
+    product, left_product, left_step = kept.unbind(-1)
+    return torch.where(product == left_product, left_step.to(steps.dtype), steps), product
 
 
 def _look_up(steps: Tensor, known: Tensor, products: Tensor, otherwise: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -26,16 +26,19 @@ from adaptiverl.ranks.shards import Shards
 from adaptiverl.step.bucket import Bucket
 from adaptiverl.step.clipping import GradientScale
 from adaptiverl.step.counters import Counters
-from adaptiverl.step.entries import CompleteState, Entries
+from adaptiverl.step.entries import CompleteState, Entries, Numbered
 from adaptiverl.step.groups import GroupTable, any_rate
-from adaptiverl.step.losses import Losses
+from adaptiverl.step.horizon import check_horizon
+from adaptiverl.step.losses import Losses, Sample
 from adaptiverl.step.memory import Groups, settle
 from adaptiverl.step.plan import Plan
 from adaptiverl.step.scaling import scaling_of
+from adaptiverl.step.snapshot import KEY as SEARCH_START
 from adaptiverl.step.snapshot import Snapshot
+from adaptiverl.step.state import PRODUCT, STEP, in_order
 from adaptiverl.step.workspace import Workspace
 
-Decisions = Mapping[torch.device, Decision]
+Decisions = dict[torch.device, Decision]
 """What the controller decided, on every device that has tensors, and on its own"""
 
 
@@ -80,10 +83,10 @@ class Round:
         self.workspace = Workspace()
         self._shards = Shards(self.workspace)
         noisy = control.noise_bounds[1] > 0
-        choose = partial(backend_for, noisy=noisy)
+        self._choose = partial(backend_for, noisy=noisy)
         algorithm, storage, _, complete_state = rules
         self.counters = Counters(algorithm, self.workspace)
-        entries = Entries(
+        self._entries = Entries(
             algorithm,
             storage,
             log.optimizer,
@@ -93,7 +96,7 @@ class Round:
             ranks,
             needs_whole=self._clips or noisy,
         )
-        self.plan = Plan(algorithm, entries, choose, self.workspace)
+        self.plan = self.new_plan()
         self.gradient_scale = GradientScale(max_grad_norm, self.workspace)
         self._group_table: GroupTable | None = None
         self.snapshot: Snapshot | None = None
@@ -108,37 +111,43 @@ class Round:
 
         Raises:
             RuntimeError: A gradient or a state that a step cannot take; nothing has changed then.
-            ValueError: A group that asks for what the optimizer does not do; likewise.
+            ValueError: A group that asks for what the optimizer does not do, or a horizon that
+                nobody has said; likewise.
         """
         groups, state = optimizer.param_groups, optimizer.state
         grad_scale, found_inf = scaling_of(optimizer)
-        if optimizer.warns_of_schedulers:  # type: ignore[attr-defined]
-            self._log.look_at_rates(groups)
-        self._begin(groups, state)
-        idle = self._is_idle(groups, state)
+        idle = self.begin(optimizer)
         try:
             buckets = self.plan.of_step(groups, state)
             self._log.warn_of_shards(self._shards.take_unknown())
-            decisions = self._decide(buckets, groups, found_inf, idle)
-            self._go_back(groups, state, decisions, idle)
-            factor = self._measure(buckets, decisions, grad_scale)
-            samples = None
-            if self._losses is not None and not self._searches:  # at rates that it will not have
-                samples = self._losses.before(groups)
+            decisions = self.decide(buckets, groups, found_inf, idle)
+            self.go_back(groups, state, decisions, idle)
+            factor = self.measure(self.plan, buckets, decisions, grad_scale)
+            samples = self.sample((p for group in groups for p in group["params"]), idle)
             for bucket in buckets:
                 here = None if factor is None else factor.to(numbers_device(bucket.device))
                 bucket.backend.step(bucket, decisions[bucket.device], bucket.squares, here)
-            if samples and self._losses is not None and not idle:
-                self._losses.after(samples)
-            self._report(buckets, decisions, idle)
-            if idle:  # who makes state to load into it looks there for what there is to load
-                self.counters.show_products(state)
+            self._shards.end_step(self.plan.dtensors)
+            self.report(state, [[bucket] for bucket in buckets], decisions, samples, idle)
         finally:
             self.plan.release()
 
     # Plan
 
-    def _begin(self, groups: Groups, state: Mapping[Tensor, Any]) -> None:
+    def new_plan(self, owner: tuple[Hashable, ...] = ()) -> Plan:
+        """A plan of these rules; `owner` tells its memory from that of other plans."""
+        rules = self._rules
+        return Plan(rules.algorithm, self._entries, self._choose, self.workspace, owner)
+
+    def begin(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Before anything is planned: what the user or a load has put into groups is looked at.
+
+        Returns:
+            Whether the step is an idle one: the controller learns nothing from it.
+        """
+        groups, state = optimizer.param_groups, optimizer.state
+        if optimizer.warns_of_schedulers:  # type: ignore[attr-defined]
+            self._log.look_at_rates(groups)
         for group in groups:
             self._rules.check_group(group, self._control)
             self._rules.storage.check_group(self._log.optimizer, group)
@@ -146,10 +155,14 @@ class Round:
         if self.snapshot is not None:
             self.snapshot.begin_step(groups, state, self.controller, self._searches)
         self.workspace.begin_step()
+        idle = self._is_idle(groups, state)
+        if not idle:
+            check_horizon(self._control)
+        return idle
 
     # Decide
 
-    def _decide(
+    def decide(
         self,
         buckets: list[Bucket],
         groups: Groups,
@@ -168,13 +181,23 @@ class Round:
             found_inf = beside(found_inf.to(torch.float32), here)
         rows = [b.rows() for b in buckets if b.backend.addressed and b.device == here]
         decision = controller.advance(table.numbers, table.effective, rows, found_inf)
-        decisions = {here: decision}
+        decisions: Decisions = {here: decision}
+        self.count([bucket for bucket in buckets if bucket.device != here], decisions)
+        return decisions
+
+    def count(self, buckets: Sequence[Bucket], decisions: Decisions) -> None:
+        """Count a decided step's tensors that the controller's launch did not count.
+
+        Args:
+            buckets: Theirs.
+            decisions: The step's; their devices' are added.
+        """
         for bucket in buckets:
             if bucket.device not in decisions:
+                decision = decisions[self.controller.device]
                 decisions[bucket.device] = decision.to(numbers_device(bucket.device))
-            if bucket.backend.addressed and bucket.device != here:
+            if bucket.backend.addressed:
                 bucket.backend.count_steps(bucket, decisions[bucket.device])
-        return decisions
 
     def group_table(self, device: torch.device) -> GroupTable:
         """The groups' numbers beside the controller, which may have moved."""
@@ -186,7 +209,7 @@ class Round:
         """Meet the other ranks, who do the same in this step (`Ranks`)."""
         controller = self.controller
         controller.observations.close()
-        if self._ranks.size > 1 and not self._control.rests:
+        if self._ranks.size > 1 and self._control.hears_losses:
             self._ranks.average(controller.inbox, controller.observed)
 
     def _is_idle(self, groups: Groups, state: Mapping[Tensor, Any]) -> bool:
@@ -210,10 +233,15 @@ class Round:
     @property
     def _searches(self) -> bool:
         """A search that goes back is not over, as far as the host has heard, which may be late."""
-        over = self._log.announcements.held or self._control.is_too_short
+        over = self._log.announcements.went_back or self._control.is_too_short
         return self.snapshot is not None and not over
 
-    def _go_back(
+    def keep(self, numbered: Numbered, idle: bool) -> None:
+        """Before a parameter's first step of a search: its weights of now."""
+        if self.snapshot is not None and not idle and self._searches:
+            self.snapshot.keep(numbered.number, numbered.param)
+
+    def go_back(
         self, groups: Groups, state: Mapping[Tensor, Any], decisions: Decisions, idle: bool
     ) -> None:
         """In the step that ends a search, to the weights of its start (method.md#going-back)."""
@@ -227,37 +255,63 @@ class Round:
         if not is_fake(decision.state):
             self.snapshot.keep_and_put_back(groups, state, on, self.plan.followed)
 
+    def adopt(self, groups: Groups, state: Mapping[Tensor, Any]) -> None:
+        """Take in what a load has put into state.
+
+        Where a search began is no concern of a law that never goes back: the weights would be kept
+        and saved for nothing, and a later search would go back to them.
+
+        Args:
+            groups: The optimizer's.
+            state: The optimizer's.
+        """
+        if self.snapshot is None:
+            for entries in state.values():
+                if isinstance(entries, dict):
+                    entries.pop(SEARCH_START, None)
+        self.counters.adopt(groups, state)
+
     def exported(
         self, groups: Groups, keys: Sequence[Any], state: Mapping[Any, Any]
     ) -> dict[Any, Any]:
         """State as checkpoints have it: what a step keeps elsewhere is among its entries.
+
+        The entries of a parameter are in one order, whether the run was ever interrupted or not.
 
         Args:
             groups: The optimizer's.
             keys: What the checkpoint calls its parameters, in order.
             state: Those names to their parameters' entries, which are left as they are.
         """
-        exported = decoded_states(self.counters.exported(state))
+        exported = decoded_states(self.counters.exported(groups, keys, state))
         if self.snapshot is not None and self._searches:
             self.snapshot.added_to(groups, keys, exported)
-        return exported
+        order = (*self._rules.algorithm.slots, STEP, PRODUCT, SEARCH_START)
+        return {key: in_order(entries, order) for key, entries in exported.items()}
 
     # Measure
 
-    def _measure(
+    def measure(
         self,
+        plan: Plan,
         buckets: list[Bucket],
         decisions: Decisions,
         grad_scale: Tensor | None,
     ) -> Tensor | None:
         """What the pass must know before: in every bucket's `squares`, those that the noise needs.
 
+        Args:
+            plan: Whose the buckets are.
+            buckets: Theirs.
+            decisions: The step's.
+            grad_scale: What a gradient scaler multiplied the loss by; or None.
+
         Returns:
             The gradients' common factor.
         """
         decision = decisions[self.controller.device]
         self._sum_squares(buckets, decisions, decision, of_parameters=False, always=self._clips)
-        squares = self.plan.squares_by_device()
+        squares = plan.squares_by_device()
         factor = self.gradient_scale(buckets, squares, grad_scale) if buckets else None
         if decision.noise_on_parameter:
             self._sum_squares(buckets, decisions, decision, of_parameters=True, always=False)
@@ -285,24 +339,54 @@ class Round:
             numbers = [(bucket.squares, bucket.indices) for bucket in buckets]
             self._shards.add_up(numbers, self._ranks)
 
+    # Apply
+
+    def sample(self, params: Iterable[Tensor], idle: bool) -> list[Sample]:
+        """What of parameters that are about to be stepped `report` compares: mostly nothing."""
+        if self._losses is None or idle or self._searches:  # at rates that it will not have
+            return []
+        return self._losses.before(params)
+
     # Report
 
-    def _report(self, buckets: list[Bucket], decisions: Decisions, idle: bool) -> None:
-        """The pass's sums to the controller, version counters to autograd, news to the log."""
+    def report(
+        self,
+        state: Mapping[Tensor, Any],
+        passes: Sequence[Sequence[Bucket]],
+        decisions: Decisions,
+        samples: list[Sample],
+        idle: bool,
+    ) -> None:
+        """The passes' sums to the controller, news to the log.
+
+        Args:
+            state: The optimizer's.
+            passes: The step's buckets; those that are listed together count as one.
+            decisions: The step's.
+            samples: What `sample` took.
+            idle: As `begin` says.
+        """
         decision = decisions[self.controller.device]
+        if self._losses is not None and not self._searches:
+            self._losses.end_step(samples)
         if decision.aligned and not idle:
-            self._reduce_alignment(buckets, decision)
-        self._shards.end_step(self.plan.dtensors)
+            self._reduce_alignment(passes, decision)
         if not is_fake(self.controller.state):
             self._log.announcements.look(self.controller.state)
+        if idle:  # who makes state to load into it looks there for what there is to load
+            self.counters.show_products(state)
 
-    def _reduce_alignment(self, buckets: list[Bucket], decision: Decision) -> None:
+    def _reduce_alignment(self, passes: Sequence[Sequence[Bucket]], decision: Decision) -> None:
         """What the passes summed, to the controller: over all tensors, shards and ranks."""
         controller = self.controller
-        sums = [bucket.sums for bucket in buckets]
+        sums = [_in_one([bucket.sums for bucket in buckets]) for buckets in passes]
         if self._shards:
-            places = [bucket.indices for bucket in buckets]
+            places = [[i for bucket in buckets for i in bucket.indices] for buckets in passes]
             sums = [self._shards.as_whole(*pair) for pair in zip(sums, places, strict=True)]
         controller.reduce_alignment([beside(s, controller.device) for s in sums])
         active = decision.active if decision.skippable else None
         self._ranks.average_alignment(controller.alignment, active)
+
+
+def _in_one(tensors: list[Tensor]) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)

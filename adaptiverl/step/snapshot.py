@@ -82,6 +82,11 @@ class Snapshot:
                 "capture; Control.find_lr can be captured at any time"
             )
 
+    def keep(self, index: int, param: Tensor) -> None:
+        """Copy one parameter, as `keep_and_put_back` does, but for its going back."""
+        if not self._has(index, param):
+            self._copy([(index, param, to_local(param))])
+
     def keep_and_put_back(
         self,
         groups: Groups,

@@ -67,11 +67,11 @@ def check_state(param: Tensor, index: int, state: Mapping[str, Any], names: Iter
                 )
     for name in (STEP, PRODUCT):
         value = state.get(name)
-        if isinstance(value, Tensor) and (value.numel() != 1 or value.is_complex()):
-            raise RuntimeError(
-                f"{name} of parameter {index} must be one real number, got {value.dtype} of shape "
-                f"{tuple(value.shape)}"
-            )
+        if value is not None and not is_number(value):
+            found = repr(value)
+            if isinstance(value, Tensor):
+                found = f"{value.dtype} of shape {tuple(value.shape)}"
+            raise RuntimeError(f"{name} of parameter {index} must be one real number, got {found}")
 
 
 def complete(
@@ -102,6 +102,33 @@ def complete(
         state[name] = codec.zeros_beside(param) if value is None else codec.adopt(param, value)
 
 
+def is_number(value: Any) -> bool:
+    """Whether this is one real number, Python's, NumPy's or in a tensor; it may be NaN."""
+    if isinstance(value, Tensor):
+        return value.numel() == 1 and not value.is_complex() and value.dtype != torch.bool
+    if isinstance(value, (bool, str, bytes)):
+        return False
+    try:
+        float(value)
+    except (TypeError, ValueError, OverflowError):
+        return False
+    return True
+
+
+def in_order(entries: Any, names: Iterable[str]) -> Any:
+    """A state whose entries of these names come first, in this order.
+
+    Args:
+        entries: A parameter's state, which is left alone; returned itself where it is in order, or
+            is no dictionary.
+        names: Ours, whether it has them or not.
+    """
+    if not isinstance(entries, dict):
+        return entries
+    own = {name: entries[name] for name in names if name in entries}
+    return entries if list(own) == list(entries)[: len(own)] else own | entries
+
+
 def as_counter(value: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
     """A state entry of one number, 0-d; a checkpoint may have made a number of it."""
     if isinstance(value, Tensor):
@@ -111,7 +138,7 @@ def as_counter(value: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 def _check_beside(param: Tensor, tensor: Tensor, name: str) -> None:
-    expected, found = _shapes(param, tensor)
+    expected, found = shapes_beside(param, tensor)
     if found != expected:
         raise RuntimeError(
             f"The size of {name} must match the parameter's, got {found} beside {expected}; "
@@ -126,8 +153,8 @@ def _check_beside(param: Tensor, tensor: Tensor, name: str) -> None:
         )
 
 
-def _shapes(param: Tensor, tensor: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Those to compare: of what lies here where both are laid out alike over the ranks."""
+def shapes_beside(param: Tensor, tensor: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Both shapes, to compare: of what lies here where both are laid out alike over the ranks."""
     if is_dtensor(param):
         spread = getattr(tensor, "placements", None)
         if spread is None or spread == param.placements:  # type: ignore[attr-defined]

@@ -25,6 +25,14 @@ from bench.speed.shapes import Workload
 ROOT = Path(__file__).resolve().parents[2]
 
 
+def check_built(checkout: Path) -> None:
+    if not list(checkout.glob("adaptiverl/_C*")):
+        raise ValueError(
+            f"--against must be a checkout with a built package, and {checkout / 'adaptiverl'} "
+            "has no compiled operators: `pip install --no-build-isolation -e .` there"
+        )
+
+
 @contextlib.contextmanager
 def there(
     checkout: Path | None,
@@ -36,11 +44,6 @@ def there(
     """A `measure.Side` whose package is that of a checkout, built; None for the installed one."""
     from bench.speed.measure import Side
 
-    if checkout is not None and not list(checkout.glob("adaptiverl/_C*")):
-        raise ValueError(
-            f"--against must be a checkout with a built package, and {checkout / 'adaptiverl'} "
-            "has no compiled operators: `pip install --no-build-isolation -e .` there"
-        )
     threads = torch.get_num_threads()
     place = None if checkout is None else str(checkout)
     task = [place, workload.shapes, list(names), str(device), in_a_row, threads]

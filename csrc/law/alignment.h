@@ -6,6 +6,7 @@
 
 #include "../layout.h"
 #include "arithmetic.h"
+#include "base.h"
 
 namespace adaptiverl {
 
@@ -102,7 +103,7 @@ ADAPTIVERL_BOTH double annealing(double step, const ControlNumbers& control) {
   return clip(left, 0.0, 1.0);
 }
 
-struct AlignmentLaw {
+struct AlignmentLaw : Law {
   static constexpr bool needs_loss = false;
 
   ADAPTIVERL_BOTH static bool sense(State& state, const ControlNumbers& control) {

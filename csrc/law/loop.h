@@ -73,6 +73,18 @@ ADAPTIVERL_BOTH void act_and_trace(State& state, const ControlNumbers& control, 
   write_trace(state, ring, capacity);
 }
 
+// Epoch-wise control: what was observed, if anything was, and one update.
+ADAPTIVERL_BOTH void update(State& state, const ControlNumbers& control, Inbox& inbox,
+                            TraceRow* ring, int64_t capacity) {
+  if (!sense_inbox(state, control, inbox)) {
+    return;
+  }
+  with_law(control, [&](auto law) {
+    law.judge(state, control);
+    act_and_trace(state, law.in_force(state, control), ring, capacity);
+  });
+}
+
 // One optimizer step. A step that the gradient scaler skips changes nothing, and takes its
 // observation with it (method.md#skipped-steps). One that nothing was observed for, at a rate of
 // zero, is no step of training either: this is how a checkpoint library makes an optimizer's state.
@@ -88,20 +100,21 @@ ADAPTIVERL_BOTH void advance(State& state, const ControlNumbers& control, Inbox&
     return;
   }
   state.step += 1;
-  bool needs_loss = true;
   with_law(control, [&](auto law) {
-    needs_loss = law.needs_loss;
     if (law.sense(state, control)) {
       read_knobs(state, control);
     }
+    if (sense_inbox(state, control, inbox)) {
+      law.judge(state, control);
+    }
+    const auto& in_force = law.in_force(state, control);
+    const bool due = in_force.every != 0 && fmod(state.step, in_force.every) == 0;
+    if (due && state.observed_pending != 0) {
+      act_and_trace(state, in_force, ring, capacity);
+    } else if (due && !law.needs_loss) {
+      write_trace(state, ring, capacity);
+    }
   });
-  sense_inbox(state, control, inbox);
-  const bool due = control.every != 0 && fmod(state.step, control.every) == 0;
-  if (due && state.observed_pending != 0) {
-    act_and_trace(state, control, ring, capacity);
-  } else if (due && !needs_loss) {
-    write_trace(state, ring, capacity);
-  }
 }
 
 // The sums of a step's passes over all tensors wait in the state for the next step, unless nothing

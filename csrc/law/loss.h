@@ -3,6 +3,7 @@
 
 #include "../layout.h"
 #include "arithmetic.h"
+#include "base.h"
 #include "knobs.h"
 
 namespace adaptiverl {
@@ -14,7 +15,7 @@ ADAPTIVERL_BOTH double next_log_lr(double log_lr, double reward_direction, doubl
   return bounded_log_lr(log_lr + step, log_lr, control);
 }
 
-struct LossLaw {
+struct LossLaw : Law {
   static constexpr bool needs_loss = true;
 
   ADAPTIVERL_BOTH static bool sense(State& state, const ControlNumbers&) {

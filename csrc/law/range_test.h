@@ -1,5 +1,6 @@
-// The law of alpha that ramps it up, goes back, and holds what the ramp found. The twin of
-// adaptiverl/law/range_test.py, which has the equations and the constants' reasons.
+// The law of alpha that ramps it up, goes back, and holds what the ramp found, or climbs from
+// there. The twin of adaptiverl/law/range_test.py, which has the equations and the constants'
+// reasons.
 #pragma once
 
 #include <cmath>
@@ -7,7 +8,9 @@
 #include "../layout.h"
 #include "alignment.h"
 #include "arithmetic.h"
+#include "base.h"
 #include "knobs.h"
+#include "sensors.h"
 
 namespace adaptiverl {
 
@@ -16,6 +19,13 @@ constexpr double kMeanBeta = 0.3;
 constexpr double kRamp = 0.35;
 constexpr double kLeastRamp = 0.3;
 constexpr double kSure = 3.0;
+constexpr double kRisenBy = 9.0;
+constexpr double kLossesEnough = 12.0;
+constexpr double kConfirmedWithin = 2.302585092994046;   // log 10
+constexpr double kClimbFrom = -2.3025850929940455;      // log 0.1
+constexpr double kClimbRoom = 100.0;
+constexpr double kUndershootEnough = 5.0;
+constexpr double kCreep = 0.3;
 
 // The newest pass's sums, read once. Returns whether there was something to read; `score` is then
 // h in units of its RMS, limited to what one step can say, and NaN where h is not finite.
@@ -42,18 +52,58 @@ ADAPTIVERL_BOTH bool sense_cosine(State& state, double& score) {
   return true;
 }
 
+ADAPTIVERL_BOTH void forget_cosines(State& state) {
+  state.overshoot = 0;
+  state.undershoot = 0;
+  state.alignment_square = 0;
+  state.alignment_weight = 0;
+  state.alignment_mean = 0;
+  state.alignment_mean_weight = 0;
+  state.alignment_peak = 0;
+}
+
 ADAPTIVERL_BOTH void begin(State& state, const ControlNumbers& control) {
   state.searching = 1;
   state.log_lr = control.log_lr_acquire;
   state.log_lr_judged = control.log_lr_acquire;
   state.log_lr_downhill = -INFINITY;
   state.log_lr_clear = -INFINITY;
-  state.overshoot = 0;
-  state.alignment_square = 0;
-  state.alignment_weight = 0;
-  state.alignment_mean = 0;
-  state.alignment_mean_weight = 0;
-  state.alignment_peak = 0;
+  state.log_lr_risen = -INFINITY;
+  forget_cosines(state);
+  state.ramp_losses = 0;
+  state.losses_heard = state.loss_count;
+}
+
+ADAPTIVERL_BOTH void hear_loss(State& state) {
+  const bool heard = state.loss_count != state.losses_heard;
+  state.losses_heard = state.loss_count;
+  if (!heard || !is_finite(state.loss)) {
+    return;
+  }
+  state.ramp_losses += 1;
+  const double last = state.ramp_loss;
+  state.ramp_loss = state.loss;
+  if (state.ramp_losses == 1) {
+    state.ramp_loss_mean = state.loss;
+    state.ramp_loss_square = 0;
+    return;
+  }
+  const double difference = clip(state.loss - last, -kLargest, kLargest);
+  const double square = fmin(difference * difference, kLargest) / 2;
+  const bool first = state.ramp_losses == 2;
+  state.ramp_loss_square = first ? square : ema(state.ramp_loss_square, square, kSquareBeta);
+  const double surprise = clip(state.loss - state.ramp_loss_mean, -kLargest, kLargest);
+  state.ramp_loss_mean += kMeanBeta * surprise;
+  if (state.ramp_losses < kLossesEnough) {
+    return;
+  }
+  if (state.ramp_losses == kLossesEnough || state.ramp_loss_mean < state.ramp_loss_least) {
+    const double error = sqrt(state.ramp_loss_square * (kMeanBeta / (2 - kMeanBeta)));
+    state.ramp_loss_least = state.ramp_loss_mean;
+    state.ramp_loss_limit = state.ramp_loss_mean + kRisenBy * sqrt(2.0) * error;
+  } else if (state.log_lr_risen == -INFINITY && state.ramp_loss_mean > state.ramp_loss_limit) {
+    state.log_lr_risen = state.log_lr_judged;
+  }
 }
 
 ADAPTIVERL_BOTH void go_back(State& state) {
@@ -80,8 +130,7 @@ ADAPTIVERL_BOTH void climb(State& state, const ControlNumbers& control) {
     share = clip(ratio(state.alignment_mean, state.alignment_peak), kLeastRamp, 1.0);
   }
   state.log_lr_judged = state.log_lr;
-  const double log_lr = state.log_lr + kRamp * share;
-  state.log_lr = clip(log_lr, control.log_lr_min, control.log_lr_max);
+  state.log_lr = bounded_log_lr(state.log_lr + kRamp * share, state.log_lr, control);
 }
 
 ADAPTIVERL_BOTH double warming(double step, double held_at, const ControlNumbers& control) {
@@ -91,55 +140,105 @@ ADAPTIVERL_BOTH double warming(double step, double held_at, const ControlNumbers
   return clip((step - held_at) / control.warm_up, 0.0, 1.0);
 }
 
-struct RangeTestLaw {
+ADAPTIVERL_BOTH double marked(const State& state) {
+  return fmin(state.log_lr_downhill, state.log_lr_clear);
+}
+
+ADAPTIVERL_BOTH bool is_confirmed(const State& state) {
+  return -INFINITY < state.log_lr_risen && state.log_lr_risen <= marked(state) + kConfirmedWithin;
+}
+
+ADAPTIVERL_BOTH bool is_over(const State& state, const ControlNumbers& control) {
+  if (state.overshoot <= kSure) {
+    return false;
+  }
+  if (state.ramp_losses < kLossesEnough || state.log_lr_risen > -INFINITY) {
+    return true;
+  }
+  const bool beyond = state.log_lr_judged > marked(state) + kConfirmedWithin;
+  return beyond || state.log_lr_judged >= control.log_lr_max;
+}
+
+ADAPTIVERL_BOTH void end(State& state, const ControlNumbers& control) {
+  state.searching = 0;
+  state.held_at = state.step;
+  const double found = marked(state);
+  const bool confirmed = is_confirmed(state);
+  double log_lr = found > -INFINITY ? found + control.log_ramp_share : state.log_lr_start;
+  forget_cosines(state);
+  if (confirmed || control.hold_by - state.step < kClimbRoom) {
+    state.held = 1;
+    log_lr += control.log_held_share;
+  } else {
+    state.climbing = 1;
+    log_lr += kClimbFrom;
+    state.log_lr_downhill = -INFINITY;
+    state.log_lr_doubted = -INFINITY;
+  }
+  state.log_lr = clip(log_lr, control.log_lr_min, control.log_lr_max);
+}
+
+ADAPTIVERL_BOTH void search(State& state, const ControlNumbers& control, bool sensed,
+                            double score) {
+  bool late = state.step >= control.hold_by;
+  if (state.searching == 0) {
+    if (control.search_within == 0 || late) {
+      state.held = 1;
+    } else {
+      begin(state, control);
+      state.search_steps = 0;
+    }
+    return;
+  }
+  state.search_steps += 1;
+  late = late || state.search_steps >= control.search_within;
+  const bool lost = sensed && !is_finite(score);
+  hear_loss(state);
+  if (sensed && !lost && state.overshoot <= kSure) {
+    mark(state, control, score);
+  }
+  if (lost && !late && state.log_lr_judged < control.log_ramp_floor) {
+    go_back(state);
+    begin(state, control);
+    return;
+  }
+  if (lost && state.log_lr_risen == -INFINITY) {
+    state.log_lr_risen = state.log_lr_judged;
+  }
+  if (late || lost || is_over(state, control)) {
+    go_back(state);
+    end(state, control);
+  } else if (sensed) {
+    climb(state, control);
+  }
+}
+
+ADAPTIVERL_BOTH void creep(State& state, const ControlNumbers& control, bool sensed, double score) {
+  const bool ready = state.held_at + control.warm_up < state.step && state.step < control.hold_by;
+  if (ready && sensed && is_finite(score)) {
+    state.undershoot = next_overshoot(state.undershoot, -score);
+  }
+  double log_lr = state.log_lr;
+  if (state.undershoot > kUndershootEnough) {
+    state.undershoot = 0;
+    log_lr += kCreep;
+  }
+  state.log_lr = bounded_log_lr(log_lr, state.log_lr, control);
+}
+
+struct RangeTestLaw : Law {
   static constexpr bool needs_loss = false;
 
-  ADAPTIVERL_BOTH static void hold(State& state, const ControlNumbers& control) {
-    state.held = 1;
-    state.held_at = state.step;
-    state.searching = 0;
-    const double found = fmin(state.log_lr_downhill, state.log_lr_clear);
-    const double log_lr = found > -INFINITY ? found + control.log_held_share : state.log_lr_start;
-    state.log_lr = clip(log_lr, control.log_lr_min, control.log_lr_max);
-  }
-
-  ADAPTIVERL_BOTH static void search(State& state, const ControlNumbers& control, bool sensed,
-                                     double score) {
-    bool over = state.step >= control.hold_by;
-    if (state.searching == 0) {
-      if (control.search_within == 0 || over) {
-        state.held = 1;
-      } else {
-        begin(state, control);
-        state.search_steps = 0;
-      }
-      return;
-    }
-    state.search_steps += 1;
-    over = over || state.search_steps >= control.search_within;
-    const bool lost = sensed && !is_finite(score);
-    if (sensed && !lost) {
-      mark(state, control, score);
-    }
-    if (over || state.overshoot > kSure || lost) {
-      go_back(state);
-      if (lost && !over && state.log_lr_judged < control.log_ramp_floor) {
-        begin(state, control);
-      } else {
-        hold(state, control);
-      }
-    } else if (sensed) {
-      climb(state, control);
-    }
-  }
-
   ADAPTIVERL_BOTH static bool sense(State& state, const ControlNumbers& control) {
+    if (state.climbing != 0) {
+      return AlignmentLaw::sense(state, control);
+    }
     double score = 0;
     const bool sensed = sense_cosine(state, score);
     if (state.held == 0) {
       search(state, control, sensed, score);
     } else {
-      state.log_lr = bounded_log_lr(state.log_lr, state.log_lr, control);
+      creep(state, control, sensed, score);
     }
     state.anneal = 1;
     if (state.held != 0) {

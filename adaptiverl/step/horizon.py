@@ -1,0 +1,46 @@
+"""How many steps the run takes, where ``Control(horizon="auto")`` leaves it to others to say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from adaptiverl.control import Control
+
+HORIZON = "horizon"
+"""Where every group keeps the number that was said, so that every checkpoint has it"""
+
+
+def horizon_in(groups: Sequence[dict[str, Any]]) -> int | None:
+    """The number that was said; None where nobody has."""
+    return groups[0].get(HORIZON) if groups else None
+
+
+def control_for(control: Control, steps: int) -> Control:
+    """A control whose horizon is ``"auto"``, for a run of so many steps.
+
+    Raises:
+        ValueError: Its horizon is something else, or the number is out of range.
+        TypeError: No whole number.
+    """
+    if control.horizon != "auto":
+        raise ValueError(
+            f"set_horizon({steps!r}) is for Control(horizon='auto'), got "
+            f"Control(law={control.law!r}, horizon={control.horizon!r}): give the number there"
+        )
+    return control.for_run(steps)
+
+
+def check_horizon(control: Control) -> None:
+    """The run's length is known before the first step that counts, where it is to be.
+
+    Raises:
+        ValueError: Nobody has said it.
+    """
+    if control.horizon == "auto":
+        raise ValueError(
+            "Control(horizon='auto') at the first step, and nobody has said how many steps the "
+            "run takes: AdaptiveCallback does in Hugging Face's Trainer and in Lightning, and "
+            "observe_backward in Accelerate beside a prepared scheduler. Elsewhere call "
+            "optimizer.set_horizon(steps), or give the number, as in Control(horizon=10_000)"
+        )
