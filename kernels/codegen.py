@@ -31,17 +31,13 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 ARCHITECTURES = (75, 80, 90, 100)
-REGISTERS = 64
-"""Most registers per thread, on sm_90"""
-REGISTERS_ROUNDED = 88
-"""The same of three slots that are rounded by chance, and of slots in blocks"""
-INSTRUCTIONS = 28.0
-"""Most per element, float32 on sm_90, without noise"""
-INSTRUCTIONS_WITH_NOISE = 55.0
+REGISTERS, REGISTERS_ROUNDED = 64, 88
+"""Most per thread, on sm_90; of three slots that are rounded by chance, and of slots in blocks"""
+INSTRUCTIONS, INSTRUCTIONS_WITH_NOISE = 28.0, 55.0
+"""Most per element, float32 on sm_90"""
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-SLOT_BYTES = BYTES | {"int8": 1}
-"""Of an element; of blocks, whose scales are not counted, of a code"""
+SLOT_BYTES = BYTES | {"int8": 1}  # of blocks, whose scales are not counted
 DTYPE_PAIRS = (
     ("float32", "float32"),
     ("float32", "bfloat16"),
@@ -156,9 +152,8 @@ class Report:
         """What breaks a promise, in words."""
         if self.local_bytes:
             yield f"{self}: {self.local_bytes} bytes of local memory, expected none"
-        variant = self.variant
-        rounded = variant.slots == step.SLOTS and variant.slot_dtype != "float32"
-        budget = REGISTERS_ROUNDED if rounded or variant.is_coded else REGISTERS
+        rounded = self.variant.slots == step.SLOTS and self.variant.slot_dtype != "float32"
+        budget = REGISTERS_ROUNDED if rounded or self.variant.is_coded else REGISTERS
         if self.architecture == 90 and self.registers > budget:
             yield f"{self}: {self.registers} registers, budget {budget}"
         expected = 1 + (self.variant.noise and self.variant.kernel != "sum_squares")
@@ -179,10 +174,9 @@ class Report:
         loads = {128} if alike else {narrow, 128}
         if not set(loop.loads) <= loads:
             yield f"{self}: loads of {_bits(loop.loads)} bits, expected {_bits(loads)}"
-        written = {
-            BYTES[variant.param_dtype],
-            *([SLOT_BYTES[variant.slot_dtype]] * (variant.slots > 0)),
-        }
+        written = {BYTES[variant.param_dtype]}
+        if variant.slots:
+            written.add(SLOT_BYTES[variant.slot_dtype])
         stores = {128} if alike or written == {4} else {narrow, 128}
         if not set(loop.stores) <= stores:
             yield f"{self}: stores of {_bits(loop.stores)} bits, expected {_bits(stores)}"
@@ -334,11 +328,10 @@ def innermost_loops(sass: str) -> list[list[str]]:
 def _measure(variant: Variant, body: list[str]) -> tuple[WideLoop | None, float]:
     loads = [_width(line) for line in body if line.startswith(("LDG", "LD."))]
     stores = [_width(line) for line in body if line.startswith(("STG", "ST."))]
-    waits: tuple[str, ...] = ("LDS", "STS", "BAR", "SHFL")
+    waits = ("LDS", "STS", "BAR") if variant.is_coded else ("LDS", "STS", "BAR", "SHFL")
     if variant.is_coded:
         # Besides, the scales of blocks, whose largest numbers a warp's threads find together.
         loads, stores = ([width for width in widths if width > 16] for widths in (loads, stores))
-        waits = waits[:-1]
     strong = any("STRONG" in line for line in body)
     if variant.kernel == "sum_squares":
         elements = sum(loads) / 8 / BYTES[variant.grad_dtype]

@@ -171,43 +171,16 @@ def _step_path(
         if SLOT2 is not None:
             # Before the parameter is worked out: after that, Triton 3.6 has no registers left.
             store_slot(
-                slot2,
-                scales2,
-                block,
-                new[2],
-                inside,
-                bits,
-                OF_SLOT2,
-                SLOT2,
-                NEIGHBOURS,
-                WIDE,
+                slot2, scales2, block, new[2], inside, bits, OF_SLOT2, SLOT2, NEIGHBOURS, WIDE
             )
         p = PARAMETER(scalars, g, p, state0, state1, state2, new)
         if SLOT0 is not None:
             store_slot(
-                slot0,
-                scales0,
-                block,
-                new[0],
-                inside,
-                bits,
-                OF_SLOT0,
-                SLOT0,
-                NEIGHBOURS,
-                WIDE,
+                slot0, scales0, block, new[0], inside, bits, OF_SLOT0, SLOT0, NEIGHBOURS, WIDE
             )
         if SLOT1 is not None:
             store_slot(
-                slot1,
-                scales1,
-                block,
-                new[1],
-                inside,
-                bits,
-                OF_SLOT1,
-                SLOT1,
-                NEIGHBOURS,
-                WIDE,
+                slot1, scales1, block, new[1], inside, bits, OF_SLOT1, SLOT1, NEIGHBOURS, WIDE
             )
         if NOISE == ON_PARAMETER:
             # After the state has left its registers.
