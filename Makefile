@@ -10,6 +10,7 @@
 #   make docs    the pages as a site in build/site; dead links and snippets that do not run fail
 #   make gpu     everything that only a GPU can show, as one report (PYTHON= one with torch for CUDA)
 #   make cuda-stack  the wheel under a CUDA build of torch and two others, without a GPU (STACKS=)
+#   make doors   the other frameworks' ways in, trained and resumed  (ARGS= for pytest)
 #   make wheels  what is published, into dist/: one wheel with the CUDA controller, and the sources
 #   make venv    the environment in .venv, installed and built, nothing run
 # The first to run installs what it needs: torch for the demo, and the tools for all else.
@@ -19,6 +20,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 BUILT := $(VENV)/.built
 SITE_VENV := .venv-docs
+DOORS_VENV := .venv-doors
 INSTALLED := $(VENV)/.installed
 TOOLS := $(VENV)/.tools
 PIP := $(BIN)/python -m pip --disable-pip-version-check install
@@ -27,7 +29,7 @@ SOURCES := $(wildcard csrc/*.* csrc/law/*) setup.py pyproject.toml
 # A process for each core; every one loads torch. A file's tests may go to several.
 PARALLEL := --numprocesses auto --maxprocesses 8 --dist worksteal
 
-.PHONY: venv demo ddp test check bench scenarios lr-robustness codegen docs site gpu cuda-stack \
+.PHONY: doors venv demo ddp test check bench scenarios lr-robustness codegen docs site gpu cuda-stack \
 	wheels format clean
 .DEFAULT_GOAL := help
 
@@ -97,6 +99,19 @@ site: $(SITE_VENV)/.installed
 gpu:
 	PYTHON=$(PYTHON) bench/gpu.sh
 
+# An environment of its own: frameworks that pin what they need, and torchvision for timm.
+$(DOORS_VENV)/.installed: requirements-doors.txt $(SOURCES)
+	$(PYTHON) -m venv $(DOORS_VENV)
+	@echo "Once: the frameworks of docs/frameworks.md into $(DOORS_VENV), some 4 GB where torch comes with CUDA"
+	$(DOORS_VENV)/bin/python -m pip --disable-pip-version-check install -r requirements-doors.txt
+	DS_BUILD_OPS=0 $(DOORS_VENV)/bin/python -m pip --disable-pip-version-check install --no-build-isolation deepspeed==0.19.8
+	$(DOORS_VENV)/bin/python -m pip --disable-pip-version-check install --no-deps axolotl==0.19.0
+	$(DOORS_VENV)/bin/python -m pip --disable-pip-version-check install --quiet --no-build-isolation --no-deps -e .
+	@touch $@
+
+doors: $(DOORS_VENV)/.installed
+	PATH="$(CURDIR)/$(DOORS_VENV)/bin:$$PATH" $(DOORS_VENV)/bin/python -m pytest tests/test_doors.py $(ARGS)
+
 # Builds one wheel, and keeps its environments: the first run installs some 10 GB.
 cuda-stack: $(TOOLS)
 	$(BIN)/python tests/cuda_stack.py $(STACKS)
@@ -119,4 +134,4 @@ format: $(BUILT) $(TOOLS)
 	$(BIN)/clang-format -i csrc/*.* csrc/law/*
 
 clean:
-	rm -rf $(VENV) $(SITE_VENV) .venv-cuda .venv-newest build dist runs *.egg-info adaptiverl/*.so
+	rm -rf $(VENV) $(SITE_VENV) $(DOORS_VENV) .venv-cuda .venv-newest build dist runs *.egg-info adaptiverl/*.so

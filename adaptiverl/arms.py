@@ -8,9 +8,9 @@ import struct
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, SupportsFloat
+from typing import TYPE_CHECKING, Any
 
-from adaptiverl.arguments import whole_number
+from adaptiverl.arguments import check_field, real_field, whole_number
 from adaptiverl.layout import ARMS
 from adaptiverl.terms import Pair
 
@@ -134,14 +134,10 @@ def check_window(control: Control, arms: tuple[Arm, ...]) -> None:
                 f"Control.window must be from {longest} to 2**53 losses, or None, got {window!r}: "
                 f"an arm that is in force for a window updates every {longest}"
             )
-    discount: Any = control.discount
-    if discount is None:
-        return
-    if isinstance(discount, (bool, str)) or not isinstance(discount, SupportsFloat):
-        raise TypeError(f"Control.discount must be a number or None, got {discount!r}")
-    if not 0 < float(discount) <= 1:
-        raise ValueError(f"Control.discount must be in (0, 1], or None, got {discount!r}")
-    object.__setattr__(control, "discount", float(discount))
+    if control.discount is not None:
+        discount = real_field("discount", control.discount)
+        check_field("discount", control.discount, 0 < discount <= 1, "in (0, 1], or None")
+        object.__setattr__(control, "discount", discount)
 
 
 def window_of(control: Control) -> int:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from adaptiverl.arguments import whole_number
+from adaptiverl.arguments import check_choice, check_field, real_field, whole_number
 from adaptiverl.arms import GAINS, Arm, complete_bandit, shared_by
 from adaptiverl.limits import BETA1, NOISE_FLOOR_SHARE, STAND_IN_LR, Limits, MomentumKind, limits_of
 from adaptiverl.terms import LAW_TERMS, Home, Horizon, Law, LawTerms, Mode, Pair, search_within
@@ -126,26 +126,28 @@ class Control:
     plateau_variance: Pair = (1.5, 0.1)
 
     def __post_init__(self) -> None:
-        _check_choice("mode", self.mode, ("replace", "modulate"))
-        _check_choice("reward", self.reward, ("neg_loss", "given", "none"))
-        _check_choice("noise_target", self.noise_target, ("gradient", "parameter"))
-        _check_choice("law", self.law, tuple(LAW_TERMS))
+        check_choice("mode", self.mode, ("replace", "modulate"))
+        check_choice("reward", self.reward, ("neg_loss", "given", "none"))
+        check_choice("noise_target", self.noise_target, ("gradient", "parameter"))
+        check_choice("law", self.law, tuple(LAW_TERMS))
         self._check_steps("every", "for epoch-wise control")
         self._check_search()
         for field in fields(self):
             if field.name.startswith("beta_"):
                 given, beta = getattr(self, field.name), self._number(field.name)
-                _check(field.name, given, 0 < beta <= 1, "in (0, 1]")
+                check_field(field.name, given, 0 < beta <= 1, "in (0, 1]")
             if field.name.startswith("gain_"):
                 given, gain = getattr(self, field.name), self._number(field.name)
-                _check(field.name, given, 0 <= gain < math.inf, "finite and >= 0")
+                check_field(field.name, given, 0 <= gain < math.inf, "finite and >= 0")
         self._check_bounds()
         spike_clip = self._number("spike_clip")
-        _check("spike_clip", spike_clip, spike_clip > 0, "> 0 (math.inf: no clipping)")
+        check_field("spike_clip", spike_clip, spike_clip > 0, "> 0 (math.inf: no clipping)")
         for name in ("plateau_trend", "plateau_variance"):
             center, slope = self._pair(name)
             expected = "(centre, slope), both finite, slope > 0"
-            _check(name, (center, slope), math.isfinite(center) and 0 < slope < math.inf, expected)
+            check_field(
+                name, (center, slope), math.isfinite(center) and 0 < slope < math.inf, expected
+            )
         if self.law == "bandit":
             complete_bandit(self)
 
@@ -153,11 +155,11 @@ class Control:
         if self.horizon != "auto":
             self._check_steps("horizon", "where nobody can say", ", 'auto'")
         cooldown = self._number("cooldown")
-        _check("cooldown", cooldown, 0 <= cooldown < 1, "a share of the horizon, in [0, 1)")
+        check_field("cooldown", cooldown, 0 <= cooldown < 1, "a share of the horizon, in [0, 1)")
         if self.acquire_from is not None:
             start = self._number("acquire_from")
-            _check("acquire_from", start, 0 < start < math.inf, "finite and > 0")
-        _check_choice("snapshot", self.snapshot, (None, "host", "device"))
+            check_field("acquire_from", start, 0 < start < math.inf, "finite and > 0")
+        check_choice("snapshot", self.snapshot, (None, "host", "device"))
         for law, terms in LAW_TERMS.items():
             for name in terms.options:
                 value = getattr(self, name)
@@ -174,7 +176,7 @@ class Control:
             return
         steps = whole_number(steps, f"Control.{name}", f"a whole number of steps{others} or None")
         object.__setattr__(self, name, steps)
-        _check(
+        check_field(
             name, steps, 1 <= steps <= 2**53, f"from 1 to 2**53{others or ','} or None {none_means}"
         )
 
@@ -182,15 +184,17 @@ class Control:
         if self.lr_bounds is not None:
             low, high = self._pair("lr_bounds")
             expected = "0 < low <= high, both finite"
-            _check("lr_bounds", (low, high), 0 < low <= high < math.inf, expected)
+            check_field("lr_bounds", (low, high), 0 < low <= high < math.inf, expected)
         if self.momentum_bounds is not None:
             low, high = self._pair("momentum_bounds")
-            _check("momentum_bounds", (low, high), 0 < low <= high < 1, "0 < low <= high < 1")
+            check_field("momentum_bounds", (low, high), 0 < low <= high < 1, "0 < low <= high < 1")
         low, high = self._pair("noise_bounds")
         expected = "0 <= low <= high, both finite"
-        _check("noise_bounds", (low, high), 0 <= low <= high < math.inf, expected)
+        check_field("noise_bounds", (low, high), 0 <= low <= high < math.inf, expected)
         has_floor = high == 0 or NOISE_FLOOR_SHARE * high > 0
-        _check("noise_bounds[1]", high, has_floor, "0, or large enough to have a floor under it")
+        check_field(
+            "noise_bounds[1]", high, has_floor, "0, or large enough to have a floor under it"
+        )
         if self.noise_floor is not None:
             floor = self._number("noise_floor")
             if low > 0:
@@ -199,14 +203,14 @@ class Control:
                     f"noise_bounds={(low, high)!r}: leave it out, noise_bounds[0] is the floor"
                 )
             expected = f"in (0, {high}], noise_bounds[1] being {high}"
-            _check("noise_floor", floor, 0 < floor <= high, expected)
+            check_field("noise_floor", floor, 0 < floor <= high, expected)
         down, up = self._pair("lr_change")
         expected = "0 < down <= 1 <= up, both finite"
-        _check("lr_change", (down, up), 0 < down <= 1 <= up < math.inf, expected)
+        check_field("lr_change", (down, up), 0 < down <= 1 <= up < math.inf, expected)
 
     def _number(self, name: str) -> float:
         """The field as a float; stored back, so that equal records compare equal."""
-        value = _real(name, getattr(self, name))
+        value = real_field(name, getattr(self, name))
         object.__setattr__(self, name, value)
         return value
 
@@ -217,7 +221,7 @@ class Control:
             low, high = value
         except (TypeError, ValueError):
             raise TypeError(f"Control.{name} must be a pair of numbers, got {value!r}") from None
-        pair = (_real(name, low), _real(name, high))
+        pair = (real_field(name, low), real_field(name, high))
         object.__setattr__(self, name, pair)
         return pair
 
@@ -331,7 +335,8 @@ class Control:
         """Find the learning rate in the first hundred steps or so, by the range test.
 
         The weights then go back to where they were, and training begins: `law`. No rate need be
-        given. μ and σ stay as they are. Training that starts on a long plateau may stay there.
+        given. μ and σ stay as they are. Where the losses, if any are observed, do not confirm what
+        it found (training starts on a plateau), the slow climb goes on from there.
 
         Args:
             horizon: T, how many optimizer steps the run will take, those of the search included;
@@ -393,22 +398,3 @@ class Control:
         stepwise 0.01-0.03; epoch-wise 0.2-0.4".
         """
         return cls(every=None, beta_loss=0.3, beta_reward=0.3, beta_variance=0.3)
-
-
-def _real(name: str, value: Any) -> float:
-    try:
-        if isinstance(value, (bool, str)):
-            raise TypeError
-        return float(value)
-    except (TypeError, ValueError):
-        raise TypeError(f"Control.{name} must be a number, got {value!r}") from None
-
-
-def _check(name: str, value: Any, ok: bool, expected: str) -> None:
-    if not ok:
-        raise ValueError(f"Control.{name} must be {expected}, got {value!r}")
-
-
-def _check_choice(name: str, value: Any, choices: tuple[str | None, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"Control.{name} must be one of {choices}, got {value!r}")

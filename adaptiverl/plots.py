@@ -146,6 +146,50 @@ def correlation(x: Sequence[float], y: Sequence[float]) -> float:
         return math.nan
 
 
+def range_test(
+    columns: Columns,
+    path: PathLike | None = None,
+    *,
+    found: float | None = None,
+    title: str | None = None,
+) -> Figure:
+    """Draw a range test: the loss and the alignment over the learning rate.
+
+    Args:
+        columns: lr, loss, alignment, a number each for every step.
+        path: Where to save the picture; its ending says in which format.
+        found: The rate that was found, marked.
+        title: A line above it, taken literally.
+
+    Returns:
+        The figure; it belongs to no window, so nothing needs closing.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        ValueError: There are no steps, or a column is missing.
+    """
+    read = _columns(columns, ("lr", "loss", "alignment"))
+    matplotlib = _matplotlib()
+    with matplotlib.rc_context(STYLE):
+        figure = _new_figure((9.5, 6.5))
+        panels = figure.subplots(2, 1, sharex=True)
+        if title is not None:
+            figure.suptitle(title, fontsize=12, parse_math=False)
+        for panel, name, colour in zip(panels, ("loss", "alignment"), (BLUE, GREEN), strict=True):
+            steps = [(x, y) for x, y in zip(read["lr"], read[name], strict=True) if x > 0]
+            panel.plot(*zip(*steps, strict=True), color=colour, marker=".")
+            panel.set_ylabel(name)
+            panel.set_xscale("log")
+            if found is not None:
+                panel.axvline(found, color=RED, linestyle="--", label=f"found: {found:.2e}")
+        panels[1].axhline(0.0, color=GREY, linewidth=1)
+        panels[1].set_xlabel("learning rate")
+        if found is not None:
+            panels[0].legend()
+        _save(figure, path)
+    return figure
+
+
 def write_tensorboard(
     trace: Columns, writer: Any, *, prefix: str = "adaptiverl", since: int = 0
 ) -> int:

@@ -1,4 +1,4 @@
-"""``python -m bench.memory``: bytes of an element in training, ours and others', and times of a step.
+"""``python -m bench.memory``: bytes of an element, ours and others', and times of a step.
 
 Everything is counted from the tensors that are there after one step: weights, gradients, and what
 the optimizer keeps, each piece of memory once. Under gradient release the gradients are those that
@@ -41,52 +41,41 @@ class Contender(NamedTuple):
     releases: bool = False
 
 
+def package(path: str, **options: Any) -> Callable[[list[nn.Parameter]], Any]:
+    """Builds an optimizer of another package, by its dotted name; ImportError where it is not."""
+    module, _, name = path.rpartition(".")
+    return lambda params: getattr(importlib.import_module(module), name)(params, 1e-4, **options)
+
+
+def made(name: str, **options: Any) -> Callable[[list[nn.Parameter]], Any]:
+    """Builds one of ours."""
+    return lambda params: OURS[name](params, **options)
+
+
 def ours() -> Iterator[Contender]:
-    """Every algorithm with every way to store weights and state; and one without gradients."""
-    for name, make in OURS.items():
+    """Every algorithm with every way to store weights and state; and AdamW without gradients."""
+    for name in OURS:
         for dtype in (SINGLE, HALF):
             for state_dtype in STATE_DTYPES:
-                options = {"state_dtype": state_dtype, "control": Control.frozen()}
+                build = made(name, state_dtype=state_dtype, control=Control.frozen())
                 title = f"{name}, state in {_short(state_dtype)}"
-                yield Contender(title, dtype, lambda p, m=make, o=options: m(p, **o))
+                yield Contender(title, dtype, build)
                 if name == "AdaptiveAdamW" and dtype == HALF:
-                    yield Contender(
-                        f"{title}, gradients released",
-                        dtype,
-                        lambda p, m=make, o=options: m(p, **o),
-                        releases=True,
-                    )
+                    yield Contender(f"{title}, gradients released", dtype, build, releases=True)
 
 
 def others() -> Iterator[Contender]:
-    """torch's own, and packages that keep less; `build` raises ImportError where one is missing."""
+    """torch's own, and packages that keep less."""
+    fused = package("torch.optim.AdamW", fused=True)
+    by_chance = package("torchao.optim.AdamW8bit", bf16_stochastic_round=True)
     for dtype in (SINGLE, HALF):
-        yield Contender(
-            "torch.optim.AdamW, fused", dtype, lambda p: torch.optim.AdamW(p, 1e-4, fused=True)
-        )
-        yield Contender(
-            "bitsandbytes AdamW8bit",
-            dtype,
-            lambda p: importlib.import_module("bitsandbytes").optim.AdamW8bit(p, 1e-4),
-        )
-        by_chance = {"bf16_stochastic_round": dtype == HALF}
-        yield Contender(
-            "torchao AdamW8bit" + ", bf16_stochastic_round" * (dtype == HALF),
-            dtype,
-            lambda p, o=by_chance: importlib.import_module("torchao.optim").AdamW8bit(p, 1e-4, **o),
-        )
-        yield Contender(
-            "flashoptim FlashAdamW",
-            dtype,
-            lambda p: importlib.import_module("flashoptim").FlashAdamW(p, 1e-4),
-        )
-    yield Contender(
-        "torchao _AdamW, bf16_stochastic_round",
-        HALF,
-        lambda p: importlib.import_module("torchao.optim")._AdamW(
-            p, 1e-4, bf16_stochastic_round=True
-        ),
-    )
+        yield Contender("torch.optim.AdamW, fused", dtype, fused)
+        yield Contender("bitsandbytes AdamW8bit", dtype, package("bitsandbytes.optim.AdamW8bit"))
+        yield Contender("flashoptim FlashAdamW", dtype, package("flashoptim.FlashAdamW"))
+    yield Contender("torchao AdamW8bit", SINGLE, package("torchao.optim.AdamW8bit"))
+    yield Contender("torchao AdamW8bit, bf16_stochastic_round", HALF, by_chance)
+    plain = package("torchao.optim._AdamW", bf16_stochastic_round=True)
+    yield Contender("torchao _AdamW, bf16_stochastic_round", HALF, plain)
 
 
 class Model(nn.Module):
@@ -216,7 +205,7 @@ def report(
 
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.memory", description=__doc__)
-    parser.add_argument("--parameters", choices=SHAPES, default="gpt2-small")
+    parser.add_argument("--parameters", choices=SHAPES, default="gpt-10M")
     parser.add_argument("--rounds", type=int, default=0, help="steps to time of each (none)")
     parser.add_argument("--only", default="", help="contenders with this in their names")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's own choice)")
@@ -225,8 +214,8 @@ def main(arguments: Sequence[str]) -> int:
         torch.set_num_threads(given.threads)
     shapes = SHAPES[given.parameters]
     wanted = [c for c in (*ours(), *others()) if given.only in c.name]
-    if not given.rounds:
-        torch._dynamo.config.disable = True  # torchao compiles its step, which changes no byte
+    if not given.rounds and any("torchao" in contender.name for contender in wanted):
+        torch.compiler.set_stance("force_eager")  # torchao compiles its step; no byte depends on it
     counted, left_out = count_all(wanted, shapes)
     seconds: dict[int, float] = {}
     if given.rounds:

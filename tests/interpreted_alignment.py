@@ -11,17 +11,14 @@ from typing import Any
 
 import pytest
 import torch
-from adaptiverl.kernels.chunks import CHUNK
 from alignment import (
     CHOICES,
-    OPTIMIZERS,
     alignment_of,
     assert_agrees_with_the_compiled_sweep,
     assert_sums_close,
     backends_of,
     expected_alignment,
     make_optimizer,
-    one_step,
     parameters,
     put_gradients,
     sums_of,
@@ -36,21 +33,13 @@ from adaptiverl import AdaptiveAdamW
 from adaptiverl.log import Announcements
 
 
-@pytest.mark.parametrize(("algorithm", "name"), OPTIMIZERS)
+# Every option is in interpreted_pass.py; here, one that is quiet and one with noise and clipping.
+@pytest.mark.parametrize(
+    ("algorithm", "name"),
+    [(a, name) for a, names in CHOICES.items() for name in (next(iter(names)), list(names)[-1])],
+)
 def test_the_triton_sweep_and_the_compiled_one_agree(algorithm: Any, name: str) -> None:
     assert_agrees_with_the_compiled_sweep(algorithm, name, "triton", use_triton)
-
-
-@pytest.mark.parametrize("algorithm", CHOICES)
-def test_every_run_has_the_same_bits(algorithm: Any) -> None:
-    found = []
-    for _ in range(2):
-        with pytest.MonkeyPatch.context() as patch:
-            use_triton(patch)
-            optimizer = one_step(algorithm, "noise and clipping", (3, CHUNK + 600))
-        found.append((sums_of(optimizer)[0].tolist(), alignment_of(optimizer)))
-    assert found[0] == found[1]
-    assert found[0][1][1] > 0
 
 
 @pytest.mark.parametrize("name", ["plain", "noise and clipping"])

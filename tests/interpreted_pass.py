@@ -492,7 +492,7 @@ def test_what_is_stored_is_the_float32_step_rounded_by_the_oracle(
 
 @each_case
 @pytest.mark.parametrize("stored", STORED[:2], ids=str)
-@pytest.mark.parametrize("cut", [1, 4, 8, 1024, 1031])
+@pytest.mark.parametrize("cut", [1, 4, 8, 1031])
 def test_shards_round_as_the_whole(case: Case, stored: tuple[Any, ...], cut: int) -> None:
     whole = stored_in(make(case, 2052, index=6), *stored)
     shards = [part_of(copy_of(whole), *edges) for edges in ((0, cut), (cut, 2052))]
@@ -549,18 +549,6 @@ def test_without_noise_no_random_word_is_drawn(case: Case, monkeypatch: pytest.M
     with pytest.raises(Exception, match="a normal was drawn"):
         Launch(case, [make(case, 1100)]).step(noise=0.1)
     assert drawn
-
-
-@each_case
-def test_two_runs_give_the_same_bits(case: Case) -> None:
-    outcomes = []
-    for _ in range(2):
-        torch.manual_seed(3)
-        entry = make(case, CHUNK + 1100, kept=max(case.kept))
-        sums = Launch(case, [entry]).step(noise=0.2, sums=True)
-        assert sums is not None
-        outcomes.append([*written(entry), sums])
-    assert all(torch.equal(a, b) for a, b in zip(*outcomes, strict=True))
 
 
 @each_case

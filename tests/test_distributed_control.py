@@ -22,7 +22,7 @@ from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
-from adaptiverl import AdaptiveAdamW, AdaptiveSGD, Control
+from adaptiverl import AdaptiveAdamW, AdaptiveSGD, Control, steer
 from adaptiverl.controller import Controller
 from adaptiverl.ranks.dtensors import to_local
 
@@ -66,6 +66,20 @@ def average(rank: int, size: int, algorithm: str) -> tuple[bytes, dict[str, floa
         take_step(optimizer, *losses_of(rank, step))
     means = [sum(losses_of(rank, s)) / len(losses_of(rank, s)) for s in range(STEPS)]
     return memory_of(optimizer), optimizer.knobs(), means
+
+
+def steer_together(rank: int, size: int) -> tuple[bytes, dict[str, float]]:
+    """torch's own optimizer, whose ranks observe other losses and have other gradients."""
+    param = nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.NAdam([param], lr=1e-2)
+    control = Control(law="alignment", every=1, horizon=50, noise_bounds=(0.0, 0.0))
+    steered = steer(optimizer, control)
+    for step in range(STEPS):
+        param.grad = torch.tensor([1.0, float(rank), float(step)])
+        for loss in losses_of(rank, step):
+            steered.observe(loss)
+        optimizer.step()
+    return memory_of(steered), steered.knobs()
 
 
 def choose_arms(rank: int, size: int) -> tuple[bytes, dict[str, float]]:
@@ -302,6 +316,13 @@ def test_all_ranks_choose_the_same_arms(crew: Crew) -> None:
     assert knobs["arm_draws"] == 1 + (STEPS - 1) // 3
     assert min(knobs["arm_count0"], knobs["arm_count1"]) > 0
     assert knobs["nonfinite"] == 1
+
+
+def test_ranks_steer_torchs_optimizer_alike(crew: Crew) -> None:
+    results = crew.run(2, steer_together)
+    assert same(results)
+    assert results[0][1]["step"] == STEPS
+    assert results[0][1]["alignment"] != 0
 
 
 def test_sgd_decides_by_the_mean_too(crew: Crew) -> None:

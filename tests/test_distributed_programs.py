@@ -36,20 +36,21 @@ def words(**sizes: int) -> list[str]:
 def run(command: list[str]) -> subprocess.CompletedProcess[str]:
     """Run from the repository's root; everything is killed after the limit."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHON": sys.executable}
-    process = subprocess.Popen(
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
         command,
         cwd=ROOT,
         env=environment,
         text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stdout=pipe,
+        stderr=pipe,
         start_new_session=True,
-    )
-    try:
-        out, err = process.communicate(timeout=LIMIT)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, 9)
+    ) as process:
+        try:
+            out, err = process.communicate(timeout=LIMIT)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, 9)
     return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,9 @@ import pytest
 import torch
 from framework_cases import EPOCHWISE, KNOBS, QUICK, How
 from tiny_models import Bigram, Tokens, tiny_gpt2
+from training import assert_same
 
-from adaptiverl import AdaptiveAdamW, Control
+from adaptiverl import AdaptiveAdamW, Control, steer
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 pytest.importorskip("accelerate", reason="accelerate is not installed")
@@ -120,6 +122,25 @@ def test_an_optimizer_of_your_own(tmp_path: Path) -> None:
     run.train()
     assert run.heard == run.shown
     assert run.optimizer is plain
+
+
+def test_an_optimizer_of_torchs_that_is_steered(tmp_path: Path) -> None:
+    def begun(folder: Path) -> HuggingFace:
+        model = Bigram()
+        optimizer = torch.optim.NAdam(model.parameters(), lr=1e-2)
+        steer(optimizer, dataclasses.replace(Control.find_lr("auto"), mode="modulate"))
+        how = How(model=lambda: model, log_every=1, scheduled=True, saves=True, epochs=4, size=16)
+        given = {"optimizers": (optimizer, None), "optimizer_cls_and_kwargs": None}
+        return HuggingFace(folder, how, **given)
+
+    whole, resumed = begun(tmp_path / "whole"), begun(tmp_path / "resumed")
+    whole.train()
+    alphas = whole.logged("adaptive/alpha")
+    assert len(set(alphas)) > 3
+    assert whole.optimizer.param_groups[0]["horizon"] == 16
+    resumed.train(tmp_path / "whole" / "checkpoint-4")
+    assert resumed.logged("adaptive/alpha") == alphas
+    assert_same(list(resumed.model.parameters()), list(whole.model.parameters()))
 
 
 def test_what_the_arguments_decide_and_what_the_dict(tmp_path: Path) -> None:

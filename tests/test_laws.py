@@ -389,9 +389,9 @@ SWEEP: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("arguments", SWEEP, ids=str)
 def test_oracle_sweep(arguments: dict[str, Any]) -> None:
-    actual = compared(arguments, loss_stream(5000, seed=len(str(arguments))))
+    actual = compared(arguments, loss_stream(2500, seed=len(str(arguments))))
     assert_alive(actual)
-    assert actual["nonfinite"][-1] > 25
+    assert actual["nonfinite"][-1] > 12
 
 
 CALM = [x for x in loss_stream(3000, seed=7) if not abs(x) > 1e9]

@@ -41,7 +41,8 @@ FLOORS: tuple[set[str], ...] = (
 TOOLS: dict[str, set[str]] = {
     "plots": set(),
     "replay": {"control", "law", "layout", "limits", "plots"},
-    "__main__": {"replay"},
+    "probing": {"control", "plots", "steering"},
+    "__main__": {"probing", "replay"},
 }
 # What a room may import from outside, where that is not torch; the standard library may all use.
 OUTSIDE: dict[str, set[str]] = {
@@ -62,6 +63,10 @@ OUTSIDE: dict[str, set[str]] = {
     "integrations.__init__": set(),
     "integrations.huggingface": {"torch", "transformers"},
     "integrations.accelerate": {"torch", "accelerate"},
+    "integrations.timm": {"timm"},
+    "integrations.torchtitan": {"torch", "torchtitan"},
+    "integrations.axolotl": {"axolotl"},
+    "integrations.axolotl_args": {"pydantic"},
     "integrations.lightning": {"torch", "lightning", "pytorch_lightning"},
 }
 BANNED_EVERYWHERE = {r"triton\.autotune": "an in-place kernel cannot be tuned by running it twice"}

@@ -88,7 +88,7 @@ def test_control_numbers_are_packed_by_name() -> None:
         "hold_by": 6000.0,
         "annealed_over": 2000.0,
         "log_held_share": 0.0,
-        "log_ramp_share": math.log(0.4 * 8 ** (-1 / 3)),
+        "log_ramp_share": math.log(0.5 * 8 ** (-1 / 3)),
         "log_ramp_floor": math.log(0.04),
         "search_within": 1200.0,
         "warm_up": 240.0,

@@ -95,8 +95,7 @@ def test_the_list_is_all_of_torchs() -> None:
     assert classes - {"LRScheduler", "_LRScheduler"} == tried
 
 
-@pytest.mark.parametrize("tensor", [False, True], ids=["float", "tensor"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(("dtype", "tensor"), [(torch.float32, False), (torch.float64, True)])
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_gains_of_zero_are_the_schedulers_run(name: str, dtype: torch.dtype, tensor: bool) -> None:
     def lr() -> Any:

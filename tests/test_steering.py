@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from host_waits import AT_HOME, HostWaits
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR
 from training import BUSY, assert_differ, assert_same, parameters, quadratic, values
 
+import adaptiverl
 from adaptiverl import AdaptiveAdamW, AdaptiveSGD, Control, steer
 from adaptiverl.steering import Steering, direction, steering_of
 from adaptiverl.steering.direction import Direction
@@ -249,9 +251,21 @@ def test_a_rate_in_a_tensor_is_written_in_place() -> None:
     assert len(set(numbers.used)) == 5
 
 
+def test_with_rates_in_tensors_the_steering_reads_no_value() -> None:
+    run = Run(alone(optim.Adam, lr=torch.tensor(1e-2), foreach=False), Control.find_lr(60))
+    run.train(3)
+    with HostWaits(adaptiverl) as waits:
+        for step in range(3, 6):
+            quadratic(run.params, step).backward()
+            run.optimizers[0].step()
+    read = waits.of("adaptiverl")
+    assert not [file for file in read if file.startswith("steering/")]
+    assert read.keys() <= AT_HOME | {"step/groups.py"}, "a rate that lies on the host is read there"
+
+
 def test_groups_keep_their_ratio() -> None:
     def two_groups(params: list[nn.Parameter]) -> list[optim.Optimizer]:
-        groups = [{"params": params[:1]}, {"params": params[1:], "lr": 3e-2}]
+        groups: list[Any] = [{"params": params[:1]}, {"params": params[1:], "lr": 3e-2}]
         return [optim.RAdam(groups, lr=1e-2)]
 
     run = Run(two_groups, Control(every=1, noise_bounds=(0.0, 0.0)))
@@ -282,7 +296,7 @@ def test_the_range_test_goes_back_and_begins_anew(make: Any) -> None:
     assert all(param.grad is not None for param in run.params), "they are the user's again"
     run.train(1, first=step + 1)
     assert_differ(values(run.params), start)
-    assert "adaptive_search" not in run.optimizers[0].state_dict()
+    assert "search_start" not in run.optimizers[0].state_dict()["adaptive_search"]
 
 
 def test_a_search_is_saved_alone_too() -> None:
@@ -310,8 +324,8 @@ def test_a_direction_by_hand() -> None:
     followed = Direction(seed=0, first=0)
     assert followed.begin_step(groups) is None
     with torch.no_grad():
-        param -= 0.1 * torch.tensor([3.0, -1.0])
-        other += 0.5 * 2.0
+        param.sub_(0.1 * torch.tensor([3.0, -1.0]))
+        other.add_(0.5 * 2.0)
     followed.end_step([0.1, torch.tensor(0.5)], None)
     param.grad, other.grad = torch.tensor([1.0, 4.0]), torch.tensor([10.0])
     sums = followed.begin_step(groups)
@@ -320,7 +334,7 @@ def test_a_direction_by_hand() -> None:
     assert sums.tolist() == pytest.approx([-1 + 20, 117, 14], rel=1e-5)
     skipped = followed.last
     with torch.no_grad():
-        param += 7
+        param.add_(7)
     followed.end_step([0.1, 0.5], torch.tensor(0.0))
     assert_same(followed.last, skipped)
     other.grad = None
@@ -336,7 +350,8 @@ def test_a_sample_stands_for_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
         followed = Direction(seed, first=3)
         followed.begin_step([{"params": [param]}])
         with torch.no_grad():
-            param -= param.grad + torch.randn(50_000, generator=torch.Generator().manual_seed(2))
+            noise = torch.randn(50_000, generator=torch.Generator().manual_seed(2))
+            param.sub_(param.grad + noise)
         followed.end_step([1.0], None)
         found = followed.begin_step([{"params": [param]}])
         assert found is not None
@@ -365,7 +380,7 @@ def test_a_closure_is_the_step() -> None:
                 return loss
 
             if in_closure:
-                assert run.optimizers[0].step(closure) > 0
+                assert run.optimizers[0].step(closure) > 0  # type: ignore[arg-type, operator]
             else:
                 run.steered.observe(closure())
                 run.optimizers[0].step()

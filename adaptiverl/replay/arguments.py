@@ -92,6 +92,11 @@ def _parser() -> argparse.ArgumentParser:
         "recorded losses do not answer to these knobs.",
         allow_abbrev=False,
     )
+    commands.add_parser(
+        "probe",
+        help="run a training script until a range test has found its learning rate",
+        add_help=False,  # `probing` has it, who reads the rest of the line
+    )
     command.add_argument(
         "file",
         metavar="FILE",

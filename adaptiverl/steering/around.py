@@ -155,9 +155,9 @@ class Around:
             self._start.put_back(self.optimizers)
             for direction in self._directions:
                 direction.forget()
-        if self._seen.held:
+        if not self._seen.searching:
             self._start = None
-        elif self._start is None and self._seen.searching:
+        elif self._start is None:
             self._start = self._new_start()
 
     def _write(self, place: int) -> None:
@@ -228,7 +228,8 @@ class Around:
 
     @property
     def _moves_momentum(self) -> bool:
-        return self._control.gain_momentum_reward > 0 or self._control.gain_momentum_loss > 0
+        gains = self._control.arms or (self._control,)
+        return any(one.gain_momentum_reward > 0 or one.gain_momentum_loss > 0 for one in gains)
 
     @property
     def _steers_by_host(self) -> bool:
@@ -261,7 +262,7 @@ class Around:
 
     def _share(self) -> None:
         self._controller.observations.close()
-        if self._ranks.size > 1 and not self._control.rests:
+        if self._ranks.size > 1 and self._control.hears_losses:
             self._ranks.average(self._controller.inbox, self._controller.observed)
 
     def _new_start(self) -> SearchStart:

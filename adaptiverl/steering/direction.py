@@ -75,9 +75,10 @@ class Direction:
         before, self._before = self._before, None
         moved = before - self._gathered([place.param for place in self._places])
         parts = moved.split(self._sizes())
+        given = [torch.as_tensor(rate).to(moved.device, moved.dtype) for rate in rates]
         scaled = []
         for place, part in zip(self._places, parts, strict=True):
-            rate = torch.as_tensor(rates[place.group]).to(part.device, part.dtype)
+            rate = given[place.group]
             scaled.append(torch.where(rate > 0, part / rate, torch.zeros_like(part)))
         direction = torch.cat(scaled)
         if active is not None:

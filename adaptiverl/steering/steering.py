@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -11,6 +12,7 @@ from torch.optim import Optimizer
 from adaptiverl.control import Control
 from adaptiverl.devices import outside_inference
 from adaptiverl.hooks import check_epochwise, check_stepwise
+from adaptiverl.law.range_test import CLIMB_FROM
 from adaptiverl.ranks.dtensors import to_whole
 from adaptiverl.ranks.group import ProcessGroup
 from adaptiverl.readings import readings
@@ -30,6 +32,15 @@ def steering_of(optimizer: Any) -> Steering | None:
     """What steers a torch optimizer; None where nothing does."""
     found = getattr(optimizer, ATTRIBUTE, None)
     return found if isinstance(found, Steering) else None
+
+
+class Found(NamedTuple):
+    """What a search has found."""
+
+    factor: float
+    """What is held, of each group's ``lr``, before warm-up and cooldown"""
+    sure: bool
+    """Updates pointed downhill below it and overshot above; and the loss, if told, says so too"""
 
 
 class Steering(Around):
@@ -132,7 +143,22 @@ class Steering(Around):
         groups = self.param_groups
         numbers = [float(x) for x in numbers_of(groups[0])]
         loaded = loaded_memory(groups, self._controller)
-        return readings(*self._controller.in_effect(numbers, loaded))
+        arms = len(self._control.arms or ())
+        return readings(*self._controller.in_effect(numbers, loaded), arms)
+
+    def found(self) -> Found | None:
+        """What a search has found; None while it goes on. Waits for the device.
+
+        Where no loss confirmed a range test's ramp it is what the ramp ended with, right after the
+        step that went back: then the slow climb goes on from a tenth of it.
+        """
+        state = self._controller.read()
+        if not state.held and not state.climbing:
+            return None
+        log_factor = state.log_lr - state.log_lr_start
+        if state.held:
+            return Found(math.exp(log_factor), state.log_lr_downhill > -math.inf)
+        return Found(math.exp(log_factor - CLIMB_FROM), False)
 
     def trace(self) -> Trace:
         """The last few thousand updates of the knobs. Waits for the device."""

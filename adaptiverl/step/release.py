@@ -76,9 +76,7 @@ class Release:
         removed: The optimizer steps in `step` again.
     """
 
-    def __init__(
-        self, optimizer: torch.optim.Optimizer, round_of: Callable[[Any], Round]
-    ) -> None:
+    def __init__(self, optimizer: torch.optim.Optimizer, round_of: Callable[[Any], Round]) -> None:
         self.removed = False
         self._optimizer, self._round_of = weakref.ref(optimizer), round_of
         self._round = round_of(optimizer)

@@ -42,6 +42,7 @@ def parser() -> argparse.ArgumentParser:
     add("--shard", action="store_true", help="FSDP2 instead of DDP")
     add("--kill-rank", type=int, help="this rank kills itself, once")
     add("--kill-at", type=int, default=0, help="before this step")
+    add("--again", type=Path, help="folder of a second run, from the start, that nobody disturbs")
     for name, value in {"checkpoint-every": 10, "seed": 0, **SIZES}.items():
         add(f"--{name}", type=int, default=value, help=f"({value})")
     return parser
@@ -64,7 +65,10 @@ def main() -> int:
         return 2
     join(device)
     try:
-        train(given, task)
+        train(given, task, given.out)
+        if given.again is not None:
+            given.kill_rank = None
+            train(given, task, given.again)
     finally:
         # FSDP2's cycles hold the group, whose threads must end before the interpreter does: without
         # this, every fifth run was seen to abort at its exit.
@@ -90,7 +94,7 @@ def attempt() -> int:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
-def train(given: argparse.Namespace, task: Characters) -> None:
+def train(given: argparse.Namespace, task: Characters, out: Path) -> None:
     """Train on from the last checkpoint; rank 0 logs floats that read back the same."""
     rank, size = dist.get_rank(), dist.get_world_size()
     problem = task.start(given.seed)
@@ -98,8 +102,8 @@ def train(given: argparse.Namespace, task: Characters) -> None:
     optimizer = AdaptiveAdamW(
         model.parameters(), lr=1e-3, control=CONTROL, max_grad_norm=1.0, seed=given.seed
     )
-    done = load(model, optimizer, given.out)
-    log = given.out / "log.jsonl"
+    done = load(model, optimizer, out)
+    log = out / "log.jsonl"
     if rank == 0:
         cut(log, done)
         print(f"attempt {attempt()}: from step {done} on", flush=True)
@@ -119,7 +123,7 @@ def train(given: argparse.Namespace, task: Characters) -> None:
             with log.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(line) + "\n")
         if (step + 1) % given.checkpoint_every == 0:
-            save(model, optimizer, given.out, step + 1)
+            save(model, optimizer, out, step + 1)
     # Whoever left now would take the connection from one that still reads.
     dist.barrier()
 

@@ -23,6 +23,7 @@ def mlp(*widths: int) -> Shapes:
 # "small" shows that everything runs, not how fast.
 SHAPES: dict[str, Shapes] = {
     "gpt2-small": gpt2(vocabulary=50257, context=1024, width=768, layers=12),
+    "gpt-10M": gpt2(vocabulary=8192, context=256, width=384, layers=4),
     "1B": gpt2(vocabulary=50257, context=1024, width=1792, layers=24),
     "1B-in-1": [(10**9,)],
     "small": gpt2(vocabulary=257, context=32, width=48, layers=2),

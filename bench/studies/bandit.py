@@ -17,7 +17,7 @@ from adaptiverl.trace import Trace
 from bench.studies.storage import difference
 from bench.tasks import TASKS, Task
 
-USUAL = ("digits-mlp", "autoencoder", "sines")
+USUAL = ("digits-mlp", "autoencoder")
 RATES = (1e-4, 1e-3, 1e-2)
 FIRST_SEED = 500
 WINDOW = 20

@@ -1,0 +1,323 @@
+"""examples/door_*.py: each framework's way in trains, and goes on from its checkpoint to the bit.
+
+`make doors` installs the frameworks, into an environment of its own, and runs these.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+import runpy
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from training import assert_same, values
+
+from adaptiverl import AdaptiveAdamW, AdaptiveLion, AdaptiveSGD
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = ROOT / "examples"
+DOORS = sorted(path.stem.removeprefix("door_") for path in EXAMPLES.glob("door_*.py"))
+LONGEST = 25
+
+# Whatever these packages warn of is theirs; what we say of a control is not.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore", r"error:.*Control\("),
+    pytest.mark.usefixtures("fresh_accelerate"),
+]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], dict[str, Any]]:
+    """Run an example as its reader does, in an empty folder; returns its names."""
+
+    def run_it(door: str) -> dict[str, Any]:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.syspath_prepend(str(EXAMPLES))
+        return runpy.run_path(str(EXAMPLES / f"door_{door}.py"), run_name="__main__")
+
+    return run_it
+
+
+@pytest.fixture(autouse=True)
+def _one_process() -> Iterator[None]:
+    """What a framework has started is over with its test."""
+    yield
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def needs(*packages: str) -> None:
+    for package in packages:
+        pytest.importorskip(
+            package, reason=f"{package} is not installed (make doors)", exc_type=ImportError
+        )
+
+
+def fell(losses: list[float]) -> None:
+    assert losses[-1] < 0.9 * losses[0], "it trains"
+
+
+def again(names: dict[str, Any], optimizer: Any, step: Callable[[Any, Any], Any]) -> None:
+    """A copy with a new optimizer that has loaded the old one's checkpoint goes on alike."""
+    model, trained = names["model"], names["optimizer"]
+    other = copy.deepcopy(model)
+    fresh = optimizer([p for p in other.parameters() if p.requires_grad])
+    fresh.load_state_dict(copy.deepcopy(trained.state_dict()))
+    for one, its in ((model, trained), (other, fresh)):
+        for _ in range(3):
+            its.zero_grad()
+            step(one, its).backward()
+            its.step()
+    assert_same(values(other.parameters()), values(model.parameters()))
+    assert fresh.knobs()["step"] == trained.knobs()["step"] > 3
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_an_example_is_short_and_a_page_names_it(door: str) -> None:
+    text = (EXAMPLES / f"door_{door}.py").read_text("utf-8")
+    assert len([line for line in text.splitlines() if line.strip()]) <= LONGEST
+    assert f"(../examples/door_{door}.py)" in (ROOT / "docs/frameworks.md").read_text("utf-8")
+
+
+def test_timm(run: Any) -> None:
+    needs("timm")
+    names = run("timm")
+    fell(names["losses"])
+    assert isinstance(names["optimizer"], AdaptiveAdamW)
+    from timm.optim import create_optimizer_v2
+
+    control = names["optimizer"].control
+
+    def make(params: Any) -> Any:
+        return create_optimizer_v2(params, "adaptiveadamw", lr=1e-3, control=control)
+
+    names["optimizer"] = plain = make(names["model"].parameters())
+    plain.zero_grad()
+    x, y = names["images"], names["labels"]
+
+    def step(model: Any, _: Any) -> Any:
+        return torch.nn.functional.cross_entropy(model(x), y)
+
+    for _ in range(3):
+        step(names["model"], None).backward()
+        plain.step()
+    again(names, make, step)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("adaptivesgd", AdaptiveSGD), ("adaptivelion", AdaptiveLion)]
+)
+def test_timm_makes_the_others_too(name: str, kind: Any) -> None:
+    needs("timm")
+    from timm.optim import create_optimizer_v2
+
+    from adaptiverl.integrations.timm import register
+
+    register()
+    register()
+    optimizer: Any = create_optimizer_v2(torch.nn.Linear(2, 2), name, lr=0.1, weight_decay=0.1)
+    assert type(optimizer) is kind
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.0, 0.1]
+
+
+def test_skorch(run: Any, tmp_path: Path) -> None:
+    needs("skorch")
+    names = run("skorch")
+    net, (x, y) = names["net"], (names["x"], names["y"])
+    losses = net.history[:, "train_loss"]
+    fell(losses)
+    assert net.optimizer_.knobs()["loss_mean"] == pytest.approx(losses[-1], rel=0.3)
+    other = copy.deepcopy(net)
+    files = {f"f_{what}": str(tmp_path / what) for what in ("params", "optimizer")}
+    net.save_params(**files)
+    other.initialize()
+    other.load_params(**files)
+    for one in (net, other):
+        one.partial_fit(x, y, epochs=2)
+    assert_same(values(other.module_.parameters()), values(net.module_.parameters()))
+    assert other.optimizer_.knobs() == pytest.approx(net.optimizer_.knobs(), nan_ok=True)
+
+
+def test_peft(run: Any) -> None:
+    needs("peft", "transformers")
+    names = run("peft")
+    fell(names["losses"])
+    assert 0 < len(names["trained"]) < len(list(names["model"].parameters()))
+    from task import Counting
+
+    names["optimizer"] = AdaptiveAdamW(names["trained"], lr=1e-3)
+    batch = {k: v[None] for k, v in Counting()[0].items()}
+    names["model"].eval()
+
+    def step(model: Any, optimizer: Any) -> Any:
+        loss = model(**batch).loss
+        optimizer.observe(loss)
+        return loss
+
+    step(names["model"], names["optimizer"]).backward()
+    names["optimizer"].step()
+    again(names, AdaptiveAdamW, step)
+
+
+def test_stable_baselines3(run: Any, tmp_path: Path) -> None:
+    needs("stable_baselines3", "gymnasium")
+    names = run("stable_baselines3")
+    model = names["model"]
+    trace = model.policy.optimizer.trace()
+    returns = -trace["loss"]
+    assert len(returns) == 4096 // 256
+    assert returns[-1] > 1.5 * returns[0], "it learns"
+    assert len(set(trace["lr"].tolist())) > 3
+    model.save(tmp_path / "ppo")
+    loaded = names["PPO"].load(tmp_path / "ppo", device="cpu")
+    optimizer = loaded.policy.optimizer
+    assert isinstance(optimizer, AdaptiveAdamW)
+    assert optimizer.knobs() == pytest.approx(model.policy.optimizer.knobs(), nan_ok=True)
+    assert_same(optimizer.state_dict(), model.policy.optimizer.state_dict())
+    loaded.set_env(model.get_env())
+    loaded.learn(512, callback=names["Returns"](), reset_num_timesteps=False)
+    assert optimizer.knobs()["updates"] > len(returns)
+
+
+@pytest.mark.parametrize(("door", "at"), [("trl_sft", 10), ("trl_grpo", 5)])
+def test_trl(run: Any, door: str, at: int) -> None:
+    needs("trl", "datasets")
+    torch.manual_seed(0)
+    whole = run(door)["trainer"]
+    steps = whole.args.max_steps
+    if door == "trl_sft":
+        fell([entry["loss"] for entry in whole.state.log_history if "loss" in entry])
+    optimizer = whole.optimizer.optimizer
+    assert isinstance(optimizer, AdaptiveAdamW)
+    assert optimizer.knobs()["step"] == steps
+    logged = [e for e in whole.state.log_history if "adaptive/lr" in e]
+    assert len({entry["adaptive/alpha"] for entry in logged}) > 1
+    expected, knobs = values(whole.model.parameters()), optimizer.knobs()
+    whole.train(resume_from_checkpoint=str(Path(whole.args.output_dir) / f"checkpoint-{at}"))
+    assert_same(values(whole.model.parameters()), expected)
+    assert whole.optimizer.optimizer.knobs() == pytest.approx(knobs, nan_ok=True)
+
+
+def test_torchtitan(run: Any) -> None:
+    needs("torchtitan")
+    names = run("torchtitan")
+    fell(names["losses"])
+    container, model = names["optimizers"], names["model"]
+    (inner,) = container.optimizers
+    assert isinstance(inner, AdaptiveAdamW)
+    assert inner.knobs()["loss_mean"] > 0
+    saved = copy.deepcopy(container.state_dict())
+    from torchtitan.components.optimizer import OptimizersContainer, default_adamw
+
+    from task import make_loader
+
+    def train(optimizers: Any, one: Any) -> None:
+        for number, batch in enumerate(make_loader()):
+            if number == 3:
+                break
+            optimizers.zero_grad()
+            loss = one(**batch).loss
+            loss.backward()
+            getattr(optimizers, "observe", bool)(loss)
+            optimizers.step()
+
+    other = copy.deepcopy(model).eval()
+    resumed = type(container)(names["config"], model_parts=[other])
+    resumed.load_state_dict(saved)
+    train(container, model.eval())
+    train(resumed, other)
+    assert_same(values(other.parameters()), values(model.parameters()))
+    assert resumed.optimizers[0].knobs() == pytest.approx(inner.knobs(), nan_ok=True)
+    # An AdamW's checkpoint has no controller: ours starts afresh, with its moments.
+    theirs = default_adamw()
+    theirs.implementation = "foreach"
+    plain = OptimizersContainer(theirs, model_parts=[other])
+    train(plain, other)
+    resumed.load_state_dict(copy.deepcopy(plain.state_dict()))
+    ours, adamws = (
+        [optim.state[p]["exp_avg"] for optim in of for p in other.parameters()]
+        for of in (resumed, plain)
+    )
+    assert_same(ours, adamws)
+    train(resumed, other)
+
+
+def test_deepspeed(run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    needs("deepspeed")
+    port = {"MASTER_ADDR": "localhost", "MASTER_PORT": "29519"}
+    for name, value in {**port, "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}.items():
+        monkeypatch.setenv(name, value)
+    import deepspeed
+
+    # Ranks on one machine would share memory by it: compiled at its first use, for minutes.
+    monkeypatch.setitem(deepspeed.ops.__compatible_ops__, "deepspeed_shm_comm", False)
+    names = run("deepspeed")
+    fell(names["losses"])
+    optimizer, engine = names["optimizer"], names["engine"]
+    assert optimizer.knobs()["step"] == len(names["losses"])
+    engine.save_checkpoint(str(tmp_path / "saved"))
+    from task import make_loader
+
+    def train() -> list[Any]:
+        for number, batch in enumerate(make_loader()):
+            if number == 3:
+                break
+            loss = engine(**batch).loss
+            engine.backward(loss)
+            optimizer.observe(loss)
+            engine.step()
+        return values(names["model"].parameters()), optimizer.knobs()  # type: ignore[return-value]
+
+    engine.eval()
+    expected, knobs = train()
+    engine.load_checkpoint(str(tmp_path / "saved"))
+    resumed, again = train()
+    assert_same(resumed, expected)
+    assert again == pytest.approx(knobs, nan_ok=True)
+
+
+@pytest.mark.parametrize("name", [None, "AdaptiveAdamW", "AdaptiveLion", "AdaptiveSGD"])
+def test_axolotl(name: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own hook on a Trainer; `axolotl train` itself needs a GPU's packages."""
+    needs("axolotl.integrations.base", "transformers")
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    from transformers import Trainer, TrainingArguments
+
+    from adaptiverl.integrations.axolotl import AdaptivePlugin
+    from task import Counting, make_model
+
+    def trained(resume: bool) -> Any:
+        args = TrainingArguments(
+            str(tmp_path), max_steps=12, save_steps=6, learning_rate=1e-3, use_cpu=True,
+            report_to=[], disable_tqdm=True,
+        )  # fmt: skip
+        trainer = Trainer(make_model(), args, train_dataset=Counting())
+        AdaptivePlugin().post_trainer_create({"adaptive_optimizer": name}, trainer)
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6") if resume else None)
+        return trainer
+
+    whole, resumed = trained(False), trained(True)
+    optimizer = whole.optimizer.optimizer
+    assert type(optimizer).__name__ == (name or "AdaptiveAdamW")
+    assert {group["weight_decay"] for group in optimizer.param_groups} == {0.0}
+    assert optimizer.param_groups[0]["horizon"] == 12
+    assert_same(values(resumed.model.parameters()), values(whole.model.parameters()))
+    with pytest.raises(ValueError, match=re.escape("adaptive_control must be one of modulate")):
+        AdaptivePlugin().post_trainer_create({"adaptive_control": "fast"}, SimpleNamespace())
+
+
+def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib
+
+    for door in ("timm", "torchtitan"):
+        for name in [door, *(x for x in sys.modules if x.startswith(f"{door}."))]:
+            monkeypatch.setitem(sys.modules, name, None)
+        monkeypatch.delitem(sys.modules, f"adaptiverl.integrations.{door}", raising=False)
+        with pytest.raises(ImportError, match=f"needs {door}.*pip install '{door}>="):
+            importlib.import_module(f"adaptiverl.integrations.{door}")
