@@ -1,5 +1,5 @@
 # One command for each job, from a fresh clone; each makes what it needs.
-#   make demo    train a small GPT three ways and draw the result   (LR= TEXT= STEPS= SEED=)
+#   make demo    train a small GPT four ways and draw the result    (LR= TEXT= STEPS= SEED=)
 #   make ddp     the demo on two ranks of this machine              (RANKS=, and as above)
 #   make test    every test, on every core                          (ARGS= for pytest)
 #   make check   format, lint, types
