@@ -220,7 +220,9 @@ def test_the_four_start_alike_and_see_the_same_batches(finished: dict[str, Any])
 
 
 @pytest.mark.parametrize("lr", ["1e-6", "3"])
-def test_a_bad_rate_moves_every_line_but_find_lr_s(finished: dict[str, Any], lr: str) -> None:
+def test_a_bad_rate_moves_every_line_but_find_lr_s(
+    finished: dict[str, Any], lr: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     book = str(finished["folder"] / "book.txt")
     request = parse([*TINY, "--text", book, "--lr", lr], {})
     moved = [
@@ -228,6 +230,8 @@ def test_a_bad_rate_moves_every_line_but_find_lr_s(finished: dict[str, Any], lr:
         for method, before in zip(FOUR, finished["json"]["runs"], strict=True)
     ]
     assert moved == [True, True, False, True]
+    shown = capsys.readouterr().err.rsplit(FIND_LR, 1)[1].split(LOSS_LAW)[0]
+    assert "α 0.00e+00" in shown, "the rate in effect, annealed, and not what a group holds"
 
 
 def test_the_seed_decides_the_losses(finished: dict[str, Any], tmp_path: Path) -> None:
