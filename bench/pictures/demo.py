@@ -62,10 +62,25 @@ def _losses(axes: Axes, report: Report) -> None:
         )
     axes.set_ylabel("held-out loss\n(nats per character)")
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, fontsize=10)
+    _scale(axes, report)
+
+
+def _scale(axes: Axes, report: Report) -> None:
     finite = [loss for run in report.runs for loss in run.held_out if math.isfinite(loss)]
     if max(finite, default=1.0) > 2 * max(run.held_out[0] for run in report.runs):
         # A rate that is far too high sends the loss into the hundreds.
         axes.set_yscale("log")
+        return
+    # All begin with the same steep fall; what tells them apart comes after it.
+    later = report.request.task.steps / 10
+    shown = [
+        loss
+        for run in report.runs
+        for step, loss in zip(run.eval_steps, run.held_out, strict=True)
+        if step >= later and math.isfinite(loss)
+    ]
+    if shown:
+        axes.set_ylim(top=max(shown) + 0.05 * (max(shown) - min(shown)))
 
 
 def _knobs(panels: list[Axes], report: Report) -> None:
@@ -112,7 +127,7 @@ def _search(axes: Axes, run: Run, steps: int) -> None:
 
 
 def _chosen(run: Run) -> list[float]:
-    """The rates up to the one that was held, without the cooldown's."""
+    """The rates up to the highest, without the cooldown."""
     rates, peak = run.trace["lr"], max(run.trace["lr"], default=0.0)
     return rates[: rates.index(peak) + 1] if rates else []
 
