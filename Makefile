@@ -1,5 +1,5 @@
 # One command for each job, from a fresh clone; each makes what it needs.
-#   make demo    train a small GPT three ways and draw the result   (LR= TEXT= STEPS= SEED=)
+#   make demo    train a small GPT four ways and draw the result    (LR= TEXT= STEPS= SEED=)
 #   make ddp     the demo on two ranks of this machine              (RANKS=, and as above)
 #   make test    every test, on every core                          (ARGS= for pytest)
 #   make check   format, lint, types
@@ -106,6 +106,10 @@ $(DOORS_VENV)/.installed: requirements-doors.txt $(SOURCES)
 	$(DOORS_VENV)/bin/python -m pip --disable-pip-version-check install -r requirements-doors.txt
 	DS_BUILD_OPS=0 $(DOORS_VENV)/bin/python -m pip --disable-pip-version-check install --no-build-isolation deepspeed==0.19.8
 	$(DOORS_VENV)/bin/python -m pip --disable-pip-version-check install --no-deps axolotl==0.19.0
+	@# PyPI's torchvision is for PyPI's torch; beside one without CUDA it breaks transformers, too.
+	@$(DOORS_VENV)/bin/python -c 'import torchvision' 2>/dev/null || { \
+		echo "This torch has no torchvision on the index: timm's door is left out"; \
+		$(DOORS_VENV)/bin/python -m pip --quiet uninstall -y torchvision timm; }
 	$(DOORS_VENV)/bin/python -m pip --disable-pip-version-check install --quiet --no-build-isolation --no-deps -e .
 	@touch $@
 

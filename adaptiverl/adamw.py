@@ -43,14 +43,15 @@ class AdaptiveAdamW(AdaptiveOptimizer, torch.optim.AdamW):
         process_group: The ranks whose observations are averaged, so that all have the same knobs
             (`adaptiverl.ranks.group.Ranks`): ``None``, all of torch.distributed's world where it is
             initialised; ``False``, this rank alone.
-        state_dtype: What the state of a parameter's shape is kept in: torch.float32, or
-            torch.bfloat16, which takes half the memory (method.md#storage).
+        state_dtype: What the state of a parameter's shape is kept in: torch.float32,
+            torch.bfloat16, which takes half the memory (method.md#storage), or torch.int8, which
+            takes a quarter (method.md#blocks); tensors below 4,096 elements stay float32 there.
         stochastic_rounding: Parameters in bfloat16 or float16 are rounded by chance, so that
             updates below their last bit are not lost; False rounds to nearest.
 
     Raises:
-        ValueError: An argument out of range, a ``state_dtype`` that there is not,
-            ``differentiable=True``, a start outside the bounds,
+        ValueError: An argument out of range, a ``state_dtype`` that there is not, ``amsgrad=True``
+            beside torch.int8, ``differentiable=True``, a start outside the bounds,
             a group with ``decoupled_weight_decay=False``.
         TypeError: A control that is not a `Control`; a process group that is none.
 

@@ -80,7 +80,7 @@ def load(
     Raises:
         TypeError: It is no dictionary.
         ValueError: It is damaged, another update rule's, or its controller's memory is of an
-            unknown layout; nothing changed.
+            unknown layout, or it asks for what `storage` cannot keep; nothing changed.
     """
     if not isinstance(state_dict, Mapping):
         soundness.check(state_dict, optimizer, algorithm, check_group)
@@ -92,6 +92,8 @@ def load(
         soundness.check(loading, optimizer, algorithm, check_group)
         if algorithm.corrects_bias:
             products = _products_in(loading)
+        for group in loading["param_groups"]:
+            storage.check_group(type(optimizer).__name__, group)
 
     # The last of the hooks: it sees what the user's own have made of the checkpoint.
     handle = optimizer.register_load_state_dict_pre_hook(check)
@@ -137,11 +139,11 @@ def restore_precision(
             loaded = optimizer.state[param].get(name)
             if name not in algorithm.slots or not isinstance(loaded, Tensor):
                 continue
-            dtype = storage.codec_of_slot(param).dtype
-            if value.dtype != dtype:
-                converted.add((value.dtype, dtype))
-            if loaded.dtype != dtype:
-                optimizer.state[param][name] = value.to(device=param.device, dtype=dtype)
+            codec = storage.codec_of_slot(param, algorithm.slots.index(name))
+            kept = codec.adopt(param, loaded if loaded.dtype == value.dtype else value)
+            if codec.loses(value, kept):
+                converted.add((value.dtype, codec.dtype))
+            optimizer.state[param][name] = kept
     return converted
 
 

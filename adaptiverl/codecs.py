@@ -1,19 +1,21 @@
 """How the elements of a parameter, a gradient or a slot are stored, and who can walk them.
 
-The kernels' side of a codec is kernels/codecs.py and csrc/codecs.h (method.md#storage). A way with
-numbers beside the elements, as 8-bit blocks would have their scales, is a record of its own kind
-here and one more case there.
+The kernels' side of a codec is kernels/codecs.py and csrc/codecs.h (method.md#storage).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from adaptiverl.kernels import blocks
+from adaptiverl.kernels.block_tensor import Blocks, shown
 from adaptiverl.kernels.rounding import HALVES
+from adaptiverl.ranks.dtensors import as_placed, to_local
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,44 @@ class Codec:
             param: Whose slot it is; on its device.
             value: A tensor, or the number that a checkpoint made of a 0-d one.
         """
-        return as_dtype(value, self.dtype, param.device)
+        return as_dtype(decoded(value), self.dtype, param.device)
+
+    def loses(self, value: Tensor, kept: Tensor) -> bool:
+        """Whether a loaded entry was converted to be kept so.
+
+        Args:
+            value: What was loaded.
+            kept: What `adopt` made of it.
+        """
+        return value.dtype != self.dtype
+
+
+@dataclass(frozen=True)
+class BlockCodec(Codec):
+    """Blocks of 8-bit numbers with a scale each (method.md#blocks); the entry is a `Blocks`.
+
+    Attributes:
+        kind: How the numbers are coded.
+    """
+
+    kind: blocks.Map
+
+    def zeros_beside(self, param: Tensor) -> Tensor:
+        """See `Codec`; in C order."""
+        local = to_local(param)
+        return as_placed(Blocks.zeros(local.shape, self.kind, local.device), param)
+
+    def adopt(self, param: Tensor, value: Any) -> Tensor:
+        """See `Codec`; other numbers are rounded to nearest."""
+        local = to_local(value) if isinstance(value, Tensor) else None
+        if isinstance(local, Blocks) and (local.kind, local.device) == (self.kind, param.device):
+            return value  # type: ignore[no-any-return]
+        whole = as_dtype(decoded(value), torch.float32, param.device)
+        return as_placed(Blocks.of(to_local(whole), self.kind), whole)
+
+    def loses(self, value: Tensor, kept: Tensor) -> bool:
+        """See `Codec`; a checkpoint has float32, which is what was kept where it is still."""
+        return not torch.equal(shown(to_local(kept)), to_local(value).to(kept))
 
 
 EVERYWHERE, IN_PLAIN_TORCH = frozenset({"cpu", "triton", "reference"}), frozenset({"reference"})
@@ -55,9 +94,17 @@ CODECS = {
     )
 }
 """Those of slots, by what they are stored in"""
+SIGNED, UNSIGNED = (
+    BlockCodec(kind.dtype, EVERYWHERE, kind) for kind in (blocks.SIGNED, blocks.UNSIGNED)
+)
+"""The first slot's, an average of gradients or of their sums, and the others', averages of squares,
+where these are kept in blocks"""
+ALL = CODECS | {codec.dtype: codec for codec in (SIGNED, UNSIGNED)}
+SMALL = 4096
+"""Elements below which a tensor's state stays float32 where others' is kept in blocks"""
 
 
-STATE_DTYPES = (torch.float32, torch.bfloat16)
+STATE_DTYPES = (torch.float32, torch.bfloat16, torch.int8)
 
 
 @dataclass(frozen=True)
@@ -77,7 +124,7 @@ class Storage:
     stochastic_rounding: bool = True
 
     def __post_init__(self) -> None:
-        known = " or ".join(map(str, STATE_DTYPES))
+        known = ", ".join(map(str, STATE_DTYPES[:-1])) + f" or {STATE_DTYPES[-1]}"
         if not isinstance(self.state_dtype, torch.dtype):
             raise TypeError(
                 f"state_dtype must be {known}, got {self.state_dtype!r} of type "
@@ -90,19 +137,58 @@ class Storage:
                 f"stochastic_rounding must be True or False, got {self.stochastic_rounding!r}"
             )
 
-    def codec_of_slot(self, param: Tensor) -> Codec:
-        """A parameter's slots': float64 and complex parameters keep state of their own dtype."""
+    def codec_of_slot(self, param: Tensor, slot: int) -> Codec:
+        """A parameter's slot's: float64 and complex parameters keep state of their own dtype.
+
+        Args:
+            param: The parameter.
+            slot: The slot's place among the update rule's.
+        """
         own = torch.promote_types(param.dtype, torch.float32)
-        return CODECS[self.state_dtype if own == torch.float32 else own]
+        if own != torch.float32:
+            return CODECS[own]
+        if self.state_dtype != torch.int8:
+            return CODECS[self.state_dtype]
+        if to_local(param).numel() < SMALL:
+            return CODECS[torch.float32]
+        return SIGNED if slot == 0 else UNSIGNED
+
+    def check_group(self, optimizer: str, group: Mapping[str, Any]) -> None:
+        """A group asks for nothing that cannot be stored so.
+
+        Args:
+            optimizer: Whose group it is, for the message.
+            group: With all its entries.
+
+        Raises:
+            ValueError: amsgrad beside state in 8 bits.
+        """
+        if self.state_dtype == torch.int8 and group.get("amsgrad"):
+            raise ValueError(
+                f"{optimizer} keeps no maximum of second moments in 8 bits, got a group with "
+                "amsgrad=True and state_dtype=torch.int8: leave amsgrad out, or use "
+                "state_dtype=torch.bfloat16"
+            )
 
     def rounds_by_chance(self, param: Tensor) -> bool:
         """Whether a step rounds this parameter stochastically."""
         return self.stochastic_rounding and param.dtype in HALVES
 
 
+def dtype_of(slot: Tensor) -> torch.dtype:
+    """What a slot that lies here is stored in: int8 or uint8 for the codes of blocks."""
+    return slot.kind.dtype if isinstance(slot, Blocks) else slot.dtype
+
+
 def walks(backend: str, slots: Any) -> bool:
     """Whether a backend, by its name, walks all of these slots; None stands for one not kept."""
-    return all(slot is None or backend in CODECS[slot.dtype].walkers for slot in slots)
+    return all(slot is None or backend in ALL[dtype_of(slot)].walkers for slot in slots)
+
+
+def decoded(value: Any) -> Any:
+    """A state entry's numbers, laid out over the ranks as it is; anything else itself."""
+    local = to_local(value) if isinstance(value, Tensor) else value
+    return as_placed(local.decode(), value) if isinstance(local, Blocks) else value
 
 
 def as_dtype(value: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -110,3 +196,21 @@ def as_dtype(value: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
     if isinstance(value, Tensor):
         return value.to(device=device, dtype=dtype)
     return torch.tensor(float(value), dtype=dtype, device=device)
+
+
+def decoded_states(states: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Parameters' entries as checkpoints have them: blocks of 8-bit numbers as float32.
+
+    Args:
+        states: Parameters, or what stands for them, to their entries, which are left as they are.
+    """
+    return {
+        key: {name: decoded(x) for name, x in entries.items()}
+        if isinstance(entries, dict) and any(map(_is_kept_in_blocks, entries.values()))
+        else entries
+        for key, entries in states.items()
+    }
+
+
+def _is_kept_in_blocks(value: Any) -> bool:
+    return isinstance(value, Tensor) and isinstance(to_local(value), Blocks)

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from adaptiverl.kernels.block_tensor import stored
 from adaptiverl.ranks.dtensors import to_local
 from adaptiverl.step.state import STEP
 
@@ -42,7 +43,7 @@ def bytes_by_part(
 
 
 def _new_bytes(tensor: Tensor, seen: set[tuple[str, int, int]]) -> int:
-    local = to_local(tensor)
+    local = stored(to_local(tensor))
     if local.numel() == 0:
         return 0
     place = (str(local.device), local.data_ptr(), local.nbytes)

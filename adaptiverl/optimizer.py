@@ -144,6 +144,7 @@ class AdaptiveOptimizer(RunLength, Joins, Releases, torch.optim.Optimizer):
                     "group has the optimizer's"
                 )
             self._check_group(self.defaults | param_group, self._control)
+            self._storage.check_group(type(self).__name__, self.defaults | param_group)
             if STATE_KEY in param_group:
                 param_group = {k: v for k, v in param_group.items() if k != STATE_KEY}
         super().add_param_group(param_group)

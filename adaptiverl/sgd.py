@@ -52,8 +52,9 @@ class AdaptiveSGD(AdaptiveOptimizer, torch.optim.SGD):
         process_group: The ranks whose observations are averaged, so that all have the same knobs
             (`adaptiverl.ranks.group.Ranks`): ``None``, all of torch.distributed's world where it is
             initialised; ``False``, this rank alone.
-        state_dtype: What the state of a parameter's shape is kept in: torch.float32, or
-            torch.bfloat16, which takes half the memory (method.md#storage).
+        state_dtype: What the state of a parameter's shape is kept in: torch.float32,
+            torch.bfloat16, which takes half the memory (method.md#storage), or torch.int8, which
+            takes a quarter (method.md#blocks); tensors below 4,096 elements stay float32 there.
         stochastic_rounding: Parameters in bfloat16 or float16 are rounded by chance, so that
             updates below their last bit are not lost; False rounds to nearest.
 

@@ -12,6 +12,12 @@
 namespace adaptiverl {
 namespace {
 
+// Scales below are 0; those above stand for a block with something that is not finite.
+constexpr float kSmallestScale = 0x1p-120f;
+constexpr float kLargestScale = 0x1p100f;
+
+static_assert(kBlock % kCodeBlock == 0, "a run that is stepped at once ends with a block of codes");
+
 #define ADAPTIVERL_LOOPS "codecs.inc"
 #include "each_isa.inc"
 
@@ -24,6 +30,17 @@ void decode_bfloat16(const uint16_t* stored, int64_t count, float* values) {
 void encode_bfloat16(const float* values, int64_t count, const uint16_t* bits, uint32_t factor,
                      uint16_t* stored) {
   ADAPTIVERL_CHOSEN(encode)(values, count, bits, factor, stored);
+}
+
+void decode_blocks(int slot, const uint8_t* codes, const uint16_t* scales, int64_t count,
+                   float* values) {
+  ADAPTIVERL_CHOSEN(decode_codes)(slot == 0, codes, scales, count, values);
+}
+
+void encode_blocks(int slot, const float* values, int64_t count, const uint16_t* bits,
+                   uint8_t* codes, uint16_t* scales) {
+  ADAPTIVERL_CHOSEN(encode_codes)(slot == 0, values, count, bits, factor_of_slot(slot), codes,
+                                  scales);
 }
 
 const uint16_t* draw_bits(const NoiseKey& key, int64_t offset, int64_t count, uint16_t* buffer) {

@@ -12,7 +12,7 @@
 namespace adaptiverl {
 
 // By the numbers that an operator is given.
-enum class Codec : int64_t { kFloat32, kBFloat16, kCodecs };
+enum class Codec : int64_t { kFloat32, kBFloat16, kBlocks, kCodecs };
 
 // What an element's 16 random bits are multiplied by, modulo 2^16, before they round the parameter,
 // its first slot, and the others: no two of the products tell of each other. 0 rounds to nearest.
@@ -41,8 +41,9 @@ struct Codecs {
 
 inline uint32_t factor_of_slot(int slot) { return slot == 0 ? kOfFirstSlot : kOfOtherSlots; }
 
-inline Codec codec_of(int64_t number, const char* name) {
-  constexpr int64_t count = static_cast<int64_t>(Codec::kCodecs);
+// `count` of them are known there: slots alone are kept in blocks.
+inline Codec codec_of(int64_t number, const char* name,
+                      int64_t count = static_cast<int64_t>(Codec::kBlocks)) {
   STD_TORCH_CHECK(number >= 0 && number < count, name, " must be the number of a codec, 0 to ",
                   count - 1, ", got ", number);
   return static_cast<Codec>(number);
@@ -60,7 +61,7 @@ inline Codecs codecs_of(const std::vector<int64_t>& numbers, bool stochastic_rou
                   " numbers");
   codecs.param = codec_of(numbers[0], "the parameters' codec");
   codecs.grad = codec_of(numbers[1], "the gradients' codec");
-  codecs.slots = codec_of(numbers[2], "the slots' codec");
+  codecs.slots = codec_of(numbers[2], "the slots' codec", static_cast<int64_t>(Codec::kCodecs));
   return codecs;
 }
 
@@ -70,6 +71,25 @@ void decode_bfloat16(const uint16_t* stored, int64_t count, float* values);
 // The other way. `bits` are 16 random bits for each element; not read where `factor` is kNearest.
 void encode_bfloat16(const float* values, int64_t count, const uint16_t* bits, uint32_t factor,
                      uint16_t* stored);
+
+// Elements that share a scale.
+constexpr int64_t kCodeBlock = 128;
+
+// The scales of a tensor's codes, which lie behind them.
+template <typename T>
+uint16_t* scales_behind(T* codes, int64_t numel) {
+  constexpr int64_t alignment = 16;
+  return reinterpret_cast<uint16_t*>(codes + (numel + alignment - 1) / alignment * alignment);
+}
+
+// A run's codes as float32; it begins with a block of them, whose scale is the first. The first
+// slot's are signed.
+void decode_blocks(int slot, const uint8_t* codes, const uint16_t* scales, int64_t count,
+                   float* values);
+
+// The other way, with 16 random bits for each element.
+void encode_blocks(int slot, const float* values, int64_t count, const uint16_t* bits,
+                   uint8_t* codes, uint16_t* scales);
 
 // Elements of 16 bits in a cache line.
 constexpr int64_t kHalfLine = 32;

@@ -113,6 +113,7 @@ struct Names {
   PyObject* is_neg = PyUnicode_InternFromString("is_neg");
   PyObject* step = PyUnicode_InternFromString("step");
   PyObject* product = PyUnicode_InternFromString("mu_product");
+  PyObject* buffer = PyUnicode_InternFromString("buffer");
 };
 
 enum class Answer { kSeen, kUnusual, kError };
@@ -143,9 +144,26 @@ Answer look_at_gradient(const DLPackExchangeAPI& api, const Names& names, PyObje
   return answer;
 }
 
+// A slot; one that is kept in blocks lies in its buffer (kernels/block_tensor.py).
+Answer look_at_slot(const DLPackExchangeAPI& api, const Names& names, PyObject* types,
+                    PyObject* slot, Looks& found, Py_ssize_t place) {
+  if (slot == nullptr) return Answer::kUnusual;
+  if (is_one_of(types, slot)) {
+    return found.look(api, slot, place) ? Answer::kSeen : Answer::kError;
+  }
+  PyObject* buffer = PyObject_GetAttr(slot, names.buffer);
+  if (buffer == nullptr) {
+    PyErr_Clear();
+    return Answer::kUnusual;
+  }
+  const bool seen = found.look(api, buffer, place);
+  Py_DECREF(buffer);
+  return seen ? Answer::kSeen : Answer::kError;
+}
+
 // The slots of a parameter's state, and where its count lies.
-Answer look_at_state(const DLPackExchangeAPI& api, const Names& names, PyObject* state,
-                     PyObject* slots, Looks& found, int64_t* step, Py_ssize_t i) {
+Answer look_at_state(const DLPackExchangeAPI& api, const Names& names, PyObject* types,
+                     PyObject* state, PyObject* slots, Looks& found, int64_t* step, Py_ssize_t i) {
   if (!PyDict_Check(state) || PyDict_GetItem(state, names.product) != nullptr) {
     return Answer::kUnusual;
   }
@@ -156,8 +174,8 @@ Answer look_at_state(const DLPackExchangeAPI& api, const Names& names, PyObject*
   const Py_ssize_t each = PyTuple_Size(slots);
   for (Py_ssize_t k = 0; k < each; ++k) {
     PyObject* slot = PyDict_GetItem(state, PyTuple_GetItem(slots, k));
-    if (slot == nullptr) return Answer::kUnusual;
-    if (!found.look(api, slot, i * each + k)) return Answer::kError;
+    const Answer answer = look_at_slot(api, names, types, slot, found, i * each + k);
+    if (answer != Answer::kSeen) return answer;
   }
   return Answer::kSeen;
 }
@@ -204,8 +222,8 @@ PyObject* walk(PyObject*, PyObject* arguments) {
       answer = look_at_gradient(*api, names, types, param, gradients, i);
     }
     if (answer == Answer::kSeen) {
-      answer =
-          look_at_state(*api, names, PyList_GetItem(states, i), slots, kept, steps.data + i, i);
+      answer = look_at_state(*api, names, types, PyList_GetItem(states, i), slots, kept,
+                             steps.data + i, i);
     }
     if (answer == Answer::kError) return nullptr;
     if (answer == Answer::kUnusual) Py_RETURN_NONE;

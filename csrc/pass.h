@@ -87,6 +87,18 @@ inline float* decoded(int64_t address, Codec codec, int64_t begin, int64_t count
   return room;
 }
 
+// The same of a slot, whose codes and scales lie one behind the other in blocks.
+inline float* decoded_slot(const TensorRow& row, int slot, int64_t address, Codec codec,
+                           int64_t begin, int64_t count, float* room) {
+  if (address == 0 || codec != Codec::kBlocks) {
+    return decoded(address, codec, begin, count, room);
+  }
+  const auto* codes = at<const uint8_t>(address);
+  decode_blocks(slot, codes + begin,
+                scales_behind(at<uint8_t>(address), row.numel) + begin / kCodeBlock, count, room);
+  return room;
+}
+
 inline void encode(int64_t address, Codec codec, int64_t begin, int64_t count, const float* values,
                    const uint16_t* bits, uint32_t factor) {
   if (address != 0 && codec != Codec::kFloat32) {
@@ -94,10 +106,21 @@ inline void encode(int64_t address, Codec codec, int64_t begin, int64_t count, c
   }
 }
 
+inline void encode_slot(const TensorRow& row, int slot, int64_t address, Codec codec, int64_t begin,
+                        int64_t count, const float* values, const uint16_t* bits) {
+  if (address == 0 || codec != Codec::kBlocks) {
+    encode(address, codec, begin, count, values, bits, factor_of_slot(slot));
+    return;
+  }
+  auto* codes = at<uint8_t>(address);
+  encode_blocks(slot, values, count, bits, codes + begin,
+                scales_behind(codes, row.numel) + begin / kCodeBlock);
+}
+
 inline Run decoded_run(const TensorRow& row, const Codecs& codecs, int64_t begin, int64_t count,
                        Room& room) {
   const auto slot = [&](int64_t address, int i) {
-    return decoded(address, codecs.slots, begin, count, room.slot[i]);
+    return decoded_slot(row, i, address, codecs.slots, begin, count, room.slot[i]);
   };
   return Run{decoded(row.param, codecs.param, begin, count, room.param),
              decoded(row.grad, codecs.grad, begin, count, room.grad),
@@ -109,7 +132,7 @@ inline void encode_run(const TensorRow& row, const Codecs& codecs, int64_t begin
                        const uint16_t* bits) {
   const int64_t states[kSlots] = {row.state0, row.state1, row.state2};
   for (int i = 0; i < kSlots; ++i) {
-    encode(states[i], codecs.slots, begin, run.count, run.slot[i], bits, factor_of_slot(i));
+    encode_slot(row, i, states[i], codecs.slots, begin, run.count, run.slot[i], bits);
   }
   encode(row.param, codecs.param, begin, run.count, run.param, bits, codecs.factor_of_param());
 }

@@ -1,9 +1,8 @@
 """How a kernel reads and writes what is stored: one codec for each way, a constexpr of a kernel.
 
 A codec is its element type: what is read becomes float32, what is written is rounded once, to
-nearest, or by chance where there are random bits (method.md#storage). A way that needs more than
-that (a scale beside a block of 8-bit numbers) is one more case in these functions; the kernels that
-call them stay as they are.
+nearest, or by chance where there are random bits (method.md#storage). Slots may also be kept in
+blocks of 8-bit codes, int8 or uint8, whose scales lie behind them (kernels/block_codes.py).
 """
 
 from __future__ import annotations
@@ -11,11 +10,15 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from adaptiverl.kernels.block_codes import BLOCK, load_decoded, place_of_scales, store_encoded
+from adaptiverl.kernels.layout import NUMEL
 
 CODECS = {
     torch.float32: tl.float32,
     torch.bfloat16: tl.bfloat16,
     torch.float16: tl.float16,
+    torch.int8: tl.int8,
+    torch.uint8: tl.uint8,
 }
 
 
@@ -50,6 +53,48 @@ def store(pointers, value, inside, bits, FACTOR: tl.constexpr, WIDE: tl.constexp
         tl.store(pointers, kept)
     else:
         tl.store(pointers, kept, inside)
+
+
+@triton.jit
+def scales_of(table, COLUMN: tl.constexpr, CODEC: tl.constexpr, start):
+    """Where the scale of the block that element `start` opens lies; None where there are none."""
+    scales = None
+    if CODEC == tl.int8 or CODEC == tl.uint8:
+        begin = place_of_scales(tl.load(table + NUMEL)) + start // BLOCK * 2
+        scales = (tl.load(table + COLUMN) + begin).to(tl.pointer_type(tl.bfloat16))
+    return scales
+
+
+@triton.jit
+def load_slot(pointers, scales, block, inside, CODEC: tl.constexpr, WIDE: tl.constexpr):
+    """A slot's elements as float32; `block` is the number of the first one's block."""
+    if CODEC == tl.int8 or CODEC == tl.uint8:
+        values = load_decoded(pointers, scales + block, inside, CODEC, WIDE)
+    else:
+        values = load(pointers, inside, WIDE)
+    return values
+
+
+@triton.jit
+def store_slot(
+    pointers,
+    scales,
+    block,
+    value,
+    inside,
+    bits,
+    FACTOR: tl.constexpr,
+    CODEC: tl.constexpr,
+    NEIGHBOURS: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """A slot's elements as they are kept; `block` as in `load_slot`."""
+    if CODEC == tl.int8 or CODEC == tl.uint8:
+        store_encoded(
+            pointers, scales + block, value, inside, bits, FACTOR, CODEC, NEIGHBOURS, WIDE
+        )
+    else:
+        store(pointers, value, inside, bits, FACTOR, WIDE)
 
 
 @triton.jit

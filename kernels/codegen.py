@@ -31,14 +31,13 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 ARCHITECTURES = (75, 80, 90, 100)
-REGISTERS = 64
-"""Most registers per thread, on sm_90, but for three slots that are rounded by chance"""
-REGISTERS_ROUNDED = 88
-INSTRUCTIONS = 28.0
-"""Most per element, float32 on sm_90, without noise"""
-INSTRUCTIONS_WITH_NOISE = 55.0
+REGISTERS, REGISTERS_ROUNDED = 64, 88
+"""Most per thread, on sm_90; of three slots that are rounded by chance, and of slots in blocks"""
+INSTRUCTIONS, INSTRUCTIONS_WITH_NOISE = 28.0, 55.0
+"""Most per element, float32 on sm_90"""
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+SLOT_BYTES = BYTES | {"int8": 1}  # of blocks, whose scales are not counted
 DTYPE_PAIRS = (
     ("float32", "float32"),
     ("float32", "bfloat16"),
@@ -101,10 +100,15 @@ class Variant:
         return replace(self, noise=True, sums=True, gradient_scale=True)
 
     @property
+    def is_coded(self) -> bool:
+        """Slots are kept in blocks of codes."""
+        return self.slot_dtype == "int8" and self.slots > 0
+
+    @property
     def widths(self) -> set[int]:
         """Bytes of an element of everything that it walks."""
         kept = [self.slot_dtype] if self.slots else []
-        return {BYTES[dtype] for dtype in (self.param_dtype, self.grad_dtype, *kept)}
+        return {SLOT_BYTES[dtype] for dtype in (self.param_dtype, self.grad_dtype, *kept)}
 
 
 @dataclass(frozen=True)
@@ -149,7 +153,7 @@ class Report:
         if self.local_bytes:
             yield f"{self}: {self.local_bytes} bytes of local memory, expected none"
         rounded = self.variant.slots == step.SLOTS and self.variant.slot_dtype != "float32"
-        budget = REGISTERS_ROUNDED if rounded else REGISTERS
+        budget = REGISTERS_ROUNDED if rounded or self.variant.is_coded else REGISTERS
         if self.architecture == 90 and self.registers > budget:
             yield f"{self}: {self.registers} registers, budget {budget}"
         expected = 1 + (self.variant.noise and self.variant.kernel != "sum_squares")
@@ -164,13 +168,16 @@ class Report:
         single = variant.widths == {4}
         if self.architecture == 90 and single and loop.instructions > budget:
             yield f"{self}: {loop.instructions:.1f} instructions per element, budget {budget:.0f}"
-        # Beside float32 a thread holds four 16-bit elements.
+        # Beside float32 a thread holds four elements of 16 bits or 8, beside bfloat16 eight of 8.
         alike = len(variant.widths) == 1 or variant.kernel == "sum_squares"
-        loads = {128} if alike else {64, 128}
+        narrow = 8 * min(variant.widths) * (8 if max(variant.widths) == 2 else 4)
+        loads = {128} if alike else {narrow, 128}
         if not set(loop.loads) <= loads:
             yield f"{self}: loads of {_bits(loop.loads)} bits, expected {_bits(loads)}"
-        written = {BYTES[variant.param_dtype], *([BYTES[variant.slot_dtype]] * (variant.slots > 0))}
-        stores = {128} if alike or written == {4} else {64, 128}
+        written = {BYTES[variant.param_dtype]}
+        if variant.slots:
+            written.add(SLOT_BYTES[variant.slot_dtype])
+        stores = {128} if alike or written == {4} else {narrow, 128}
         if not set(loop.stores) <= stores:
             yield f"{self}: stores of {_bits(loop.stores)} bits, expected {_bits(stores)}"
         if loop.shared:
@@ -201,6 +208,11 @@ def variants() -> list[Variant]:
         for param, grad in (("float32", "float32"), ("bfloat16", "bfloat16")):
             kept = Variant(algorithm, param, grad, choices[-1], "bfloat16", param == "bfloat16")
             found += [kept, kept.with_everything()]
+            if choices[-1] < step.SLOTS:
+                found += [replace(v, slot_dtype="int8") for v in (kept, kept.with_everything())]
+    for dtype in ("float32", "bfloat16"):
+        coded = Variant("adamw", dtype, dtype, 2, "int8", stochastic_rounding=dtype == "bfloat16")
+        found += [coded, coded.with_everything()]
     half = Variant("adamw", "bfloat16", "bfloat16", 2, "bfloat16", stochastic_rounding=True)
     found += [half, half.with_everything()]
     found += [replace(half, slot_dtype="float32"), replace(half, slot_dtype="float32", noise=True)]
@@ -220,6 +232,8 @@ def compile_kernel(variant: Variant, architecture: int) -> Any:
     else:
         kernel = step.step_kernel
         slots = [getattr(torch, variant.slot_dtype)] * variant.slots
+        if variant.slot_dtype == "int8":
+            slots[1:] = [torch.uint8] * (variant.slots - 1)  # averages of squares
         constants = step.constants(
             variant.kernel,
             param_dtype,
@@ -239,6 +253,7 @@ def compile_kernel(variant: Variant, architecture: int) -> Any:
             variant.slots,
             variant.noise and variant.sums,
             bool(constants["ROUND"]),
+            variant.is_coded,
         )
         options = {"num_warps": walk.WARPS, "maxnreg": registers}
     names = kernel.arg_names
@@ -313,17 +328,21 @@ def innermost_loops(sass: str) -> list[list[str]]:
 def _measure(variant: Variant, body: list[str]) -> tuple[WideLoop | None, float]:
     loads = [_width(line) for line in body if line.startswith(("LDG", "LD."))]
     stores = [_width(line) for line in body if line.startswith(("STG", "ST."))]
+    waits = ("LDS", "STS", "BAR") if variant.is_coded else ("LDS", "STS", "BAR", "SHFL")
+    if variant.is_coded:
+        # Besides, the scales of blocks, whose largest numbers a warp's threads find together.
+        loads, stores = ([width for width in widths if width > 16] for widths in (loads, stores))
     strong = any("STRONG" in line for line in body)
     if variant.kernel == "sum_squares":
         elements = sum(loads) / 8 / BYTES[variant.grad_dtype]
     else:
-        per_element = BYTES[variant.param_dtype] + BYTES[variant.slot_dtype] * variant.slots
+        per_element = BYTES[variant.param_dtype] + SLOT_BYTES[variant.slot_dtype] * variant.slots
         elements = sum(stores) / 8 / per_element
     if elements == 0 or strong:
         return None, 0.0
     # Only Box and Muller take a logarithm.
     noise = any(line.startswith("MUFU.LG2") for line in body)
-    shared = sum(line.startswith(("LDS", "STS", "BAR", "SHFL")) for line in body)
+    shared = sum(line.startswith(waits) for line in body)
     widths = tuple(sorted(set(loads))), tuple(sorted(set(stores)))
     return WideLoop(noise, len(body) / elements, *widths, shared), elements
 

@@ -16,6 +16,7 @@ from typing import Protocol
 
 import torch
 from adaptiverl.kernels import normals, rounding
+from adaptiverl.kernels.block_tensor import Blocks, any_rounded, shown
 from adaptiverl.kernels.elements import ELEMENTS, Elements, Row, Slot
 from torch import Tensor
 
@@ -148,7 +149,7 @@ def _step_tensor(
     scalars = element.scalars(_numbers(entry, group, lr, momentum))
     s = type(scalars)(*_beside(param, dtype, *scalars))
     stored = [None if slot is None else real(slot) for slot in entry.slots]
-    slots = [None if slot is None else slot.to(dtype) for slot in stored]
+    slots = [None if slot is None else shown(slot).to(dtype) for slot in stored]
 
     p, g = param.to(dtype), _scaled(real(entry.grad).to(dtype), gradient_scale)
     if entry.maximize:
@@ -164,7 +165,7 @@ def _step_tensor(
     bits = _rounding_bits(entry, param, stored, knobs)
     for place, slot, factor in zip(stored, slots, rounding.OF_SLOTS, strict=False):
         if place is not None:
-            _write(place, _rounded(slot, place.dtype, bits, factor), active)
+            _keep(place, slot, bits, factor, active)
     if entry.stochastic_rounding:
         p = _rounded(p, param.dtype, bits, rounding.OF_PARAM)
     _write(param, p, active)
@@ -193,12 +194,23 @@ def _noise(
 def _rounding_bits(
     entry: ParameterEntry, param: Tensor, slots: Sequence[Slot], knobs: Knobs
 ) -> Tensor | None:
-    """16 per element, where something is rounded by chance: slots of 16 bits always are."""
-    if not entry.stochastic_rounding and not rounding.any_half(slots):
+    """16 per element, where something is rounded by chance."""
+    if not entry.stochastic_rounding and not any_rounded(slots):
         return None
     *key, step = _beside(param, torch.int64, knobs.seed_low, knobs.seed_high, knobs.step)
     flat = rounding.random_bits(key, entry.index, step, entry.offset, param.numel())
     return flat.view(param.shape)
+
+
+def _keep(
+    place: Tensor, slot: Tensor, bits: Tensor | None, factor: int, active: Tensor | None
+) -> None:
+    """A slot as it is kept."""
+    if isinstance(place, Blocks):
+        # What was there is encoded to what it was.
+        place.encode(_selected(place.decode(), slot, active), bits, factor)
+    else:
+        _write(place, _rounded(slot, place.dtype, bits, factor), active)
 
 
 def _rounded(value: Tensor, dtype: torch.dtype, bits: Tensor | None, factor: int) -> Tensor:
@@ -224,10 +236,15 @@ def _beside(tensor: Tensor, dtype: torch.dtype, *numbers: Tensor) -> Sequence[Te
 
 
 def _write(target: Tensor, value: Tensor, active: Tensor | None) -> None:
-    """In place; a skipped step is a select, because 0·NaN is NaN."""
-    if active is not None:
-        value = torch.where((active != 0).to(target.device), value, target.to(value.dtype))
-    target.copy_(value)
+    """In place, unless the step is skipped."""
+    target.copy_(_selected(target, value, active))
+
+
+def _selected(target: Tensor, value: Tensor, active: Tensor | None) -> Tensor:
+    """The value, or in a skipped step what was there; a select, because 0·NaN is NaN."""
+    if active is None:
+        return value
+    return torch.where((active != 0).to(target.device), value, target.to(value.dtype))
 
 
 def rewind(target: Tensor, source: Tensor | None, rewinds: Tensor) -> None:

@@ -7,7 +7,7 @@ csrc/rounding.inc and `codecs.store`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from adaptiverl.kernels.normals import words_of
@@ -24,11 +24,6 @@ ROUNDS = 7
 
 OF_PARAM, OF_SLOTS = 1, (7189, 17681, 17681)
 """What an element's 16 random bits are multiplied by, modulo 2^16, before they round it"""
-
-
-def any_half(slots: Iterable[Tensor | None]) -> bool:
-    """Whether some of these slots are stored in 16 bits; None stands for one not kept."""
-    return any(slot is not None and slot.dtype in HALVES for slot in slots)
 
 
 def random_bits(key: Sequence[Tensor], index: int, step: Tensor, offset: int, numel: int) -> Tensor:

@@ -22,7 +22,9 @@ SLOTS = 3
 """Columns of the address table for an algorithm's own state"""
 
 
-def register_limit(architecture: int, slots: int, noise_and_sums: bool, rounds: bool) -> int:
+def register_limit(
+    architecture: int, slots: int, noise_and_sums: bool, rounds: bool, coded: bool = False
+) -> int:
     """Registers per thread. Left to itself the compiler takes more for a few instructions less.
 
     Three slots, noise and sums do not fit 64 on sm_100 without spilling; on sm_75 they do by Triton
@@ -33,7 +35,10 @@ def register_limit(architecture: int, slots: int, noise_and_sums: bool, rounds: 
         slots: How many are kept.
         noise_and_sums: With both.
         rounds: Something is rounded by chance.
+        coded: Slots are kept in blocks of codes.
     """
+    if coded:
+        return 104 if noise_and_sums and architecture >= 100 else 88
     everything = slots == SLOTS and noise_and_sums
     if rounds and (everything or architecture >= 100):
         return 88
@@ -65,7 +70,7 @@ def constants(
         "DIRECTION": element.direction,
         "STATE": element.state,
         "PARAMETER": element.parameter,
-        "ROUND": round_param or not HALVES.isdisjoint(slot_dtypes),
+        "ROUND": round_param or any(dtype != torch.float32 for dtype in slot_dtypes),
         "ROUND_PARAM": round_param,
         "NEIGHBOURS": neighbours(dtypes),
         "NOISE_ON_PARAMETER": noise_on_parameter,
@@ -127,7 +132,11 @@ def step(
         algorithm, param_dtype, grad_dtype, slot_dtypes, noise_on_parameter, stochastic_rounding
     )
     limit = register_limit(
-        _architecture(rows.device), len(slot_dtypes), noise_and_sums, bool(compiled["ROUND"])
+        _architecture(rows.device),
+        len(slot_dtypes),
+        noise_and_sums,
+        bool(compiled["ROUND"]),
+        torch.int8 in slot_dtypes,
     )
     with on_device(rows.device):
         step_kernel[(len(chunks),)](

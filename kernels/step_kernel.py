@@ -12,7 +12,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 from adaptiverl.kernels import rounding
-from adaptiverl.kernels.codecs import load, pointer_of, store
+from adaptiverl.kernels.block_codes import BLOCK as CODES
+from adaptiverl.kernels.codecs import load, load_slot, pointer_of, scales_of, store, store_slot
 from adaptiverl.kernels.layout import (
     EFFECTIVE_COLUMNS,
     EFFECTIVE_LR,
@@ -110,10 +111,13 @@ def _step_path(
     grads = pointer_of(table, GRAD, GRAD_CODEC, start)
     if SLOT0 is not None:
         slots0 = pointer_of(table, STATE0, SLOT0, start)
+        scales0 = scales_of(table, STATE0, SLOT0, start)
     if SLOT1 is not None:
         slots1 = pointer_of(table, STATE1, SLOT1, start)
+        scales1 = scales_of(table, STATE1, SLOT1, start)
     if SLOT2 is not None:
         slots2 = pointer_of(table, STATE2, SLOT2, start)
+        scales2 = scales_of(table, STATE2, SLOT2, start)
     STEP_BY: tl.constexpr = BLOCK if WIDE else NARROW
     if WIDE:
         first = 0
@@ -127,6 +131,7 @@ def _step_path(
     sum_uu = tl.zeros([THREADS], tl.float32)
     for i in range(first, last):
         offset = i * STEP_BY
+        block = offset // CODES
         inside = offset + lanes < length
         param = at(params, offset, WIDE) + lanes
         grad = at(grads, offset, WIDE) + lanes
@@ -136,13 +141,13 @@ def _step_path(
         state2 = None
         if SLOT0 is not None:
             slot0 = at(slots0, offset, WIDE) + lanes
-            state0 = load(slot0, inside, WIDE)
+            state0 = load_slot(slot0, scales0, block, inside, SLOT0, WIDE)
         if SLOT1 is not None:
             slot1 = at(slots1, offset, WIDE) + lanes
-            state1 = load(slot1, inside, WIDE)
+            state1 = load_slot(slot1, scales1, block, inside, SLOT1, WIDE)
         if SLOT2 is not None:
             slot2 = at(slots2, offset, WIDE) + lanes
-            state2 = load(slot2, inside, WIDE)
+            state2 = load_slot(slot2, scales2, block, inside, SLOT2, WIDE)
         p = load(param, inside, WIDE)
         bits = None
         if ROUND:
@@ -165,12 +170,18 @@ def _step_path(
         new = STATE(scalars, g, state0, state1, state2)
         if SLOT2 is not None:
             # Before the parameter is worked out: after that, Triton 3.6 has no registers left.
-            store(slot2, new[2], inside, bits, OF_SLOT2, WIDE)
+            store_slot(
+                slot2, scales2, block, new[2], inside, bits, OF_SLOT2, SLOT2, NEIGHBOURS, WIDE
+            )
         p = PARAMETER(scalars, g, p, state0, state1, state2, new)
         if SLOT0 is not None:
-            store(slot0, new[0], inside, bits, OF_SLOT0, WIDE)
+            store_slot(
+                slot0, scales0, block, new[0], inside, bits, OF_SLOT0, SLOT0, NEIGHBOURS, WIDE
+            )
         if SLOT1 is not None:
-            store(slot1, new[1], inside, bits, OF_SLOT1, WIDE)
+            store_slot(
+                slot1, scales1, block, new[1], inside, bits, OF_SLOT1, SLOT1, NEIGHBOURS, WIDE
+            )
         if NOISE == ON_PARAMETER:
             # After the state has left its registers.
             xi = draw(element + offset, lanes, counter, NEIGHBOURS, WIDE, STEP_BY)

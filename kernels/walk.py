@@ -164,13 +164,14 @@ def neighbours(dtypes: Sequence[torch.dtype]) -> int:
     16 bytes of the widest. Beside float32's four, eight neighbours of 16 bits would have to go
     through shared memory.
     """
-    return 8 if all(dtype.itemsize == 2 for dtype in dtypes) else 4
+    return 8 if max(dtype.itemsize for dtype in dtypes) == 2 else 4
 
 
 def block_size(dtypes: Sequence[torch.dtype]) -> int:
     """Elements per round of the wide path, of all dtypes that a launch walks.
 
-    1024: two runs of four neighbours per thread, or one of eight. Where both widths meet, one of
-    four.
+    1024: two runs of four neighbours per thread, or one of eight. Where float32 meets others, one
+    of four.
     """
-    return 1024 if len({dtype.itemsize for dtype in dtypes}) == 1 else 512
+    alike = len({dtype.itemsize for dtype in dtypes}) == 1
+    return 1024 if alike or neighbours(dtypes) == 8 else 512

@@ -569,7 +569,7 @@ def a_search_goes_back_where_the_device_says_so() -> None:
         for step in range(160):
             set_gradients(params, step)
             optimizer.step()
-            if optimizer.knobs()["held"]:
+            if optimizer._controller.read().rewind:
                 break
             assert step < 159, "the search did not end"
         assert step > 20, f"the search ended at step {step}"

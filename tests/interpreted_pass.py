@@ -50,6 +50,7 @@ from torch import Tensor
 from triton import knobs
 from triton.runtime import interpreter
 
+from adaptiverl.codecs import dtype_of
 from adaptiverl.kernels import philox, statistics, walk
 from adaptiverl.kernels import step as triton_step
 from adaptiverl.layout import SLOT
@@ -80,6 +81,8 @@ STORED = [
     (torch.float16, torch.float16, SINGLE),
     (torch.float16, torch.float16, HALF),
     (HALF, HALF, HALF, False),
+    (HALF, HALF, torch.int8),
+    (SINGLE, SINGLE, torch.int8),
 ]
 """Of parameters, gradients and slots; whether parameters are rounded by chance"""
 each_case = pytest.mark.parametrize("case", CASES.values(), ids=str)
@@ -202,7 +205,7 @@ class Launch:
             algorithm=self.case.name,
             param_dtype=first.param.dtype,
             grad_dtype=first.grad.dtype,
-            slot_dtypes=[slot.dtype for slot in first.slots if slot is not None],
+            slot_dtypes=[dtype_of(slot) for slot in first.slots if slot is not None],
             noise_on_parameter=on_parameter,
             stochastic_rounding=first.stochastic_rounding,
         )

@@ -545,6 +545,83 @@ def round_by_chance(
     return np.copysign((lower + upper) * spacing, values)
 
 
+# --- Blocks of 8-bit numbers (method.md#blocks) --------------------------------------------------
+
+
+class BlockMap(NamedTuple):
+    """Codes 0 to 2^bits - 1 in segments of 2^fraction steps, which double from each to the next.
+
+    Attributes:
+        bits: Of a code, but for the sign.
+        fraction: Of these, those that count steps.
+        factor: What the block's first element's random bits are multiplied by for the scale.
+    """
+
+    bits: int
+    fraction: int
+    factor: int
+
+    def value(self, codes: ArrayLike) -> Floats:
+        """Return what codes stand for in units of the scale."""
+        segment, step = np.divmod(np.asarray(codes, np.float64), 2.0**self.fraction)
+        return 2.0**segment * (1 + step / 2.0**self.fraction) - 1
+
+    def place(self, values: ArrayLike) -> Floats:
+        """Return where numbers lie among the codes, between two of them by the share of the way."""
+        x = 1 + np.asarray(values, np.float64)
+        segment = np.floor(np.log2(x))
+        return 2.0**self.fraction * (segment + x / 2.0**segment - 1)
+
+
+BLOCK_MAPS = (BlockMap(7, 5, 10745), BlockMap(8, 4, 26853))
+"""Of averages of gradients, which have a sign, and of averages of squares"""
+
+
+def block_codes(
+    values: ArrayLike, bits: NDArray[np.int64], factor: int, kind: BlockMap, block: int = 128
+) -> tuple[Floats, Floats]:
+    """Return what is cut off to each number's code, without its sign, and each block's scale.
+
+    The scale is the largest magnitude over what the largest code stands for, and is rounded by
+    chance to 8 binary digits; codes are those of what was not rounded yet. Of 16 random bits the
+    upper 12 count, and stand for the middle of what the lower 4 could add. A block with something
+    that is not finite has NaN for its scale, and one whose scale is below 2^-120 has 0; their codes
+    are 0.
+
+    Args:
+        values: What float32 holds; averages of squares are not below 0.
+        bits: From `rounding_bits`.
+        factor: The slot's own.
+        kind: One of `BLOCK_MAPS`.
+        block: Elements that share a scale.
+    """
+    x = np.abs(np.asarray(values, np.float64))
+    top = 2**kind.bits - 1
+    share = lambda of, by: ((of * by % 65536 >> 4) + 0.5) / 4096  # noqa: E731
+    reached, scales = np.zeros_like(x), np.zeros(-(-x.size // block))
+    for i in range(scales.size):
+        here = slice(i * block, (i + 1) * block)
+        largest = np.max(x[here])
+        if not np.isfinite(largest):
+            scales[i] = np.nan
+            continue
+        unit = largest / kind.value(top)
+        if unit == 0:
+            continue
+        spacing = 2.0 ** (np.floor(np.log2(unit)) - 7)
+        scale = spacing * np.floor(unit / spacing + share(bits[here][0], kind.factor))
+        if not 2.0**-120 <= scale <= 2.0**100:
+            scales[i] = 0.0 if scale < 1 else np.nan
+            continue
+        scales[i] = scale
+        found = kind.place(x[here] / unit) + share(bits[here], factor)
+        if kind.bits == 8:
+            # No square above 0 becomes 0.
+            found = np.where((found < 1) & (x[here] > 0), 1.5, found)
+        reached[here] = found
+    return reached, scales
+
+
 # --- The parameter step (method.md#parameter-step) -----------------------------------------------
 
 

@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 import oracle
 import torch
+from adaptiverl.kernels.block_tensor import Blocks, shown
 from numpy.typing import NDArray
 from tolerances import assert_close
 from torch import Tensor
 
 from adaptiverl import AdaptiveAdamW, AdaptiveLion, AdaptiveSGD, algorithms
 from adaptiverl.backends import CPU
-from adaptiverl.kernels import reference
+from adaptiverl.kernels import blocks, reference
 from adaptiverl.layout import State
 from adaptiverl.step.entries import COLUMNS, ParameterEntry
 
@@ -343,8 +344,13 @@ def copy_of(entry: ParameterEntry) -> ParameterEntry:
 
 
 def part_of(entry: ParameterEntry, begin: int, end: int) -> ParameterEntry:
-    """A stretch of it as a row of its own."""
-    return replace(with_tensors(entry, lambda t: t[begin:end]), offset=begin)
+    """A stretch of it as a row of its own; of blocks, a copy."""
+
+    def cut(tensor: Tensor) -> Tensor:
+        part = tensor[begin:end]
+        return Blocks.of(part, tensor.kind) if isinstance(tensor, Blocks) else part
+
+    return replace(with_tensors(entry, cut), offset=begin)
 
 
 def rows_of(entries: Sequence[ParameterEntry]) -> Tensor:
@@ -370,6 +376,8 @@ FORMATS = {torch.bfloat16: (7, -126), torch.float16: (10, -14)}
 """Digits after the point, and the smallest normal number's exponent"""
 FACTORS = (1, 7189, 17681, 17681)
 """What an element's random bits are multiplied by for the parameter and for each slot"""
+KINDS = (blocks.SIGNED, blocks.UNSIGNED, blocks.UNSIGNED)
+"""How each slot is coded where they are kept in blocks"""
 
 
 def stored_in(
@@ -384,14 +392,23 @@ def stored_in(
         copy_of(entry),
         param=entry.param.to(param),
         grad=entry.grad.to(grad),
-        slots=tuple(None if slot is None else slot.to(slots) for slot in entry.slots),
+        slots=tuple(
+            slot if slot is None else kept_in(slot, slots, kind)
+            for slot, kind in zip(entry.slots, KINDS, strict=False)
+        ),
         stochastic_rounding=by_chance and param in FORMATS,
     )
 
 
+def kept_in(slot: Tensor, dtype: torch.dtype, kind: blocks.Map) -> Tensor:
+    """A slot as it is kept."""
+    return Blocks.of(slot, kind) if dtype == torch.int8 else slot.to(dtype)
+
+
 def widened(entry: ParameterEntry) -> ParameterEntry:
     """The same numbers in float32."""
-    return replace(with_tensors(copy_of(entry), torch.Tensor.float), stochastic_rounding=False)
+    wide = with_tensors(copy_of(entry), lambda t: shown(t).float())
+    return replace(wide, stochastic_rounding=False)
 
 
 def rounded(
@@ -412,10 +429,37 @@ def assert_stored(entry: ParameterEntry, exact: ParameterEntry) -> None:
     ):
         if x is None or y is None:
             assert x is y
+        elif isinstance(x, Blocks):
+            assert_encoded(x, y, entry, i)
         elif x.dtype in FORMATS and (i > 0 or entry.stochastic_rounding):
             torch.testing.assert_close(x, rounded(y, x.dtype, entry, FACTORS[i]), rtol=0, atol=0)
         else:
             torch.testing.assert_close(x, y.to(x.dtype), rtol=0, atol=0)
+
+
+def assert_encoded(
+    found: Blocks, exact: Tensor, entry: ParameterEntry, place: int, step: int = STEP
+) -> None:
+    """Raise unless a slot, the entry's `place`, holds what the oracle encodes float32 numbers to.
+
+    A number that is where its code changes, within float32's rounding, may have either.
+    """
+    elements = entry.offset + np.arange(exact.numel())
+    bits = oracle.rounding_bits(SEED, entry.index, step, elements)
+    reached, scales = oracle.block_codes(
+        as_reals(exact).reshape(-1), bits, FACTORS[place], oracle.BLOCK_MAPS[place > 1]
+    )
+    codes, kept = blocks.parts(found.buffer, found.numel(), found.kind)
+    np.testing.assert_array_equal(as_reals(kept), scales)
+    stored = codes.view(torch.uint8).numpy().astype(np.int64)
+    negative = stored > found.kind.limit
+    magnitude = stored & found.kind.limit
+    edge = np.rint(reached)
+    sure = np.abs(reached - edge) > 1e-4
+    either = np.clip(magnitude, edge - 1, edge)
+    np.testing.assert_array_equal(magnitude, np.where(sure, np.floor(reached), either))
+    minus = np.signbit(exact.numpy().reshape(-1))
+    np.testing.assert_array_equal(negative[magnitude > 0], minus[magnitude > 0])
 
 
 # The step, three ways

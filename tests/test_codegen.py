@@ -28,7 +28,8 @@ EVERYTHING = codegen.Variant("adamw", "float32", "float32", 3).with_everything()
 SQUARES = codegen.Variant("sum_squares", "bfloat16", "bfloat16")
 HALVES = codegen.Variant("adamw", "bfloat16", "bfloat16", 2).with_everything()
 PLAIN = codegen.Variant("adamw", "float32", "float32", 2)
-LARGEST = [EVERYTHING, HALVES, SQUARES]
+CODED = codegen.Variant("adamw", "bfloat16", "bfloat16", 2, "int8", True).with_everything()
+LARGEST = [EVERYTHING, HALVES, SQUARES, CODED]
 # Whose instructions are counted: every algorithm with all its slots and everything in it, AdamW
 # also with what the algorithms share: noise of the parameter's size, slots of 16 bits. All have the
 # loop without noise as well, with more in it than where sums and scale are left out.
@@ -48,7 +49,7 @@ SINGLE = [
     ("architecture", "variants"),
     [
         (codegen.ARCHITECTURES[0], LARGEST),
-        (90, [*SINGLE, HALVES]),
+        (90, [*SINGLE, HALVES, CODED]),
         (codegen.ARCHITECTURES[-1], LARGEST),
     ],
     ids=["oldest", "90", "newest"],
@@ -77,7 +78,7 @@ def test_every_option_is_compiled() -> None:
             "stochastic_rounding",
         ):
             assert {getattr(v, option) for v in steps} == {False, True}
-        assert {v.slot_dtype for v in steps} == {"float32", "bfloat16"}
+        assert {v.slot_dtype for v in steps} == {"float32", "bfloat16", "int8"}
     pairs = {(v.param_dtype, v.grad_dtype) for v in found if v.kernel == "adamw"}
     assert pairs == set(codegen.DTYPE_PAIRS)
     assert {*LARGEST} <= {*found}
@@ -114,10 +115,17 @@ def test_every_option_is_compiled() -> None:
             PLAIN,
             "budget 28",
         ),
+        (
+            "block_codes.py",
+            "_store_of_blocks(of_each, half, opens_block, NEIGHBOURS)",
+            "tl.store(of_each, half.to(tl.int16).to(tl.bfloat16, bitcast=True), opens_block)",
+            codegen.Variant("sgd", "float32", "float32", 1, "int8"),
+            "on shared memory or barriers, expected none",
+        ),
         ("step.py", "return 88 if", "return 40 if True or", EVERYTHING, "of local memory"),
         ("step.py", "return 88 if", "return 96 if True or", EVERYTHING, "budget 64"),
     ],
-    ids=["hint", "statistics' hint", "rounds", "root", "spill", "registers"],
+    ids=["hint", "statistics' hint", "rounds", "root", "scales", "spill", "registers"],
 )
 def test_a_regression_is_noticed(
     tmp_path: Path,

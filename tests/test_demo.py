@@ -18,11 +18,12 @@ import pytest
 import torch
 
 from bench.pictures.demo import draw
-from bench.studies.demo import THREE, main, parse
+from bench.studies.demo import FOUR, follow, main, parse
 from bench.studies.demo_report import (
-    ADAPTIVE,
     CONSTANT,
     COSINE,
+    FIND_LR,
+    LOSS_LAW,
     Report,
     Run,
     as_json,
@@ -98,11 +99,11 @@ def test_arguments_beat_the_environment_which_beats_the_defaults() -> None:
     assert parse(["--device", "cpu"], {}).task.path is None
 
 
-def test_the_three_are_the_registry_s_with_the_demo_s_numbers() -> None:
-    warm_ups = {method.title: method.warm_up_steps(20) for method in THREE[:2]}
+def test_the_four_differ_in_their_rates_alone() -> None:
+    warm_ups = {method.title: method.warm_up_steps(20) for method in FOUR[:2]}
     assert warm_ups == {CONSTANT: 0, COSINE: 2}
-    assert {(method.betas, method.weight_decay) for method in THREE} == {((0.9, 0.99), 0.01)}
-    assert [method.name for method in THREE] == ["constant", "cosine", "loss"]
+    assert {(method.betas, method.weight_decay) for method in FOUR} == {((0.9, 0.99), 0.01)}
+    assert [method.title for method in FOUR] == [CONSTANT, COSINE, FIND_LR, LOSS_LAW]
 
 
 # --- measures, by hand ----------------------------------------------------------------------------
@@ -128,8 +129,16 @@ def test_measures_of_what_is_not_finite_or_never_there() -> None:
         assert measures.steps_to_target == 30
     assert measure(run_of([4.0, 2.0, 2.5]), target=2.0).steps_to_target == 10
     assert measure(run_of([4.0, 2.0, 1.0]), target=0.5).steps_to_target is None
-    assert _report([3.0, math.nan, 1.5], [], []).target == 1.5
-    assert math.isnan(_report([math.inf, math.nan], [], []).target)
+    assert _report([3.0, math.nan, 1.5], [], [], []).target == 1.5
+    assert math.isnan(_report([math.inf, math.nan], [], [], []).target)
+
+
+def test_the_search_ends_at_the_first_row_that_holds_a_rate() -> None:
+    run = run_of([4.0, 2.0, 1.0])
+    run.trace = {"step": [10.0, 20.0, 30.0], "held": [0.0, 1.0, 1.0]}
+    assert run.held_from == 20
+    run.trace["held"] = [0.0, 0.0, 0.0]
+    assert run.held_from is None
 
 
 # --- what is shown -----------------------------------------------------------------------------
@@ -137,14 +146,11 @@ def test_measures_of_what_is_not_finite_or_never_there() -> None:
 
 def test_divergence_is_shown_and_the_files_are_still_made(tmp_path: Path) -> None:
     nan = math.nan
-    report = _report([4.0, 3.0, 2.0], [4.0, 5000.0, nan], [4.0, nan, nan])
-    assert table(report).splitlines()[-1].replace("|", "").split()[1:4] == [
-        "diverged",
-        "diverged",
-        "never",
-    ]
+    report = _report([4.0, 3.0, 2.0], [4.0, 3.0, 2.5], [4.0, 5000.0, nan], [4.0, nan, nan])
+    cells = [cell.strip() for cell in table(report).splitlines()[-1].split("|")]
+    assert cells[1:5] == [LOSS_LAW, "diverged", "diverged", "never"]
     content = json.loads(as_json(report), parse_constant=_refuse)
-    assert content["runs"][2]["held_out"] == [4.0, None, None]
+    assert content["runs"][3]["held_out"] == [4.0, None, None]
     draw(report, tmp_path / "demo.png")
     assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
 
@@ -187,30 +193,41 @@ def test_every_file_is_there_and_holds_what_was_printed(finished: dict[str, Any]
 
 def test_json_numbers_follow_from_its_curves(finished: dict[str, Any]) -> None:
     content = finished["json"]
-    assert [run["method"] for run in content["runs"]] == [
-        CONSTANT,
-        COSINE,
-        ADAPTIVE,
-    ]
+    assert [run["method"] for run in content["runs"]] == [CONSTANT, COSINE, FIND_LR, LOSS_LAW]
     assert content["constant_rate_best"] == min(content["runs"][0]["held_out"])
     for run in content["runs"]:
         assert run["eval_steps"] == [0, 5, 10, 15, 20, 24]
         assert len(run["train_loss"]) == 24
         assert content["measures"][run["method"]]["final"] == run["held_out"][-1]
-        assert run["held_out"][-1] < run["held_out"][0] - 0.1
-    assert content["runs"][2]["trace"]["step"] == [10, 20]
-    assert {"lr", "momentum", "noise", "plateau"} <= set(content["runs"][2]["trace"])
+        # find_lr has hardly left the foot of its search after so few steps.
+        least = 0.0 if run["method"] == FIND_LR else 0.1
+        assert run["held_out"][-1] < run["held_out"][0] - least
+    for run in content["runs"][2:]:
+        assert run["trace"]["step"] == [10, 20]
+        assert {"lr", "momentum", "noise", "plateau", "held"} <= set(run["trace"])
+    assert content["runs"][2]["trace"]["held"] == [0, 1], "the cooldown begins at step 14"
 
 
-def test_the_three_start_alike_and_see_the_same_batches(finished: dict[str, Any]) -> None:
+def test_the_four_start_alike_and_see_the_same_batches(finished: dict[str, Any]) -> None:
     fed, runs = finished["fed"], finished["json"]["runs"]
-    assert len(fed) == 3 * 24
-    for one, two, three in zip(fed[:24], fed[24:48], fed[48:], strict=True):
-        assert torch.equal(one, two)
-        assert torch.equal(one, three)
+    assert len(fed) == 4 * 24
+    for step in range(24):
+        one, *others = fed[step::24]
+        assert all(torch.equal(one, other) for other in others), step
     assert not torch.equal(fed[0], fed[1])
     assert len({run["held_out"][0] for run in runs}) == 1
-    assert len({run["held_out"][-1] for run in runs}) == 3, "three methods that do the same thing"
+    assert len({run["held_out"][-1] for run in runs}) == 4, "methods that do the same thing"
+
+
+@pytest.mark.parametrize("lr", ["1e-6", "3"])
+def test_a_bad_rate_moves_every_line_but_find_lr_s(finished: dict[str, Any], lr: str) -> None:
+    book = str(finished["folder"] / "book.txt")
+    request = parse([*TINY, "--text", book, "--lr", lr], {})
+    moved = [
+        follow(method, request).held_out != before["held_out"]
+        for method, before in zip(FOUR, finished["json"]["runs"], strict=True)
+    ]
+    assert moved == [True, True, False, True]
 
 
 def test_the_seed_decides_the_losses(finished: dict[str, Any], tmp_path: Path) -> None:
@@ -246,11 +263,12 @@ def _refuse(constant: str) -> None:
 def _report(*curves: list[float]) -> Report:
     """A finished demo with hand-made held-out curves at steps 0, 12 and 24."""
     knobs = {name: [0.5, 0.6] for name in ("lr", "momentum", "noise", "plateau")}
+    knobs["held"] = [0.0, 1.0]
     runs = [
         Run(
             method, [0, 12, 24][: len(curve)], curve, curve, [0.1, 0.1], {"step": [10, 20], **knobs}
         )
-        for method, curve in zip((CONSTANT, COSINE, ADAPTIVE), curves, strict=True)
+        for method, curve in zip((CONSTANT, COSINE, FIND_LR, LOSS_LAW), curves, strict=True)
     ]
     return Report(parse([*TINY, "--lr", "0.02"], {}), {"source": "here"}, 1234, runs, 1.0)
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from adaptiverl.kernels.block_tensor import Blocks
 from rank_jobs import FED_OPTIONS, ZeroRedundancyOptimizer, fed_alone, feed, whole_parameters
 from ranks import Crew, bits, counted_collectives
 from torch import Tensor, nn
@@ -30,8 +31,9 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from adaptiverl import AdaptiveAdamW, Control
+from adaptiverl import AdaptiveAdamW, Control, codecs
 from adaptiverl.distributed import number_parameters
+from adaptiverl.ranks.dtensors import to_local
 
 Answer = tuple[list[bytes], dict[str, float]]
 
@@ -55,6 +57,48 @@ def prepared(
         fully_shard(model, mesh=mesh)
     optimizer = AdaptiveAdamW(model.parameters(), **FED_OPTIONS | options)
     return model, optimizer, mesh, list(model.parameters())
+
+
+BLOCKS: dict[str, Any] = {"state_dtype": torch.int8}
+Moments = list[dict[str, Tensor]]
+
+
+def moments(optimizer: Any) -> Moments:
+    """As a checkpoint has them, put together."""
+    return [
+        {name: whole(state[name]) for name in ("exp_avg", "exp_avg_sq")}
+        for state in optimizer.state_dict()["state"].values()
+    ]
+
+
+def whole(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor.clone()
+
+
+def blocks_from_to(
+    rank: int, size: int, folder: str, before: str, here: str, steps: range
+) -> tuple[Moments, Moments, list[bytes]]:
+    """Load what was saved as `before`, if anything; train; save as `here`; all in blocks."""
+    codecs.SMALL = 0  # these processes run nothing that it is anything to
+    model, optimizer, mesh, params = prepared(size, **BLOCKS)
+    if before:
+        contents: dict[str, Any] = {
+            "model": get_model_state_dict(model),
+            "optimizer": get_optimizer_state_dict(model, optimizer),
+        }
+        dcp.load(contents, checkpoint_id=os.path.join(folder, before))
+        set_model_state_dict(model, contents["model"])
+        set_optimizer_state_dict(model, optimizer, contents["optimizer"])
+    loaded = moments(optimizer)
+    feed(optimizer, params, steps, mesh)
+    contents = {
+        "model": get_model_state_dict(model),
+        "optimizer": get_optimizer_state_dict(model, optimizer),
+    }
+    dcp.save(contents, checkpoint_id=os.path.join(folder, here))
+    kept = [to_local(x) for s in optimizer.state.values() for n, x in s.items() if n != "step"]
+    assert all(isinstance(x, Blocks) or x.numel() == 0 for x in kept)
+    return loaded, moments(optimizer), [bits(whole(p)) for p in params]
 
 
 def answer(params: list[nn.Parameter], optimizer: Any) -> Answer:
@@ -128,6 +172,7 @@ def load_and_go_on(
 
 def zero_around(params: Any, **options: Any) -> Any:
     """What is no group's entry goes into a partial: ZeRO puts the rest into its checkpoints."""
+    codecs.SMALL = 0  # these processes run nothing that it is anything to
     given = {key: FED_OPTIONS[key] for key in ("control", "seed")} | options
     own: Any = partial(AdaptiveAdamW, **given)
     return ZeroRedundancyOptimizer(params, own, lr=FED_OPTIONS["lr"])
@@ -285,6 +330,35 @@ def test_from_some_ranks_to_others(
             assert others == knobs
 
 
+def test_blocks_go_from_four_ranks_to_two_and_to_one(crew: Crew, tmp_path: Path) -> None:
+    """Shards cut blocks: what is loaded is what was saved, rounded once more."""
+    folder = str(tmp_path)
+    steps = {"4": range(8), "2": range(8, 10), "1": range(10, 12)}
+    before = ""
+    saved: Moments = []
+    for size, taken in steps.items():
+        answers = crew.run(int(size), blocks_from_to, folder, before, size, taken)
+        loads: list[Moments] = [loaded for loaded, _, _ in answers if before]
+        for loaded in loads:
+            for found, wanted in zip(loaded, saved, strict=True):
+                for name, moment in found.items():
+                    off = (moment - wanted[name]).abs()
+                    assert bool((off <= 0.04 * wanted[name].abs().max()).all())
+                assert bool((found["exp_avg_sq"] >= wanted["exp_avg_sq"] * 0.49).all())
+        before, saved = size, answers[0][1]
+
+
+def test_blocks_on_as_many_ranks_go_on_with_the_same_bits(crew: Crew, tmp_path: Path) -> None:
+    folder = str(tmp_path)
+    crew.run(2, blocks_from_to, folder, "", "first", range(SAVED))
+    resumed = crew.run(2, blocks_from_to, folder, "first", "second", range(SAVED, END))
+    through = crew.run(2, blocks_from_to, folder, "", "third", range(END))
+    assert [params for _, _, params in resumed] == [params for _, _, params in through]
+    for (_, one, _), (_, other, _) in zip(resumed, through, strict=True):
+        for a, b in zip(one, other, strict=True):
+            assert all(torch.equal(a[name], b[name]) for name in a)
+
+
 @pytest.mark.parametrize("groups", [1, 2])
 def test_zero_draws_what_one_rank_draws(crew: Crew, groups: int) -> None:
     expected, _ = zero_alone(12)
@@ -310,8 +384,11 @@ def test_zero_with_a_rank_that_owns_nothing(crew: Crew) -> None:
     assert memory == others_memory
 
 
-@pytest.mark.parametrize("options", [{}, SHORT], ids=str)
-def test_zero_from_two_ranks_to_three(crew: Crew, tmp_path: Path, options: dict[str, Any]) -> None:
+@pytest.mark.parametrize("options", [{}, SHORT, BLOCKS], ids=str)
+def test_zero_from_two_ranks_to_three(
+    crew: Crew, tmp_path: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(codecs, "SMALL", 0)
     expected, _ = zero_alone(END, **options)
     path = str(tmp_path / "zero.pt")
     crew.run(2, zero_save, path, SAVED, options)

@@ -7,14 +7,16 @@ import io
 import math
 import pickle
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from adaptiverl.kernels.block_tensor import Blocks
 from torch import Tensor, nn
 from training import assert_differ, assert_same, clones, saved_states, values
 
-from adaptiverl import AdaptiveAdamW, AdaptiveLion, AdaptiveSGD, Control, devices
+from adaptiverl import AdaptiveAdamW, AdaptiveLion, AdaptiveSGD, Control, codecs, devices
 from adaptiverl.kernels import reference
 from adaptiverl.layout import FIELDS, SLOT
 from adaptiverl.log import Announcements
@@ -111,6 +113,21 @@ def test_a_search_ends_where_it_began(kind: str, dtype: torch.dtype) -> None:
         train(one, ours, went_back + 1, went_back + 40)
     assert_same(everything(optimizer, params), everything(fresh, twins))
     assert_differ(values(params), began)
+
+
+@kinds
+def test_state_in_blocks_starts_anew_with_its_scales(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(codecs, "SMALL", 0)
+    make = partial(AdaptiveAdamW, lr=None) if kind == "AdamW" else KINDS[kind]
+    optimizer = make(params := parameters(), control=FIND, state_dtype=torch.int8)
+    began = values(params)
+    train_until_it_went_back(optimizer, params)
+    assert_where_it_began(optimizer, params, began)
+    kept = [x for s in optimizer.state.values() for x in s.values() if isinstance(x, Blocks)]
+    assert kept
+    assert not any(x.buffer.any() for x in kept)
 
 
 def test_tensors_with_gaps_and_tensors_in_one_memory_go_back() -> None:

@@ -106,8 +106,11 @@ def test_it_trains_what_ordinary_steps_train(kind: str, control: str, dtype: tor
     ordinary, released = (everything(*run) for run in runs)
     assert_same(released, ordinary)
     assert_differ(values(runs[0][1].parameters()), began)
-    if control in STEPS:
+    if control == "find_lr":
         assert runs[1][0].knobs()["held"] == 1
+    if control == "range_test":  # its ramp is over: the weights went back
+        assert number(runs[1][0], "search_steps") > 30
+        assert number(runs[1][0], "searching") == 0
 
 
 def test_a_search_goes_back_when_the_round_ends(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,7 +38,7 @@ from pass_cases import (
 from torch import Tensor
 
 from adaptiverl.backends import CPU, REFERENCE, backend_for
-from adaptiverl.kernels import reference, rounding
+from adaptiverl.kernels import blocks, reference, rounding
 
 HALF, SINGLE = torch.bfloat16, torch.float32
 STORED = [
@@ -48,6 +48,8 @@ STORED = [
     (SINGLE, HALF, SINGLE),
     (HALF, SINGLE, HALF),
     (HALF, HALF, HALF, False),
+    (HALF, HALF, torch.int8),
+    (SINGLE, SINGLE, torch.int8),
 ]
 """Of parameters, gradients and slots; whether parameters are rounded by chance"""
 KEY = (torch.tensor(SEED & 0xFFFFFFFF), torch.tensor(SEED >> 32))
@@ -108,6 +110,8 @@ def test_what_is_stored_is_the_float32_step_rounded(
 @each_stored
 @pytest.mark.parametrize("cut", [1, 4, 8, 1024, 1031, PIECE + 3])
 def test_shards_round_as_the_whole(case: Case, stored: tuple[Any, ...], cut: int) -> None:
+    if torch.int8 in stored:
+        cut = -(-cut // blocks.BLOCK) * blocks.BLOCK  # a block that is cut is another block
     whole = stored_in(entry_of(case, (PIECE + 2052,), index=6), *stored)
     shards = [part_of(copy_of(whole), *edges) for edges in ((0, cut), (cut, PIECE + 2052))]
     for entries in ([whole], shards):
@@ -236,8 +240,8 @@ MUTANTS = {
     "a bias": ("whole + bits", "whole + 2048 + bits"),
     "fewer bits": ("bits = bits * factor & 0xFFFF", "bits = bits * factor & 0xFF00"),
     "one array's bits for all": ("bits = bits * factor &", "bits = bits * 1 &"),
-    "the noise's stream": ("(octets >> 32) | ROUNDING_STREAM", "(octets >> 32)"),
-    "the noise's rounds": ("key, ROUNDS)", "key, 10)"),
+    "the noise's stream": ("step, ROUNDING_STREAM", "step, 0"),
+    "the noise's rounds": ("STREAM, ROUNDS)", "STREAM, 10)"),
     "another element's bits": ("offset - 8 * first", "offset - 8 * first + 1"),
     "the upper half first": ("(words & 0xFFFF, words >> 16)", "(words >> 16, words & 0xFFFF)"),
     "a NaN that is a number": ("values.isnan(), torch.nan", "values.isnan(), 0.0"),
@@ -274,7 +278,8 @@ def test_the_comparison_sees_a_mutant(name: str, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("codecs", "said"),
     [
-        ([0, 0, 2], "the slots' codec must be the number of a codec, 0 to 1, got 2"),
+        ([0, 0, 3], "the slots' codec must be the number of a codec, 0 to 2, got 3"),
+        ([0, 2, 0], "the gradients' codec must be the number of a codec, 0 to 1, got 2"),
         ([-1, 0, 0], "the parameters' codec must be the number of a codec, 0 to 1, got -1"),
         ([1, 1], "codecs must be those of parameters, gradients and slots, got 2 numbers"),
     ],

@@ -61,6 +61,7 @@ def test_sets_hold_what_their_names_say() -> None:
     held = {name: (Workload(name).elements, Workload(name).tensors) for name in SHAPES}
     del held["small"]
     assert held == {
+        "gpt-10M": (10_342_656, 52),
         "gpt2-small": (124_439_808, 148),
         "1B": (1_017_302_272, 292),
         "1B-in-1": (10**9, 1),

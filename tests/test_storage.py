@@ -13,16 +13,20 @@ from typing import Any
 
 import pytest
 import torch
+from adaptiverl.kernels.block_tensor import Blocks, shown, stored
 from torch import Tensor, nn
 
-from adaptiverl import AdaptiveAdamW, AdaptiveLion, AdaptiveSGD, Control
+from adaptiverl import AdaptiveAdamW, AdaptiveLion, AdaptiveSGD, Control, codecs
+from adaptiverl.backends.operators import WHY_PURE
 from adaptiverl.codecs import Storage
 
 HALF = torch.bfloat16
 QUIET = Control(every=2, noise_bounds=(0.0, 0.0))
 NOISY = Control(every=2, noise_bounds=(0.05, 0.2))
 MAKERS: dict[str, Callable[..., Any]] = {
-    "adamw": lambda params, **options: AdaptiveAdamW(params, 1e-2, amsgrad=True, **options),
+    "adamw": lambda params, **options: AdaptiveAdamW(
+        params, 1e-2, **{"amsgrad": options.get("state_dtype") != torch.int8, **options}
+    ),
     "sgd": lambda params, **options: AdaptiveSGD(params, 1e-2, momentum=0.9, **options),
     "lion": lambda params, **options: AdaptiveLion(params, 1e-2, **options),
 }
@@ -64,15 +68,57 @@ def assert_same(left: list[Tensor], right: list[Tensor]) -> None:
 # --- Options -------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def all_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No tensor is too small for 8 bits."""
+    monkeypatch.setattr(codecs, "SMALL", 0)
+
+
 @each_maker
+@pytest.mark.usefixtures("all_in_blocks")
 @pytest.mark.parametrize("dtype", [torch.float32, HALF, torch.float16])
-@pytest.mark.parametrize("state_dtype", [torch.float32, HALF])
+@pytest.mark.parametrize("state_dtype", [torch.float32, HALF, torch.int8])
 def test_state_is_kept_in_what_was_asked_for(
     make: Callable[..., Any], dtype: torch.dtype, state_dtype: torch.dtype
 ) -> None:
     optimizer = make(parameters(dtype), control=NOISY, state_dtype=state_dtype)
     feed(optimizer, range(3))
-    assert {x.dtype for x in shaped(optimizer)} == {state_dtype}
+    squares = {torch.uint8} if state_dtype == torch.int8 and make is MAKERS["adamw"] else set()
+    assert {codecs.dtype_of(x) for x in shaped(optimizer)} == {state_dtype, *squares}
+
+
+@each_maker
+def test_tensors_below_4096_elements_keep_float32_beside_blocks(make: Callable[..., Any]) -> None:
+    params = [nn.Parameter(torch.ones(4095)), nn.Parameter(torch.ones(64, 64))]
+    optimizer = make(params, control=QUIET, state_dtype=torch.int8)
+    feed(optimizer, range(2))
+    assert [isinstance(optimizer.state[p]["step"], Tensor) for p in params] == [True, True]
+    kinds = [{isinstance(x, Blocks) for x in shaped(optimizer)[i::2]} for i in (0, 1)]
+    if len(shaped(optimizer)) == 4:
+        kinds = [{isinstance(x, Blocks) for x in shaped(optimizer)[i : i + 2]} for i in (0, 2)]
+    assert kinds == [{False}, {True}]
+
+
+def test_amsgrad_is_refused_beside_8_bits_and_nothing_is_changed() -> None:
+    said = "AdaptiveAdamW keeps no maximum .* amsgrad=True and state_dtype=torch.int8: leave"
+    with pytest.raises(ValueError, match=said):
+        AdaptiveAdamW(parameters(), amsgrad=True, state_dtype=torch.int8)
+    optimizer = AdaptiveAdamW(parameters(), control=QUIET, state_dtype=torch.int8)
+    with pytest.raises(ValueError, match=said):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.ones(3))], "amsgrad": True})
+    assert len(optimizer.param_groups) == 1
+    feed(optimizer, range(2))
+    before = [x.clone() for x in everything(optimizer)]
+    optimizer.param_groups[0]["amsgrad"] = True
+    with pytest.raises(ValueError, match=said):
+        feed(optimizer, range(1))
+    optimizer.param_groups[0]["amsgrad"] = False
+    assert_same(everything(optimizer), before)
+    torchs = torch.optim.AdamW(parameters(), amsgrad=True)
+    with pytest.raises(ValueError, match=said):
+        optimizer.load_state_dict(torchs.state_dict())
+    assert_same(everything(optimizer), before)
+    assert not optimizer.param_groups[0]["amsgrad"]
 
 
 @each_maker
@@ -89,7 +135,7 @@ def test_parameters_of_more_bits_keep_state_of_their_own(
 @pytest.mark.parametrize(
     ("options", "error", "said"),
     [
-        ({"state_dtype": torch.int8}, ValueError, "state_dtype must be .*bfloat16, got torch.int8"),
+        ({"state_dtype": torch.uint8}, ValueError, "got torch.uint8"),
         ({"state_dtype": torch.float16}, ValueError, "got torch.float16"),
         ({"state_dtype": "bfloat16"}, TypeError, "got 'bfloat16' of type str"),
         ({"state_dtype": None}, TypeError, "got None of type NoneType"),
@@ -136,14 +182,20 @@ def copied(optimizer: Any, make: Callable[..., Any]) -> Any:
 
 
 @each_maker
+@pytest.mark.usefixtures("all_in_blocks")
 @pytest.mark.parametrize("dtype", [torch.float32, HALF])
+@pytest.mark.parametrize("state_dtype", [HALF, torch.int8])
 @pytest.mark.parametrize("by_chance", [True, False])
 @pytest.mark.parametrize("travel", [saved_and_loaded, pickled, copied])
 def test_a_resumed_run_has_the_bits_of_one_that_never_stopped(
-    make: Callable[..., Any], dtype: torch.dtype, by_chance: bool, travel: Callable[..., Any]
+    make: Callable[..., Any],
+    dtype: torch.dtype,
+    state_dtype: torch.dtype,
+    by_chance: bool,
+    travel: Callable[..., Any],
 ) -> None:
     def made(params: Any) -> Any:
-        options = {"state_dtype": HALF, "stochastic_rounding": by_chance}
+        options = {"state_dtype": state_dtype, "stochastic_rounding": by_chance}
         return make(params, control=NOISY, seed=2**40 + 3, **options)
 
     optimizer = made(parameters(dtype))
@@ -152,7 +204,152 @@ def test_a_resumed_run_has_the_bits_of_one_that_never_stopped(
     for each in (optimizer, other):
         feed(each, range(4, 9))
     assert_same(everything(optimizer), everything(other))
-    assert other._storage == Storage(HALF, by_chance)
+    assert other._storage == Storage(state_dtype, by_chance)
+    assert [type(x) for x in shaped(other)] == [type(x) for x in shaped(optimizer)]
+
+
+@each_maker
+@pytest.mark.usefixtures("all_in_blocks")
+def test_a_checkpoint_of_blocks_is_plain_float32(make: Callable[..., Any]) -> None:
+    optimizer = make(parameters(), control=NOISY, state_dtype=torch.int8)
+    feed(optimizer, range(3))
+    for param, state in zip(parameters(), optimizer.state_dict()["state"].values(), strict=True):
+        for name, value in state.items():
+            assert type(value) is Tensor
+            if name in optimizer._algorithm.slots:
+                assert (value.dtype, value.shape) == (torch.float32, param.shape)
+
+
+@pytest.mark.usefixtures("all_in_blocks")
+def test_blocks_are_torchs_entries_there_and_back_within_a_code(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """What was encoded stays as it is, and is not told of; what was not is rounded, and is."""
+    torchs = torch.optim.AdamW(parameters(), lr=1e-2)
+    ours = AdaptiveAdamW(parameters(), 1e-2, control=Control.frozen(), state_dtype=torch.int8)
+    for optimizer in (torchs, ours):
+        for step in range(4):
+            for param in optimizer.param_groups[0]["params"]:
+                generator = torch.Generator().manual_seed(100 + step)
+                param.grad = torch.randn(param.shape, generator=generator)
+            optimizer.step()
+    other = AdaptiveAdamW(parameters(), 1e-2, control=QUIET, state_dtype=torch.int8)
+    with caplog.at_level(logging.INFO, "adaptiverl"):
+        other.load_state_dict(torchs.state_dict())
+    told = sorted(record.getMessage().partition(", which")[0] for record in caplog.records)
+    said = "AdaptiveAdamW converted the checkpoint's state from torch.float32 to torch."
+    assert told == [said + "int8", said + "uint8"]
+    for state, theirs in zip(other.state.values(), torchs.state.values(), strict=True):
+        for name in ("exp_avg", "exp_avg_sq"):
+            if theirs[name].numel():
+                off = (state[name] - theirs[name]).abs().max()
+                assert off <= 0.035 * theirs[name].abs().max()
+    caplog.clear()
+    back = torch.optim.AdamW(parameters())
+    back.load_state_dict(ours.state_dict())
+    again = AdaptiveAdamW(parameters(), 1e-2, control=QUIET, state_dtype=torch.int8)
+    with caplog.at_level(logging.INFO, "adaptiverl"):
+        again.load_state_dict(back.state_dict())
+    assert not caplog.records
+    assert_same(shaped(again), shaped(ours))
+    assert all(
+        torch.equal(stored(a), stored(b)) for a, b in zip(shaped(again), shaped(ours), strict=True)
+    )
+
+
+@each_maker
+@pytest.mark.usefixtures("all_in_blocks")
+@pytest.mark.parametrize("state_dtype", [torch.float32, HALF])
+def test_a_run_goes_on_from_blocks_in_another_dtype(
+    make: Callable[..., Any], state_dtype: torch.dtype
+) -> None:
+    first = make(parameters(), control=QUIET, state_dtype=torch.int8)
+    feed(first, range(4))
+    second = (
+        make(parameters(), control=QUIET, state_dtype=state_dtype, amsgrad=False)
+        if (make is MAKERS["adamw"])
+        else make(parameters(), control=QUIET, state_dtype=state_dtype)
+    )
+    second.load_state_dict(first.state_dict())
+    assert_same(shaped(second), [shown(x).to(state_dtype) for x in shaped(first)])
+    feed(second, range(4, 6))
+    assert {x.dtype for x in shaped(second)} == {state_dtype}
+
+
+EDITS: dict[str, Callable[[Tensor], Tensor]] = {
+    "zeros in place": lambda x: x.zero_(),
+    "zeros for it": torch.zeros_like,
+    "moved away and back": lambda x: x.to("cpu", copy=True).to("cpu"),
+    "a float32 copy": lambda x: x + 0,
+    "another dtype": lambda x: x.to(HALF),
+    "scaled": lambda x: x.mul_(0.5),
+}
+
+
+@each_maker
+@pytest.mark.usefixtures("all_in_blocks")
+@pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
+def test_state_that_is_edited_by_hand_is_taken_as_it_is(
+    make: Callable[..., Any], edit: Callable[[Tensor], Tensor]
+) -> None:
+    """As a run that keeps float32 does: the same edit of the same numbers, encoded."""
+    runs = []
+    for edited in (edit, lambda x: Blocks.of(edit(x.decode()).float(), x.kind)):
+        optimizer = make(parameters(), control=QUIET, state_dtype=torch.int8)
+        feed(optimizer, range(3))
+        for state in optimizer.state.values():
+            for name in optimizer._algorithm.slots[:2]:
+                state[name] = edited(state[name])
+        feed(optimizer, range(3, 5))
+        assert all(isinstance(x, Blocks) for x in shaped(optimizer))
+        runs.append(everything(optimizer))
+    assert_same(*runs)
+
+
+@each_maker
+@pytest.mark.usefixtures("all_in_blocks")
+def test_rows_can_be_cut_from_a_parameter_and_its_state(make: Callable[..., Any]) -> None:
+    """As Gaussian splatting prunes: a new parameter has the kept rows of the old one's state."""
+    optimizer = make(parameters(), control=QUIET, state_dtype=torch.int8)
+    feed(optimizer, range(3))
+    group = optimizer.param_groups[0]
+    old, kept = group["params"][0], torch.arange(37) % 3 != 0
+    state = optimizer.state.pop(old)
+    group["params"][0] = new = nn.Parameter(old[kept].detach())
+    cut = {n: x[kept] if x.shape == old.shape else x for n, x in state.items()}
+    optimizer.state[new] = dict(cut)
+    names = optimizer._algorithm.slots[: 1 + ("exp_avg_sq" in cut)]
+    wanted = [Blocks.of(cut[name], state[name].kind) for name in names]
+    new.grad = None
+    for param in group["params"][1:]:
+        param.grad = None
+    new.grad = torch.zeros_like(new)
+    optimizer.step()
+    for name, before in zip(names, wanted, strict=True):
+        assert optimizer.state[new][name].shape == new.shape
+        assert (optimizer.state[new][name] - before).abs().max() <= 0.15 * before.abs().max()
+
+
+@pytest.mark.usefixtures("all_in_blocks")
+@pytest.mark.parametrize("pure", [False, True])
+def test_where_a_step_is_walked_by_address_and_where_not(pure: bool) -> None:
+    """Channels-last tensors are stepped in plain torch; the others' fingerprint is followed."""
+    image = torch.randn(8, 3, 5, 5)
+    if pure:
+        image = image.to(memory_format=torch.channels_last)
+    params = [nn.Parameter(image)]
+    optimizer = AdaptiveAdamW(params, 1e-2, control=QUIET, state_dtype=torch.int8)
+    for _ in range(3):
+        params[0].grad = torch.ones_like(params[0])
+        optimizer.step(loss=1.0)
+    (bucket,) = optimizer._round.plan._sorted
+    assert bucket.backend.name == ("reference" if pure or WHY_PURE else "cpu")
+    assert optimizer._round.plan.followed == (bucket.backend.name == "cpu")
+    replaced = optimizer.state[params[0]]["exp_avg"].clone()
+    optimizer.state[params[0]]["exp_avg"] = replaced
+    optimizer.step(loss=1.0)
+    assert not optimizer._round.plan.followed
+    assert not torch.equal(replaced, torch.zeros_like(replaced))
 
 
 @pytest.mark.parametrize("old", [torch.float32, HALF])
@@ -208,12 +405,18 @@ def test_a_pickle_from_before_there_was_a_choice_rounds_as_it_did() -> None:
 
 @pytest.mark.parametrize(
     ("dtype", "state_dtype", "per_parameter"),
-    [(torch.float32, torch.float32, 16), (HALF, torch.float32, 12), (HALF, HALF, 8)],
+    [
+        (torch.float32, torch.float32, 16),
+        (HALF, torch.float32, 12),
+        (HALF, HALF, 8),
+        (torch.float32, torch.int8, 8 + 2 * 1.016),
+        (HALF, torch.int8, 4 + 2 * 1.016),
+    ],
 )
 def test_memory_is_counted_by_part(
     dtype: torch.dtype, state_dtype: torch.dtype, per_parameter: int
 ) -> None:
-    count = 1000
+    count = 16_000 if state_dtype == torch.int8 else 1000
     params = [nn.Parameter(torch.ones(count, dtype=dtype)) for _ in range(3)]
     optimizer = AdaptiveAdamW(params, control=QUIET, state_dtype=state_dtype)
     before = optimizer.memory()
@@ -223,9 +426,12 @@ def test_memory_is_counted_by_part(
     feed(optimizer, range(2))
     parts = optimizer.memory()
     assert set(parts) == {"parameters", "gradients", "exp_avg", "exp_avg_sq", "controller"}
-    assert parts["exp_avg"] == parts["exp_avg_sq"] == 3 * count * state_dtype.itemsize
+    if state_dtype == torch.int8:  # a code for each element, and two bytes for 128
+        assert parts["exp_avg"] == parts["exp_avg_sq"] == 3 * (count + 2 * count // 128)
+    else:
+        assert parts["exp_avg"] == parts["exp_avg_sq"] == 3 * count * state_dtype.itemsize
     own = parts.pop("controller")
-    assert sum(parts.values()) == 3 * count * per_parameter
+    assert sum(parts.values()) == pytest.approx(3 * count * per_parameter, rel=1e-3)
     # The controller's memory, and for each tensor a row of addresses, a count, a product, a sum.
     memory = optimizer._controller.memory
     assert own >= memory.nbytes + 3 * (13 * 8 + 4 + 8 + 8)

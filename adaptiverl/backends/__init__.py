@@ -19,7 +19,7 @@ from adaptiverl.backends.operators import WHY_PURE
 from adaptiverl.backends.placement import capability_of, compiled_for, dotted, why_not_on
 from adaptiverl.backends.reference import ReferenceBackend
 from adaptiverl.backends.triton import CAPABILITY, DTYPES, TritonBackend, triton_backend
-from adaptiverl.kernels.rounding import any_half
+from adaptiverl.kernels.block_tensor import any_rounded
 
 if TYPE_CHECKING:
     from adaptiverl.step.entries import ParameterEntry
@@ -108,7 +108,7 @@ def backend_for(entry: ParameterEntry, noisy: bool, shares_memory: bool = False)
     if shares_memory:
         return REFERENCE
     # A random number belongs to an element's place in C order.
-    noisy = noisy or entry.stochastic_rounding or any_half(entry.slots)
+    noisy = noisy or entry.stochastic_rounding or any_rounded(entry.slots)
     backend = resolve(entry.param.device, entry.param.dtype, entry.grad.dtype).backend
     return backend if backend.accepts(entry, noisy) else REFERENCE
 

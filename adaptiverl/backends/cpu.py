@@ -11,7 +11,7 @@ from adaptiverl.algorithms import ALGORITHMS
 from adaptiverl.backends.base import HoldChunks, sums_of, tell_autograd
 from adaptiverl.backends.layouts import lie_alike
 from adaptiverl.backends.operators import WHY_PURE
-from adaptiverl.codecs import walks
+from adaptiverl.codecs import dtype_of, walks
 
 if TYPE_CHECKING:
     from adaptiverl.decision import Decision
@@ -26,6 +26,8 @@ STEPS = {
 
 CODECS = {torch.float32: 0, torch.bfloat16: 1}
 """Their numbers in csrc/codecs.h"""
+SLOT_CODECS = CODECS | {torch.int8: 2, torch.uint8: 2}
+"""Likewise; of blocks, the first slot's are signed, and the others' are not"""
 
 
 class CpuBackend:
@@ -41,11 +43,11 @@ class CpuBackend:
 
     def variant(self, entry: ParameterEntry) -> tuple[Any, ...]:
         """One launch takes all that are stored alike; () is float32 throughout."""
-        slots = [slot.dtype for slot in entry.slots if slot is not None]
+        slots = [dtype_of(slot) for slot in entry.slots if slot is not None]
         dtypes = (entry.param.dtype, entry.grad.dtype, *(slots[:1] or [torch.float32]))
         if set(dtypes) == {torch.float32}:
             return ()
-        return (*(CODECS[dtype] for dtype in dtypes), entry.stochastic_rounding)
+        return (*(SLOT_CODECS[dtype] for dtype in dtypes), entry.stochastic_rounding)
 
     def count_steps(self, bucket: Bucket, decision: Decision) -> None:
         """See `Backend`."""

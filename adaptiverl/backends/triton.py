@@ -10,7 +10,7 @@ from torch import Tensor
 
 from adaptiverl.backends.base import HoldChunks, sums_of, tell_autograd
 from adaptiverl.backends.layouts import lie_alike
-from adaptiverl.codecs import walks
+from adaptiverl.codecs import dtype_of, walks
 from adaptiverl.kernels.sums import ALIGNMENT
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class TritonBackend:
 
     def variant(self, entry: ParameterEntry) -> tuple[Any, ...]:
         """A kernel is compiled for dtypes and for the slots that there are."""
-        slots = tuple(slot.dtype for slot in entry.slots if slot is not None)
+        slots = tuple(dtype_of(slot) for slot in entry.slots if slot is not None)
         return entry.param.dtype, entry.grad.dtype, slots, entry.stochastic_rounding
 
     def count_steps(self, bucket: Bucket, decision: Decision) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from adaptiverl import devices
+from adaptiverl.codecs import dtype_of
 from adaptiverl.kernels.sums import ALIGNMENT
 from adaptiverl.layout import Product, names
 from adaptiverl.step.entries import (
@@ -171,7 +172,8 @@ class Bucket:
         rows, first = self.host_rows(), self.entries[0]
         slots = (slot for entry in self.entries for slot in entry.slots if slot is not None)
         itemsizes = [first.param.element_size(), first.grad.element_size()]
-        itemsizes += [max((slot.element_size() for slot in slots), default=0)]
+        # Of blocks, whose scales lie behind in the same piece of memory, the codes.
+        itemsizes += [max((dtype_of(slot).itemsize for slot in slots), default=0)]
         numel = rows[:, NUMEL, None]
         addresses = [rows[:, PARAM, None], rows[:, GRAD, None], rows[:, MOMENTS]]
         lengths = [numel * i for i in itemsizes]

@@ -14,6 +14,7 @@ from torch import Tensor
 from adaptiverl.algorithms import Algorithm
 from adaptiverl.codecs import Storage
 from adaptiverl.distributed import NOISE_PLACE
+from adaptiverl.kernels.block_tensor import Blocks, stored
 from adaptiverl.layout import TensorRow, names
 from adaptiverl.ranks.dtensors import gradient_of, is_dtensor, to_local
 from adaptiverl.ranks.flat import refuse_flat_shards
@@ -57,14 +58,19 @@ class ParameterEntry:
 
     def shaped(self) -> list[Tensor]:
         """Everything that a sweep walks beside each other."""
-        return [self.param, self.grad, *(s for s in self.slots if s is not None)]
+        slots = (slot for slot in self.slots if slot is not None)
+        return [
+            self.param,
+            self.grad,
+            *(slot.codes() if isinstance(slot, Blocks) else slot for slot in slots),
+        ]
 
     def row(self) -> tuple[int, ...]:
         """This entry's line of the address table, in the order of `COLUMNS`."""
         return (
             _address(self.param),
             _address(self.grad),
-            *map(_address, self.slots),
+            *map(_address, map(stored, self.slots)),
             *(0,) * (SLOTS - len(self.slots)),
             self.step.data_ptr(),
             _address(self.mu_product),

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from adaptiverl.kernels.block_tensor import stored
 from adaptiverl.ranks.dtensors import any_dtensor, local_tensors, placed_alike
 from adaptiverl.step.look import PLAIN_TYPES, Look, look, walk
 from adaptiverl.step.state import PRODUCT, STEP
@@ -115,6 +116,7 @@ class Fingerprint:
             alike = placed_alike(params, grads)
             params, grads = local_tensors(params), local_tensors(grads)
             slots = local_tensors(slots)
+        slots = list(map(stored, slots))
         if not set(map(type, grads)) <= set(PLAIN_TYPES):
             return None
         return cls(

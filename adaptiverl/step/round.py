@@ -13,7 +13,7 @@ from adaptiverl.algorithms import Algorithm
 from adaptiverl.backends import backend_for
 from adaptiverl.backends.layouts import is_fake
 from adaptiverl.backends.reference import noise_on
-from adaptiverl.codecs import Storage
+from adaptiverl.codecs import Storage, decoded_states
 from adaptiverl.control import Control
 from adaptiverl.controller import Controller
 from adaptiverl.decision import Decision
@@ -150,6 +150,7 @@ class Round:
             self._log.look_at_rates(groups)
         for group in groups:
             self._rules.check_group(group, self._control)
+            self._rules.storage.check_group(self._log.optimizer, group)
         settle(groups, self.controller, self._log)
         if self.snapshot is not None:
             self.snapshot.begin_step(groups, state, self.controller, self._searches)
@@ -282,7 +283,7 @@ class Round:
             keys: What the checkpoint calls its parameters, in order.
             state: Those names to their parameters' entries, which are left as they are.
         """
-        exported = self.counters.exported(groups, keys, state)
+        exported = decoded_states(self.counters.exported(groups, keys, state))
         if self.snapshot is not None and self._searches:
             self.snapshot.added_to(groups, keys, exported)
         order = (*self._rules.algorithm.slots, STEP, PRODUCT, SEARCH_START)

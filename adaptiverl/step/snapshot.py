@@ -16,6 +16,7 @@ from adaptiverl.backends.layouts import is_dense
 from adaptiverl.controller import Controller
 from adaptiverl.decision import Decision
 from adaptiverl.kernels import reference
+from adaptiverl.kernels.block_tensor import stored
 from adaptiverl.ranks.dtensors import as_placed, to_local
 from adaptiverl.step.state import STEP
 from adaptiverl.step.workspace import DeviceTable, Workspace
@@ -211,7 +212,7 @@ class Snapshot:
         for name in (*self._algorithm.slots, STEP):
             value = state.get(name)
             if isinstance(value, Tensor):
-                yield to_local(value), None
+                yield stored(to_local(value)), None
 
     def _launch(self, device: torch.device, rows: list[tuple[int, int, int]]) -> Launch:
         """How these regions of a device are put back."""

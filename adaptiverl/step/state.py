@@ -93,8 +93,11 @@ def complete(
         group: Its group.
         state: Its state, which is changed.
     """
-    codec = storage.codec_of_slot(param)
-    for name in algorithm.slots_of(group):
+    needed = algorithm.slots_of(group)
+    for place, name in enumerate(algorithm.slots):
+        if name not in needed:
+            continue
+        codec = storage.codec_of_slot(param, place)
         value = state.get(name)
         state[name] = codec.zeros_beside(param) if value is None else codec.adopt(param, value)
 

@@ -1,24 +1,36 @@
-"""The demo: one small GPT on real text, three optimizers, one picture. ``python -m bench.demo``."""
+"""The demo: one small GPT on real text, four ways, one picture. ``python -m bench.demo``."""
 
 import os
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
+from adaptiverl import AdaptiveAdamW
 from bench.methods import METHODS, Method, Stepper
+from bench.methods.base import Parameters
+from bench.methods.ours import Adaptive, Steered, find_lr
 from bench.pictures.demo import draw
 from bench.requests import Parser, RequestError, number, whole
 from bench.run import ranks
 from bench.run.cells import Cell, losses_of, train
 from bench.studies import demo_report
-from bench.studies.demo_report import ADAPTIVE, CONSTANT, COSINE, Report, Request, Run, Trace
+from bench.studies.demo_report import (
+    CONSTANT,
+    COSINE,
+    FIND_LR,
+    LOSS_LAW,
+    Report,
+    Request,
+    Run,
+    Trace,
+)
 from bench.tasks.characters import Characters
 from bench.tasks.text import Text
 
@@ -30,10 +42,30 @@ COUNT = whole(1, 10**5)
 # Beyond these every float32 model stands still or overflows at once, and says nothing.
 RATE = number(1e-12, 100.0)
 BETAS = (0.9, 0.99)
-THREE: tuple[Method, ...] = (
+
+
+@dataclass(frozen=True, kw_only=True)
+class GivenNoRate(Adaptive):
+    """It finds its own rate, whatever the others start from."""
+
+    def start(self, parameters: Parameters, rate: float, horizon: int, seed: int) -> Steered:
+        return Steered(
+            AdaptiveAdamW(
+                parameters,
+                lr=None,
+                control=self.control(horizon),
+                seed=seed,
+                process_group=None if self.meets else False,
+                **self.shared(),
+            )
+        )
+
+
+FOUR: tuple[Method, ...] = (
     replace(METHODS["constant"], title=CONSTANT, betas=BETAS, warm_up=0.0),
     replace(METHODS["cosine"], title=COSINE, betas=BETAS, warm_up=0.1),
-    replace(METHODS["loss"], title=ADAPTIVE, betas=BETAS, meets=True),  # type: ignore[call-arg]
+    GivenNoRate(name="find_lr", title=FIND_LR, control=find_lr, betas=BETAS, meets=True),
+    replace(METHODS["loss"], title=LOSS_LAW, betas=BETAS, meets=True),  # type: ignore[call-arg]
 )
 
 
@@ -60,7 +92,8 @@ def _parser(environment: Mapping[str, str]) -> Parser:
     parser = Parser(
         prog="python -m bench.demo",
         description="Train a small GPT on real text with AdamW at a constant rate, AdamW with "
-        "warm-up and cosine, and AdaptiveAdamW; compare them.",
+        "warm-up and cosine, AdaptiveAdamW that finds its rate and is given none, and "
+        "AdaptiveAdamW steered by the loss; compare them.",
         allow_abbrev=False,
     )
 
@@ -68,7 +101,7 @@ def _parser(environment: Mapping[str, str]) -> Parser:
         default = environment.get(name.upper()) or default
         parser.add_argument(f"--{name}", type=kind, default=default, help=text)
 
-    add("lr", RATE, 1e-3, "starting learning rate of all three (or LR=; 1e-3)")
+    add("lr", RATE, 1e-3, "starting learning rate; find_lr is given none (or LR=; 1e-3)")
     add("text", str, None, "a UTF-8 text file (or TEXT=; Python's own sources)")
     add("steps", whole(2, 10**7), None, "steps of each method (or STEPS=; 600, on CUDA 1000)")
     add("seed", whole(0, 2**32 - 1), 0, "weights, order of the data, noise (or SEED=; 0)")
@@ -99,7 +132,7 @@ def run(request: Request) -> None:
     is_first = ranks.rank() == 0
     if is_first:
         print(_introduction(text, request, parameters), flush=True)
-    runs = [follow(method, request) for method in THREE]
+    runs = [follow(method, request) for method in FOUR]
     if is_first:
         seconds = time.monotonic() - begin
         _publish(Report(request, text.described(), parameters, runs, seconds))
@@ -124,11 +157,17 @@ def follow(method: Method, request: Request) -> Run:
             record.train_loss += losses_of(ranks.mean(losses))
             record.eval_steps.append(until)
             record.held_out.append(alone.held_out_loss())
-            rate = stepper.optimizer.param_groups[0]["lr"]
-            bar.set_postfix_str(f"loss {record.train_loss[-1]:.3f}  α {rate:.2e}", refresh=False)
+            shown = f"loss {record.train_loss[-1]:.3f}  α {_rate(stepper, method):.2e}"
+            bar.set_postfix_str(shown, refresh=False)
             bar.update(until - done)
     record.trace = _trace(stepper, method, task.steps)
     return record
+
+
+def _rate(stepper: Stepper, method: Method) -> float:
+    """The rate of the last step. Our α lives on the device; a group keeps what it was given."""
+    groups = stepper.optimizer.param_groups
+    return float(stepper.optimizer.knobs()["lr"] if method.is_ours else groups[0]["lr"])
 
 
 def _trace(stepper: Stepper, method: Method, steps: int) -> Trace:
@@ -153,7 +192,7 @@ def _bar(name: str, steps: int) -> tqdm:
     """A bar on standard error, seldom redrawn where that is a file and not a terminal."""
     return tqdm(
         total=steps,
-        desc=f"{name:<22}",
+        desc=f"{name:<{max(len(method.title) for method in FOUR)}}",
         unit="step",
         disable=ranks.rank() != 0,
         mininterval=0.1 if sys.stderr.isatty() else 15.0,
@@ -167,8 +206,8 @@ def _introduction(text: Text, request: Request, parameters: int) -> str:
         f"Text: {text.source}; {len(text.train):,} characters to train on, "
         f"{len(text.held_out):,} held out; {len(text.vocabulary)} different ones{replaced}.\n"
         f"Model: a GPT of {parameters:,} parameters on {request.task.device}, "
-        f"{ranks.size()} rank(s); {request.task.steps} steps three times, starting rate "
-        f"{request.lr:g}, seed {request.seed}."
+        f"{ranks.size()} rank(s); {request.task.steps} steps four times, starting rate "
+        f"{request.lr:g} (find_lr is given none), seed {request.seed}."
     )
 
 

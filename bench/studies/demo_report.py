@@ -16,16 +16,17 @@ from bench.run import ranks
 from bench.tables import markdown
 from bench.tasks.characters import Characters
 
-CONSTANT, COSINE, ADAPTIVE = "AdamW constant", "AdamW warm-up + cosine", "AdaptiveAdamW"
+CONSTANT, COSINE = "AdamW constant", "AdamW warm-up + cosine"
+FIND_LR, LOSS_LAW = "AdaptiveAdamW, find_lr", "AdaptiveAdamW, loss law"
 
 # Column name to values, one per recorded step: "step", "lr", "momentum", "noise" and, where there
-# is a controller, "plateau" and its other sensors.
+# is a controller, "plateau", "held" and its other sensors.
 Trace = dict[str, list[float]]
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asked for, checked; the three runs depend on it and on the method alone."""
+    """What the user asked for, checked; the four runs depend on it and on the method alone."""
 
     task: Characters
     lr: float
@@ -47,6 +48,12 @@ class Run:
     train_loss: list[float] = field(default_factory=list)
     step_seconds: list[float] = field(default_factory=list)
     trace: Trace = field(default_factory=dict)
+
+    @property
+    def held_from(self) -> float | None:
+        """The first recorded step at which a search had found its rate; None: it never had."""
+        rows = zip(self.trace["step"], self.trace["held"], strict=True)
+        return next((step for step, held in rows if held), None)
 
 
 @dataclass(frozen=True)
