@@ -6,6 +6,7 @@ import operator
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from adaptiverl.arguments import whole_number
 from adaptiverl.control import Control
 
 HORIZON = "horizon"
@@ -31,6 +32,7 @@ def control_for(control: Control, steps: int) -> Control:
             f"set_horizon({steps!r}) is for Control(horizon='auto'), got "
             f"Control(law={control.law!r}, horizon={control.horizon!r}): give the number there"
         )
+    whole_number(steps, "set_horizon()'s argument", "a whole number of optimizer steps")
     return control.for_run(steps)
 
 
