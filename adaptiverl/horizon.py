@@ -6,6 +6,7 @@ from typing import Any
 
 from adaptiverl.control import Control
 from adaptiverl.controller import Controller
+from adaptiverl.log import Log
 from adaptiverl.step.horizon import HORIZON, control_for, horizon_in
 from adaptiverl.step.memory import STATE_KEY, loaded_memory
 
@@ -17,6 +18,7 @@ class RunLength:
     defaults: dict[str, Any]
     _control: Control
     _controller: Controller
+    _log: Log
 
     def set_horizon(self, steps: int) -> None:
         """Tell ``Control(horizon="auto")`` how many optimizer steps the run takes.
@@ -44,6 +46,7 @@ class RunLength:
             if unused:  # another horizon may start the search elsewhere
                 group.pop(STATE_KEY, None)
         self.__setstate__(kept)  # type: ignore[attr-defined]
+        self._log.warn_if_too_short()
 
     def _keep_horizon(self) -> None:
         """A checkpoint was loaded: what it says of the run counts, or else what was said before."""

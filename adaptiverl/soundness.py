@@ -16,6 +16,7 @@ from adaptiverl.algorithms import ALGORITHMS, Algorithm
 from adaptiverl.backends.layouts import is_fake
 from adaptiverl.migrations import current_layout
 from adaptiverl.ranks.dtensors import to_local
+from adaptiverl.step.horizon import check_saved_horizon
 from adaptiverl.step.memory import STATE_KEY, memory_in
 from adaptiverl.step.snapshot import KEY as SEARCH_START
 from adaptiverl.step.state import PRODUCT, STEP, is_number, shapes_beside
@@ -65,6 +66,7 @@ def check(
     groups = [optimizer.defaults | group for group in loading["param_groups"]]
     _check_options(groups, algorithm, check_group)
     _check_states(optimizer.param_groups, loading, algorithm)
+    check_saved_horizon(loading["param_groups"])
     for group in loading["param_groups"]:
         memory = memory_in(group.get(STATE_KEY))
         if STATE_KEY in group and not is_fake(memory):

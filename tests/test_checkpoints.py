@@ -502,6 +502,10 @@ PARTS: list[tuple[Damage, str]] = [
     (option("lr", None), "lr of group 1 must be finite, and a number, got None"),
     (option("lr", "x"), "lr of group 1 must be finite, and a number, got 'x'"),
     (option("lr", torch.tensor(math.nan)), "lr of group 1 must be finite"),
+    *(
+        (option("horizon", x), "horizon of group 1 must be a whole number of steps")
+        for x in ("x", 0, 1.5, True, 2**53 + 1)
+    ),
     (option("weight_decay", (0.1, 0.2)), "weight_decay of group 1 must be one number"),
     (
         lambda saved: saved.update(state={str(k): v for k, v in saved["state"].items()}),

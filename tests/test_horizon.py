@@ -67,6 +67,13 @@ def test_a_checkpoint_keeps_the_number(kind: Any, said_again: int | None) -> Non
     assert second.param_groups[-1]["horizon"] == (said_again or T)
 
 
+def test_a_number_too_small_for_the_search_is_warned_of_when_it_is_said() -> None:
+    auto, _ = begin(AdaptiveAdamW, Control.range_test("auto"))
+    with pytest.warns(UserWarning, match=r"horizon=40, cooldown=0\.4\) leaves the search"):
+        auto.set_horizon(40)
+    auto.set_horizon(400)
+
+
 def test_a_checkpoint_without_the_number_leaves_the_one_that_was_said() -> None:
     plain, _ = begin(AdaptiveAdamW, Control.find_lr(None))
     auto, params = begin(AdaptiveAdamW, Control.find_lr("auto"))
@@ -102,7 +109,10 @@ def test_a_step_that_only_makes_state_asks_for_no_horizon() -> None:
         (Control.find_lr(9), 10, ValueError, r"set_horizon\(10\) is for Control\(horizon='auto'\)"),
         (Control(), 10, ValueError, r"got Control\(law='loss', horizon=None\)"),
         (Control.find_lr("auto"), 0, ValueError, "horizon must be from 1 to"),
-        (Control.find_lr("auto"), 10.5, TypeError, "whole number of steps, 'auto' or None"),
+        *(
+            (Control.find_lr("auto"), x, TypeError, "a whole number of optimizer steps, got")
+            for x in (10.5, "auto", None, True)
+        ),
     ],
 )
 def test_what_cannot_be_said(control: Control, steps: Any, error: Any, message: str) -> None:

@@ -103,6 +103,53 @@ def test_several_optimizers_keep_their_ratio() -> None:
     assert [first / second, third / second] == pytest.approx([10.0, 3.0])
 
 
+def unused(model: nn.Module) -> Any:
+    optim.SGD(model.parameters(), lr=0.1)
+    return [optim.AdamW(model.parameters(), lr=1e-3)]
+
+
+def unused_later(model: nn.Module) -> Any:
+    stepped = [optim.AdamW(model.parameters(), lr=1e-3)]
+    optim.SGD(model.parameters(), lr=0.1)
+    return stepped
+
+
+def twice_as_often(model: nn.Module) -> Any:
+    first, *rest = model.parameters()
+    rare, often = optim.SGD([first], lr=1e-3), optim.AdamW(rest, lr=1e-3)
+    return [often, often, rare]
+
+
+@pytest.mark.parametrize("make", [unused, unused_later, twice_as_often])
+def test_optimizers_that_do_not_step_together(make: Any) -> None:
+    seen = probe(Training(make))
+    assert seen.found is not None
+    assert len(seen.found) == 2
+    assert len(seen.rates) == len(seen.losses) == len(seen.cosines) > 10
+
+
+def test_a_run_that_holds_every_exception_does_not_train_on() -> None:
+    training = Training(adamw(1e-3))
+    parameters = list[Tensor]()
+
+    def run() -> None:
+        optimizer = optim.AdamW(training.model.parameters(), lr=1e-3)
+        for step in range(150):
+            try:
+                x = torch.randn(32, 8, generator=torch.Generator().manual_seed(step))
+                training.model.zero_grad()
+                (training.model(x) - x[:, :3].tanh()).square().mean().backward()
+                optimizer.step()
+            except BaseException:  # what it must not hold
+                pass
+        parameters.extend(training.model.parameters())
+
+    seen = probe(run)
+    assert seen.found is not None
+    assert 10 < len(seen.rates) < 110
+    assert all(map(torch.equal, parameters, training.start))
+
+
 def test_what_was_patched_is_torchs_again() -> None:
     before = optim.Optimizer.__init__, Tensor.backward
     probe(Training(adamw(1e-3)))
@@ -196,7 +243,27 @@ def test_what_cannot_be_run(
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [["--steps", "150", "x.py"], ["--steps", "many", "x.py"], []])
+def test_what_the_run_itself_says_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    Path("ends.py").write_text("import sys; sys.exit('give the data')")
+    assert command.main(["ends.py"]) == 2
+    assert "give the data\nprobe: the run ended without a step" in capsys.readouterr().err
+    Path("fails.py").write_text("raise ValueError('its own')")
+    with pytest.raises(ValueError, match=r"^its own$"):
+        command.main(["fails.py"])
+
+
+MANY = str(2**53 + 1)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--steps", MANY, "x.py"], ["--steps", "150", "x.py"], ["--steps", "many", "x.py"], []],
+)
 def test_a_line_that_is_not_understood(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import pickle
 import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -506,6 +507,17 @@ def test_an_automatic_horizon() -> None:
         told.steered.set_horizon(9)
 
 
+def test_an_automatic_horizon_comes_with_the_checkpoint_in_mid_search() -> None:
+    whole, resumed = (Run(alone(optim.NAdam), Control.range_test("auto")) for _ in range(2))
+    whole.steered.set_horizon(200)
+    whole.train(9)
+    resumed.load(whole.saved())  # which nobody told a number
+    assert "search_start" in resumed.steered.state_dict()
+    whole.train(60, first=9)
+    resumed.train(60, first=9)
+    assert_same(resumed.saved(), whole.saved())
+
+
 def test_a_checkpoint_without_a_controller_starts_it_afresh() -> None:
     run = Run(alone(optim.NAdam), Control(every=1))
     plain = copy.deepcopy(optim.NAdam(parameters((4, 3), (5, 2), (6,)), lr=1e-2).state_dict())
@@ -525,6 +537,82 @@ def test_a_damaged_memory_is_refused_and_nothing_changes() -> None:
     with pytest.raises(ValueError, match="nothing was changed"):
         run.optimizers[0].load_state_dict(state)
     assert_same(run.saved(), before)
+
+
+def put(name: str, value: Any) -> Callable[[Any], None]:
+    return lambda search: search.__setitem__(name, value)
+
+
+def put_in_start(name: str, value: Any) -> Callable[[Any], None]:
+    return lambda search: search["search_start"].__setitem__(name, value)
+
+
+DAMAGED_SEARCHES: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "directions": (put("directions", [3]), "directions that must be a list of flat tensors"),
+    "start": (put("search_start", None), "search_start that must be a dictionary, got None"),
+    "states": (put_in_start("states", []), r"\['states'\] that must be a list of 3, got 0"),
+    "no states": (lambda s: s["search_start"].pop("states"), "must be a list of 3, got None"),
+    "few": (lambda s: s["search_start"]["params"].pop(), "must be a list of 3, got 2 entries"),
+    "shape": (
+        put_in_start("params", [torch.zeros(2)] * 3),
+        r"\['params'\]\[0\] that must be a tensor of shape \(4, 3\), got one of shape \(2,\)",
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"), DAMAGED_SEARCHES.values(), ids=DAMAGED_SEARCHES.keys()
+)
+def test_a_damaged_search_is_refused_and_nothing_changes(
+    damage: Callable[[Any], Any], message: str
+) -> None:
+    run = Run(alone(optim.NAdam), SEARCH)
+    run.train(3)
+    (state,), _ = run.saved()
+    alone_state = copy.deepcopy(run.steered.state_dict())
+    run.train(3, first=3)
+    before, before_alone = run.saved(), copy.deepcopy(run.steered.state_dict())
+    damage(state["adaptive_search"])
+    damage(alone_state)
+    with pytest.raises(ValueError, match=f"{message}.*nothing was changed$"):
+        run.optimizers[0].load_state_dict(state)
+    with pytest.raises(ValueError, match=f"{message}.*nothing was changed$"):
+        run.steered.load_state_dict(alone_state)
+    assert_same(run.saved(), before)
+    assert_same(run.steered.state_dict(), before_alone)
+
+
+def test_a_direction_of_other_parameters_counts_as_none() -> None:
+    run = Run(alone(optim.NAdam), SEARCH)
+    run.train(3)
+    (state,), at = run.saved()
+    state["adaptive_search"]["directions"] = [torch.zeros(5)]
+    run.load(([state], at))
+    run.train(3, first=3)
+    assert run.steered.knobs()["step"] == 6
+
+
+@pytest.mark.parametrize("where", [0, 1])
+def test_a_group_that_is_added_in_mid_search(where: int) -> None:
+    """The others go back to where they were; it stays where it is."""
+    later = nn.Parameter(torch.ones(7))
+    run = Run(muon_and_adamw, SEARCH)
+    start = values(run.params)
+    run.train(5)
+    if where == 0:
+        later = nn.Parameter(torch.ones(2, 2))
+    run.optimizers[where].add_param_group({"params": [later], "lr": 1e-2})
+    run.train(1, first=5)
+    resumed = Run(muon_and_adamw, SEARCH)
+    resumed.optimizers[where].add_param_group({"params": [later], "lr": 1e-2})
+    resumed.load(run.saved())
+    for step in range(6, 120):
+        for one in (run, resumed):
+            one.train(1, first=step)
+        if run.steered.knobs()["held"]:
+            break
+    for one in (run, resumed):
+        assert_same(values(one.params), start)
 
 
 def test_removed_it_is_torchs_again() -> None:
@@ -575,6 +663,23 @@ def refused() -> Iterator[tuple[str, Callable[[], Any], type[Exception], str]]:
         del optimizer.param_groups[0]["lr"]
         return optimizer
 
+    def with_lr(lr: Any) -> Any:
+        optimizer = sgd()
+        optimizer.param_groups[0]["lr"] = lr
+        return optimizer
+
+    def load_horizon(optimizer: Any) -> None:
+        steer(optimizer, Control.find_lr("auto"))
+        state = optimizer.state_dict()
+        state["param_groups"][0]["horizon"] = "x"
+        optimizer.load_state_dict(state)
+
+    def added_half() -> None:
+        optimizer = sgd()
+        steer(optimizer, Control.find_lr(10_000))
+        optimizer.add_param_group({"params": half})
+        optimizer.step()
+
     def steered() -> Any:
         optimizer = sgd()
         steer(optimizer)
@@ -593,6 +698,18 @@ def refused() -> Iterator[tuple[str, Callable[[], Any], type[Exception], str]]:
     )
     yield "lbfgs", lambda: steer(optim.LBFGS(parameters((2,)))), ValueError, "not take LBFGS"
     yield "no lr", lambda: steer(without_lr()), ValueError, "group 0 has no lr"
+    yield "text", lambda: steer(with_lr("x")), ValueError, "group 0 has lr='x': give it a number"
+    yield (
+        "memory of nothing",
+        lambda: steer(sgd()).load_state_dict({"state": {}}),
+        ValueError,
+        r"got the keys \['state'\].*nothing was changed",
+    )
+    yield "a list", lambda: steer(sgd()).load_state_dict([]), TypeError, "dictionary, got list"  # type: ignore[arg-type]
+    for name, copied in (("copied", copy.deepcopy), ("pickled", pickle.dumps)):
+        yield name, partial(copied, steer(sgd())), TypeError, "neither copied nor pickled"
+    yield "horizon", partial(load_horizon, sgd()), ValueError, "horizon of group 0 must be a whole"
+    yield "half later", added_half, ValueError, "torch.bfloat16 rounds most of it away"
     yield "zero", lambda: steer(sgd(lr=0.0)), ValueError, r"lr must be finite and > 0"
     yield "control", lambda: steer(sgd(), 3), TypeError, "control must be a Control, got 3"  # type: ignore[arg-type]
     find = partial(steer, optim.SGD(half, lr=0.1), Control.find_lr(10))

@@ -29,7 +29,7 @@ def main(arguments: Sequence[str]) -> int:
     given = _parser().parse_args(arguments)
     try:
         found = probe(_runnable(given.run, given.arguments), given.steps)
-    except (ProbeError, ValueError) as error:
+    except ProbeError as error:  # the script's own errors keep their traceback
         print(f"probe: {error}", file=sys.stderr)
         return 2
     for line in report(found, given.steps):
@@ -90,7 +90,9 @@ def _runnable(name: str, arguments: Sequence[str]) -> Callable[[], object]:
             try:
                 return runpy.run_path(name, run_name="__main__")
             except SystemExit as end:  # of a run that is shorter than the search
-                return end.code
+                if isinstance(end.code, str):
+                    print(end.code, file=sys.stderr)
+                return None
 
         return script
     module, separator, attribute = name.partition(":")
@@ -134,8 +136,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _steps(text: str) -> int:
-    if not text.replace("_", "").isdecimal() or int(text) < 200:
+    if not text.replace("_", "").isdecimal() or not 200 <= int(text) <= 2**53:
         raise argparse.ArgumentTypeError(
-            f"must be a whole number from 200, of which a search takes 100, got {text!r}"
+            f"must be a whole number from 200, of which a search takes 100, to 2**53, got {text!r}"
         )
     return int(text)

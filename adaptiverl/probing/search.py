@@ -92,6 +92,10 @@ class _Search:
         self._bases: list[tuple[dict[str, Any], float]] = []
         self._losses: list[Tensor] = []
         """Of the step to come, as they went backward"""
+        self._stepped: list[Optimizer] = []
+        """Those that have taken this step: which of them do, and how often, is the run's affair"""
+        self._heard = math.nan
+        """The mean loss of this step"""
         self.steered: Steering | None = None
         self.seen = Probe()
 
@@ -122,21 +126,23 @@ class _Search:
                 hook.remove()
 
     def _before(self, optimizer: Optimizer, *_: Any) -> None:
+        if self.seen.found is not None:  # a bare ``except`` of the run's held the end
+            raise _FoundIt
         if self.steered is None:
             self._begin(optimizer)
         assert self.steered is not None
-        if optimizer is self.steered.optimizers[0]:
-            for group, lr in self._bases:
-                _set_rate(group, lr)
-            loss = (
-                torch.stack([x.float().cpu() for x in self._losses]).mean()
-                if self._losses
-                else None
-            )
-            self.seen.losses.append(math.nan if loss is None else float(loss))
-            if loss is not None:
-                self.steered.observe(loss)
-            self._losses = []
+        if self._stepped and optimizer not in self._stepped:
+            self._stepped.append(optimizer)  # another one's share of the same step
+            return
+        self._stepped = [optimizer]
+        for group, lr in self._bases:
+            _set_rate(group, lr)
+        self._heard = math.nan
+        if self._losses:
+            loss = torch.stack([x.float().cpu().reshape(()) for x in self._losses]).mean()
+            self._heard = float(loss)
+            self.steered.observe(loss)
+        self._losses = []
 
     def _begin(self, optimizer: Optimizer) -> None:
         together = [one for one in self._made if one.param_groups]
@@ -156,11 +162,12 @@ class _Search:
 
     def _after(self, optimizer: Optimizer, *_: Any) -> None:
         steered = self.steered
-        if steered is None or optimizer is not steered.optimizers[-1]:
+        if steered is None or self._stepped != [optimizer]:
             return
         knobs = steered.knobs()
         self.seen.rates.append(knobs["lr"])
         self.seen.cosines.append(knobs["alignment"])
+        self.seen.losses.append(self._heard)
         found = steered.found()
         if found is not None:
             self.seen.found = [

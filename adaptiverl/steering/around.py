@@ -18,6 +18,7 @@ from adaptiverl.layout import State
 from adaptiverl.log import Log
 from adaptiverl.ranks.dtensors import to_local, to_whole
 from adaptiverl.ranks.group import ProcessGroup, Ranks
+from adaptiverl.steering.checks import check_groups
 from adaptiverl.steering.direction import Direction
 from adaptiverl.steering.groups import InEffect, kind_of, momentum_of, numbers_of, reads_floats
 from adaptiverl.steering.noise import add_noise, is_drawn
@@ -60,6 +61,7 @@ class Around:
         self._hidden: dict[int, list[tuple[Tensor, Tensor]]] = {}
         """Gradients of a step that is not taken, by their optimizer's place"""
         self._start: SearchStart | None = None
+        self._groups_checked = len(self.param_groups)
         self._begin(control.for_run(horizon_in(self.param_groups)))
 
     @property
@@ -124,6 +126,9 @@ class Around:
         """A step of all of them begins: sensors, law, and this step's numbers."""
         check_horizon(self._running)
         groups, controller = self.param_groups, self._controller
+        if len(groups) != self._groups_checked:  # some were added
+            check_groups(self.optimizers, self._control)
+            self._groups_checked = len(groups)
         self._settle()
         if self.warns_of_schedulers:
             self._log.look_at_rates(groups)
@@ -152,7 +157,7 @@ class Around:
     def _keep_or_go_back(self) -> None:
         assert self._seen is not None
         if self._seen.rewind and self._start is not None:
-            self._start.put_back(self.optimizers)
+            self._start.put_back()
             for direction in self._directions:
                 direction.forget()
         if not self._seen.searching:

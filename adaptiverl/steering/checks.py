@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
 from adaptiverl.control import Control
 from adaptiverl.optimizer import AdaptiveOptimizer
 from adaptiverl.ranks.dtensors import is_dtensor
+from adaptiverl.step.state import is_number
 
 
 def check_optimizers(given: Any, attribute: str) -> list[Optimizer]:
@@ -43,7 +44,7 @@ def _unwrapped(given: Any) -> Optimizer:
     if not isinstance(one, Optimizer):
         raise TypeError(
             "steer() takes a torch.optim.Optimizer, or several in a list, got "
-            f"{given!r} of type {type(given).__name__}"
+            f"{reprlib.repr(given)} of type {type(given).__name__}"
         )
     return one
 
@@ -65,13 +66,28 @@ def _check(one: Optimizer, attribute: str) -> None:
             "steer() does not take LBFGS: it evaluates its closure many times in a step and looks "
             "for the step's length itself. Use it without steer()"
         )
+    _check_rates(one)
+
+
+def check_groups(optimizers: Sequence[Optimizer], control: Control) -> None:
+    """Groups that were added since are ones that the control can follow, too.
+
+    Raises:
+        ValueError: As for those that were there at first.
+    """
+    for one in optimizers:
+        _check_rates(one)
+    check_parameters([group for one in optimizers for group in one.param_groups], control)
+
+
+def _check_rates(one: Optimizer) -> None:
     for number, group in enumerate(one.param_groups):
         lr = group.get("lr")
-        if lr is None or (isinstance(lr, Tensor) and lr.numel() != 1):
+        if not is_number(lr):
             found = "no lr" if "lr" not in group else f"lr={lr!r}"
             raise ValueError(
-                f"steer() needs a learning rate in every group of {name}, and group {number} has "
-                f"{found}: give it a number, or a tensor with one element"
+                f"steer() needs a learning rate in every group of {type(one).__name__}, and group "
+                f"{number} has {found}: give it a number, or a tensor with one element"
             )
 
 

@@ -86,6 +86,11 @@ class Direction:
             direction = torch.where((active != 0).to(direction.device), direction, old)
         self.last = direction
 
+    def load(self, last: Tensor | None) -> None:
+        """Go on from a direction that was saved; one of other parameters counts as none."""
+        self._params, self._before = [], None  # so that its size is looked at in the next step
+        self.last = None if last is None else last.clone()
+
     def forget(self) -> None:
         """There is no step before the next one."""
         self.last = self._before = None

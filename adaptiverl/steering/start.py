@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,11 +14,20 @@ from adaptiverl.devices import has_streams
 from adaptiverl.ranks.dtensors import to_local
 
 
+class Kept(NamedTuple):
+    """A parameter when the search began."""
+
+    param: Tensor
+    value: Tensor
+    state: dict[str, Any]
+    """What its optimizer kept of it"""
+
+
 class SearchStart:
     """A copy to go back to (method.md#going-back), of several optimizers together.
 
     State that was not there when the search began is removed again: the moments start anew, as the
-    optimizer itself makes them.
+    optimizer itself makes them. A parameter that was added later stays where it is.
 
     Args:
         optimizers: All that the search moves.
@@ -26,11 +35,15 @@ class SearchStart:
     """
 
     def __init__(self, optimizers: Sequence[Optimizer], on_device: bool) -> None:
-        self._params = [self._home(p, on_device) for _, p in _all(optimizers)]
-        self._states = [
-            copy.deepcopy(dict(optimizer.state.get(param, {})))
+        self._optimizers = tuple(optimizers)
+        self._kept = {
+            _key(optimizer, param): Kept(
+                param,
+                self._home(param, on_device),
+                copy.deepcopy(dict(optimizer.state.get(param, {}))),
+            )
             for optimizer, param in _all(optimizers)
-        ]
+        }
 
     def _home(self, param: Tensor, on_device: bool) -> Tensor:
         local = to_local(param).detach()
@@ -38,26 +51,45 @@ class SearchStart:
             return local.clone()
         return torch.empty_like(local, device="cpu", pin_memory=True).copy_(local)
 
-    def put_back(self, optimizers: Sequence[Optimizer]) -> None:
+    @torch.no_grad()
+    def put_back(self) -> None:
         """All is as it was."""
-        pairs = zip(_all(optimizers), self._params, self._states, strict=False)
-        with torch.no_grad():
-            for (optimizer, param), value, state in pairs:
-                to_local(param).detach().copy_(value, non_blocking=True)
-                if state:
-                    optimizer.state[param] = copy.deepcopy(state)
-                else:
-                    optimizer.state.pop(param, None)
+        for optimizer, param in _all(self._optimizers):
+            kept = self._kept.get(_key(optimizer, param))
+            if kept is None:
+                continue
+            to_local(param).detach().copy_(kept.value, non_blocking=True)
+            if kept.state:
+                optimizer.state[param] = copy.deepcopy(kept.state)
+            else:
+                optimizer.state.pop(param, None)
 
     def state_dict(self) -> dict[str, Any]:
-        """``params`` and ``states``, a list each in the order of the optimizers' parameters."""
-        return {"params": self._params, "states": self._states}
+        """``params`` and ``states``, a list each in the order of the optimizers' parameters.
+
+        None and an empty state stand for a parameter that was added later.
+        """
+        found = [self._kept.get(_key(*pair)) for pair in _all(self._optimizers)]
+        return {
+            "params": [None if kept is None else kept.value for kept in found],
+            "states": [{} if kept is None else kept.state for kept in found],
+        }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Take over a search's start that was saved; nothing of it is shared afterwards."""
-        for own, value in zip(self._params, saved["params"], strict=True):
-            own.copy_(value)
-        self._states = copy.deepcopy(list(saved["states"]))
+        pairs = zip(_all(self._optimizers), saved["params"], saved["states"], strict=True)
+        for pair, value, state in pairs:
+            key = _key(*pair)
+            if value is None:
+                self._kept.pop(key, None)
+                continue
+            self._kept[key].value.copy_(value)
+            self._kept[key] = self._kept[key]._replace(state=copy.deepcopy(dict(state)))
+
+
+def _key(optimizer: Optimizer, param: Tensor) -> tuple[int, int]:
+    """Both live for as long as the start does, which keeps them."""
+    return id(optimizer), id(param)
 
 
 def _all(optimizers: Sequence[Optimizer]) -> Iterator[tuple[Optimizer, Tensor]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -19,7 +19,7 @@ from adaptiverl.readings import readings
 from adaptiverl.steering.around import Around
 from adaptiverl.steering.groups import numbers_of
 from adaptiverl.steering.hooks import StepHooks
-from adaptiverl.steering.saving import Saving
+from adaptiverl.steering.saving import Saving, check_search
 from adaptiverl.step.horizon import HORIZON, control_for, horizon_in
 from adaptiverl.step.memory import STATE_KEY, hold, loaded_memory
 from adaptiverl.trace import Trace
@@ -63,6 +63,18 @@ class Steering(Around):
         ]
         for one in self.optimizers:
             setattr(one, ATTRIBUTE, self)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """None: the hooks on its optimizers would stay behind, and the copy would steer nothing.
+
+        Raises:
+            TypeError: Always.
+        """
+        raise TypeError(
+            "a Steering can be neither copied nor pickled, for its optimizers' copies have no "
+            "hooks: copy the optimizers, steer() the copies, and give the new Steering this one's "
+            "state_dict()"
+        )
 
     # What the user tells it and asks it
 
@@ -119,17 +131,17 @@ class Steering(Around):
         control = control_for(self._control, steps)
         if control != self._running:
             fresh = loaded_memory(self.param_groups, self._controller) is None
+            extras = self.search_state()
             self._run_with(control, fresh and self._controller.read().step == 0)
+            self.take_search_state(extras)
 
     def _run_with(self, control: Control, fresh: bool) -> None:
         """Go on under a control for another length; from its own start where nothing was done."""
-        extras = self.search_state()
         for group in self.param_groups:
             group[HORIZON] = control.horizon
             if fresh:
                 group.pop(STATE_KEY, None)
         self._begin(control)
-        self.take_search_state(extras)
 
     @outside_inference
     def knobs(self) -> dict[str, float]:
@@ -192,8 +204,22 @@ class Steering(Around):
         """Go on from there; after the optimizers' own `load_state_dict`.
 
         Raises:
-            ValueError: The controller's memory is damaged or of an unknown layout.
+            TypeError: No dictionary.
+            ValueError: No memory of a controller; one that is damaged or of an unknown layout; a
+                search of other parameters.
         """
+        if not isinstance(state_dict, Mapping):
+            raise TypeError(
+                "Steering.load_state_dict() takes what Steering.state_dict() returned, a "
+                f"dictionary, got {type(state_dict).__name__}; nothing was changed"
+            )
+        if "memory" not in state_dict:
+            raise ValueError(
+                "Steering.load_state_dict() takes what Steering.state_dict() returned, which has a "
+                f"'memory', got the keys {list(state_dict)}: an optimizer's own checkpoint goes to "
+                "its own load_state_dict; nothing was changed"
+            )
+        check_search(state_dict, self.optimizers)
         self._settle()
         self._controller.adopt(state_dict["memory"])
         self._log.resume(self._controller.memory, self._lr_bounds)
@@ -213,8 +239,7 @@ class Steering(Around):
         self._sums, self._stepped = {}, set()
         lasts = saved.get("directions") or [None] * len(self._directions)
         for direction, last in zip(self._directions, lasts, strict=False):
-            direction.forget()
-            direction.last = None if last is None else last.clone()
+            direction.load(last)
         self._start = None
         if "search_start" in saved:
             self._start = self._new_start()

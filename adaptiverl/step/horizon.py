@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from adaptiverl.arguments import whole_number
 from adaptiverl.control import Control
 
 HORIZON = "horizon"
 """Where every group keeps the number that was said, so that every checkpoint has it"""
+MOST_STEPS = 2**53
+"""All that float64 counts one by one"""
 
 
 def horizon_in(groups: Sequence[dict[str, Any]]) -> int | None:
@@ -28,7 +32,30 @@ def control_for(control: Control, steps: int) -> Control:
             f"set_horizon({steps!r}) is for Control(horizon='auto'), got "
             f"Control(law={control.law!r}, horizon={control.horizon!r}): give the number there"
         )
+    whole_number(steps, "set_horizon()'s argument", "a whole number of optimizer steps")
     return control.for_run(steps)
+
+
+def check_saved_horizon(groups: Iterable[Mapping[str, Any]]) -> None:
+    """A checkpoint's groups say a number of steps, or nothing.
+
+    Raises:
+        ValueError: Something else.
+    """
+    for number, group in enumerate(groups):
+        steps = group.get(HORIZON)
+        if steps is None:
+            continue
+        try:
+            known = 0 if isinstance(steps, bool) else operator.index(steps)
+        except TypeError:
+            known = 0
+        if not 1 <= known <= MOST_STEPS:
+            raise ValueError(
+                f"the checkpoint's {HORIZON} of group {number} must be a whole number of steps, "
+                f"got {steps!r}: it is damaged, or was edited on the way; load another one; "
+                "nothing was changed"
+            )
 
 
 def check_horizon(control: Control) -> None:
