@@ -24,6 +24,19 @@ settings.load_profile("fixed")
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 
+LONG = {
+    "test_a_run_survives_a_killed_rank_with_the_same_log",
+    "test_interpreted",
+    "test_variants_are_within_their_budgets",
+}
+"""They take the longest, each in one piece"""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The long ones begin first, so that no worker is left with one when the others are done."""
+    items.sort(key=lambda item: getattr(item, "originalname", item.name) not in LONG)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Commands of the source tree use its package, so they say nothing about an installed wheel."""
     wheel = os.environ.get("ADAPTIVERL_EXPECT_WHEEL") == "1"

@@ -31,6 +31,7 @@ LIMITED_API = {
     "PyBytes_FromStringAndSize",
     "PyCapsule_GetPointer",
     "PyDict_GetItem",
+    "PyErr_Clear",
     "PyErr_SetString",
     "PyExc_NotImplementedError",
     "PyList_GetItem",
