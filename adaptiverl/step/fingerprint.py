@@ -116,7 +116,8 @@ class Fingerprint:
             alike = placed_alike(params, grads)
             params, grads = local_tensors(params), local_tensors(grads)
             slots = local_tensors(slots)
-        slots = list(map(stored, slots))
+        if not set(map(type, slots)) <= set(PLAIN_TYPES):
+            slots = list(map(stored, slots))
         if not set(map(type, grads)) <= set(PLAIN_TYPES):
             return None
         return cls(
