@@ -304,7 +304,7 @@ class Control:
         if not self.finds_lr:
             raise ValueError(
                 f"lr must be a number with Control(law={self.law!r}), got None: that law starts "
-                "from it. Control.range_test(horizon) needs none"
+                "from it. Control.find_lr(horizon) needs none"
             )
         return STAND_IN_LR
 
