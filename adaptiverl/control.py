@@ -1,14 +1,13 @@
-"""`Control`: what the controller may do and how strongly, by the method's symbols; every check."""
+"""`Control`: what the controller may do and how strongly, by the method's symbols."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from adaptiverl.arguments import check_choice, check_field, real_field, whole_number
 from adaptiverl.arms import GAINS, Arm, complete_bandit, shared_by
-from adaptiverl.limits import BETA1, NOISE_FLOOR_SHARE, STAND_IN_LR, Limits, MomentumKind, limits_of
+from adaptiverl.fields import check_fields
+from adaptiverl.limits import BETA1, STAND_IN_LR, Limits, MomentumKind, limits_of
 from adaptiverl.terms import LAW_TERMS, Home, Horizon, Law, LawTerms, Mode, Pair, search_within
 
 if TYPE_CHECKING:
@@ -126,104 +125,9 @@ class Control:
     plateau_variance: Pair = (1.5, 0.1)
 
     def __post_init__(self) -> None:
-        check_choice("mode", self.mode, ("replace", "modulate"))
-        check_choice("reward", self.reward, ("neg_loss", "given", "none"))
-        check_choice("noise_target", self.noise_target, ("gradient", "parameter"))
-        check_choice("law", self.law, tuple(LAW_TERMS))
-        self._check_steps("every", "for epoch-wise control")
-        self._check_search()
-        for field in fields(self):
-            if field.name.startswith("beta_"):
-                given, beta = getattr(self, field.name), self._number(field.name)
-                check_field(field.name, given, 0 < beta <= 1, "in (0, 1]")
-            if field.name.startswith("gain_"):
-                given, gain = getattr(self, field.name), self._number(field.name)
-                check_field(field.name, given, 0 <= gain < math.inf, "finite and >= 0")
-        self._check_bounds()
-        spike_clip = self._number("spike_clip")
-        check_field("spike_clip", spike_clip, spike_clip > 0, "> 0 (math.inf: no clipping)")
-        for name in ("plateau_trend", "plateau_variance"):
-            center, slope = self._pair(name)
-            expected = "(centre, slope), both finite, slope > 0"
-            check_field(
-                name, (center, slope), math.isfinite(center) and 0 < slope < math.inf, expected
-            )
+        check_fields(self)
         if self.law == "bandit":
             complete_bandit(self)
-
-    def _check_search(self) -> None:
-        if self.horizon != "auto":
-            self._check_steps("horizon", "where nobody can say", ", 'auto'")
-        cooldown = self._number("cooldown")
-        check_field("cooldown", cooldown, 0 <= cooldown < 1, "a share of the horizon, in [0, 1)")
-        if self.acquire_from is not None:
-            start = self._number("acquire_from")
-            check_field("acquire_from", start, 0 < start < math.inf, "finite and > 0")
-        check_choice("snapshot", self.snapshot, (None, "host", "device"))
-        for law, terms in LAW_TERMS.items():
-            for name in terms.options:
-                value = getattr(self, name)
-                if value is not None and name not in self.terms.options:
-                    raise ValueError(
-                        f"Control.{name} is the {law} law's, got {value!r} beside "
-                        f"law={self.law!r}: use Control(law={law!r}, {name}={value!r}), or leave "
-                        "it out"
-                    )
-
-    def _check_steps(self, name: str, none_means: str, others: str = "") -> None:
-        steps = getattr(self, name)
-        if steps is None:
-            return
-        steps = whole_number(steps, f"Control.{name}", f"a whole number of steps{others} or None")
-        object.__setattr__(self, name, steps)
-        check_field(
-            name, steps, 1 <= steps <= 2**53, f"from 1 to 2**53{others or ','} or None {none_means}"
-        )
-
-    def _check_bounds(self) -> None:
-        if self.lr_bounds is not None:
-            low, high = self._pair("lr_bounds")
-            expected = "0 < low <= high, both finite"
-            check_field("lr_bounds", (low, high), 0 < low <= high < math.inf, expected)
-        if self.momentum_bounds is not None:
-            low, high = self._pair("momentum_bounds")
-            check_field("momentum_bounds", (low, high), 0 < low <= high < 1, "0 < low <= high < 1")
-        low, high = self._pair("noise_bounds")
-        expected = "0 <= low <= high, both finite"
-        check_field("noise_bounds", (low, high), 0 <= low <= high < math.inf, expected)
-        has_floor = high == 0 or NOISE_FLOOR_SHARE * high > 0
-        check_field(
-            "noise_bounds[1]", high, has_floor, "0, or large enough to have a floor under it"
-        )
-        if self.noise_floor is not None:
-            floor = self._number("noise_floor")
-            if low > 0:
-                raise ValueError(
-                    f"Control.noise_floor stands in for a lower bound of 0, got {floor!r} beside "
-                    f"noise_bounds={(low, high)!r}: leave it out, noise_bounds[0] is the floor"
-                )
-            expected = f"in (0, {high}], noise_bounds[1] being {high}"
-            check_field("noise_floor", floor, 0 < floor <= high, expected)
-        down, up = self._pair("lr_change")
-        expected = "0 < down <= 1 <= up, both finite"
-        check_field("lr_change", (down, up), 0 < down <= 1 <= up < math.inf, expected)
-
-    def _number(self, name: str) -> float:
-        """The field as a float; stored back, so that equal records compare equal."""
-        value = real_field(name, getattr(self, name))
-        object.__setattr__(self, name, value)
-        return value
-
-    def _pair(self, name: str) -> Pair:
-        """The field as two floats; stored back as a tuple so that equal records compare equal."""
-        value: Any = getattr(self, name)
-        try:
-            low, high = value
-        except (TypeError, ValueError):
-            raise TypeError(f"Control.{name} must be a pair of numbers, got {value!r}") from None
-        pair = (real_field(name, low), real_field(name, high))
-        object.__setattr__(self, name, pair)
-        return pair
 
     def limits(self, lr: float, momentum: float, kind: MomentumKind = BETA1) -> Limits:
         """The bounds in force for a start, those left at ``None`` filled in.

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 # "operators" the compiled module. Names that only a type checker reads are no imports.
 FLOORS: tuple[set[str], ...] = (
     {"version", "kernels", "operators", "arguments"},
-    {"arms", "control", "layout", "limits", "terms", "devices"},
+    {"arms", "control", "fields", "layout", "limits", "terms", "devices"},
     {"law"},
     {"observations", "decision", "trace", "migrations", "controller"},
     {"algorithms", "backends", "codecs", "distributed", "log", "ranks", "step"},
@@ -49,6 +49,7 @@ OUTSIDE: dict[str, set[str]] = {
     "algorithms": set(),
     "arms": set(),
     "control": set(),
+    "fields": set(),
     "layout": set(),
     "law": set(),
     "limits": set(),
