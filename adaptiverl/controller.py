@@ -38,10 +38,10 @@ class Controller:
         device: Where the state lives.
 
     Attributes:
-        state: float64 [93]: the state, `layout.State`.
+        state: float64 [109]: the state, `layout.State`.
         memory: What checkpoints keep: a view of the state, but for its last number.
         alignment: float64 [3], a view of the state: Σ g·u, Σ g², Σ u² of the last pass.
-        numbers: float64 [116]: what the law reads of `control`, `layout.ControlNumbers`.
+        numbers: float64 [117]: what the law reads of `control`, `layout.ControlNumbers`.
         ring: The trace as it is written.
         observations: The inbox, and what of it counts.
         ever_observed: Whether anything was.
@@ -221,6 +221,29 @@ class Controller:
             self.state, self.numbers, self.inbox, self.ring.on(self.device)
         )
         self.observations.taken()
+
+    def pulse(self, held_out: Tensor | float, share: Callable[[Tensor], None]) -> None:
+        """One held-out loss, and what follows from it for α (method.md#pulse); nothing waits.
+
+        Args:
+            held_out: One real number, as a loss in `observe`.
+            share: Makes of `layout.PulseSums`, float64 [4], those of all ranks that decide
+                together.
+
+        Raises:
+            TypeError: Something without a real value.
+            ValueError: More than one element.
+        """
+        value = as_number(held_out, "validation_loss", self.device)
+        here = self.state.new_ones(4)  # held-out loss, 1, ℓ̄ and 1; ℓ̄ is 0 until one is known
+        if isinstance(value, Tensor):
+            here[0].copy_(value.reshape(()))
+        else:
+            here[0].fill_(value)
+        here[2].copy_(self.state[SLOT["loss_mean"]])
+        here[3].copy_(self.state[SLOT["loss_count"]].clamp(max=1))
+        share(here)
+        torch.ops.adaptiverl.pulse_(self.state, self.numbers, here)
 
     def adopt(self, memory: Tensor) -> None:
         """Take over a loaded memory, at this one's own address; the trace starts empty.

@@ -12,57 +12,27 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-LAYOUT_VERSION = 6
+from adaptiverl.kinds import (
+    AS_IT_CAME,
+    COUNT,
+    DIRECTION,
+    FLAG,
+    LOGARITHM,
+    LOGARITHM_OR_OFF,
+    REAL,
+    SEED_WORD,
+    SHARE,
+    SIZE,
+    Kind,
+    address,
+    number,
+    real,
+)
+
+LAYOUT_VERSION = 7
 ARMS = 8
 """Arms that a bandit may have"""
-
-
-class Kind(NamedTuple):
-    """What a number may be in a sound memory, whatever `Control` it comes from."""
-
-    low: float = -math.inf
-    high: float = math.inf
-    whole: bool = False
-    """No fraction"""
-    off: bool = False
-    """−∞ as well: the logarithm of a knob that is switched off, or of a rate not yet known"""
-    as_it_came: bool = False
-    """NaN and infinities as well (method.md#non-finite)"""
-
-
-REAL = Kind()
-AS_IT_CAME = Kind(as_it_came=True)
-COUNT = Kind(0.0, 2.0**53, whole=True)
-SEED_WORD = Kind(0.0, 2.0**32 - 1, whole=True)
-FLAG = Kind(0.0, 1.0, whole=True)
-SHARE = Kind(0.0, 1.0)
-SIZE = Kind(0.0)
-DIRECTION = Kind(-1.0, 1.0)
 WHICH_ARM = Kind(0.0, ARMS - 1.0, whole=True)
-LOGARITHM = Kind(math.log(5e-324), math.log(1.7e308))
-LOGARITHM_OR_OFF = LOGARITHM._replace(off=True)
-
-
-def number(default: float, kind: Kind, doc: str, array: str = "") -> Any:
-    """A field of a record: what it starts as, what it may be, what it means.
-
-    Args:
-        default: What it starts as.
-        kind: What it may be.
-        doc: What it means.
-        array: Of which array it is an element, in C++; the elements follow each other.
-    """
-    return field(default=default, metadata={"kind": kind, "doc": doc, "array": array})
-
-
-def real(doc: str) -> Any:
-    """A number that starts at 0 and may be any."""
-    return number(0.0, REAL, doc)
-
-
-def address(doc: str) -> Any:
-    """An int64 of the address table."""
-    return number(0, REAL, doc)
 
 
 @dataclass
@@ -178,6 +148,25 @@ class State:
     arm_mean6: float = number(0.0, DIRECTION, "", array="arm_mean")
     arm_mean7: float = number(0.0, DIRECTION, "", array="arm_mean")
 
+    pulse: float = number(math.nan, AS_IT_CAME, "the newest held-out loss as it came")
+    pulses: float = number(0.0, COUNT, "readings of the held-out loss")
+    pulses_waiting: float = number(0.0, COUNT, "losses that the next reading is the mean of")
+    pulse_waiting: float = number(0.0, REAL, "their mean so far")
+    pulse_at: float = number(0.0, COUNT, "the step of the last reading")
+    pulse_reading: float = number(0.0, REAL, "y, the last one")
+    pulse_change: float = number(0.0, REAL, "its difference from the one before")
+    pulse_roughness: float = number(0.0, SIZE, "average size of second differences, from 0")
+    pulse_roughness_weight: float = number(0.0, SHARE, "it over this starts at its first sample")
+    pulse_mean: float = number(0.0, REAL, "ȳ, which looks back over five readings")
+    pulse_least: float = number(0.0, REAL, "the least ȳ")
+    pulse_limit: float = number(0.0, REAL, "a ȳ above this is one that has worsened")
+    pulse_training: float = number(math.nan, AS_IT_CAME, "ℓ̄ at the least ȳ; NaN: none was told")
+    pulse_rest: float = number(0.0, COUNT, "readings before α may be cut again")
+    pulse_cuts: float = number(0.0, COUNT, "times that α was cut")
+    log_lr_ceiling: float = number(
+        -math.inf, LOGARITHM_OR_OFF, "what the last cut left: nothing raises α above; −∞: none"
+    )
+
     # What follows is of the step in progress; what comes before it is what checkpoints keep.
     active: float = number(1.0, FLAG, "0: no tensor takes this step")
     rewind: float = number(0.0, FLAG, "1: the weights go back to where the ramp began")
@@ -249,6 +238,7 @@ class ControlNumbers:
     window: float = real("losses for which an arm is in force")
     discount: float = real("γ")
     arms_key: float = real("tells these arms, and this window, from others; 0: no bandit")
+    pulse_spacing: float = real("steps between two readings of a held-out loss, at least")
     arm_count: float = real("arms that there are")
     arms: tuple[ArmNumbers, ...] = field(
         default=(),
@@ -264,6 +254,16 @@ class Inbox:
     loss_count: float = real("")
     reward_sum: float = real("")
     reward_count: float = real("")
+
+
+@dataclass
+class PulseSums:
+    """A held-out loss, and ℓ̄ where one is told: sums over the ranks that decide together."""
+
+    held_out: float = real("")
+    held_out_count: float = real("")
+    training: float = real("")
+    training_count: float = real("0: none is told")
 
 
 @dataclass
@@ -344,6 +344,7 @@ TRACE_COLUMNS = (
     *("lr", "momentum", "noise"),
     *("alignment", "alignment_direction", "alignment_mean", "held"),
     *("arm", "played_count", "played_mean", "window_reward"),
+    *("pulse", "pulse_mean", "pulse_limit", "pulse_cuts"),
 )
 """What the trace keeps of the state at an update of the knobs, by the state's names"""
 

@@ -28,6 +28,7 @@ from adaptiverl.hooks import (
 )
 from adaptiverl.horizon import RunLength
 from adaptiverl.log import Log
+from adaptiverl.pulse import Pulses
 from adaptiverl.ranks.dtensors import to_whole
 from adaptiverl.ranks.group import ProcessGroup, Ranks
 from adaptiverl.ranks.joining import Joins
@@ -45,7 +46,7 @@ from adaptiverl.trace import Trace
 DEFAULT_STORAGE = Storage()
 
 
-class AdaptiveOptimizer(RunLength, Joins, Releases, torch.optim.Optimizer):
+class AdaptiveOptimizer(RunLength, Pulses, Joins, Releases, torch.optim.Optimizer):
     """What an optimizer needs to be steered: `observe`, `update`, `knobs`, `trace`, one step."""
 
     grad_scale: Tensor

@@ -9,7 +9,7 @@
 
 namespace adaptiverl {
 
-constexpr double kLayoutVersion = 6;
+constexpr double kLayoutVersion = 7;
 
 constexpr int kArms = 8;
 
@@ -19,7 +19,7 @@ enum LawNumber { kLawLoss = 0, kLawAlignment = 1, kLawRangeTest = 2, kLawBandit 
 
 // The controller's whole state, packed in this order as float64, counters included.
 struct State {
-  double version = 6;                  // of the layout
+  double version = 7;                  // of the layout
   double step = 0;                     // t, optimizer steps taken
   double seed_low = 0;                 // the noise's key, 32 bits to a number
   double seed_high = 0;
@@ -96,6 +96,22 @@ struct State {
   double played_mean = 0;              // likewise
   double arm_count[8] = {};            // windows of each arm, discounted
   double arm_mean[8] = {};             // mean of each arm's rewards, discounted
+  double pulse = NAN;                  // the newest held-out loss as it came
+  double pulses = 0;                   // readings of the held-out loss
+  double pulses_waiting = 0;           // losses that the next reading is the mean of
+  double pulse_waiting = 0;            // their mean so far
+  double pulse_at = 0;                 // the step of the last reading
+  double pulse_reading = 0;            // y, the last one
+  double pulse_change = 0;             // its difference from the one before
+  double pulse_roughness = 0;          // average size of second differences, from 0
+  double pulse_roughness_weight = 0;   // it over this starts at its first sample
+  double pulse_mean = 0;               // ȳ, which looks back over five readings
+  double pulse_least = 0;              // the least ȳ
+  double pulse_limit = 0;              // a ȳ above this is one that has worsened
+  double pulse_training = NAN;         // ℓ̄ at the least ȳ; NaN: none was told
+  double pulse_rest = 0;               // readings before α may be cut again
+  double pulse_cuts = 0;               // times that α was cut
+  double log_lr_ceiling = -INFINITY;   // what the last cut left: nothing raises α above; −∞: none
   double active = 1;                   // 0: no tensor takes this step
   double rewind = 0;                   // 1: the weights go back to where the ramp began
 };
@@ -158,6 +174,7 @@ struct ControlNumbers {
   double window;                // losses for which an arm is in force
   double discount;              // γ
   double arms_key;              // tells these arms, and this window, from others; 0: no bandit
+  double pulse_spacing;         // steps between two readings of a held-out loss, at least
   double arm_count;             // arms that there are
   ArmNumbers arms[kArms];       // the first `arm_count` of them
 };
@@ -168,6 +185,14 @@ struct Inbox {
   double loss_count;
   double reward_sum;
   double reward_count;
+};
+
+// A held-out loss, and ℓ̄ where one is told: sums over the ranks that decide together.
+struct PulseSums {
+  double held_out;
+  double held_out_count;
+  double training;
+  double training_count;  // 0: none is told
 };
 
 // Of one tensor, of several or of all.
@@ -245,6 +270,10 @@ struct TraceRow {
   double played_count;
   double played_mean;
   double window_reward;
+  double pulse;
+  double pulse_mean;
+  double pulse_limit;
+  double pulse_cuts;
 };
 
 ADAPTIVERL_BOTH TraceRow trace_row(const State& state) {
@@ -268,7 +297,11 @@ ADAPTIVERL_BOTH TraceRow trace_row(const State& state) {
       state.arm,
       state.played_count,
       state.played_mean,
-      state.window_reward};
+      state.window_reward,
+      state.pulse,
+      state.pulse_mean,
+      state.pulse_limit,
+      state.pulse_cuts};
 }
 
 }  // namespace adaptiverl

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
 from typing import Any
@@ -21,6 +22,7 @@ from adaptiverl.law import (
     knobs,
     loop,
     loss,
+    pulse,
     range_test,
     sensors,
 )
@@ -30,7 +32,7 @@ from adaptiverl.layout import SLOT, ControlNumbers, State
 LR, MOMENTUM = 1e-3, 0.9
 GROUPS = ((LR, MOMENTUM),)
 """lr and starting momentum of the groups that a twin steers unless others are given"""
-MODULES = (arithmetic, sensors, loss, alignment, range_test, draws, bandit, knobs, loop)
+MODULES = (arithmetic, sensors, loss, alignment, range_test, draws, bandit, knobs, pulse, loop)
 """Those of adaptiverl/law with a twin in csrc/law"""
 
 
@@ -87,6 +89,12 @@ class PythonTwin(Twin):
             self.put(**dict(zip(SUMS, (*step.sums, 1.0), strict=True)))
         return replace(state)
 
+    def pulse(self, held_out: float) -> State:
+        """A held-out loss between two steps."""
+        told = self.state.loss_mean if self.state.loss_count > 0 else math.nan
+        pulse.pulse(self.state, self.numbers, held_out, told)
+        return replace(self.state)
+
     def effective(self) -> list[list[float]]:
         """Every group's rate and momentum as a step uses them."""
         state = self.state
@@ -120,6 +128,11 @@ class CompiledTwin(Twin):
             self.controller.update(step.loss, step.reward)
         if step.sums is not None:
             self.controller.reduce_alignment([torch.tensor([step.sums], dtype=torch.float64)])
+        return self.controller.read()
+
+    def pulse(self, held_out: float) -> State:
+        """A held-out loss between two steps."""
+        self.controller.pulse(held_out, lambda sums: None)
         return self.controller.read()
 
     def effective(self) -> list[list[float]]:

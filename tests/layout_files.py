@@ -85,6 +85,7 @@ def header(state: type = layout.State) -> str:
         layout.ArmNumbers,
         layout.ControlNumbers,
         layout.Inbox,
+        layout.PulseSums,
         layout.AlignmentSums,
         layout.Group,
         layout.EffectiveGroup,

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 # "operators" the compiled module. Names that only a type checker reads are no imports.
 FLOORS: tuple[set[str], ...] = (
     {"version", "kernels", "operators", "arguments"},
-    {"arms", "control", "fields", "layout", "limits", "terms", "devices"},
+    {"arms", "control", "fields", "kinds", "layout", "limits", "terms", "devices"},
     {"law"},
     {"observations", "decision", "trace", "migrations", "controller"},
     {"algorithms", "backends", "codecs", "distributed", "log", "ranks", "step"},
@@ -29,6 +29,7 @@ FLOORS: tuple[set[str], ...] = (
         "footprint",
         "hooks",
         "horizon",
+        "pulse",
         "readings",
         "release",
         "optimizer",
@@ -51,6 +52,7 @@ OUTSIDE: dict[str, set[str]] = {
     "control": set(),
     "fields": set(),
     "layout": set(),
+    "kinds": set(),
     "law": set(),
     "limits": set(),
     "terms": set(),

@@ -19,7 +19,7 @@ from layout_files import FILES, ROOT, members
 from streams import observed
 from torch import Tensor
 
-from adaptiverl import Control, layout, terms
+from adaptiverl import Control, kinds, layout, terms
 from adaptiverl.controller import Controller
 from adaptiverl.kernels import layout as in_kernels
 from adaptiverl.law import knobs, registry
@@ -92,6 +92,7 @@ def test_control_numbers_are_packed_by_name() -> None:
         "log_ramp_floor": math.log(0.04),
         "search_within": 1200.0,
         "warm_up": 240.0,
+        "pulse_spacing": 80.0,
     }
     row = Controller(given, LR, MOMENTUM).numbers.tolist()
     assert row[len(names) :] == [0.0] * (CONTROL_SIZE - len(names))  # arms, which it has none of
@@ -222,13 +223,13 @@ int main() {
 
 def extended() -> type:
     """The next layout: a line more, in the middle."""
-    probe = layout.number(0.25, layout.SIZE, "a sum of steps")
+    probe = kinds.number(0.25, kinds.SIZE, "a sum of steps")
     lines: list[Any] = []
     for column in layout.columns(State):
         if column.name == "variance":
             lines.append(("probe", float, probe))
         default = LAYOUT_VERSION + 1 if column.name == "version" else column.default
-        line = layout.number(default, column.kind, column.doc, column.array)
+        line = kinds.number(default, column.kind, column.doc, column.array)
         lines.append((column.name, float, line))
     return make_dataclass("State", lines)
 

@@ -22,6 +22,8 @@ RAMP_SHARE = 0.5
 one less, by the cube root of its length"""
 WARM_UP = 0.03
 """Share of the run over which α rises to the held rate: the moments start anew"""
+PULSE_SPACING = 0.01
+"""Share of the run between two readings of a held-out loss, at least (method.md#pulse)"""
 
 OWN = names(ControlNumbers)[:-1]
 """The control numbers but for the arms"""
@@ -76,6 +78,7 @@ def numbers_of(control: Control, limits: Limits) -> ControlNumbers:
         log_ramp_floor=math.log(limits.lr_floor),
         search_within=float(search_within(control.known_horizon, control.cooldown)),
         warm_up=warm_up(control),
+        pulse_spacing=PULSE_SPACING * (control.known_horizon or 0),
         **(_of_bandit(control) if control.arms else {}),
     )
 
