@@ -56,7 +56,7 @@ def readings(state: Any, lr: float, momentum: float, arms: int = 0) -> dict[str,
         sensors of `Trace`, losses and rewards in their own units, directions in [-1, 1],
         ``plateau`` in [0, 1]; ``held``, 1 once the alignment law holds its rate; ``pulse``, the
         newest held-out loss, ``pulses``, how many were read, ``pulse_mean``, their mean,
-        ``pulse_limit``, above which α is cut, and ``pulse_cuts``, how often it was. Of a bandit also
+        ``pulse_limit``, above which α is cut, and ``pulse_cuts``, how often. Of a bandit also
         ``arm``, the one in force, counted from 0; ``arm_draws``, times that one was chosen;
         ``window_left``, losses until the next; ``window_reward``, the last window's, in [-1, 1];
         and of each arm ``arm_count0``, windows, and ``arm_mean0``, their rewards' mean, discounted.
