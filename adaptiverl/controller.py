@@ -38,7 +38,7 @@ class Controller:
         device: Where the state lives.
 
     Attributes:
-        state: float64 [109]: the state, `layout.State`.
+        state: float64 [110]: the state, `layout.State`.
         memory: What checkpoints keep: a view of the state, but for its last number.
         alignment: float64 [3], a view of the state: Σ g·u, Σ g², Σ u² of the last pass.
         numbers: float64 [117]: what the law reads of `control`, `layout.ControlNumbers`.

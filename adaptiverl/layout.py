@@ -148,8 +148,9 @@ class State:
     arm_mean6: float = number(0.0, DIRECTION, "", array="arm_mean")
     arm_mean7: float = number(0.0, DIRECTION, "", array="arm_mean")
 
-    pulse: float = number(math.nan, AS_IT_CAME, "the newest held-out loss as it came")
-    pulses: float = number(0.0, COUNT, "readings of the held-out loss")
+    pulse: float = number(0.0, AS_IT_CAME, "the newest held-out loss as it came")
+    pulses: float = number(0.0, COUNT, "held-out losses that were told, in all")
+    pulse_readings: float = number(0.0, COUNT, "n, readings of them")
     pulses_waiting: float = number(0.0, COUNT, "losses that the next reading is the mean of")
     pulse_waiting: float = number(0.0, REAL, "their mean so far")
     pulse_at: float = number(0.0, COUNT, "the step of the last reading")
@@ -160,7 +161,7 @@ class State:
     pulse_mean: float = number(0.0, REAL, "ȳ, which looks back over five readings")
     pulse_least: float = number(0.0, REAL, "the least ȳ")
     pulse_limit: float = number(0.0, REAL, "a ȳ above this is one that has worsened")
-    pulse_training: float = number(math.nan, AS_IT_CAME, "ℓ̄ at the least ȳ; NaN: none was told")
+    pulse_training: float = number(0.0, AS_IT_CAME, "ℓ̄ at the least ȳ; NaN: none was told")
     pulse_rest: float = number(0.0, COUNT, "readings before α may be cut again")
     pulse_cuts: float = number(0.0, COUNT, "times that α was cut")
     log_lr_ceiling: float = number(

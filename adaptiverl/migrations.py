@@ -95,9 +95,8 @@ def add_pulse(memory: Tensor) -> Tensor:
     Raises:
         ValueError: A memory of another size.
     """
-    unknown, no_ceiling = math.nan, -math.inf
-    numbers = [unknown, *[0.0] * 11, unknown, 0.0, 0.0, no_ceiling]
-    return insert(memory, size=91, place=91, numbers=numbers)
+    no_ceiling = -math.inf
+    return insert(memory, size=91, place=91, numbers=[0.0] * 16 + [no_ceiling])
 
 
 def insert(memory: Tensor, size: int, place: int, numbers: list[float]) -> Tensor:

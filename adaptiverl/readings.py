@@ -29,15 +29,11 @@ SENSORS = (
     "alignment_direction",
     "alignment_mean",
     "held",
-    "pulse",
-    "pulses",
-    "pulse_mean",
-    "pulse_limit",
-    "pulse_cuts",
 )
 
 
 OF_THE_BANDIT = ("arm", "arm_draws", "window_left", "window_reward")
+OF_PULSES = ("pulse", "pulses", "pulse_readings", "pulse_mean", "pulse_limit", "pulse_cuts")
 
 
 def readings(state: Any, lr: float, momentum: float, arms: int = 0) -> dict[str, float]:
@@ -54,17 +50,20 @@ def readings(state: Any, lr: float, momentum: float, arms: int = 0) -> dict[str,
         learning rate, or a factor in ``mode="modulate"``; ``noise``, σ as a share of the
         gradient's (or parameter's) RMS; counts ``step``, ``updates``, ``nonfinite``; the
         sensors of `Trace`, losses and rewards in their own units, directions in [-1, 1],
-        ``plateau`` in [0, 1]; ``held``, 1 once the alignment law holds its rate; ``pulse``, the
-        newest held-out loss, ``pulses``, how many were read, ``pulse_mean``, their mean,
-        ``pulse_limit``, above which α is cut, and ``pulse_cuts``, how often. Of a bandit also
+        ``plateau`` in [0, 1]; ``held``, 1 once the alignment law holds its rate. Of a bandit also
         ``arm``, the one in force, counted from 0; ``arm_draws``, times that one was chosen;
         ``window_left``, losses until the next; ``window_reward``, the last window's, in [-1, 1];
         and of each arm ``arm_count0``, windows, and ``arm_mean0``, their rewards' mean, discounted.
+        Once held-out losses were told, ``pulse``, the newest; ``pulses``, how many;
+        ``pulse_readings``, how often they were read; ``pulse_mean``, the mean of these; ``pulse_limit``, above which α is cut; ``pulse_cuts``, how
+        often it was.
     """
     knobs = {"lr": lr, "alpha": state.lr, "momentum": momentum, "noise": state.noise}
     names: tuple[str, ...] = SENSORS
     if arms:
         names += OF_THE_BANDIT + ARM_COUNTS[:arms] + ARM_MEANS[:arms]
+    if state.pulses > 0:
+        names += OF_PULSES
     return knobs | {name: getattr(state, name) for name in names}
 
 

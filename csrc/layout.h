@@ -96,8 +96,9 @@ struct State {
   double played_mean = 0;              // likewise
   double arm_count[8] = {};            // windows of each arm, discounted
   double arm_mean[8] = {};             // mean of each arm's rewards, discounted
-  double pulse = NAN;                  // the newest held-out loss as it came
-  double pulses = 0;                   // readings of the held-out loss
+  double pulse = 0;                    // the newest held-out loss as it came
+  double pulses = 0;                   // held-out losses that were told, in all
+  double pulse_readings = 0;           // n, readings of them
   double pulses_waiting = 0;           // losses that the next reading is the mean of
   double pulse_waiting = 0;            // their mean so far
   double pulse_at = 0;                 // the step of the last reading
@@ -108,7 +109,7 @@ struct State {
   double pulse_mean = 0;               // ȳ, which looks back over five readings
   double pulse_least = 0;              // the least ȳ
   double pulse_limit = 0;              // a ȳ above this is one that has worsened
-  double pulse_training = NAN;         // ℓ̄ at the least ȳ; NaN: none was told
+  double pulse_training = 0;           // ℓ̄ at the least ȳ; NaN: none was told
   double pulse_rest = 0;               // readings before α may be cut again
   double pulse_cuts = 0;               // times that α was cut
   double log_lr_ceiling = -INFINITY;   // what the last cut left: nothing raises α above; −∞: none

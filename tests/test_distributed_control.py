@@ -419,7 +419,7 @@ def test_all_ranks_cut_by_the_mean_of_their_pulses(crew: Crew, law: str) -> None
     _, knobs, seen = results[0]
     assert seen == [(2, 4, torch.float64)]
     # The first four are read and not judged; then a cut at once, and one in five readings.
-    assert (knobs["pulses"], knobs["pulse_cuts"]) == (STEPS - 1, 4)
+    assert (knobs["pulse_readings"], knobs["pulse_cuts"]) == (STEPS - 1, 4)
     assert math.isnan(knobs["pulse"])
     assert results[0][1]["lr"] == results[1][1]["lr"] < 1e-3
 

@@ -223,7 +223,7 @@ def test_evaluations_are_pulses(framework: str, tmp_path: Path) -> None:
     run.evaluate()
     assert run.optimizer.knobs()["pulses"] == 4, "an evaluation outside of training is not ours"
     silent = trained(framework, tmp_path, validated=True, epochs=4)
-    assert silent.optimizer.knobs()["pulses"] == 0
+    assert "pulses" not in silent.optimizer.knobs()
     assert silent.knobs[-1]["lr"] == run.knobs[-1]["lr"], "it got better, so nothing moved"
 
 

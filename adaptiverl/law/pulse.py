@@ -30,7 +30,7 @@ REST = 5.0
 
 def forget_readings(state: State) -> None:
     """What was read is of other weights, or nothing was trained yet."""
-    state.pulses = 0.0
+    state.pulse_readings = 0.0
     state.pulses_waiting = 0.0
     state.pulse_waiting = 0.0
 
@@ -50,25 +50,25 @@ def read_pulses(state: State, training: float) -> None:
     """
     reading = state.pulse_waiting
     change = clip(reading - state.pulse_reading, -sensors.LARGEST, sensors.LARGEST)
-    state.pulses += 1
+    state.pulse_readings += 1
     state.pulses_waiting = 0.0
     state.pulse_waiting = 0.0
     state.pulse_at = state.step
     state.pulse_reading = reading
     state.pulse_rest = max(state.pulse_rest - 1, 0.0)
-    if state.pulses == 1:
+    if state.pulse_readings == 1:
         state.pulse_mean = reading
         state.pulse_roughness = 0.0
         state.pulse_roughness_weight = 0.0
     else:
         surprise = clip(reading - state.pulse_mean, -sensors.LARGEST, sensors.LARGEST)
         state.pulse_mean += READING_BETA * surprise
-    if state.pulses > 2:
+    if state.pulse_readings > 2:
         size = abs(change - state.pulse_change)
         state.pulse_roughness = ema(state.pulse_roughness, size, ROUGHNESS_BETA)
         state.pulse_roughness_weight = ema(state.pulse_roughness_weight, 1.0, ROUGHNESS_BETA)
     state.pulse_change = change
-    if state.pulses <= READINGS_ENOUGH or state.pulse_mean < state.pulse_least:
+    if state.pulse_readings <= READINGS_ENOUGH or state.pulse_mean < state.pulse_least:
         state.pulse_least = state.pulse_mean
         state.pulse_training = training
     state.pulse_limit = state.pulse_least + WORSE_BY * math.sqrt(2) * error_of_mean(state)
@@ -79,7 +79,7 @@ def overfits(state: State, training: float) -> bool:
 
     Where no training loss is told, NaN, the held-out loss alone decides.
     """
-    if state.pulses <= READINGS_ENOUGH or state.pulse_rest > 0:
+    if state.pulse_readings <= READINGS_ENOUGH or state.pulse_rest > 0:
         return False
     return state.pulse_mean > state.pulse_limit and not training >= state.pulse_training
 
@@ -103,6 +103,7 @@ def pulse(state: State, control: ControlNumbers, held_out: float, training: floa
         training: ℓ̄, the mean of the training losses; NaN where none is told.
     """
     state.pulse = held_out
+    state.pulses += 1
     if state.searching != 0 or state.step == 0:
         forget_readings(state)
         return
@@ -111,7 +112,7 @@ def pulse(state: State, control: ControlNumbers, held_out: float, training: floa
     state.pulses_waiting += 1
     surprise = clip(held_out - state.pulse_waiting, -sensors.LARGEST, sensors.LARGEST)
     state.pulse_waiting += surprise / state.pulses_waiting
-    if state.pulses > 0 and state.step - state.pulse_at < control.pulse_spacing:
+    if state.pulse_readings > 0 and state.step - state.pulse_at < control.pulse_spacing:
         return
     read_pulses(state, training)
     if overfits(state, training):

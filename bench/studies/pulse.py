@@ -107,14 +107,13 @@ class Pulsed(Adaptive):
 LAWS: dict[str, Controls] = {"find_lr": find_lr, "range_test": range_test}
 
 
-def ways(task: Task) -> dict[str, Method]:
+def ways(task: Task, laws: Sequence[str]) -> dict[str, Method]:
     """What is compared, but for the cosine."""
     found: dict[str, Method] = {}
-    for name, law in LAWS.items():
-        found[name] = Adaptive(name=name, control=law)
-        found[f"{name}, pulse"] = Pulsed(name=f"{name}, pulse", control=law, task=task)
-    name = "find_lr, pulse, best weights"
-    found[name] = Pulsed(name=name, control=find_lr, task=task, keeps=True)
+    for law in laws:
+        found[law] = Adaptive(name=law, control=LAWS[law])
+        for keeps, name in ((False, f"{law}, pulse"), (True, f"{law}, pulse, best weights")):
+            found[name] = Pulsed(name=name, control=LAWS[law], task=task, keeps=keeps)
     return found
 
 
@@ -175,6 +174,7 @@ def curves(task: Task, seed: int) -> dict[str, list[tuple[float, ...]]]:
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--tasks", nargs="*", default=list(USUAL), choices=TASKS, metavar="TASK")
+    parser.add_argument("--laws", nargs="*", default=list(LAWS), choices=LAWS, metavar="LAW")
     parser.add_argument("--chosen-on", nargs="*", type=int, default=CHOSEN_ON, metavar="SEED")
     parser.add_argument("--reported-on", nargs="*", type=int, default=REPORTED_ON, metavar="SEED")
     parser.add_argument("--picture", type=Path, help="draw one run of the first task")
@@ -182,7 +182,7 @@ def main(arguments: Sequence[str]) -> None:
     torch.set_num_threads(1)
     if given.picture is not None:
         draw(curves(TASKS[given.tasks[0]], given.reported_on[0]), given.picture)
-    names = list(ways(TASKS[given.tasks[0]]))
+    names = list(ways(TASKS[given.tasks[0]], given.laws))
     print("| task | cosine, its rate | " + " | ".join(names) + " |")
     print("| --- | ---: |" + " ---: |" * len(names), flush=True)
     for name in given.tasks:
@@ -192,7 +192,7 @@ def main(arguments: Sequence[str]) -> None:
         cells = [Cell(task, METHODS["cosine"], rate, seed) for seed in given.reported_on]
         reference = losses(cells)
         row = []
-        for method in ways(whole).values():
+        for method in ways(whole, given.laws).values():
             own = losses([Cell(task, method, 1e-3, seed) for seed in given.reported_on])
             mean, error = ratio(own, reference)
             row.append(f"{mean:.3f} ± {error:.3f}")

@@ -20,7 +20,7 @@ constexpr double kCut = -2.3025850929940455;  // log 0.1
 constexpr double kRest = 5.0;
 
 ADAPTIVERL_BOTH void forget_readings(State& state) {
-  state.pulses = 0;
+  state.pulse_readings = 0;
   state.pulses_waiting = 0;
   state.pulse_waiting = 0;
 }
@@ -36,13 +36,13 @@ ADAPTIVERL_BOTH double error_of_mean(const State& state) {
 ADAPTIVERL_BOTH void read_pulses(State& state, double training) {
   const double reading = state.pulse_waiting;
   const double change = clip(reading - state.pulse_reading, -kLargest, kLargest);
-  state.pulses += 1;
+  state.pulse_readings += 1;
   state.pulses_waiting = 0;
   state.pulse_waiting = 0;
   state.pulse_at = state.step;
   state.pulse_reading = reading;
   state.pulse_rest = fmax(state.pulse_rest - 1, 0.0);
-  if (state.pulses == 1) {
+  if (state.pulse_readings == 1) {
     state.pulse_mean = reading;
     state.pulse_roughness = 0;
     state.pulse_roughness_weight = 0;
@@ -50,13 +50,13 @@ ADAPTIVERL_BOTH void read_pulses(State& state, double training) {
     const double surprise = clip(reading - state.pulse_mean, -kLargest, kLargest);
     state.pulse_mean += kReadingBeta * surprise;
   }
-  if (state.pulses > 2) {
+  if (state.pulse_readings > 2) {
     const double size = fabs(change - state.pulse_change);
     state.pulse_roughness = ema(state.pulse_roughness, size, kRoughnessBeta);
     state.pulse_roughness_weight = ema(state.pulse_roughness_weight, 1.0, kRoughnessBeta);
   }
   state.pulse_change = change;
-  if (state.pulses <= kReadingsEnough || state.pulse_mean < state.pulse_least) {
+  if (state.pulse_readings <= kReadingsEnough || state.pulse_mean < state.pulse_least) {
     state.pulse_least = state.pulse_mean;
     state.pulse_training = training;
   }
@@ -64,7 +64,7 @@ ADAPTIVERL_BOTH void read_pulses(State& state, double training) {
 }
 
 ADAPTIVERL_BOTH bool overfits(const State& state, double training) {
-  if (state.pulses <= kReadingsEnough || state.pulse_rest > 0) {
+  if (state.pulse_readings <= kReadingsEnough || state.pulse_rest > 0) {
     return false;
   }
   return state.pulse_mean > state.pulse_limit && !(training >= state.pulse_training);
@@ -81,6 +81,7 @@ ADAPTIVERL_BOTH void cut(State& state, const ControlNumbers& control) {
 ADAPTIVERL_BOTH void pulse(State& state, const ControlNumbers& control, double held_out,
                            double training) {
   state.pulse = held_out;
+  state.pulses += 1;
   if (state.searching != 0 || state.step == 0) {
     forget_readings(state);
     return;
@@ -91,7 +92,7 @@ ADAPTIVERL_BOTH void pulse(State& state, const ControlNumbers& control, double h
   state.pulses_waiting += 1;
   const double surprise = clip(held_out - state.pulse_waiting, -kLargest, kLargest);
   state.pulse_waiting += surprise / state.pulses_waiting;
-  if (state.pulses > 0 && state.step - state.pulse_at < control.pulse_spacing) {
+  if (state.pulse_readings > 0 && state.step - state.pulse_at < control.pulse_spacing) {
     return;
   }
   read_pulses(state, training);
