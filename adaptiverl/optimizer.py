@@ -190,9 +190,7 @@ class AdaptiveOptimizer(RunLength, Pulses, Joins, Releases, torch.optim.Optimize
             ValueError: More than one element; a reward in a mode without; epoch-wise control.
         """
         check_stepwise(self._control)
-        settle(
-            self.param_groups, self._controller, self._log
-        )  # or the inbox would be emptied later, or wait for a loss on a device
+        self._settle()  # or the inbox would be emptied later, or wait for a loss on a device
         self._controller.observe(to_whole(loss), to_whole(reward))
         self._log.look_at_reward(self._controller.ever_rewarded)
 
@@ -213,9 +211,12 @@ class AdaptiveOptimizer(RunLength, Pulses, Joins, Releases, torch.optim.Optimize
             TypeError: Something without a real value.
         """
         check_epochwise(self._control)
-        settle(self.param_groups, self._controller, self._log)
+        self._settle()
         self._controller.update(to_whole(loss), to_whole(reward), self._round.share_observations)
         self._log.look_at_reward(self._controller.ever_rewarded)
+
+    def _settle(self) -> None:
+        settle(self.param_groups, self._controller, self._log)
 
     @outside_inference
     def knobs(self) -> dict[str, float]:

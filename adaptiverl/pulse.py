@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
 
 from torch import Tensor
 
 from adaptiverl.control import Control
 from adaptiverl.controller import Controller
 from adaptiverl.devices import outside_inference
-from adaptiverl.log import Log
 from adaptiverl.ranks.dtensors import to_whole
 from adaptiverl.ranks.group import Ranks
 from adaptiverl.step.horizon import check_horizon
-from adaptiverl.step.memory import settle
 
 
 class Pulses:
     """What an optimizer of ours, or `steer`'s, does with held-out losses."""
 
-    param_groups: list[dict[str, Any]]
     _running: Control
     _controller: Controller
-    _log: Log
     _ranks: Ranks
     _pulsed = False
     """Whether it was warned that no horizon is known"""
@@ -69,7 +64,8 @@ class Pulses:
         )
 
     def _settle(self) -> None:
-        settle(self.param_groups, self._controller, self._log)
+        """Take in what a load has put into the groups."""
+        raise NotImplementedError
 
 
 def check_pulse(control: Control, controller: Controller) -> None:

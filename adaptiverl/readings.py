@@ -55,8 +55,8 @@ def readings(state: Any, lr: float, momentum: float, arms: int = 0) -> dict[str,
         ``window_left``, losses until the next; ``window_reward``, the last window's, in [-1, 1];
         and of each arm ``arm_count0``, windows, and ``arm_mean0``, their rewards' mean, discounted.
         Once held-out losses were told, ``pulse``, the newest; ``pulses``, how many;
-        ``pulse_readings``, how often they were read; ``pulse_mean``, the mean of these; ``pulse_limit``, above which α is cut; ``pulse_cuts``, how
-        often it was.
+        ``pulse_readings``, how often they were read; ``pulse_mean``, the mean of these;
+        ``pulse_limit``, above which α is cut; ``pulse_cuts``, how often it was.
     """
     knobs = {"lr": lr, "alpha": state.lr, "momentum": momentum, "noise": state.noise}
     names: tuple[str, ...] = SENSORS

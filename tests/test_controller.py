@@ -345,13 +345,13 @@ BAD_BLOCKS: list[tuple[Callable[[Tensor], Any], str]] = [
     (lambda b: b[:-1], rf"got torch\.float64 of shape \({MEMORY_SIZE - 1},\)"),
     (lambda b: b.reshape(1, -1), rf"got torch\.float64 of shape \(1, {MEMORY_SIZE}\)"),
     (lambda b: torch.cat([b, b]), rf"got torch\.float64 of shape \({2 * MEMORY_SIZE},\)"),
-    (lambda b: b.tolist(), r"got \[6\.0, 0\.0"),
+    (lambda b: b.tolist(), r"got \[7\.0, 0\.0"),
     (lambda _: None, "got None"),
-    (lambda b: torch.cat([b[:1] + 1, b[1:]]), r"got version 7\.0"),
+    (lambda b: torch.cat([b[:1] + 1, b[1:]]), r"got version 8\.0"),
     (lambda b: torch.cat([b[:1] * NAN, b[1:]]), "got version nan"),
-    # The first layout had 32 numbers, the fifth 63.
-    (lambda b: torch.cat([b[:1] - 1, b[1:]]), rf"got .* of shape \({MEMORY_SIZE},\) in layout 5"),
-    (lambda b: torch.cat([b[:1] - 5, b[1:31]]), r"got torch\.float64 of shape \(31,\) in layout 1"),
+    # The first layout had 32 numbers, the sixth 91.
+    (lambda b: torch.cat([b[:1] - 1, b[1:]]), rf"got .* of shape \({MEMORY_SIZE},\) in layout 6"),
+    (lambda b: torch.cat([b[:1] - 6, b[1:31]]), r"got torch\.float64 of shape \(31,\) in layout 1"),
 ]
 
 
@@ -361,7 +361,7 @@ def test_adopt_refuses(change: Callable[[Tensor], Any], message: str) -> None:
     for loss in (3.0, 2.0):
         driver.step(loss)
     before = driver.everything()
-    expected = r"'adaptive_state' must be a float64 tensor of 91 numbers whose first is 6, "
+    expected = r"'adaptive_state' must be a float64 tensor of 108 numbers whose first is 7, "
     with pytest.raises(ValueError, match=f"^{expected}{message}.*nothing was changed$"):
         driver.controller.adopt(change(Controller(Control(), LR, MOMENTUM).memory))
     assert_bits(driver.everything(), before)
@@ -395,6 +395,9 @@ def test_read_groups_is_what_the_step_used() -> None:
     assert_bits([effective, d.controller.state], [d.effective, state])
 
 
+FLOATS: dict[str, Any] = {"dtype": torch.float64}
+
+
 def opcheck_arguments() -> list[tuple[str, Callable[[Driver], tuple[Any, ...]]]]:
     """An operator's name, and what makes arguments for it."""
     sums = torch.tensor([[1.0, 2.0, 3.0], [0.5, 0.25, 0.125]], dtype=torch.float64)
@@ -417,6 +420,7 @@ def opcheck_arguments() -> list[tuple[str, Callable[[Driver], tuple[Any, ...]]]]
         ("observe_numbers_", lambda d: (d.controller.inbox, 1.0, None)),
         ("observe_numbers_", lambda d: (d.controller.inbox, 1.0, 2.0)),
         ("update_", memory),
+        ("pulse_", lambda d: (d.controller.state, d.controller.numbers, torch.ones(4, **FLOATS))),
         *[("reduce_alignment_", reduce(t)) for t in ([], [sums], [sums[:1], sums])],
         ("start_", lambda d: (d.controller.state, d.controller.numbers, LR, MOMENTUM, 1.0, 2.0)),
         ("read_groups_", lambda d: (d.controller.state, d.groups, d.effective)),
@@ -431,14 +435,13 @@ def test_opcheck(operator: str, arguments: Callable[[Driver], tuple[Any, ...]]) 
     torch.library.opcheck(getattr(torch.ops.adaptiverl, operator).default, arguments(driver))
 
 
-FLOATS: dict[str, Any] = {"dtype": torch.float64}
 IN_ADVANCE = "state numbers inbox trace groups effective rows found_inf".split()
 WRONG: list[tuple[str, Any, str]] = [
-    ("state", torch.zeros(91, **FLOATS), "state must hold 93 numbers, got 91"),
-    ("state", torch.zeros(93), "state must be float64"),
-    ("numbers", torch.zeros(7, **FLOATS), "numbers must hold at least 1 records of 116"),
+    ("state", torch.zeros(108, **FLOATS), "state must hold 110 numbers, got 108"),
+    ("state", torch.zeros(110), "state must be float64"),
+    ("numbers", torch.zeros(7, **FLOATS), "numbers must hold at least 1 records of 117"),
     ("inbox", torch.zeros(4), "inbox must be float64"),
-    ("trace", torch.zeros(20, **FLOATS), "trace must hold at least 2 records of 20"),
+    ("trace", torch.zeros(20, **FLOATS), "trace must hold at least 2 records of 24"),
     ("groups", torch.zeros(2, 4, **FLOATS), "groups must hold at least 1 records of 5"),
     ("effective", torch.zeros(1, 2, **FLOATS), "effective must hold at least 3 records of 2"),
     ("rows", [torch.zeros(1, 12, dtype=torch.int64)], r"rows must be of shape \[tensors, 13\]"),

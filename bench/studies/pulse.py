@@ -77,7 +77,7 @@ class Pulsing(Steered):
     def validation_loss(self) -> Tensor:
         objective = self.seen.objective
         names = [name for name, _ in objective.named_parameters()]
-        own = dict(zip(names, self.parameters, strict=True))
+        own: dict[str, Tensor] = dict(zip(names, self.parameters, strict=True))
         objective.eval()
         loss: Tensor = functional_call(objective, own, self.seen.held_out[0])
         objective.train()
