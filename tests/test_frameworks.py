@@ -255,7 +255,7 @@ STEPS = r"Trainer(State\.max_steps|\.estimated_stepping_batches)"
 MISUSES: dict[str, tuple[dict[str, Any], str]] = {
     "a pulse without evaluations": (
         {"callback": {"pulse": "val_loss"}},
-        r"pulse='val_loss'\) looks at evaluations, and this trainer makes none",
+        r"pulse='val_loss'\) looks at evaluations, and this trainer makes none.*or leave pulse out",
     ),
     "a reward and a monitor under step-wise control": (
         {"callback": {"reward": "accuracy", "monitor": "val_loss"}},

@@ -63,7 +63,8 @@ def check_pulse(where: str, control: Control, pulse: str | None, evaluates: bool
         where: The callback's name, for the message.
         control: The optimizer's.
         pulse: The metric that is the held-out loss, or None where none was named.
-        evaluates: Whether the framework is to evaluate during training.
+        evaluates: Whether the framework is to evaluate during training; or it is not for this rank
+            to say that it isn't.
 
     Raises:
         ValueError: A control that moves nothing; epoch-wise control, which hears that loss anyway.
@@ -83,7 +84,11 @@ def check_pulse(where: str, control: Control, pulse: str | None, evaluates: bool
             "Control an `every`"
         )
     if not evaluates:
-        warn(f"{where}(pulse={pulse!r}) looks at evaluations, and this trainer makes none")
+        warn(
+            f"{where}(pulse={pulse!r}) looks at evaluations, and this trainer makes none, so "
+            f"Control(law={control.law!r}) is told of no held-out loss: evaluate during the run, "
+            "or leave pulse out"
+        )
 
 
 def tell_horizon(optimizer: Steered, steps: float) -> None:

@@ -122,7 +122,7 @@ class AdaptiveCallback(TrainerCallback):
         self._attach(trainer)
         optimizer = self._optimizer
         tell_horizon(optimizer, state.max_steps)
-        evaluates = trainer.args.eval_strategy != "no"
+        evaluates = trainer.args.eval_strategy != "no" or not state.is_world_process_zero
         check_pulse(type(self).__name__, optimizer.control, self._pulse, evaluates)
         self._check_monitored_data(trainer, optimizer)
         self._schedule = self._updates = None

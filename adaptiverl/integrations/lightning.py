@@ -88,7 +88,8 @@ class AdaptiveCallback(Callback):
         optimizer = _optimizer(trainer)
         tell_horizon(optimizer, _steps(trainer, pl_module))
         name, control = type(self).__name__, optimizer.control
-        check_pulse(name, control, self._pulse, bool(trainer.enable_validation))
+        evaluates = bool(trainer.enable_validation) or not trainer.is_global_zero
+        check_pulse(name, control, self._pulse, evaluates)
         self._schedule = self._updates = None
         if not trainer.is_global_zero:
             return

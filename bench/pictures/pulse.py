@@ -1,5 +1,6 @@
 """One run with pulses and one without: the held-out loss, the training loss and the rate."""
 
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -19,9 +20,11 @@ def draw(runs: Mapping[str, Sequence[tuple[float, ...]]], path: Path) -> None:
         held_out.set_title("held-out loss that pulses see")
         training.set_title("training loss, its average")
         rate.set_title("learning rate")
-        for axes in (held_out, training):
-            axes.set_ylim(0, 1.25 * sorted(line for r in runs.values() for _, line, *_ in r)[-8])
+        usual = statistics.median(row[1] for rows in runs.values() for row in rows)
+        held_out.set_ylim(0, 2 * usual)
+        training.set_ylim(0, 6 * usual)
         rate.set_yscale("log")
+        rate.set_ylim(bottom=1e-5)
         held_out.legend(fontsize=8)
         for axes in (held_out, training, rate):
             axes.set_xlabel("step")
