@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -75,7 +76,7 @@ def _layers(
     sizes: Sequence[int], last_gain: float, generators: Sequence[torch.Generator]
 ) -> list[Tensor]:
     layers = []
-    for i, (before, after) in enumerate(zip(sizes, sizes[1:], strict=False)):
+    for i, (before, after) in enumerate(pairwise(sizes)):
         gain = last_gain if i == len(sizes) - 2 else math.sqrt(2)
         weights = [
             torch.nn.init.orthogonal_(torch.empty(after, before), gain, generator=generator).T

@@ -66,7 +66,7 @@ class Watched(Training):
         ]
         parameters, split = self.agents.parameters, len(self.agents.actor)
         for batch, kept in ((mine, self.reused), (others, self.fresh)):
-            gradients = torch.autograd.grad(loss(self.agents, batch).sum(), parameters)
+            gradients = torch.autograd.grad(loss(self.agents, batch)[0].sum(), parameters)
             sums = torch.stack([_sums(g, u) for g, u in zip(gradients, last, strict=True)])
             actor, critic = sums[:split].sum(0), sums[split:].sum(0)
             parts = torch.stack([actor + critic, actor, critic])  # (parts, three sums, runs)
@@ -100,7 +100,9 @@ def main(arguments: Sequence[str]) -> None:
         for j, part in enumerate(PARTS):
             print(f"| {rate:g} | {part} | {' | '.join(_cells(watched, j, mine))} |", flush=True)
         share = torch.stack(watched.share)[:, mine].mean()
-        print(f"| {rate:g} | critic's share of Σg² | {float(share):.3f} |" + " |" * (2 * EPOCHS + 2))
+        print(
+            f"| {rate:g} | critic's share of Σg² | {float(share):.3f} |" + " |" * (2 * EPOCHS + 2)
+        )
 
 
 def _headings() -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -21,12 +21,17 @@ Told = Literal["nothing", "loss", "return"]
 class Learner(ABC):
     """A method at work on all runs. The parameters' gradients are there when it steps."""
 
-    def roll(self, returns: Sequence[Sequence[float]]) -> None:
+    def roll(self, returns: Sequence[Sequence[float]]) -> None:  # noqa: B027 (most do nothing)
         """A rollout has been made; each run's returns of the episodes that ended in it."""
 
     @abstractmethod
-    def step(self, losses: Tensor) -> None:
-        """One update; each run's loss of this minibatch."""
+    def step(self, losses: Tensor, divergences: Tensor) -> None:
+        """One update.
+
+        Args:
+            losses: Each run's of this minibatch.
+            divergences: How far its policy is from the one that made the rollout.
+        """
 
     @abstractmethod
     def rates(self) -> list[float]:
@@ -65,7 +70,7 @@ class AdamLearner(Learner):
             self.optimizer.param_groups[0]["lr"] = rate
         self.rolled += 1
 
-    def step(self, losses: Tensor) -> None:
+    def step(self, losses: Tensor, divergences: Tensor) -> None:
         self.optimizer.step()
 
     def rates(self) -> list[float]:
@@ -78,6 +83,50 @@ class Adam(Method):
 
     def start(self, parameters: Sequence[Tensor], rate: float, rollouts: int) -> Learner:
         return AdamLearner(parameters, rate, rollouts, self.anneals)
+
+
+class KlLearner(Learner):
+    """Every run's own Adam, whose rate keeps the policy's divergence near a target.
+
+    The rule of RSL-RL and others: after each minibatch, a rate 1.5 times lower where the divergence
+    is above twice the target, 1.5 times higher where it is below half of it.
+    """
+
+    TARGET, FACTOR = 0.01, 1.5
+    LOWEST, HIGHEST = 1e-5, 1e-2
+
+    def __init__(self, parameters: Sequence[Tensor], rate: float) -> None:
+        self.optimizers = [
+            torch.optim.Adam(mine, lr=rate, eps=EPSILON, fused=True) for mine in each(parameters)
+        ]
+
+    def step(self, losses: Tensor, divergences: Tensor) -> None:
+        for optimizer, divergence in zip(self.optimizers, divergences.tolist(), strict=True):
+            group = optimizer.param_groups[0]
+            if divergence > 2 * self.TARGET:
+                group["lr"] = max(group["lr"] / self.FACTOR, self.LOWEST)
+            elif divergence < self.TARGET / 2:
+                group["lr"] = min(group["lr"] * self.FACTOR, self.HIGHEST)
+            optimizer.step()
+
+    def rates(self) -> list[float]:
+        return [optimizer.param_groups[0]["lr"] for optimizer in self.optimizers]
+
+
+@dataclass(frozen=True)
+class KlAdaptive(Method):
+    def start(self, parameters: Sequence[Tensor], rate: float, rollouts: int) -> Learner:
+        return KlLearner(parameters, rate)
+
+
+def each(parameters: Sequence[Tensor]) -> Iterator[list[nn.Parameter]]:
+    """Every run's own parameters, in the stacks' memory, gradients too."""
+    for run in range(parameters[0].shape[0]):
+        mine = [nn.Parameter(stack.detach()[run]) for stack in parameters]
+        for parameter, stack in zip(mine, parameters, strict=True):
+            assert stack.grad is not None
+            parameter.grad = stack.grad[run]
+        yield mine
 
 
 class Steered(Learner):
@@ -94,22 +143,17 @@ class Steered(Learner):
     ) -> None:
         self.rate, self.rollouts, self.told, self.anneals = rate, rollouts, told, anneals
         self.rolled = 0
-        self.optimizers = []
-        for run in range(parameters[0].shape[0]):
-            mine = [nn.Parameter(stack.detach()[run]) for stack in parameters]
-            for parameter, stack in zip(mine, parameters, strict=True):
-                assert stack.grad is not None
-                parameter.grad = stack.grad[run]
-            self.optimizers.append(
-                AdaptiveAdamW(
-                    *(mine, rate),
-                    eps=EPSILON,
-                    weight_decay=0.0,
-                    control=control,
-                    seed=run,
-                    process_group=False,
-                )
+        self.optimizers = [
+            AdaptiveAdamW(
+                *(mine, rate),
+                eps=EPSILON,
+                weight_decay=0.0,
+                control=control,
+                seed=run,
+                process_group=False,
             )
+            for run, mine in enumerate(each(parameters))
+        ]
 
     def roll(self, returns: Sequence[Sequence[float]]) -> None:
         for optimizer, mine in zip(self.optimizers, returns, strict=True):
@@ -117,10 +161,12 @@ class Steered(Learner):
                 rate = annealed(self.rate, self.rolled, self.rollouts)
                 optimizer.param_groups[0]["lr"] = rate
             if self.told == "return" and mine:
-                optimizer.update(-sum(mine) / len(mine))
+                mean = sum(mine) / len(mine)
+                given = optimizer.control.reward == "given"
+                optimizer.update(-mean, mean if given else None)
         self.rolled += 1
 
-    def step(self, losses: Tensor) -> None:
+    def step(self, losses: Tensor, divergences: Tensor) -> None:
         told = losses.tolist() if self.told == "loss" else [None] * len(self.optimizers)
         for optimizer, loss in zip(self.optimizers, told, strict=True):
             optimizer.step(loss=loss)

@@ -79,7 +79,7 @@ class Training:
     def update(self, batch: Samples) -> None:
         """Every run's parameters take a step."""
         parameters = self.agents.parameters
-        losses = loss(self.agents, batch)
+        losses, divergences = loss(self.agents, batch)
         gradients = torch.autograd.grad(losses.sum(), parameters)
         squares = sum(g.square().flatten(1).sum(1) for g in gradients)
         shrunk = (LARGEST_NORM / (torch.as_tensor(squares).sqrt() + 1e-6)).clamp(max=1)
@@ -87,7 +87,7 @@ class Training:
             assert parameter.grad is not None
             torch.mul(gradient, shrunk[:, None, None], out=parameter.grad)
         for mine, learner in self.learners:
-            learner.step(losses.detach()[mine])
+            learner.step(losses.detach()[mine], divergences[mine])
 
 
 def alike(runs: Sequence[Run]) -> Iterator[tuple[slice, Method, float]]:
@@ -107,8 +107,11 @@ def part(stack: Tensor, mine: slice) -> nn.Parameter:
     return parameter
 
 
-def loss(agents: Agents, batch: Samples) -> Tensor:
-    """Of every run: (runs,)."""
+def loss(agents: Agents, batch: Samples) -> tuple[Tensor, Tensor]:
+    """Of every run, each (runs,): its loss, and how far its policy is from the one that acted.
+
+    The latter is an estimate of the Kullback–Leibler divergence, in nats, without a graph.
+    """
     weights = batch.weights / batch.weights.sum(1, keepdim=True)
 
     def mean(x: Tensor) -> Tensor:
@@ -117,6 +120,7 @@ def loss(agents: Agents, batch: Samples) -> Tensor:
     log_probabilities = agents.log_probabilities(batch.observations)
     now = log_probabilities.gather(2, batch.actions[..., None])[..., 0]
     ratio = (now - batch.log_probabilities).exp()
+    divergences = mean(ratio - 1 - (now - batch.log_probabilities)).detach()
     centred = batch.advantages - mean(batch.advantages)[:, None]
     advantages = centred / (mean(centred.square()).sqrt()[:, None] + 1e-8)
     clipped = ratio.clamp(1 - CLIP, 1 + CLIP)
@@ -125,4 +129,4 @@ def loss(agents: Agents, batch: Samples) -> Tensor:
     values = agents.values(batch.observations)
     near = batch.values + (values - batch.values).clamp(-CLIP, CLIP)
     far = torch.maximum((values - batch.returns).square(), (near - batch.returns).square())
-    return policy - ENTROPY * entropy + VALUE * mean(far) / 2
+    return policy - ENTROPY * entropy + VALUE * mean(far) / 2, divergences

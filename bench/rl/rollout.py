@@ -109,7 +109,9 @@ class Worlds:
         """Where one had ended the next begins, from a state that its run draws."""
         state = self.environments.state
         for i in np.flatnonzero(self.ended):
-            state[:, i] = self.chances[i // self.copies].uniform(-self.task.start, self.task.start, 4)
+            state[:, i] = self.chances[i // self.copies].uniform(
+                -self.task.start, self.task.start, 4
+            )
         observations = torch.as_tensor(self.task.observed(state))
         self.observations = observations.view(self.runs, self.copies, -1)
 
