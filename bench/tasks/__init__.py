@@ -1,6 +1,7 @@
 """Every task, by name, in the order in which tables show them; real data, none downloaded."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,6 +12,7 @@ from bench.tasks import data
 from bench.tasks.base import Batch, Problem, Role, Task
 from bench.tasks.characters import Characters, Passages
 from bench.tasks.disturbed import Quadratic, WrongLabels
+from bench.tasks.lora import FineTuning
 from bench.tasks.supervised import (
     CharacterGRU,
     Redrawn,
@@ -23,7 +25,7 @@ from bench.tasks.supervised import (
     small_cnn,
 )
 
-__all__ = ["LAW_TASKS", "QUICK", "ROBUSTNESS", "TASKS", "Batch", "Problem", "Task"]
+__all__ = ["LAW_TASKS", "QUICK", "ROBUSTNESS", "STUDY_TASKS", "TASKS", "Batch", "Problem", "Task"]
 
 NATS = "(cross-entropy, nats)"
 ON_SOURCES = "on Python's sources (nats per character)"
@@ -123,6 +125,44 @@ _LAW: tuple[Task, ...] = (
 LAW_TASKS = {task.name: task for task in _LAW}
 """What is trained side by side (`bench.alignment_variants`)."""
 
+LITTLE_FASHION = partial(data.little_held_out, data.fashion, 1000)
+REGRESSION: dict[str, Any] = {
+    "data": data.diabetes,
+    "net": perceptron_of(10, 64, 64, 1),
+    "measure": F.mse_loss,
+}
+
+
+def _study_gpt(name: str, size: str, seconds: float, width: int, steps: int) -> Characters:
+    return _gpt(name, size, seconds, (4, 4, width, 32), steps=steps, batch=8)
+
+
+_STUDY: tuple[Task, ...] = (
+    replace(
+        _small("diabetes", "perceptron on diabetes, tabular (squared error)", **REGRESSION),
+        steps=400,
+        seconds=0.2,
+    ),
+    replace(
+        ROBUSTNESS["fashion-cnn"], name="fashion-500", steps=500, seconds=3.0, data=LITTLE_FASHION
+    ),
+    _study_gpt("chars-0.2m", "0.2M", 6.0, 64, 500),
+    _study_gpt("chars-0.2m-4x", "0.2M", 20.0, 64, 2000),
+    _study_gpt("chars-0.8m", "0.8M", 7.0, 128, 250),
+    _study_gpt("chars-0.8m-4x", "0.8M", 25.0, 128, 1000),
+    FineTuning(
+        name="lora",
+        title="LoRA, character GPT of 0.2M parameters, Python's sources to prose (nats)",
+        seconds=4.0,
+        steps=300,
+        batch=8,
+    ),
+)
+STUDY_TASKS = {name: ROBUSTNESS[name] for name in ("digits-mlp", "digits-cnn", "autoencoder")} | {
+    task.name: task for task in _STUDY
+}
+"""What the study is about (`bench.study`)."""
+
 _DISTURBED: tuple[Task, ...] = (
     Passages(name="code", steps=500),
     Passages(name="code-long", steps=2000),
@@ -138,4 +178,4 @@ _DISTURBED: tuple[Task, ...] = (
     Quadratic(name="quadratic-noisy", steps=8000, noise=0.3),
 )
 
-TASKS: dict[str, Task] = {task.name: task for task in (*_ROBUSTNESS, *_LAW, *_DISTURBED)}
+TASKS: dict[str, Task] = {task.name: task for task in (*_ROBUSTNESS, *_LAW, *_STUDY, *_DISTURBED)}
