@@ -92,12 +92,13 @@ def overview_lines(
     every: Sequence[Table], figure: Callable[[Table, Series], Logs | None]
 ) -> tuple[list[str], list[list[str]]]:
     """A column a task, and their geometric mean where the method has all of them."""
-    lines = []
+    lines, several = [], len(every) > 1
     for series in dict.fromkeys(series for table in every for series in table.series):
         logs = [figure(table, series) for table in every]
         ratios = [ratio_text(ratio(one)) for one in logs]
-        lines.append([title_of(series), *ratios, ratio_text(together(logs))])
-    return ["method", *(table.task for table in every), "together"], lines
+        all_of_them = [ratio_text(together(logs))] if several else []
+        lines.append([title_of(series), *ratios, *all_of_them])
+    return ["method", *(table.task for table in every), *["together"] * several], lines
 
 
 def provenance(rows: Sequence[Row]) -> str:

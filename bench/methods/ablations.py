@@ -21,11 +21,11 @@ class Ablated(Adaptive):
     from_the_rate: bool = False  # whether a search starts at the rate, not at a hundredth of it
 
     def start(self, parameters: Parameters, rate: float, horizon: int, seed: int) -> Steered:
-        method: Adaptive = self
         if self.from_the_rate:
             control = partial(changed, self.control, (("acquire_from", rate),))
-            method = replace(self, control=control, from_the_rate=False)
-        stepper = super(Ablated, method).start(parameters, rate, horizon, seed)
+            there = replace(self, control=control, from_the_rate=False)
+            return there.start(parameters, rate, horizon, seed)
+        stepper = super().start(parameters, rate, horizon, seed)
         return stepper if self.told else Untold(stepper.optimizer, stepper.schedule)
 
 

@@ -53,7 +53,8 @@ def draw_tables(every: Sequence[Table], path: Path, **style: Any) -> None:
         for axes, table in zip(grid, every, strict=True):
             _panel(axes, table)
         handles = {h.get_label(): h for a in figure.axes for h in a.get_lines() if _is_named(h)}
-        figure.legend(handles=list(handles.values()), loc="outside lower center", ncols=4)
+        columns = 1 + min(COLUMNS, len(every))
+        figure.legend(handles=list(handles.values()), loc="outside lower center", ncols=columns)
 
 
 @contextmanager
@@ -83,7 +84,7 @@ def _panel(axes: Axes, table: Table) -> None:
     axes.set_xlabel("starting learning rate")
     axes.set_ylabel("final held-out loss")
     if finite:
-        _limit(axes, min(finite), min(max(finite), table.initial))
+        limit(axes, min(finite), min(max(finite), table.initial))
 
 
 def _line(axes: Axes, table: Table, series: Series) -> list[float]:
@@ -106,7 +107,7 @@ def _line(axes: Axes, table: Table, series: Series) -> list[float]:
     return [mean for mean in means if math.isfinite(mean) and mean > 0]
 
 
-def _limit(axes: Axes, low: float, high: float) -> None:
+def limit(axes: Axes, low: float, high: float) -> None:
     """From the lowest loss to that of an untrained model, or to the highest where that is lower."""
     if high > LINEAR_UP_TO * low:
         axes.set_yscale("log")

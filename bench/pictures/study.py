@@ -10,14 +10,14 @@ from matplotlib.axes import Axes
 from bench.figures import Series, Table, heights, together
 from bench.methods import METHODS
 from bench.pictures import picture
-from bench.pictures.rates import PLAIN, STYLES, draw_tables, grid_of
+from bench.pictures.rates import PLAIN, STYLES, draw_tables, grid_of, limit
 from bench.studies.diagnostics import Update, by_task, points
 from bench.studies.plan import FEW
 from bench.studies.study_report import Study
 from bench.tables import best_start, worst_start
 
-# Text stays text, so that it is small, sharp and can be searched.
-SVG: dict[str, Any] = {"svg.fonttype": "none", "font.size": 10, "font.family": "DejaVu Sans"}
+# Letters as shapes: a browser's own would be wider than the room left for them.
+SVG: dict[str, Any] = {"svg.fonttype": "path", "font.size": 10}
 
 
 def draw(study: Study, folder: Path) -> dict[str, Path]:
@@ -80,23 +80,28 @@ def _within(axes: Axes, value: float) -> bool:
 def _curves(every: Sequence[Table], path: Path) -> None:
     with grid_of(len(every), path, **_style("curves")) as (figure, grid):
         for axes, table in zip(grid, every, strict=True):
-            for name in FEW:
-                _curve(axes, table, name)
+            shown = [loss for name in FEW for loss in _curve(axes, table, name)]
+            if shown:
+                limit(axes, min(shown), max(shown))
             axes.set_title(table.task)
-            axes.set_yscale("log")
             axes.set_xlabel("step")
             axes.set_ylabel("held-out loss")
         named = {h.get_label(): h for axes in grid for h in axes.get_lines()}
         if named:
-            figure.legend(handles=list(named.values()), loc="outside lower center", ncols=3)
+            figure.legend(
+                handles=list(named.values()),
+                loc="outside lower center",
+                ncols=min(3, len(every) + 1),
+            )
 
 
-def _curve(axes: Axes, table: Table, name: str) -> None:
+def _curve(axes: Axes, table: Table, name: str) -> list[float]:
+    """Draw it, and give the middle line's losses after the first tenth of the run."""
     rate = table.start(Series(name), min)
     runs = [] if rate is None else list(table.line(Series(name))[rate].runs.values())
     lines = [heights(row) for row in runs if row.curve]
     if not lines or len(set(map(len, lines))) > 1:
-        return
+        return []
     steps = [table.steps * look / (len(lines[0]) - 1) for look in range(len(lines[0]))]
     colour, dashes, (width, _) = STYLES.get(name, ("black", "-", PLAIN))
     by_look = list(zip(*lines, strict=True))
@@ -104,6 +109,7 @@ def _curve(axes: Axes, table: Table, name: str) -> None:
     middle = [statistics.median(losses) for losses in by_look]
     label = METHODS[name].title
     axes.plot(steps, middle, color=colour, linestyle=dashes, linewidth=width, label=label)
+    return middle[len(middle) // 10 :]
 
 
 def _knobs(traces: Sequence[Update], path: Path) -> None:

@@ -113,8 +113,9 @@ def make_row(cell: Cell, outcome: Outcome, revision: str, engine: Engine) -> Row
     measured = outcome.initial, outcome.final, round(outcome.seconds, 3)
     made_by = _fingerprint(cell.task, cell.method), cell.task.steps
     made_on = _processor(cell.task.device), torch.__version__, revision
-    more = 1, platform.python_version(), engine, tuple(map(shortened, outcome.curve))
-    return Row(*cell.key, *measured, *made_by, *made_on, *more)
+    curve = tuple(map(shortened, outcome.curve))
+    version = platform.python_version()
+    return Row(*cell.key, *measured, *made_by, *made_on, 1, version, engine, curve)
 
 
 Identity = tuple[Key, str, int]

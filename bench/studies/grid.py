@@ -128,7 +128,8 @@ def requested(study: Study, given: argparse.Namespace) -> list[Cell]:
     methods = runnable("method", chosen("method", study.methods, given.methods))
     rates = given.rates or (QUICK_RATES if given.quick else RATES)
     asked = (rates, given.seeds, given.horizon_factor)
-    return plan(tasks, methods, *(list(dict.fromkeys(values)) for values in asked))
+    rates, seeds, factors = (list(dict.fromkeys(values)) for values in asked)
+    return plan(tasks, methods, rates, seeds, factors)
 
 
 def _publish(study: Study, rows: list[Row], given: argparse.Namespace, command: str) -> None:

@@ -42,7 +42,6 @@ class Part:
     rates: tuple[float, ...]
     choose: int  # seeds A
     compare: int  # seeds B
-    ablations: bool = False
     first: tuple[int, int] = (FIRST_A, FIRST_B)  # seed of each
 
     @property
@@ -60,15 +59,11 @@ def is_a(seed: int) -> bool:
     return seed // THOUSAND % 2 == 1
 
 
-def _small(task: str, *sizes: int, methods: str = "all", rates: Sequence[float] = SEVEN) -> Part:
-    return Part(task, methods, tuple(rates), *sizes, ablations=task in ABLATED)
-
-
 FULL = (
-    _small("digits-mlp", 4, 6),
-    _small("digits-cnn", 4, 5, methods="main"),
-    _small("autoencoder", 4, 6),
-    _small("diabetes", 4, 6),
+    Part("digits-mlp", "all", SEVEN, 4, 6),
+    Part("digits-cnn", "main", SEVEN, 4, 5),
+    Part("autoencoder", "all", SEVEN, 4, 6),
+    Part("diabetes", "all", SEVEN, 4, 6),
     Part("fashion-500", "main", FOUR, 1, 3),
     Part("chars-0.2m", "main", FOUR, 1, 3),
     Part("chars-0.2m-4x", "few", THREE, 1, 2),
@@ -77,7 +72,7 @@ FULL = (
     Part("lora", "main", FOUR, 1, 3),
 )
 _QUICK = (
-    *(_small(task, 2, 3, rates=FOUR) for task in ABLATED),
+    *(Part(task, "all", FOUR, 2, 3) for task in ABLATED),
     Part("chars-0.2m", "few", THREE, 1, 2),
     Part("lora", "few", THREE, 1, 2),
 )
@@ -106,7 +101,7 @@ def cells_of(parts: Sequence[Part], methods: Sequence[str] | None = None) -> lis
         found += [
             cell
             for part in kept
-            if part.ablations
+            if part.task in ABLATED
             for cell in _cells(replace(part, rates=ABLATED_FROM), ablated)
         ]
     # Seed by seed, as in `bench.run.grid.plan`, so that an interrupted run has whole tables.

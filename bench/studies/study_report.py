@@ -49,13 +49,14 @@ OURS = frozenset(method.title for method in METHODS.values() if method.is_ours)
 HOW_TO_READ = (
     "- What is chosen is chosen on seeds A, and what is shown is measured on seeds B, which are "
     "others.",
-    "- A ratio is a loss over that of the reference, AdamW with a cosine at its best rate, with the "
-    "same seed; below 1 is lower than a well-tuned schedule. 1.040(24) is 1.040 with a standard "
-    "error of 0.024 over seeds.",
-    "- **All starts**: the geometric mean over the starting rates. **Worst** and **best start**: at "
-    "the rate that seeds A chose. **Area**: of the height of the held-out curve, in the same way.",
-    "- **Reached**: the share of the runs whose held-out loss comes down to the target, the constant "
-    "rate's final loss at its best; **time**: the median share of the run's steps until then.",
+    "- A ratio is a loss over that of the reference, AdamW with a cosine at its best rate, with "
+    "the same seed; below 1 is lower than a well-tuned schedule. 1.040(24) has a standard "
+    "error of 0.024, over seeds.",
+    "- **All starts**: the geometric mean over the starting rates. **Worst** and **best start**: "
+    "at the rate that seeds A chose. **Area**: of the held-out curve's height, in the same way.",
+    "- **Reached**: the share of the runs whose held-out loss comes down to the target, the "
+    "constant rate's final loss at its best; **time**: the median share of the run's steps until "
+    "then.",
     "- † marks runs that diverged; they count as untrained. A difference of less than two standard "
     "errors is a tie.",
 )
@@ -124,8 +125,8 @@ def _headlines(every: Sequence[Table], pictures: Mapping[str, Path]) -> list[Sec
     drawn = Section(
         "From any start, the worst and the best",
         picture=pictures.get("overview"),
-        caption="Final held-out loss over the best-tuned cosine's, geometric mean over the tasks of "
-        "the first table below; bars are standard errors over seeds.",
+        caption="Final held-out loss over the best-tuned cosine's, geometric mean over the tasks "
+        "of the first table below; bars are standard errors over seeds.",
         ours=OURS,
     )
     return [drawn, *sections]
@@ -154,13 +155,17 @@ def _headline(every: Sequence[Table], methods: Sequence[str]) -> Section:
     headings = ["method", "all starts", "worst start", "best start"]
     headings += ["area, all starts", "area, best start", "reached", "time", "diverged"]
     return Section(
-        f"Over {len(every)} tasks, {len(methods)} methods",
+        f"{len(methods)} methods over {_counted(len(every), 'task')}",
         [f"Geometric means over {names}."],
         headings,
         lines,
         level=3,
         ours=OURS,
     )
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count != 1)}"
 
 
 def areas(table: Table, series: Series) -> Logs | None:

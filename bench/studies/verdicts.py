@@ -31,13 +31,13 @@ def verdicts(every: Sequence[Table]) -> list[str]:
         f"{_beats(every, ours, others, all_areas)}",
         f"- **Sooner** (from its best start, a smaller area than the reference's): "
         f"{_below(every, ours, best_areas)}",
-        f"- **Failed**, if none of ours is better than the cosine from the same starts: "
+        f"- **It failed if** none of ours is better than the cosine from the same starts: "
         f"{_failed(not _winners(every, ours, ['cosine'], all_starts))}",
-        f"- **Failed**, if Prodigy with a cosine is better than both searches: "
+        f"- **It failed if** Prodigy with a cosine is better than both searches: "
         f"{_failed(_prodigy_wins(every, finders))}",
-        f"- **Failed**, if a search's worst start over the new tasks is above {WORST}: "
+        f"- **It failed if** a search's worst start over the new tasks is above {WORST}: "
         f"{_worst(every, finders)}",
-        f"- **Failed**, if more than one in fifty of our runs diverges: {_diverged(every, ours)}",
+        f"- **It failed if** more than one in fifty of our runs diverges: {_diverged(every, ours)}",
     ]
 
 
@@ -137,7 +137,7 @@ def _diverged(every: Sequence[Table], ours: Sequence[str]) -> str:
 
 
 def _failed(yes: bool) -> str:
-    return "**it did**." if yes else "it did not."
+    return "**it did fail**." if yes else "it did not."
 
 
 def _names(names: Sequence[str]) -> str:

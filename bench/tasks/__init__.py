@@ -1,7 +1,6 @@
 """Every task, by name, in the order in which tables show them; real data, none downloaded."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -54,7 +53,7 @@ def _gpt(name: str, size: str, seconds: float, sizes: tuple[int, ...], **more: A
 
 def _small(name: str, title: str, seconds: float = 0.5, **more: Any) -> Supervised:
     usual: Any = {"data": data.standard_digits, "net": perceptron_of(64, 64, 10), "batch": 32}
-    return Supervised(name=name, title=title, seconds=seconds, steps=1000, **usual | more)
+    return Supervised(name=name, title=title, seconds=seconds, **{"steps": 1000} | usual | more)
 
 
 _ROBUSTNESS: tuple[Task, ...] = (
@@ -138,13 +137,19 @@ def _study_gpt(name: str, size: str, seconds: float, width: int, steps: int) -> 
 
 
 _STUDY: tuple[Task, ...] = (
-    replace(
-        _small("diabetes", "perceptron on diabetes, tabular (squared error)", **REGRESSION),
+    _small(
+        "diabetes",
+        "perceptron on diabetes, tabular (squared error, variances)",
+        0.2,
         steps=400,
-        seconds=0.2,
+        **REGRESSION,
     ),
-    replace(
-        ROBUSTNESS["fashion-cnn"], name="fashion-500", steps=500, seconds=3.0, data=LITTLE_FASHION
+    _small(
+        "fashion-500",
+        f"small CNN on Fashion-MNIST {NATS}",
+        4.0,
+        steps=500,
+        **CLOTHES_CNN | {"data": LITTLE_FASHION},
     ),
     _study_gpt("chars-0.2m", "0.2M", 6.0, 64, 500),
     _study_gpt("chars-0.2m-4x", "0.2M", 20.0, 64, 2000),
