@@ -104,7 +104,7 @@ def step(
     step is skipped. All that changes between steps is read from memory.
 
     Args:
-        rows: The address table, int64 [tensors, 13]; `maximize` is a column of it.
+        rows: The address table, int64 [tensors, 14]; `maximize` is a column of it.
         chunks: `chunk_table` of its sizes, int32 [chunks, 2].
         state: The controller's state, float64.
         groups: float64 [groups, 5].
