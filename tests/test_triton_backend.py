@@ -23,7 +23,7 @@ from adaptiverl import AdaptiveAdamW, AdaptiveLion, AdaptiveSGD, Control, backen
 from adaptiverl.backends import layouts
 from adaptiverl.step import look
 from adaptiverl.step.bucket import AddressTable, Bucket
-from adaptiverl.step.entries import GRAD, NUMEL, ParameterEntry
+from adaptiverl.step.entries import COLUMNS, GRAD, NUMEL, ParameterEntry
 from adaptiverl.step.fingerprint import Fingerprint, GroupKey
 from adaptiverl.step.workspace import Workspace
 
@@ -251,10 +251,10 @@ def test_a_table_on_the_host_is_written_in_place(
     monkeypatch.setattr(devices, "outlive_stream", lambda tensor: None)
     monkeypatch.setattr(devices, "pinned", lambda host, device: host.clone())
     table = AddressTable(CPU, Workspace(), "rows")
-    first = table.refresh(torch.arange(26).view(2, 13))
+    first = table.refresh(torch.arange(2 * len(COLUMNS)).view(2, len(COLUMNS)))
     before, moved = first.clone(), table.with_gradients(array("q", [-7, 2**62]))
     assert moved[:, GRAD].tolist() == [-7, 2**62]
-    assert torch.equal(moved * (torch.arange(13) != GRAD), before * (torch.arange(13) != GRAD))
+    assert torch.equal(moved * (torch.arange(len(COLUMNS)) != GRAD), before * (torch.arange(len(COLUMNS)) != GRAD))
     assert (moved is first) == (not has_streams)
     assert has_streams == torch.equal(first, before)
     assert table.with_gradients(array("q", [-7, 2**62])) is moved
@@ -393,7 +393,7 @@ def calls_in_a_step(tensors: int) -> int:
     for _ in range(2):
         optimizer.step(loss=loss)
     calls = calls_in(lambda: optimizer.step(loss=loss))
-    assert optimizer._round.plan._sorted[0].rows().shape == (tensors, 13)
+    assert optimizer._round.plan._sorted[0].rows().shape == (tensors, len(COLUMNS))
     return calls
 
 
@@ -412,7 +412,7 @@ def test_a_size_that_changes_builds_the_scratch_anew_and_an_address_does_not() -
 
     bucket = Bucket(backends.CPU, CPU)
     bucket._table = AddressTable(CPU, bucket.workspace, "rows")
-    wanted = torch.arange(26).view(2, 13)
+    wanted = torch.arange(2 * len(COLUMNS)).view(2, len(COLUMNS))
     for change in (0, 0, 1, 2):
         wanted = wanted.clone()
         wanted[0, GRAD if change < 2 else NUMEL] += 16 * change
