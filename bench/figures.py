@@ -123,7 +123,7 @@ class Table:
         cells = {
             rate: cell
             for (series, rate), cell in self.cells.items()
-            if series == Series(COSINE) and cell.chosen_by
+            if series == Series(COSINE) and cell.chosen_by and cell.runs
         }
         return min(cells, key=lambda rate: cells[rate].on_a()) if cells else None
 
@@ -208,9 +208,10 @@ def tables(rows: Iterable[Row], is_a: IsA | None = None) -> list[Table]:
 
 
 def _lowest(rows: Sequence[Row]) -> IsA:
-    """None are where there is no cosine, and so nothing to choose."""
-    seeds = sorted({row.seed for row in rows}) if any(r.method == COSINE for r in rows) else []
-    return set(seeds[: max(1, round(SHARE_A * len(seeds)))]).__contains__
+    """None are where there is no cosine, and so nothing to choose, or a single seed."""
+    seeds = sorted({row.seed for row in rows})
+    chooses = len(seeds) > 1 and any(row.method == COSINE for row in rows)
+    return set(seeds[: max(1, round(SHARE_A * len(seeds)))] if chooses else []).__contains__
 
 
 def _table(task: str, rows: list[Row], is_a: IsA) -> Table:

@@ -117,9 +117,10 @@ def _opening(study: Study) -> list[str]:
 
 def _headlines(every: Sequence[Table], pictures: Mapping[str, Path]) -> list[Section]:
     sections = []
+    there = {series.method for table in every for series in table.series}
     for names in LISTS.values():
-        shown = [table for table in every if _has(table, names)]
-        methods = [name for name in METHODS if name in names and _somewhere(every, name)]
+        methods = [name for name in METHODS if name in names and name in there]
+        shown = [t for t in every if all(t.line(Series(name)) for name in methods)]
         if shown and len(methods) > 1:
             sections.append(_headline(shown, methods))
     drawn = Section(
@@ -130,15 +131,6 @@ def _headlines(every: Sequence[Table], pictures: Mapping[str, Path]) -> list[Sec
         ours=OURS,
     )
     return [drawn, *sections]
-
-
-def _has(table: Table, names: Sequence[str]) -> bool:
-    """Whether this task has all of these methods that any task has."""
-    return all(table.line(Series(name)) for name in names if METHODS[name].missing() is None)
-
-
-def _somewhere(every: Sequence[Table], name: str) -> bool:
-    return any(table.line(Series(name)) for table in every)
 
 
 def _headline(every: Sequence[Table], methods: Sequence[str]) -> Section:
