@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 Reward = Literal["neg_loss", "given", "none"]
 NoiseTarget = Literal["gradient", "parameter"]
+Groups = Literal["one", "own"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,9 @@ class Control:
             multiplies whatever a scheduler sets.
         every: K, optimizer steps between two updates of the knobs. ``None``: the knobs move only
             when ``optimizer.update(loss)`` is called (method.md#epoch-wise).
+        groups: ``"one"``: one α, μ and σ for all parameter groups, which keep their ratios.
+            ``"own"``: every group has a controller of its own, over its own sums; all hear the same
+            losses (method.md#groups). Not with ``law="range_test"``, nor in `steer`.
         reward: Where r comes from. ``"neg_loss"``: r = −ℓ. ``"given"``: passed to ``observe``.
             ``"none"``: no reward, the loss alone decides.
         beta_loss: β_ℓ, weight of the newest loss in its average, in (0, 1] (method.md#sensors).
@@ -96,6 +100,7 @@ class Control:
 
     mode: Mode = "replace"
     every: int | None = 10
+    groups: Groups = "one"
     reward: Reward = "neg_loss"
     beta_loss: float = 0.02
     beta_reward: float = 0.02
@@ -223,7 +228,7 @@ class Control:
         return cls(mode="modulate", noise_bounds=(0.0, 0.0), **gains)  # type: ignore[arg-type]
 
     @classmethod
-    def find_lr(cls, horizon: Horizon = None) -> Control:
+    def find_lr(cls, horizon: Horizon = None, groups: Groups = "one") -> Control:
         """Find the learning rate while training, by the alignment law, a slow climb.
 
         Nothing is kept and nothing is put back; μ and σ stay as they are.
@@ -231,8 +236,9 @@ class Control:
         Args:
             horizon: T, how many optimizer steps the run will take; ``"auto"`` in a framework that
                 knows (docs/frameworks.md).
+            groups: As the attribute: ``"own"`` finds a rate for each parameter group.
         """
-        return cls._searching("alignment", horizon)
+        return replace(cls._searching("alignment", horizon), groups=groups)
 
     @classmethod
     def range_test(cls, horizon: Horizon = None) -> Control:

@@ -256,11 +256,11 @@ def test_averaging_over_ranks_leaves_a_skipped_steps_numbers_to_the_bit(
     moved = 0
     for numbers in before:
         kept = numbers.clone()
-        Ranks().average_alignment(kept, torch.zeros((), dtype=torch.float64))
+        Ranks().average_alignment([kept], [torch.zeros((), dtype=torch.float64)])
         assert torch.equal(kept, numbers)
         for active in (torch.ones((), dtype=torch.float64), None):
             mean = numbers.clone()
-            Ranks().average_alignment(mean, active)
+            Ranks().average_alignment([mean], [active])
             assert_close(mean, numbers, "sums_float64")
             moved += not torch.equal(mean, numbers)
     assert moved > 0, "the mean was the number itself: the test is of nothing"

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from training import assert_differ, assert_same, clones, saved_states, values
 
 from adaptiverl import AdaptiveAdamW, AdaptiveLion, AdaptiveSGD, Control, codecs, devices
+from adaptiverl.announcements import Announcements
 from adaptiverl.kernels import reference
 from adaptiverl.layout import FIELDS, SLOT
-from adaptiverl.log import Announcements
 from adaptiverl.step.snapshot import KEY, Snapshot
 
 FIND = Control.range_test(1000)

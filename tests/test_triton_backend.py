@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import subprocess
@@ -40,8 +39,10 @@ def test_interpreted(tmp_path: Path) -> None:
 # The smallest kernels, compiled
 
 
-@pytest.mark.parametrize("architecture", [75, 100], ids=["oldest", "newest"])
-@pytest.mark.parametrize("name", ["gradient_scale_kernel", "count_steps_kernel", "rewind_kernel"])
+@pytest.mark.parametrize(
+    ("name", "architecture"),
+    [("gradient_scale_kernel", 100), ("count_steps_kernel", 75), ("rewind_kernel", 100)],
+)
 def test_small_kernels_compile_and_keep_everything_in_registers(
     name: str, architecture: int
 ) -> None:
@@ -380,7 +381,6 @@ def test_gradients_are_not_kept_between_steps(kind: Any) -> None:
         grads = [weakref.ref(p.grad) for p in params]  # type: ignore[arg-type]
         optimizer.step(loss=torch.tensor(1.0))
         optimizer.zero_grad()
-        gc.collect()
         assert [ref() for ref in grads] == [None] * 3
         for p in params:
             p.grad = torch.ones_like(p)
@@ -399,8 +399,8 @@ def calls_in_a_step(tensors: int) -> int:
 
 
 def test_a_tensor_costs_the_host_a_few_calls_a_step() -> None:
-    few, many = calls_in_a_step(1_000), calls_in_a_step(20_000)
-    assert many - few <= 3 * 19_000
+    few, many = calls_in_a_step(1_000), calls_in_a_step(4_000)
+    assert many - few <= 3 * 3_000
     assert few <= 3 * 1_000 + 500
 
 

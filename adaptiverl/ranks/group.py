@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -9,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from adaptiverl.ranks.collectives import all_reduce
-from adaptiverl.ranks.joining import entered
+from adaptiverl.ranks.joining import Meetings, entered
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -98,26 +99,35 @@ class Ranks:
         else:
             joined.meet(inbox, self)
 
-    def average_alignment(self, alignment: Tensor, active: Tensor | None) -> None:
+    def average_alignment(
+        self, alignments: Sequence[Tensor], actives: Sequence[Tensor | None]
+    ) -> None:
         """This rank's sums become the mean of all ranks', in one collective; nothing waits.
 
+        In a `Join`, whose messages are of one size, in one of each controller.
+
         Args:
-            alignment: float64 [3]: Σ g·u, Σ g², Σ u² of this step.
-            active: Where it is 0, the step is skipped, and `alignment`, an earlier step's, stays as
-                it is to the bit; ``None``: no step can be.
+            alignments: Of each controller float64 [3]: Σ g·u, Σ g², Σ u² of this step.
+            actives: Of each: where it is 0, the step is skipped, and its sums, an earlier step's,
+                stay as they are to the bit; ``None``: no step can be.
         """
         if self.size == 1:
             return
         joined = entered(self.group)
         if joined is None:
-            mean = alignment.clone()
-            all_reduce(mean, self.group)
-            mean /= self.size
+            together = torch.cat([*alignments])
+            all_reduce(together, self.group)
+            together /= self.size
+            means = together.split([len(sums) for sums in alignments])
         else:
-            total = torch.cat([alignment, alignment.new_ones(1)])
-            joined.meet(total, self)
-            mean = total[:-1] / total[-1]
-        alignment.copy_(mean if active is None else torch.where(active != 0, mean, alignment))
+            means = tuple(self._mean_in_join(joined, sums) for sums in alignments)
+        for sums, mean, active in zip(alignments, means, actives, strict=True):
+            sums.copy_(mean if active is None else torch.where(active != 0, mean, sums))
+
+    def _mean_in_join(self, joined: Meetings, sums: Tensor) -> Tensor:
+        total = torch.cat([sums, sums.new_ones(1)])
+        joined.meet(total, self)
+        return total[:-1] / total[-1]
 
     def check_mesh(self, mesh: DeviceMesh) -> None:
         """Refuse shards whose ranks decide apart.

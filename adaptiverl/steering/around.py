@@ -98,7 +98,7 @@ class Around:
             places = range(len(self.optimizers))
             self._directions = [Direction(self._seed, self._first_of(place)) for place in places]
         self._sums: dict[int, Tensor] = {}
-        settle(groups, self._controller, self._log)
+        settle(groups, [self._controller], self._log)
 
     # One step
 
@@ -196,7 +196,7 @@ class Around:
             controller = self._controller
             controller.reduce_alignment([beside(s, controller.device) for s in self._sums.values()])
             active = self._decision.active if self._decision.skippable else None
-            self._ranks.average_alignment(controller.alignment, active)
+            self._ranks.average_alignment([controller.alignment], [active])
 
     def _abandon(self, optimizer: Optimizer) -> None:
         """Its groups and gradients are the user's again."""
@@ -263,7 +263,7 @@ class Around:
 
     def _settle(self) -> None:
         if not self._removed:
-            settle(self.param_groups, self._controller, self._log)
+            settle(self.param_groups, [self._controller], self._log)
 
     def _share(self) -> None:
         self._controller.observations.close()

@@ -96,11 +96,17 @@ def check_control(control: Any, optimizers: Sequence[Optimizer]) -> None:
 
     Raises:
         TypeError: No `Control`.
-        ValueError: See `check_parameters`.
+        ValueError: See `check_parameters`; a controller for each group.
     """
     if not isinstance(control, Control):
         raise TypeError(
             f"control must be a Control, got {control!r} of type {type(control).__name__}"
+        )
+    if control.groups == "own":
+        raise ValueError(
+            "steer() has one controller for all it is given, got Control(groups='own'): steer "
+            "several optimizers of one group each, steer(first, control) and steer(second, "
+            "control), or use AdaptiveAdamW, AdaptiveSGD or AdaptiveLion"
         )
     check_parameters([group for one in optimizers for group in one.param_groups], control)
 

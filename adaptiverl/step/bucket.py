@@ -28,6 +28,7 @@ from adaptiverl.step.entries import (
 from adaptiverl.step.overlaps import Spans
 from adaptiverl.step.workspace import NEEDS_A_STEP, DeviceTable, Workspace
 
+Home = tuple[int, torch.device]
 _COUNTER_BYTES = torch.tensor([4, 8 * len(names(Product))], device="cpu")
 """Of `step`, a float32, and of `mu_product`, a `layout.Product`"""
 
@@ -111,6 +112,7 @@ class Bucket:
         algorithm: The name of the update rule.
         workspace: Owns what the launch reads besides the tensors.
         owner: Whose plan it is of, where several share the workspace.
+        place: Of the controller that decides for them: their group's, or 0 where one does for all.
         entries: One per tensor, in a step that made them, and only as long as it takes: between
             steps nothing here keeps a tensor alive.
         params: The parameters, or this rank's shards of them, likewise.
@@ -125,6 +127,7 @@ class Bucket:
     algorithm: str = "adamw"
     workspace: Workspace = field(default_factory=Workspace)
     owner: tuple[Hashable, ...] = ()
+    place: int = 0
     entries: list[Any] = field(default_factory=list)
     params: list[Tensor] = field(default_factory=list)
     indices: list[int] = field(default_factory=list)
@@ -135,6 +138,11 @@ class Bucket:
     _host_rows: Tensor | None = None
     _scratch: tuple[Tensor, ...] = ()
     _scratch_of: Tensor | None = None
+
+    @property
+    def home(self) -> Home:
+        """Which decision its launch reads: of which controller, on which device."""
+        return self.place, self.device
 
     @property
     def sums(self) -> Tensor:

@@ -31,6 +31,7 @@ class Plan:
         choose: An entry's backend: of (entry, shares_memory).
         workspace: Owns what the buckets' launches read.
         owner: Tells this plan's memory there from other plans'.
+        by_group: Every group has a controller of its own: no bucket has tensors of two.
 
     Attributes:
         dtensors: Of this step's parameters, if it made no entries; until it is over.
@@ -45,10 +46,11 @@ class Plan:
         choose: Callable[..., Any],
         workspace: Workspace,
         owner: tuple[Hashable, ...] = (),
+        by_group: bool = False,
     ) -> None:
         self._algorithm, self._storage, self._entries = algorithm, storage, entries
         self._choose = choose
-        self._workspace, self._owner = workspace, owner
+        self._workspace, self._owner, self._by_group = workspace, owner, by_group
         self._buckets: dict[Hashable, Bucket] = {}
         self._sorted: list[Bucket] = []
         self._places: list[list[int]] = []
@@ -154,17 +156,23 @@ class Plan:
         places: dict[Hashable, list[int]] = {}
         for place, entry in enumerate(entries):
             backend = self._choose(entry, shares_memory=place in shared)
-            key = (backend.name, entry.param.device, backend.variant(entry))
+            controller = entry.group if self._by_group else 0
+            key = (backend.name, entry.param.device, backend.variant(entry), controller)
             if key not in self._buckets:
-                self._buckets[key] = Bucket(
-                    backend, *key[1:], self._algorithm.name, self._workspace, self._owner
-                )
+                self._buckets[key] = self._new_bucket(backend, *key[1:])
                 self._buckets[key].start()
             self._buckets[key].take(entry)
             places.setdefault(key, []).append(place)
         taken = {key: bucket for key, bucket in self._buckets.items() if bucket.entries}
         self._sorted = list(taken.values())
         self._places = [places[key] for key in taken]
+
+    def _new_bucket(
+        self, backend: Any, device: torch.device, variant: tuple[Any, ...], controller: int
+    ) -> Bucket:
+        owner = self._owner if controller == 0 else (*self._owner, "group", controller)
+        rule = self._algorithm.name
+        return Bucket(backend, device, variant, rule, self._workspace, owner, controller)
 
     def _places_in_shared_memory(self) -> set[int]:
         """Which of the entries would race in a sweep over addresses."""
