@@ -201,7 +201,7 @@ class Log:
             _warn(
                 f"{share:.0%} of the updates of parameters of 16 bits were lost at step {step}: "
                 "they are below the parameter's last bit, and stochastic_rounding=False rounds to "
-                "nearest. Leave it True, or keep the parameters in float32"
+                "nearest. Leave it True, give master_bits=8 for bfloat16, or keep them in float32"
             )
 
     def warn_if_blind(self) -> None:

@@ -1,4 +1,4 @@
-"""A bfloat16 parameter and an error term of 8 bits beside it, in plain torch (method.md#error-term).
+"""A bfloat16 parameter and its error term of 8 bits, in plain torch (method.md#error-term).
 
 Together they are 24 of float32's 32 bits: the parameter is the upper 16, rounded to nearest, and
 the error term is the next 8 as a signed number. The twins are csrc/rounding.inc and

@@ -309,11 +309,10 @@ def test_error_terms_that_are_left_beside_other_weights_change_nothing(
 
 def test_an_error_term_is_no_bias(many_bits: Tensor) -> None:
     """As of 16 bits: within 5 deviations of the mean error of n draws."""
-    for share in (1, 100, 128, 255):
-        value = torch.tensor(1.0) + share * 2.0**-23
+    for share in (1 / 256, 100 / 256, 0.5, 255 / 256):
+        value = torch.tensor(1.0 + share * 2.0**-15)
         param, error = error_term.encode(value.expand(DRAWS), many_bits)
         upper = (error_term.decode(param, error).double().mean().item() - 1.0) * 2**15
-        share /= 256
         assert abs(upper - share) < 5 * (share * (1 - share) / DRAWS) ** 0.5
 
 
