@@ -69,6 +69,8 @@ class Control:
             2/`beta_loss`, or the longest `every` where that is more.
         discount: γ in (0, 1], what a window's weight is multiplied by at each later one. ``None``:
             0.95.
+        gradient_sensors: Whatever the law, sense the gradient's size and alignment, for `knobs()`
+            and the trace (method.md#gradient-sensors). Laws that find the rate always do.
         lr_bounds: (α_min, α_max). ``None``: (lr/100, 10·lr) in ``"replace"``, (0.1, 10) in
             ``"modulate"``; (1e-4, 1e4) times the α at the start with ``law="alignment"``, rates
             of (1e-6, 3) with ``law="range_test"``.
@@ -119,6 +121,7 @@ class Control:
     arms: tuple[Arm, ...] | None = None
     window: int | None = None
     discount: float | None = None
+    gradient_sensors: bool = False
     lr_bounds: Pair | None = None
     momentum_bounds: Pair | None = None
     noise_bounds: Pair = (0.0, 0.1)
@@ -191,6 +194,11 @@ class Control:
     def rests(self) -> bool:
         """No gain is above 0: nothing that is observed moves a knob."""
         return not any(getattr(arm, name) for arm in self.arms or (self,) for name in GAINS)
+
+    @property
+    def reads_sums(self) -> bool:
+        """The passes' sums are taken: the law needs them, or who looks."""
+        return self.finds_lr or self.gradient_sensors
 
     @property
     def hears_losses(self) -> bool:

@@ -141,6 +141,38 @@ class VarianceSensor:
         self.scale.add(abs(self.variance.value))
 
 
+class GradientSensor:
+    """Sizes of gradients and directions, and how the first varies (method.md#gradient-sensors)."""
+
+    def __init__(self, rate: float, variance_rate: float) -> None:
+        self.average = Ema(rate)
+        self.spread = Ema(variance_rate)
+        self.gradient_rms = self.update_rms = 0.0
+        self.gradient_count = 0
+
+    @property
+    def gradient_rms_mean(self) -> float:
+        """The average size."""
+        return self.average.value
+
+    @property
+    def gradient_variance(self) -> float:
+        """The average square of a size's distance from it."""
+        return self.spread.value
+
+    def sense(self, gg: float, uu: float, elements: float) -> None:
+        """One pass's Σ g² and Σ u²."""
+        if np.isfinite(uu):
+            self.update_rms = float(np.sqrt(uu / elements))
+        if gg == 0 or not np.isfinite(gg):
+            return
+        self.gradient_count += 1
+        self.gradient_rms = float(np.sqrt(gg / elements))
+        self.average.add(self.gradient_rms)
+        if self.gradient_count > 1:
+            self.spread.add((self.gradient_rms - self.average.value) ** 2)
+
+
 # --- Controller (method.md#laws and #loop) -------------------------------------------------------
 
 

@@ -1,4 +1,4 @@
-"""One controller for all groups, or one of each (method.md#groups): ``python -m bench.studies.groups``.
+"""One controller for all groups, or one of each: ``python -m bench.studies.groups``.
 
 By paired seeds: the same start and batches for all. The second group's rate is what the user might
 have got wrong: 0.1, 1 and 10 times the first's.
@@ -144,7 +144,9 @@ def draw(make: Callable[[int], Learner], title: str, path: Path) -> None:
             for group, colour in enumerate((BLUE, ORANGE)):
                 steps, rates = run.rates(group)
                 style = "--" if groups == "one" and group else "-"
-                ax.semilogy(steps, rates.clamp(min=1e-6), style, color=colour, label=f"group {group}")
+                ax.semilogy(
+                    steps, rates.clamp(min=1e-6), style, color=colour, label=f"group {group}"
+                )
             ax.set(title=f'groups="{groups}"', xlabel="step", ylim=(1e-5, None))
         axes[0].set(ylabel="learning rate")
         axes[1].legend()
