@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from adaptiverl import AdaptiveAdamW, Control
+from adaptiverl.control import Groups
 from adaptiverl.plots import BLUE, DPI, ORANGE, STYLE
 from bench.studies.storage import difference
 from bench.tasks import LAW_TASKS, TASKS, Problem
@@ -23,6 +24,7 @@ from bench.tasks.base import Objective
 FIRST_SEED = 600
 RATE, RATIOS = 1e-3, (0.1, 1.0, 10.0)
 STEPS = 1000
+CHOICES: tuple[Groups, ...] = ("one", "own")
 PRETRAINING, RANK = 300, 4
 LAWS: dict[str, Control] = {"find_lr": Control.find_lr(STEPS), "the loss law": Control()}
 
@@ -137,9 +139,9 @@ def draw(make: Callable[[int], Learner], title: str, path: Path) -> None:
     """Both groups' rates under one controller and under two."""
     from matplotlib import pyplot
 
-    with pyplot.rc_context(STYLE):
+    with pyplot.rc_context(STYLE):  # type: ignore[arg-type]
         figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.6), sharey=True, layout="constrained")
-        for ax, groups in zip(axes, ("one", "own"), strict=True):
+        for ax, groups in zip(axes, CHOICES, strict=True):
             run = train(make, replace(LAWS["find_lr"], groups=groups), 1.0, FIRST_SEED)
             for group, colour in enumerate((BLUE, ORANGE)):
                 steps, rates = run.rates(group)
@@ -172,8 +174,8 @@ def main(arguments: Sequence[str]) -> None:
     for name in given.tasks:
         for law in given.laws:
             plain: dict[float, list[float]] = {}
-            for groups in ("one", "own"):
-                cells = []
+            for groups in CHOICES:
+                cells: list[str] = []
                 for ratio in RATIOS:
                     control = replace(LAWS[law], groups=groups)
                     losses = [train(LEARNERS[name][1], control, ratio, s).loss for s in seeds]
