@@ -334,6 +334,7 @@ class TensorRow:
     offset: int = address("the first element's place in the whole logical tensor")
     logical_numel: int = address("elements of the whole logical tensor")
     maximize: int = address("")
+    error: int = address("int8, beside a bfloat16 parameter; 0: none")
 
 
 @dataclass

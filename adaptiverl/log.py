@@ -146,13 +146,19 @@ class Log:
             )
 
     def tell_of_load(
-        self, converted: set[tuple[torch.dtype, torch.dtype]], without_product: int
+        self,
+        converted: set[tuple[torch.dtype, torch.dtype]],
+        without_product: int,
+        dropped_errors: int,
+        without_errors: int,
     ) -> None:
         """What of a checkpoint is not as it was saved.
 
         Args:
             converted: State that was converted: from what, to what.
             without_product: Parameters whose product of momenta a checkpoint of ours lacks.
+            dropped_errors: Parameters whose error terms are not kept.
+            without_errors: Parameters whose error terms a checkpoint of ours lacks.
         """
         if not self._ranks.is_first():
             return
@@ -163,6 +169,20 @@ class Log:
                 self.optimizer,
                 old,
                 new,
+            )
+        if dropped_errors:
+            logger.info(
+                "%s dropped the error terms of %d parameters, which master_bits does not ask for "
+                "here, or the parameters' dtype: they go on from what bfloat16 says",
+                self.optimizer,
+                dropped_errors,
+            )
+        if without_errors:
+            logger.info(
+                "%s found no error terms of %d parameters in the checkpoint: they start at 0, "
+                "master_bits=8 keeps them from now on",
+                self.optimizer,
+                without_errors,
             )
         if without_product:
             logger.warning(
@@ -181,7 +201,7 @@ class Log:
             _warn(
                 f"{share:.0%} of the updates of parameters of 16 bits were lost at step {step}: "
                 "they are below the parameter's last bit, and stochastic_rounding=False rounds to "
-                "nearest. Leave it True, or keep the parameters in float32"
+                "nearest. Leave it True, give master_bits=8 for bfloat16, or keep them in float32"
             )
 
     def warn_if_blind(self) -> None:

@@ -220,6 +220,7 @@ struct TensorRow {
   int64_t offset;         // the first element's place in the whole logical tensor
   int64_t logical_numel;  // elements of the whole logical tensor
   int64_t maximize;
+  int64_t error;          // int8, beside a bfloat16 parameter; 0: none
 };
 
 // A run of memory that goes back to what it was (`state.rewind`), int64.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton.language as tl
 
 # TensorRow: A row of the address table: where one parameter's tensors lie, int64.
-COLUMNS = tl.constexpr(13)
+COLUMNS = tl.constexpr(14)
 PARAM = tl.constexpr(0)
 GRAD = tl.constexpr(1)
 STATE0 = tl.constexpr(2)
@@ -22,6 +22,7 @@ INDEX = tl.constexpr(9)
 OFFSET = tl.constexpr(10)
 LOGICAL_NUMEL = tl.constexpr(11)
 MAXIMIZE = tl.constexpr(12)
+ERROR = tl.constexpr(13)
 
 # State: The controller's whole state, packed in this order as float64, counters included.
 STATE_COLUMNS = tl.constexpr(99)

@@ -65,6 +65,7 @@ OUTSIDE: dict[str, set[str]] = {
     "integrations.__init__": set(),
     "integrations.huggingface": {"torch", "transformers"},
     "integrations.accelerate": {"torch", "accelerate"},
+    "integrations.stable_baselines3": {"stable_baselines3"},
     "integrations.timm": {"timm"},
     "integrations.torchtitan": {"torch", "torchtitan"},
     "integrations.axolotl": {"axolotl"},

@@ -18,6 +18,7 @@ from adaptiverl.layout import Product, names
 from adaptiverl.step.entries import (
     COLUMNS,
     COUNTERS,
+    ERROR_TERMS,
     GRAD,
     MOMENTS,
     NUMEL,
@@ -33,7 +34,7 @@ _COUNTER_BYTES = torch.tensor([4, 8 * len(names(Product))], device="cpu")
 
 
 class AddressTable:
-    """One sweep's rows, an int64 tensor [tensors, 13], made anew only when a number in it changes.
+    """One sweep's rows, an int64 tensor [tensors, 14], made anew only when a number in it changes.
 
     Args:
         device: Where the rows lie.
@@ -57,7 +58,7 @@ class AddressTable:
         """The table that says this; the same tensor as long as nothing moved.
 
         Args:
-            wanted: int64 [tensors, 13] on the host; not to be changed afterwards.
+            wanted: int64 [tensors, 14] on the host; not to be changed afterwards.
 
         Raises:
             RuntimeError: The stream is capturing, and the table is not the last step's with other
@@ -173,7 +174,7 @@ class Bucket:
         return self._rows
 
     def host_rows(self) -> Tensor:
-        """What the address table of these entries says, int64 [tensors, 13] on the host."""
+        """What the address table of these entries says, int64 [tensors, 14] on the host."""
         if self._host_rows is None:
             rows = [entry.row() for entry in self.entries]
             self._host_rows = torch.tensor(rows, dtype=torch.int64, device="cpu")
@@ -190,8 +191,8 @@ class Bucket:
         addresses = [rows[:, PARAM, None], rows[:, GRAD, None], rows[:, MOMENTS]]
         lengths = [numel * i for i in itemsizes]
         lengths[-1] = lengths[-1].expand_as(addresses[-1])
-        addresses.append(rows[:, COUNTERS])
-        lengths.append(_COUNTER_BYTES.expand_as(addresses[-1]))
+        addresses += [rows[:, COUNTERS], rows[:, ERROR_TERMS, None]]
+        lengths += [_COUNTER_BYTES.expand_as(addresses[3]), numel]
         begins = torch.cat(addresses, dim=1)
         ends = (begins + torch.cat(lengths, dim=1)) * (begins != 0)  # 0 where there is nothing
         written = torch.tensor([i != 1 for i in range(begins.shape[1])], device="cpu")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from itertools import chain
+from itertools import chain, groupby
 from typing import Any
 
 import torch
@@ -12,9 +12,11 @@ from torch import Tensor
 
 from adaptiverl import devices
 from adaptiverl.algorithms import Algorithm
+from adaptiverl.codecs import Storage
 from adaptiverl.step.bucket import Bucket
-from adaptiverl.step.entries import GRAD, PARAM, Entries, Numbered, ParameterEntry
+from adaptiverl.step.entries import GRAD, PARAM, Entries, Numbered, ParameterEntry, names_of
 from adaptiverl.step.fingerprint import Fingerprint, GroupKey, Watch
+from adaptiverl.step.look import DTYPE
 from adaptiverl.step.overlaps import overlapping_rows
 from adaptiverl.step.workspace import Workspace
 
@@ -24,6 +26,7 @@ class Plan:
 
     Args:
         algorithm: The update rule.
+        storage: How it stores what it steps.
         entries: Makes a step's entries.
         choose: An entry's backend: of (entry, shares_memory).
         workspace: Owns what the buckets' launches read.
@@ -38,13 +41,14 @@ class Plan:
     def __init__(
         self,
         algorithm: Algorithm,
+        storage: Storage,
         entries: Entries,
         choose: Callable[..., Any],
         workspace: Workspace,
         owner: tuple[Hashable, ...] = (),
         by_group: bool = False,
     ) -> None:
-        self._algorithm, self._entries = algorithm, entries
+        self._algorithm, self._storage, self._entries = algorithm, storage, entries
         self._choose = choose
         self._workspace, self._owner, self._by_group = workspace, owner, by_group
         self._buckets: dict[Hashable, Bucket] = {}
@@ -75,7 +79,7 @@ class Plan:
         Raises:
             RuntimeError: A gradient or a state that a step cannot take; nothing has changed then.
         """
-        keys = self.group_keys(groups) if only is None else [self._key_of(only, groups)]
+        keys = self.group_keys(groups) if only is None else self._keys_of(only, groups)
         if self._last is not None and self._watch is not None and self._watch.is_whole:
             seen = Fingerprint.of(keys, state)
             if seen is not None and self._last.is_followed_by(seen):
@@ -94,13 +98,20 @@ class Plan:
 
     def group_keys(self, groups: Sequence[dict[str, Any]]) -> list[GroupKey]:
         """What of the groups decides which backend takes their tensors."""
-        return [self._key(group["params"], group) for group in groups]
+        return [key for group in groups for key in self._keys(group["params"], group)]
 
-    def _key_of(self, only: Numbered, groups: Sequence[dict[str, Any]]) -> GroupKey:
-        return self._key([only.param], groups[only.group])
+    def _keys_of(self, only: Numbered, groups: Sequence[dict[str, Any]]) -> list[GroupKey]:
+        return self._keys([only.param], groups[only.group])
 
-    def _key(self, params: list[Tensor], group: dict[str, Any]) -> GroupKey:
-        return GroupKey(params, self._algorithm.slots_of(group), bool(group["maximize"]))
+    def _keys(self, params: list[Tensor], group: dict[str, Any]) -> list[GroupKey]:
+        """Of a group; of each run of it where some have error terms and others have none."""
+        rules, maximize = (self._algorithm, self._storage, group), bool(group["maximize"])
+        if self._storage.master_bits is None or not params:
+            return [GroupKey(params, self._algorithm.slots_of(group), maximize)]
+        runs = [params]
+        if len(set(map(DTYPE, params))) > 1:
+            runs = [list(run) for _, run in groupby(params, key=self._storage.keeps_error)]
+        return [GroupKey(run, names_of(*rules, run[0]), maximize) for run in runs]
 
     def _follow(self, seen: Fingerprint) -> None:
         """The last step's buckets, with this step's tensors and their gradients' addresses."""

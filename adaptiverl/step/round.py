@@ -13,7 +13,7 @@ from adaptiverl.algorithms import Algorithm
 from adaptiverl.backends import backend_for
 from adaptiverl.backends.layouts import is_fake
 from adaptiverl.backends.reference import noise_on
-from adaptiverl.codecs import Storage, decoded_states
+from adaptiverl.codecs import ERROR, Storage, decoded_states
 from adaptiverl.control import Control
 from adaptiverl.controller import Controller
 from adaptiverl.decision import Decision
@@ -103,7 +103,8 @@ class Round:
         self.snapshot: Snapshot | None = None
         if law_of(control.law).goes_back:
             self.snapshot = Snapshot(algorithm, self.workspace, control.snapshot == "device")
-        self._losses = None if storage.stochastic_rounding else Losses(log.warn_of_lost_updates)
+        keeps_all = storage.stochastic_rounding or storage.master_bits is not None
+        self._losses = None if keeps_all else Losses(log.warn_of_lost_updates)
 
     @torch._disable_dynamo
     @outside_autograd
@@ -142,10 +143,9 @@ class Round:
 
     def new_plan(self, owner: tuple[Hashable, ...] = ()) -> Plan:
         """A plan of these rules; `owner` tells its memory from that of other plans."""
-        by_group = self._control.groups == "own"
-        return Plan(
-            self._rules.algorithm, self._entries, self._choose, self.workspace, owner, by_group
-        )
+        rules = self._rules
+        parts = rules.algorithm, rules.storage, self._entries, self._choose
+        return Plan(*parts, self.workspace, owner, self._control.groups == "own")
 
     def begin(self, optimizer: torch.optim.Optimizer) -> bool:
         """Before anything is planned: what the user or a load has put into groups is looked at.
@@ -297,7 +297,7 @@ class Round:
         exported = decoded_states(self.counters.exported(groups, keys, state))
         if self.snapshot is not None and self._searches:
             self.snapshot.added_to(groups, keys, exported)
-        order = (*self._rules.algorithm.slots, STEP, PRODUCT, SEARCH_START)
+        order = (*self._rules.algorithm.slots, ERROR, STEP, PRODUCT, SEARCH_START)
         return {key: in_order(entries, order) for key, entries in exported.items()}
 
     # Measure
