@@ -25,7 +25,9 @@ def check_fields(control: Control) -> None:
     check_choice("reward", control.reward, ("neg_loss", "given", "none"))
     check_choice("noise_target", control.noise_target, ("gradient", "parameter"))
     check_choice("law", control.law, tuple(LAW_TERMS))
-    check_choice("gradient_sensors", control.gradient_sensors, (False, True))
+    if not isinstance(control.gradient_sensors, bool):
+        given = control.gradient_sensors
+        raise TypeError(f"Control.gradient_sensors must be True or False, got {given!r}")
     check_choice("groups", control.groups, ("one", "own"))
     _check_groups(control)
     _check_steps(control, "every", "for epoch-wise control")

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 # "operators" the compiled module. Names that only a type checker reads are no imports.
 FLOORS: tuple[set[str], ...] = (
     {"version", "kernels", "operators", "arguments"},
-    {"arms", "control", "fields", "layout", "limits", "terms", "devices"},
+    {"arms", "control", "fields", "kinds", "layout", "limits", "terms", "devices"},
     {"law"},
     {"observations", "decision", "trace", "migrations", "controller"},
     {"algorithms", "announcements", "backends", "codecs", "distributed", "log", "ranks", "step"},
@@ -51,6 +51,7 @@ OUTSIDE: dict[str, set[str]] = {
     "arms": set(),
     "control": set(),
     "fields": set(),
+    "kinds": set(),
     "layout": set(),
     "law": set(),
     "limits": set(),

@@ -19,7 +19,7 @@ from layout_files import FILES, ROOT, members
 from streams import observed
 from torch import Tensor
 
-from adaptiverl import Control, layout, terms
+from adaptiverl import Control, kinds, layout, terms
 from adaptiverl.controller import Controller
 from adaptiverl.kernels import layout as in_kernels
 from adaptiverl.law import knobs, registry
@@ -222,13 +222,13 @@ int main() {
 
 def extended() -> type:
     """The next layout: a line more, in the middle."""
-    probe = layout.number(0.25, layout.SIZE, "a sum of steps")
+    probe = kinds.number(0.25, kinds.SIZE, "a sum of steps")
     lines: list[Any] = []
     for column in layout.columns(State):
         if column.name == "variance":
             lines.append(("probe", float, probe))
         default = LAYOUT_VERSION + 1 if column.name == "version" else column.default
-        line = layout.number(default, column.kind, column.doc, column.array)
+        line = kinds.number(default, column.kind, column.doc, column.array)
         lines.append((column.name, float, line))
     return make_dataclass("State", lines)
 
