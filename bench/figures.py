@@ -2,8 +2,8 @@
 
 What is chosen is chosen on seeds A: the rate of the reference, which is AdamW with a cosine, and
 each method's best and worst start. What is reported is measured on seeds B, paired: the log of a
-loss over the reference's loss of the same seed. Where nobody says which seeds are A, every seed is B
-once, and all others are A to it.
+loss over the reference's loss of the same seed. Where nobody says which seeds are A, every seed is
+B once, and all others are A to it.
 """
 
 import math
