@@ -11,6 +11,7 @@ from torch.optim.optimizer import ParamsT
 from adaptiverl.algorithms import ADAMW
 from adaptiverl.codecs import Storage
 from adaptiverl.control import Control
+from adaptiverl.decay import Decay, check_decay
 from adaptiverl.optimizer import AdaptiveOptimizer
 from adaptiverl.ranks.group import ProcessGroup
 
@@ -48,6 +49,10 @@ class AdaptiveAdamW(AdaptiveOptimizer, torch.optim.AdamW):
             takes a quarter (method.md#blocks); tensors below 4,096 elements stay float32 there.
         stochastic_rounding: Parameters in bfloat16 or float16 are rounded by chance, so that
             updates below their last bit are not lost; False rounds to nearest.
+        decay: ``"coupled"``: weight decay is scaled by the learning rate in effect, as in torch.
+            ``"independent"``: by the group's own ``lr``, a scheduler's included, and the cooldown,
+            whatever the controller makes of the rate (method.md#weight-decay). A group may
+            choose for itself.
 
     Raises:
         ValueError: An argument out of range, a ``state_dtype`` that there is not, ``amsgrad=True``
@@ -84,6 +89,7 @@ class AdaptiveAdamW(AdaptiveOptimizer, torch.optim.AdamW):
         process_group: ProcessGroup = None,
         state_dtype: torch.dtype = torch.float32,
         stochastic_rounding: bool = True,
+        decay: Decay = "coupled",
     ) -> None:
         if differentiable and not fused:  # both together torch refuses itself
             raise ValueError(
@@ -106,9 +112,11 @@ class AdaptiveAdamW(AdaptiveOptimizer, torch.optim.AdamW):
             differentiable=differentiable,
             fused=fused,
         )
+        self._choose_decay(decay)
 
     @classmethod
     def _check_group(cls, group: dict[str, Any], control: Control) -> None:
+        check_decay(group)
         # What loads is decoupled whatever it was, as in torch.optim.AdamW.
         if not group.get("decoupled_weight_decay", True):
             raise ValueError(

@@ -12,6 +12,7 @@ from torch.optim.optimizer import ParamsT
 from adaptiverl.algorithms import LION
 from adaptiverl.codecs import Storage
 from adaptiverl.control import Control
+from adaptiverl.decay import Decay, check_decay
 from adaptiverl.optimizer import AdaptiveOptimizer
 from adaptiverl.ranks.group import ProcessGroup
 
@@ -47,6 +48,10 @@ class AdaptiveLion(AdaptiveOptimizer):
             takes a quarter (method.md#blocks); tensors below 4,096 elements stay float32 there.
         stochastic_rounding: Parameters in bfloat16 or float16 are rounded by chance, so that
             updates below their last bit are not lost; False rounds to nearest.
+        decay: ``"coupled"``: weight decay is scaled by the learning rate in effect, as in torch.
+            ``"independent"``: by the group's own ``lr``, a scheduler's included, and the cooldown,
+            whatever the controller makes of the rate (method.md#weight-decay). A group may
+            choose for itself.
 
     Raises:
         ValueError: An argument out of range, a ``state_dtype`` that there is not, a start outside
@@ -78,6 +83,7 @@ class AdaptiveLion(AdaptiveOptimizer):
         process_group: ProcessGroup = None,
         state_dtype: torch.dtype = torch.float32,
         stochastic_rounding: bool = True,
+        decay: Decay = "coupled",
     ) -> None:
         storage = Storage(state_dtype, stochastic_rounding)
         self._prepare(control, max_grad_norm, seed, process_group, storage)
@@ -91,9 +97,11 @@ class AdaptiveLion(AdaptiveOptimizer):
         }
         super().__init__(params, defaults)
         self._step_supports_amp_scaling = bool(fused)
+        self._choose_decay(decay)
 
     @classmethod
     def _check_group(cls, group: dict[str, Any], control: Control) -> None:
+        check_decay(group)
         if not group["lr"] >= 0:
             raise ValueError(f"lr must be at least 0, got {group['lr']!r}")
         decay = group["weight_decay"]

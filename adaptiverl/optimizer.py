@@ -16,6 +16,7 @@ from adaptiverl.checkpoint import load, save
 from adaptiverl.codecs import Storage
 from adaptiverl.control import Control
 from adaptiverl.controller import Controller
+from adaptiverl.decay import DecayChoice
 from adaptiverl.devices import outside_inference
 from adaptiverl.footprint import bytes_by_part
 from adaptiverl.hooks import (
@@ -45,7 +46,7 @@ from adaptiverl.trace import Trace
 DEFAULT_STORAGE = Storage()
 
 
-class AdaptiveOptimizer(RunLength, Joins, Releases, torch.optim.Optimizer):
+class AdaptiveOptimizer(RunLength, Joins, Releases, DecayChoice, torch.optim.Optimizer):
     """What an optimizer needs to be steered: `observe`, `update`, `knobs`, `trace`, one step."""
 
     grad_scale: Tensor

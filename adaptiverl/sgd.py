@@ -12,6 +12,7 @@ from adaptiverl.algorithms import SGD
 from adaptiverl.checkpoint import complete_count
 from adaptiverl.codecs import Storage
 from adaptiverl.control import Control
+from adaptiverl.decay import INDEPENDENT, Decay, check_decay
 from adaptiverl.optimizer import AdaptiveOptimizer
 from adaptiverl.ranks.group import ProcessGroup
 
@@ -57,6 +58,11 @@ class AdaptiveSGD(AdaptiveOptimizer, torch.optim.SGD):
             takes a quarter (method.md#blocks); tensors below 4,096 elements stay float32 there.
         stochastic_rounding: Parameters in bfloat16 or float16 are rounded by chance, so that
             updates below their last bit are not lost; False rounds to nearest.
+        decay: ``"coupled"``: weight decay is scaled by the learning rate in effect, as in torch.
+            ``"independent"``: by the group's own ``lr``, a scheduler's included, and the cooldown,
+            whatever the controller makes of the rate; with
+            ``decoupled_weight_decay=True`` alone (method.md#weight-decay). A group may choose
+            for itself.
 
     Raises:
         ValueError: An argument out of range, a ``state_dtype`` that there is not,
@@ -92,6 +98,7 @@ class AdaptiveSGD(AdaptiveOptimizer, torch.optim.SGD):
         process_group: ProcessGroup = None,
         state_dtype: torch.dtype = torch.float32,
         stochastic_rounding: bool = True,
+        decay: Decay = "coupled",
     ) -> None:
         if differentiable:
             raise ValueError(
@@ -115,9 +122,18 @@ class AdaptiveSGD(AdaptiveOptimizer, torch.optim.SGD):
         )
         self.defaults["decoupled_weight_decay"] = decoupled_weight_decay
         self._fill_in()
+        self._choose_decay(decay)
 
     @classmethod
     def _check_group(cls, group: dict[str, Any], control: Control) -> None:
+        check_decay(group)
+        # torch's constructor has not heard of this option yet, nor have its checkpoints.
+        decoupled = group.get("decoupled_weight_decay", True)
+        if group.get("decay") == INDEPENDENT and not decoupled:
+            raise ValueError(
+                "decay='independent' needs decoupled_weight_decay=True in AdaptiveSGD, got False: "
+                "what is added to the gradient is multiplied by the learning rate in effect"
+            )
         momentum = group["momentum"]
         if not 0 <= momentum < 1:
             raise ValueError(

@@ -22,7 +22,7 @@ FLOORS: tuple[set[str], ...] = (
     {"arms", "control", "fields", "layout", "limits", "terms", "devices"},
     {"law"},
     {"observations", "decision", "trace", "migrations", "controller"},
-    {"algorithms", "backends", "codecs", "distributed", "log", "ranks", "step"},
+    {"algorithms", "backends", "codecs", "decay", "distributed", "log", "ranks", "step"},
     {
         "soundness",
         "checkpoint",
@@ -49,6 +49,7 @@ OUTSIDE: dict[str, set[str]] = {
     "algorithms": set(),
     "arms": set(),
     "control": set(),
+    "decay": set(),
     "fields": set(),
     "layout": set(),
     "law": set(),
