@@ -22,10 +22,14 @@ FLOORS: tuple[set[str], ...] = (
     {"arms", "control", "fields", "layout", "limits", "terms", "devices"},
     {"law"},
     {"observations", "decision", "trace", "migrations", "controller"},
-    {"algorithms", "backends", "codecs", "decay", "distributed", "log", "ranks", "step"},
+    {
+        *("algorithms", "announcements", "backends", "codecs", "decay", "distributed", "log"),
+        *("ranks", "step"),
+    },
     {
         "soundness",
         "checkpoint",
+        "controlled",
         "footprint",
         "hooks",
         "horizon",
@@ -65,6 +69,7 @@ OUTSIDE: dict[str, set[str]] = {
     "integrations.__init__": set(),
     "integrations.huggingface": {"torch", "transformers"},
     "integrations.accelerate": {"torch", "accelerate"},
+    "integrations.stable_baselines3": {"stable_baselines3"},
     "integrations.timm": {"timm"},
     "integrations.torchtitan": {"torch", "torchtitan"},
     "integrations.axolotl": {"axolotl"},

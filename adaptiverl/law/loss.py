@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from adaptiverl.law.alignment import sense_alignment
 from adaptiverl.law.arithmetic import clip
 from adaptiverl.law.base import Law
 from adaptiverl.law.cooldown import annealing, is_cooling
@@ -22,7 +23,8 @@ def next_log_lr(
 
 
 def sense(state: State, control: ControlNumbers) -> bool:
-    """Nothing but the cooldown; what another law left of the rate is taken back."""
+    """The cooldown; where the pass's sums are taken they are sensed as well, for who looks."""
+    sense_alignment(state)
     anneal = annealing(state.step, control)
     moved = anneal != state.anneal
     state.anneal = anneal

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../layout.h"
+#include "alignment.h"
 #include "arithmetic.h"
 #include "base.h"
 #include "cooldown.h"
@@ -20,6 +21,8 @@ struct LossLaw : Law {
   static constexpr bool needs_loss = true;
 
   ADAPTIVERL_BOTH static bool sense(State& state, const ControlNumbers& control) {
+    double score = 0;
+    sense_alignment(state, score);
     const double anneal = annealing(state.step, control);
     const bool moved = anneal != state.anneal;
     state.anneal = anneal;
