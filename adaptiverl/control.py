@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Any, Literal
 from adaptiverl.arms import GAINS, Arm, complete_bandit, shared_by
 from adaptiverl.fields import check_fields
 from adaptiverl.limits import BETA1, STAND_IN_LR, Limits, MomentumKind, limits_of
-from adaptiverl.terms import LAW_TERMS, Home, Horizon, Law, LawTerms, Mode, Pair, search_within
+from adaptiverl.terms import (
+    LAW_TERMS,
+    CooldownShape,
+    Home,
+    Horizon,
+    Law,
+    LawTerms,
+    Mode,
+    Pair,
+    search_within,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -49,13 +59,16 @@ class Control:
             observed for these two, and `every`, the gains of α and `lr_change` do not touch them.
             μ and σ keep their laws either way. ``"bandit"``: one of several sets of gains at a
             time, chosen by what the loss did under each (method.md#bandit).
-        horizon: T, how many steps the run will take, for a law that finds the rate, which is then
-            held, and annealed to zero at step T; after that nothing moves. ``"auto"``: the
-            framework says it, or ``optimizer.set_horizon``. ``None``, where nobody can say: half as
-            much is held, and never annealed.
-        cooldown: Last share of the horizon, in [0, 1), over which α falls linearly to zero. The
-            search ends where it begins. In ``"modulate"`` the scheduler anneals; leave its warm-up
-            out, because the search is one, and a factor found under a low rate stays.
+        horizon: T, how many steps the run will take: α is annealed to zero at step T, whatever the
+            law; after that nothing moves. ``"auto"``: the framework says it, or
+            ``optimizer.set_horizon``. ``None``, where nobody can say: never annealed, and of a rate
+            that is found half as much is held.
+        cooldown: Last share of the horizon, in [0, 1), over which α falls to zero. A search ends
+            where it begins, and losses no longer steer α. In ``"modulate"`` the scheduler anneals;
+            leave its warm-up out beside a search, because that is one, and a factor found under a
+            low rate stays.
+        cooldown_shape: What is left of α when the share p of the cooldown is over: ``"linear"``,
+            1 − p, or ``"1-sqrt"``, 1 − √p (method.md#cooldown).
         acquire_from: Where such a law starts to look: an α in ``"replace"``, a factor in
             ``"modulate"``. ``None``: a hundredth of the α at the start; the range test's is a rate
             of 1e-6.
@@ -116,6 +129,7 @@ class Control:
     law: Law = "loss"
     horizon: Horizon = None
     cooldown: float = 0.4
+    cooldown_shape: CooldownShape = "linear"
     acquire_from: float | None = None
     snapshot: Home | None = None
     arms: tuple[Arm, ...] | None = None
@@ -162,6 +176,11 @@ class Control:
         return not self.terms.needs_loss
 
     @property
+    def anneals(self) -> bool:
+        """The rate comes down to zero at the horizon, by the controller."""
+        return self.horizon is not None and self.mode == "replace" and self.cooldown > 0
+
+    @property
     def is_too_short(self) -> bool:
         """The run that the horizon tells of has no room for the range test's ramp."""
         ramps = self.law == "range_test"
@@ -187,8 +206,8 @@ class Control:
 
     @property
     def is_frozen(self) -> bool:
-        """The knobs stay where they start: no gain is above 0, and no law does without gains."""
-        return self.terms.needs_loss and self.rests
+        """The knobs stay where they start: nothing that is observed moves one, nor the law."""
+        return self.rests and not self.finds_lr and not self.anneals
 
     @property
     def rests(self) -> bool:
@@ -207,8 +226,8 @@ class Control:
 
     @property
     def needs_no_loss(self) -> bool:
-        """A run without observations is no mistake: nothing is steered, or α by the gradients."""
-        return self.is_frozen or self.finds_lr
+        """A run without observations is no mistake: they move nothing, or α by the gradients."""
+        return self.rests or self.finds_lr
 
     def given_lr(self, lr: Any) -> Any:
         """What an optimizer was given as its rate; where it was given None, what stands in for it.

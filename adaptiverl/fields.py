@@ -7,6 +7,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from adaptiverl.arguments import check_choice, check_field, real_field, whole_number
+from adaptiverl.layout import COOLDOWN_SHAPES
 from adaptiverl.limits import NOISE_FLOOR_SHARE
 from adaptiverl.terms import LAW_TERMS, Pair
 
@@ -65,6 +66,7 @@ def _check_search(control: Control) -> None:
         _check_steps(control, "horizon", "where nobody can say", ", 'auto'")
     cooldown = _number(control, "cooldown")
     check_field("cooldown", cooldown, 0 <= cooldown < 1, "a share of the horizon, in [0, 1)")
+    check_choice("cooldown_shape", control.cooldown_shape, tuple(COOLDOWN_SHAPES))
     if control.acquire_from is not None:
         start = _number(control, "acquire_from")
         check_field("acquire_from", start, 0 < start < math.inf, "finite and > 0")

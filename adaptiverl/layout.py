@@ -228,6 +228,7 @@ class ControlNumbers:
     window: float = real("losses for which an arm is in force")
     discount: float = real("γ")
     arms_key: float = real("tells these arms, and this window, from others; 0: no bandit")
+    cooldown_shape: float = real("a number of COOLDOWN_SHAPES")
     arm_count: float = real("arms that there are")
     arms: tuple[ArmNumbers, ...] = field(
         default=(),
@@ -266,7 +267,7 @@ class Group:
     momentum: float = real("where μ starts: AdamW's β₁, SGD's momentum")
     hyper0: float = real("AdamW: β₂; SGD: dampening")
     hyper1: float = real("AdamW: eps; SGD: its options")
-    weight_decay: float = real("")
+    weight_decay: float = real("below 0: independent of the controller")
 
 
 @dataclass
@@ -333,6 +334,9 @@ REWARD_SOURCES = {"none": 0.0, "neg_loss": 1.0, "given": 2.0}
 REWARD_NONE, REWARD_NEG_LOSS, REWARD_GIVEN = REWARD_SOURCES.values()
 LAWS = {"loss": 0.0, "alignment": 1.0, "range_test": 2.0, "bandit": 3.0}
 """`Control.law` as a control number"""
+COOLDOWN_SHAPES = {"linear": 0.0, "1-sqrt": 1.0}
+"""`Control.cooldown_shape` as a control number"""
+COOLDOWN_1_SQRT = COOLDOWN_SHAPES["1-sqrt"]
 
 
 class Column(NamedTuple):

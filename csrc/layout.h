@@ -17,6 +17,8 @@ enum RewardSource { kRewardNone = 0, kRewardNegLoss = 1, kRewardGiven = 2 };
 
 enum LawNumber { kLawLoss = 0, kLawAlignment = 1, kLawRangeTest = 2, kLawBandit = 3 };
 
+enum CooldownShape { kCooldownLinear = 0, kCooldown1Sqrt = 1 };
+
 // The controller's whole state, packed in this order as float64, counters included.
 struct State {
   double version = 7;                  // of the layout
@@ -164,6 +166,7 @@ struct ControlNumbers {
   double window;                // losses for which an arm is in force
   double discount;              // γ
   double arms_key;              // tells these arms, and this window, from others; 0: no bandit
+  double cooldown_shape;        // a number of COOLDOWN_SHAPES
   double arm_count;             // arms that there are
   ArmNumbers arms[kArms];       // the first `arm_count` of them
 };
@@ -189,7 +192,7 @@ struct Group {
   double momentum;      // where μ starts: AdamW's β₁, SGD's momentum
   double hyper0;        // AdamW: β₂; SGD: dampening
   double hyper1;        // AdamW: eps; SGD: its options
-  double weight_decay;
+  double weight_decay;  // below 0: independent of the controller
 };
 
 // The same as this step uses them.

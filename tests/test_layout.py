@@ -22,7 +22,10 @@ FLOORS: tuple[set[str], ...] = (
     {"arms", "control", "fields", "kinds", "layout", "limits", "terms", "devices"},
     {"law"},
     {"observations", "decision", "trace", "migrations", "controller"},
-    {"algorithms", "announcements", "backends", "codecs", "distributed", "log", "ranks", "step"},
+    {
+        *("algorithms", "announcements", "backends", "codecs", "decay", "distributed", "log"),
+        *("ranks", "step"),
+    },
     {
         "soundness",
         "checkpoint",
@@ -50,6 +53,7 @@ OUTSIDE: dict[str, set[str]] = {
     "algorithms": set(),
     "arms": set(),
     "control": set(),
+    "decay": set(),
     "fields": set(),
     "kinds": set(),
     "layout": set(),

@@ -10,7 +10,15 @@ from typing import Any
 from adaptiverl.arms import DISCOUNT, Arm, key_of, window_of
 from adaptiverl.control import Control
 from adaptiverl.law.arithmetic import logit
-from adaptiverl.layout import ARMS, LAWS, REWARD_SOURCES, ArmNumbers, ControlNumbers, names
+from adaptiverl.layout import (
+    ARMS,
+    COOLDOWN_SHAPES,
+    LAWS,
+    REWARD_SOURCES,
+    ArmNumbers,
+    ControlNumbers,
+    names,
+)
 from adaptiverl.limits import Limits
 from adaptiverl.terms import NOMINAL_HORIZON, search_within
 
@@ -76,6 +84,7 @@ def numbers_of(control: Control, limits: Limits) -> ControlNumbers:
         log_ramp_floor=math.log(limits.lr_floor),
         search_within=float(search_within(control.known_horizon, control.cooldown)),
         warm_up=warm_up(control),
+        cooldown_shape=COOLDOWN_SHAPES[control.cooldown_shape],
         **(_of_bandit(control) if control.arms else {}),
     )
 
