@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bench.rl.environments import TASKS, Task
 from bench.rl.learners import EPSILON, Adam
-from bench.rl.ppo import EPOCHS, MINIBATCHES, PER_ROLLOUT, UPDATES, Run, Training, loss
+from bench.rl.ppo import EPOCHS, MINIBATCHES, PER_ROLLOUT, Run, Training, loss
 from bench.rl.rollout import COPIES, Samples, Worlds
 
 RATES = (2.5e-5, 2.5e-4, 2.5e-3, 2.5e-2)
@@ -114,7 +114,7 @@ def _cells(watched: Watched, part: int, mine: slice) -> list[str]:
     for kept in (watched.reused, watched.fresh):
         # The first update had no other before it.
         h = torch.stack([kept[0] * float("nan"), *kept])[:, part, mine].nan_to_num(nan=0.0)
-        by_update = h.view(-1, UPDATES, h.shape[1]).mean((0, 2))
+        by_update = h.view(-1, EPOCHS * MINIBATCHES, h.shape[1]).mean((0, 2))
         means.append(by_update.view(EPOCHS, MINIBATCHES))
         first = float(by_update[0]) if kept is watched.reused else first
     reused, fresh = means
