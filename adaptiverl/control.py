@@ -55,6 +55,9 @@ class Control:
         acquire_from: Where such a law starts to look: an α in ``"replace"``, a factor in
             ``"modulate"``. ``None``: a hundredth of the α at the start; the range test's is a rate
             of 1e-6.
+        reuse: (M, E), where the run goes through the same samples in E epochs of M updates before
+            it has others, as PPO does after a rollout: this law then reads the gradients of first
+            epochs alone (method.md#data-reuse). ``None``: an update is made of new samples.
         snapshot: Where the range test keeps the weights that it goes back to, until its search is
             over: on the ``"host"``, in pinned memory, or on the parameters' own ``"device"``.
             ``None``: on the host.
@@ -110,6 +113,7 @@ class Control:
     horizon: Horizon = None
     cooldown: float = 0.4
     acquire_from: float | None = None
+    reuse: tuple[int, int] | None = None
     snapshot: Home | None = None
     arms: tuple[Arm, ...] | None = None
     window: int | None = None
@@ -223,7 +227,7 @@ class Control:
         return cls(mode="modulate", noise_bounds=(0.0, 0.0), **gains)  # type: ignore[arg-type]
 
     @classmethod
-    def find_lr(cls, horizon: Horizon = None) -> Control:
+    def find_lr(cls, horizon: Horizon = None, reuse: tuple[int, int] | None = None) -> Control:
         """Find the learning rate while training, by the alignment law, a slow climb.
 
         Nothing is kept and nothing is put back; μ and σ stay as they are.
@@ -231,8 +235,10 @@ class Control:
         Args:
             horizon: T, how many optimizer steps the run will take; ``"auto"`` in a framework that
                 knows (docs/frameworks.md).
+            reuse: (minibatches, epochs) of PPO and others that go through a rollout several times;
+                as the attribute.
         """
-        return cls._searching("alignment", horizon)
+        return replace(cls._searching("alignment", horizon), reuse=reuse)
 
     @classmethod
     def range_test(cls, horizon: Horizon = None) -> Control:

@@ -249,6 +249,8 @@ class ControlNumbers:
     window: float = real("losses for which an arm is in force")
     discount: float = real("γ")
     arms_key: float = real("tells these arms, and this window, from others; 0: no bandit")
+    reused_for: float = real("updates that are made of the same samples; 0: of none twice")
+    fresh_for: float = real("of them, those of samples that no other was made of before")
     arm_count: float = real("arms that there are")
     arms: tuple[ArmNumbers, ...] = field(
         default=(),

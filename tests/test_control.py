@@ -32,7 +32,7 @@ PAIRS = (
     "plateau_trend",
     "plateau_variance",
 )
-OF_THE_SEARCH = ("horizon", "cooldown", "acquire_from")
+OF_THE_SEARCH = ("horizon", "cooldown", "acquire_from", "reuse")
 NUMBERS = (*BETAS, *GAINS, "noise_floor", "spike_clip", "cooldown", "acquire_from")
 
 
@@ -83,6 +83,10 @@ OUT_OF_RANGE: list[tuple[str, Any, str]] = [
     ],
     *[("cooldown", x, "a share of the horizon, in [0, 1)") for x in (-0.1, 1.0, 1.1, NAN, INF)],
     *[("acquire_from", x, "finite and > 0") for x in (0.0, -1e-3, INF, NAN)],
+    *[
+        ("reuse", x, "(minibatches, epochs), each from 1, and 2**53 updates")
+        for x in ((0, 4), (4, 0), (4, -1), (2**27, 2**27))
+    ],
 ]
 
 
@@ -93,6 +97,7 @@ OF_ANOTHER_TYPE: list[tuple[str, Any, str]] = [
     *[(name, None, "a number") for name in (*BETAS, *GAINS, "spike_clip")],
     *[("every", x, WHOLE) for x in (2.5, True, "10", NAN)],
     *[("horizon", x, WHOLE.replace(" or", ", 'auto' or")) for x in (2.5, True, "10", NAN)],
+    *[("reuse", x, "two whole numbers, (minibatches, epochs)") for x in (4, 0.5, (4,), (4, 4, 4))],
     *[
         (name, x, "a pair of numbers")
         for name in PAIRS
@@ -144,7 +149,9 @@ def test_a_change_that_is_refused_leaves_the_record() -> None:
     assert control == Control(every=20, lr_bounds=(1e-5, 1e-2))
 
 
-@pytest.mark.parametrize(("name", "value"), [("horizon", 100), ("acquire_from", 1e-5)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("horizon", 100), ("acquire_from", 1e-5), ("reuse", (4, 4))]
+)
 def test_the_law_of_losses_has_no_use_for_what_is_the_alignment_laws(name: str, value: Any) -> None:
     message = (
         f"Control.{name} is the alignment law's, got {value!r} beside law='loss': use "
@@ -203,6 +210,7 @@ def test_defaults_are_the_contract() -> None:
         "horizon": None,
         "cooldown": 0.4,
         "acquire_from": None,
+        "reuse": None,
         "snapshot": None,
         "arms": None,
         "window": None,

@@ -125,8 +125,20 @@ def annealing(step: float, control: ControlNumbers) -> float:
     return clip(left, 0.0, 1.0)
 
 
+def skip_reused(state: State, control: ControlNumbers) -> None:
+    """Nothing is read of a gradient whose samples an update was made of before.
+
+    The pending sums are of the step before (method.md#data-reuse).
+    """
+    if control.reused_for > 0:
+        made = math.fmod(state.step - 2, control.reused_for)
+        if made >= control.fresh_for:
+            state.aligned_pending = 0.0
+
+
 def sense(state: State, control: ControlNumbers) -> bool:
     """α of one step: search, hold, anneal (method.md#cooldown)."""
+    skip_reused(state, control)
     score = sense_alignment(state)
     if state.held == 0 and score is not None:
         acquire(state, control, score)

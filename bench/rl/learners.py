@@ -189,12 +189,12 @@ class Steered(Learner):
 
 @dataclass(frozen=True)
 class Adaptive(Method):
-    control: Callable[[int], Control]  # what steers, by the number of updates of the run
+    control: Callable[[Length], Control]  # what steers
     told: Told = "nothing"
     anneals: bool = False  # CleanRL's schedule goes on, and the control multiplies it
 
     def start(self, parameters: Sequence[Tensor], rate: float, length: Length) -> Learner:
-        control = self.control(length.updates)
+        control = self.control(length)
         if self.anneals:
             control = replace(control, mode="modulate")
         return Steered(parameters, rate, length.rollouts, control, self.told, self.anneals)

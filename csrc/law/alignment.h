@@ -103,10 +103,20 @@ ADAPTIVERL_BOTH double annealing(double step, const ControlNumbers& control) {
   return clip(left, 0.0, 1.0);
 }
 
+ADAPTIVERL_BOTH void skip_reused(State& state, const ControlNumbers& control) {
+  if (control.reused_for > 0) {
+    const double made = fmod(state.step - 2, control.reused_for);
+    if (made >= control.fresh_for) {
+      state.aligned_pending = 0;
+    }
+  }
+}
+
 struct AlignmentLaw : Law {
   static constexpr bool needs_loss = false;
 
   ADAPTIVERL_BOTH static bool sense(State& state, const ControlNumbers& control) {
+    skip_reused(state, control);
     double score = 0;
     const bool sensed = sense_alignment(state, score);
     if (state.held == 0 && sensed) {
