@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-LAYOUT_VERSION = 6
+LAYOUT_VERSION = 7
 ARMS = 8
 """Arms that a bandit may have"""
 
@@ -178,6 +178,13 @@ class State:
     arm_mean6: float = number(0.0, DIRECTION, "", array="arm_mean")
     arm_mean7: float = number(0.0, DIRECTION, "", array="arm_mean")
 
+    aligned_elements: float = number(0.0, SIZE, "that the newest pass's sums are over")
+    gradient_count: float = number(0.0, COUNT, "passes whose gradient was sensed")
+    gradient_rms: float = number(0.0, SIZE, "of the newest of them; 0: none yet")
+    gradient_rms_mean: float = number(0.0, SIZE, "its average")
+    gradient_variance: float = number(0.0, SIZE, "of it around that")
+    update_rms: float = number(0.0, SIZE, "of the direction of the update before")
+
     # What follows is of the step in progress; what comes before it is what checkpoints keep.
     active: float = number(1.0, FLAG, "0: no tensor takes this step")
     rewind: float = number(0.0, FLAG, "1: the weights go back to where the ramp began")
@@ -329,6 +336,7 @@ class TensorRow:
     offset: int = address("the first element's place in the whole logical tensor")
     logical_numel: int = address("elements of the whole logical tensor")
     maximize: int = address("")
+    error: int = address("int8, beside a bfloat16 parameter; 0: none")
 
 
 @dataclass
@@ -346,6 +354,7 @@ TRACE_COLUMNS = (
     *("lr", "momentum", "noise"),
     *("alignment", "alignment_direction", "alignment_mean", "held"),
     *("arm", "played_count", "played_mean", "window_reward"),
+    *("gradient_rms", "gradient_variance", "update_rms"),
 )
 """What the trace keeps of the state at an update of the knobs, by the state's names"""
 

@@ -9,7 +9,7 @@
 
 namespace adaptiverl {
 
-constexpr double kLayoutVersion = 6;
+constexpr double kLayoutVersion = 7;
 
 constexpr int kArms = 8;
 
@@ -19,7 +19,7 @@ enum LawNumber { kLawLoss = 0, kLawAlignment = 1, kLawRangeTest = 2, kLawBandit 
 
 // The controller's whole state, packed in this order as float64, counters included.
 struct State {
-  double version = 6;                  // of the layout
+  double version = 7;                  // of the layout
   double step = 0;                     // t, optimizer steps taken
   double seed_low = 0;                 // the noise's key, 32 bits to a number
   double seed_high = 0;
@@ -96,6 +96,12 @@ struct State {
   double played_mean = 0;              // likewise
   double arm_count[8] = {};            // windows of each arm, discounted
   double arm_mean[8] = {};             // mean of each arm's rewards, discounted
+  double aligned_elements = 0;         // that the newest pass's sums are over
+  double gradient_count = 0;           // passes whose gradient was sensed
+  double gradient_rms = 0;             // of the newest of them; 0: none yet
+  double gradient_rms_mean = 0;        // its average
+  double gradient_variance = 0;        // of it around that
+  double update_rms = 0;               // of the direction of the update before
   double active = 1;                   // 0: no tensor takes this step
   double rewind = 0;                   // 1: the weights go back to where the ramp began
 };
@@ -216,6 +222,7 @@ struct TensorRow {
   int64_t offset;         // the first element's place in the whole logical tensor
   int64_t logical_numel;  // elements of the whole logical tensor
   int64_t maximize;
+  int64_t error;          // int8, beside a bfloat16 parameter; 0: none
 };
 
 // A run of memory that goes back to what it was (`state.rewind`), int64.
@@ -247,6 +254,9 @@ struct TraceRow {
   double played_count;
   double played_mean;
   double window_reward;
+  double gradient_rms;
+  double gradient_variance;
+  double update_rms;
 };
 
 ADAPTIVERL_BOTH TraceRow trace_row(const State& state) {
@@ -270,7 +280,10 @@ ADAPTIVERL_BOTH TraceRow trace_row(const State& state) {
       state.arm,
       state.played_count,
       state.played_mean,
-      state.window_reward};
+      state.window_reward,
+      state.gradient_rms,
+      state.gradient_variance,
+      state.update_rms};
 }
 
 }  // namespace adaptiverl

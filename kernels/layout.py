@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton.language as tl
 
 # TensorRow: A row of the address table: where one parameter's tensors lie, int64.
-COLUMNS = tl.constexpr(13)
+COLUMNS = tl.constexpr(14)
 PARAM = tl.constexpr(0)
 GRAD = tl.constexpr(1)
 STATE0 = tl.constexpr(2)
@@ -22,9 +22,10 @@ INDEX = tl.constexpr(9)
 OFFSET = tl.constexpr(10)
 LOGICAL_NUMEL = tl.constexpr(11)
 MAXIMIZE = tl.constexpr(12)
+ERROR = tl.constexpr(13)
 
 # State: The controller's whole state, packed in this order as float64, counters included.
-STATE_COLUMNS = tl.constexpr(93)
+STATE_COLUMNS = tl.constexpr(99)
 STATE_VERSION = tl.constexpr(0)
 STATE_STEP = tl.constexpr(1)
 STATE_SEED_LOW = tl.constexpr(2)
@@ -116,8 +117,14 @@ STATE_ARM_MEAN4 = tl.constexpr(87)
 STATE_ARM_MEAN5 = tl.constexpr(88)
 STATE_ARM_MEAN6 = tl.constexpr(89)
 STATE_ARM_MEAN7 = tl.constexpr(90)
-STATE_ACTIVE = tl.constexpr(91)
-STATE_REWIND = tl.constexpr(92)
+STATE_ALIGNED_ELEMENTS = tl.constexpr(91)
+STATE_GRADIENT_COUNT = tl.constexpr(92)
+STATE_GRADIENT_RMS = tl.constexpr(93)
+STATE_GRADIENT_RMS_MEAN = tl.constexpr(94)
+STATE_GRADIENT_VARIANCE = tl.constexpr(95)
+STATE_UPDATE_RMS = tl.constexpr(96)
+STATE_ACTIVE = tl.constexpr(97)
+STATE_REWIND = tl.constexpr(98)
 
 # Group: A parameter group's numbers as the user set them; hyper0 and hyper1 are the algorithm's.
 GROUP_COLUMNS = tl.constexpr(5)

@@ -22,10 +22,11 @@ FLOORS: tuple[set[str], ...] = (
     {"arms", "control", "fields", "layout", "limits", "terms", "devices"},
     {"law"},
     {"observations", "decision", "trace", "migrations", "controller"},
-    {"algorithms", "backends", "codecs", "distributed", "log", "ranks", "step"},
+    {"algorithms", "announcements", "backends", "codecs", "distributed", "log", "ranks", "step"},
     {
         "soundness",
         "checkpoint",
+        "controlled",
         "footprint",
         "hooks",
         "horizon",
