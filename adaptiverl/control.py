@@ -72,6 +72,9 @@ class Control:
         acquire_from: Where such a law starts to look: an α in ``"replace"``, a factor in
             ``"modulate"``. ``None``: a hundredth of the α at the start; the range test's is a rate
             of 1e-6.
+        reuse: (M, E), where the run goes through the same samples in E epochs of M updates before
+            it has others, as PPO does after a rollout: this law then reads the gradients of first
+            epochs alone (method.md#data-reuse). ``None``: an update is made of new samples.
         snapshot: Where the range test keeps the weights that it goes back to, until its search is
             over: on the ``"host"``, in pinned memory, or on the parameters' own ``"device"``.
             ``None``: on the host.
@@ -131,6 +134,7 @@ class Control:
     cooldown: float = 0.4
     cooldown_shape: CooldownShape = "linear"
     acquire_from: float | None = None
+    reuse: tuple[int, int] | None = None
     snapshot: Home | None = None
     arms: tuple[Arm, ...] | None = None
     window: int | None = None
@@ -255,7 +259,12 @@ class Control:
         return cls(mode="modulate", noise_bounds=(0.0, 0.0), **gains)  # type: ignore[arg-type]
 
     @classmethod
-    def find_lr(cls, horizon: Horizon = None, groups: Groups = "one") -> Control:
+    def find_lr(
+        cls,
+        horizon: Horizon = None,
+        groups: Groups = "one",
+        reuse: tuple[int, int] | None = None,
+    ) -> Control:
         """Find the learning rate while training, by the alignment law, a slow climb.
 
         Nothing is kept and nothing is put back; μ and σ stay as they are.
@@ -264,8 +273,10 @@ class Control:
             horizon: T, how many optimizer steps the run will take; ``"auto"`` in a framework that
                 knows (docs/frameworks.md).
             groups: As the attribute: ``"own"`` finds a rate for each parameter group.
+            reuse: (minibatches, epochs) of PPO and others that go through a rollout several times;
+                as the attribute.
         """
-        return replace(cls._searching("alignment", horizon), groups=groups)
+        return replace(cls._searching("alignment", horizon), groups=groups, reuse=reuse)
 
     @classmethod
     def range_test(cls, horizon: Horizon = None) -> Control:

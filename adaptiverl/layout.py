@@ -229,6 +229,8 @@ class ControlNumbers:
     discount: float = real("γ")
     arms_key: float = real("tells these arms, and this window, from others; 0: no bandit")
     cooldown_shape: float = real("a number of COOLDOWN_SHAPES")
+    reused_for: float = real("updates that are made of the same samples; 0: of none twice")
+    fresh_for: float = real("of them, those of samples that no other was made of before")
     arm_count: float = real("arms that there are")
     arms: tuple[ArmNumbers, ...] = field(
         default=(),

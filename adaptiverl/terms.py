@@ -49,7 +49,7 @@ LAW_TERMS: dict[Law, LawTerms] = {
     "loss": LawTerms(True, (), {"replace": (0.01, 10.0), "modulate": (0.1, 10.0)}, start=1.0),
     "alignment": LawTerms(
         False,
-        ("acquire_from",),
+        ("acquire_from", "reuse"),
         {"replace": ALIGNMENT_LR_BOUNDS, "modulate": ALIGNMENT_LR_BOUNDS},
         start=ALIGNMENT_START,
     ),

@@ -167,6 +167,8 @@ struct ControlNumbers {
   double discount;              // γ
   double arms_key;              // tells these arms, and this window, from others; 0: no bandit
   double cooldown_shape;        // a number of COOLDOWN_SHAPES
+  double reused_for;            // updates that are made of the same samples; 0: of none twice
+  double fresh_for;             // of them, those of samples that no other was made of before
   double arm_count;             // arms that there are
   ArmNumbers arms[kArms];       // the first `arm_count` of them
 };

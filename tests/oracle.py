@@ -1037,9 +1037,11 @@ class OracleAlignmentController(OracleController):
         momentum: float,
         mode: str = "replace",
         acquire_from: float | None = None,
+        reuse: tuple[int, int] | None = None,
         lr_bounds: tuple[float, float] | None = None,
         **rest: Any,
     ) -> None:
+        self.minibatches, self.epochs = reuse or (1, 1)
         start = 1.0 if mode == "modulate" else lr
         if lr_bounds is None:
             lr_bounds = (1e-4 * start, 1e4 * start)
@@ -1080,6 +1082,10 @@ class OracleAlignmentController(OracleController):
         sums, self._sums = self._sums, None
         # Without a gradient, or without an update before it, there is no angle between the two.
         if sums is None or sums[1] == 0 or sums[2] == 0:
+            return
+        # They are of the step before this one, which counts from 0 here and has not begun.
+        epoch = (self.step - 1) // self.minibatches % self.epochs
+        if epoch > 0:
             return
         z = self._standardised(*sums)
         self.alignment_direction = clip(z, -1.0, 1.0)

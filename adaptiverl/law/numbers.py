@@ -40,6 +40,8 @@ CONTROL_SIZE = len(OWN) + ARMS * ARM_SIZE
 
 def numbers_of(control: Control, limits: Limits) -> ControlNumbers:
     """Every number by its name; `layout.ControlNumbers` says what each is."""
+    minibatches, epochs = control.reuse or (0, 0)
+    minibatches, epochs = control.reuse or (0, 0)
     trend_center, trend_slope = control.plateau_trend
     variance_center, variance_slope = control.plateau_variance
     noisy = limits.noise_max > 0
@@ -85,6 +87,8 @@ def numbers_of(control: Control, limits: Limits) -> ControlNumbers:
         search_within=float(search_within(control.known_horizon, control.cooldown)),
         warm_up=warm_up(control),
         cooldown_shape=COOLDOWN_SHAPES[control.cooldown_shape],
+        reused_for=float(minibatches * epochs if epochs > 1 else 0),
+        fresh_for=float(minibatches),
         **(_of_bandit(control) if control.arms else {}),
     )
 
