@@ -42,7 +42,8 @@ TOOLS: dict[str, set[str]] = {
     "plots": set(),
     "replay": {"control", "law", "layout", "limits", "plots"},
     "probing": {"control", "plots", "steering"},
-    "__main__": {"probing", "replay"},
+    "hindsight": {"arguments", "operators"},
+    "__main__": {"hindsight", "probing", "replay"},
 }
 # What a room may import from outside, where that is not torch; the standard library may all use.
 OUTSIDE: dict[str, set[str]] = {
