@@ -9,12 +9,16 @@ from adaptiverl.arms import GAINS, Arm, complete_bandit, shared_by
 from adaptiverl.fields import check_fields
 from adaptiverl.limits import BETA1, STAND_IN_LR, Limits, MomentumKind, limits_of
 from adaptiverl.terms import LAW_TERMS, Home, Horizon, Law, LawTerms, Mode, Pair, search_within
+from adaptiverl.weights import Weights, complete_distilled
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Mapping, Sequence
 
 Reward = Literal["neg_loss", "given", "none"]
 NoiseTarget = Literal["gradient", "parameter"]
+LEARNED_CHANGE: Pair = (0.8, 1.25)
+"""The distilled law's change of a knob: a hundredfold of α within 21 updates"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +48,8 @@ class Control:
             which the weights go back to where they were (method.md#range-test). Nothing need be
             observed for these two, and `every`, the gains of α and `lr_change` do not touch them.
             μ and σ keep their laws either way. ``"bandit"``: one of several sets of gains at a
-            time, chosen by what the loss did under each (method.md#bandit).
+            time, chosen by what the loss did under each (method.md#bandit). ``"distilled"``: a small
+            network, fitted to schedules made in hindsight, moves all three (method.md#distilled).
         horizon: T, how many steps the run will take, for a law that finds the rate, which is then
             held, and annealed to zero at step T; after that nothing moves. ``"auto"``: the
             framework says it, or ``optimizer.set_horizon``. ``None``, where nobody can say: half as
@@ -65,8 +70,11 @@ class Control:
             2/`beta_loss`, or the longest `every` where that is more.
         discount: γ in (0, 1], what a window's weight is multiplied by at each later one. ``None``:
             0.95.
+        weights: The distilled law's: a file that ``hindsight.distill`` wrote. ``None``: the one that
+            ships.
         lr_bounds: (α_min, α_max). ``None``: (lr/100, 10·lr) in ``"replace"``, (0.1, 10) in
-            ``"modulate"``; (1e-4, 1e4) times the α at the start with ``law="alignment"``, rates
+            ``"modulate"``; (1e-4, 1e4) times the α at the start with ``"alignment"`` and
+            ``"distilled"``, rates
             of (1e-6, 3) with ``law="range_test"``.
         momentum_bounds: (μ_min, μ_max). ``None``: (0.85, 0.99), for SGD (0.85, 0.95), widened to
             hold the starting μ.
@@ -114,6 +122,7 @@ class Control:
     arms: tuple[Arm, ...] | None = None
     window: int | None = None
     discount: float | None = None
+    weights: Weights | str | os.PathLike[str] | None = None
     lr_bounds: Pair | None = None
     momentum_bounds: Pair | None = None
     noise_bounds: Pair = (0.0, 0.1)
@@ -128,6 +137,8 @@ class Control:
         check_fields(self)
         if self.law == "bandit":
             complete_bandit(self)
+        if self.law == "distilled":
+            complete_distilled(self)
 
     def limits(self, lr: float, momentum: float, kind: MomentumKind = BETA1) -> Limits:
         """The bounds in force for a start, those left at ``None`` filled in.
@@ -152,6 +163,11 @@ class Control:
     def finds_lr(self) -> bool:
         """The rate is looked for, whatever it was at the start."""
         return not self.terms.needs_loss
+
+    @property
+    def reads_gradients(self) -> bool:
+        """The law wants to know whether a gradient points along the last update."""
+        return self.finds_lr or self.terms.learned
 
     @property
     def is_too_short(self) -> bool:
@@ -184,8 +200,9 @@ class Control:
 
     @property
     def rests(self) -> bool:
-        """No gain is above 0: nothing that is observed moves a knob."""
-        return not any(getattr(arm, name) for arm in self.arms or (self,) for name in GAINS)
+        """No gain is above 0, nor has the law learned: nothing observed moves a knob."""
+        gains = any(getattr(arm, name) for arm in self.arms or (self,) for name in GAINS)
+        return not (gains or self.terms.learned)
 
     @property
     def hears_losses(self) -> bool:
@@ -266,6 +283,21 @@ class Control:
         """
         more: dict[str, Any] = {"arms": arms, "window": window, "discount": discount}
         return cls(law="bandit", **more, **shared_by(arms, cls))
+
+    @classmethod
+    def distilled(
+        cls, horizon: Horizon, weights: Weights | str | os.PathLike[str] | None = None
+    ) -> Control:
+        """A small network moves α and μ, fitted to schedules made in hindsight, from any start.
+
+        Args:
+            horizon: T, how many optimizer steps the run will take; ``"auto"`` in a framework that
+                knows. There it also anneals.
+            weights: A file that ``hindsight.distill`` wrote; None: the one that ships.
+        """
+        rest = {f.name: 0.0 for f in fields(cls) if f.name.startswith("gain_")}
+        more: dict[str, Any] = {"weights": weights, "lr_change": LEARNED_CHANGE, **rest}
+        return cls(law="distilled", horizon=horizon, every=5, noise_bounds=(0.0, 0.0), **more)
 
     @classmethod
     def _searching(cls, law: Law, horizon: Horizon) -> Control:

@@ -38,10 +38,11 @@ class Controller:
         device: Where the state lives.
 
     Attributes:
-        state: float64 [93]: the state, `layout.State`.
+        state: float64 [97]: the state, `layout.State`.
         memory: What checkpoints keep: a view of the state, but for its last number.
         alignment: float64 [3], a view of the state: Σ g·u, Σ g², Σ u² of the last pass.
-        numbers: float64 [116]: what the law reads of `control`, `layout.ControlNumbers`.
+        numbers: float64 [119 or a multiple]: what the law reads of `control`,
+            `layout.ControlNumbers`, and behind it the weights of f_φ, if there are any.
         ring: The trace as it is written.
         observations: The inbox, and what of it counts.
         ever_observed: Whether anything was.

@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-LAYOUT_VERSION = 6
+LAYOUT_VERSION = 7
 ARMS = 8
 """Arms that a bandit may have"""
 
@@ -178,6 +178,11 @@ class State:
     arm_mean6: float = number(0.0, DIRECTION, "", array="arm_mean")
     arm_mean7: float = number(0.0, DIRECTION, "", array="arm_mean")
 
+    moved_at: float = number(0.0, COUNT, "the step at which f_φ was last asked")
+    move_lr: float = number(0.0, REAL, "what it said: log-units of α in a whole run, at this pace")
+    move_momentum: float = number(0.0, REAL, "logit-units of μ, likewise")
+    move_noise: float = number(0.0, REAL, "log-units of σ, likewise")
+
     # What follows is of the step in progress; what comes before it is what checkpoints keep.
     active: float = number(1.0, FLAG, "0: no tensor takes this step")
     rewind: float = number(0.0, FLAG, "1: the weights go back to where the ramp began")
@@ -249,11 +254,16 @@ class ControlNumbers:
     window: float = real("losses for which an arm is in force")
     discount: float = real("γ")
     arms_key: float = real("tells these arms, and this window, from others; 0: no bandit")
+    weight_count: float = real("numbers of f_φ, which lie behind these; 0: none")
+    hidden0: float = real("units of its first layer; 0: there is none")
+    hidden1: float = real("of its second, likewise")
     arm_count: float = real("arms that there are")
     arms: tuple[ArmNumbers, ...] = field(
         default=(),
         metadata={"kind": REAL, "doc": "the first `arm_count` of them", "record": ArmNumbers},
     )
+    weights: tuple[float, ...] = field(default=(), metadata={"behind": True})
+    """Of f_φ; C++ finds them behind the record"""
 
 
 @dataclass
@@ -344,13 +354,14 @@ TRACE_COLUMNS = (
     *("lr", "momentum", "noise"),
     *("alignment", "alignment_direction", "alignment_mean", "held"),
     *("arm", "played_count", "played_mean", "window_reward"),
+    *("move_lr", "move_momentum", "move_noise"),
 )
 """What the trace keeps of the state at an update of the knobs, by the state's names"""
 
 REWARD_SOURCES = {"none": 0.0, "neg_loss": 1.0, "given": 2.0}
 """`Control.reward` as a control number"""
 REWARD_NONE, REWARD_NEG_LOSS, REWARD_GIVEN = REWARD_SOURCES.values()
-LAWS = {"loss": 0.0, "alignment": 1.0, "range_test": 2.0, "bandit": 3.0}
+LAWS = {"loss": 0.0, "alignment": 1.0, "range_test": 2.0, "bandit": 3.0, "distilled": 4.0}
 """`Control.law` as a control number"""
 
 
@@ -370,7 +381,8 @@ class Column(NamedTuple):
 def columns(record: type) -> tuple[Column, ...]:
     """A record's numbers, in order."""
     found: Any = dataclasses.fields(record)
-    return tuple(Column(f.name, f.default, **f.metadata) for f in found)
+    inside = (f for f in found if "behind" not in f.metadata)
+    return tuple(Column(f.name, f.default, **f.metadata) for f in inside)
 
 
 def names(record: type) -> tuple[str, ...]:

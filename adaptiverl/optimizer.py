@@ -32,7 +32,7 @@ from adaptiverl.ranks.dtensors import to_whole
 from adaptiverl.ranks.group import ProcessGroup, Ranks
 from adaptiverl.ranks.joining import Joins
 from adaptiverl.ranks.joining import watch as watch_joins
-from adaptiverl.readings import described, readings
+from adaptiverl.readings import described, of_law, readings
 from adaptiverl.release import Releases
 from adaptiverl.soundness import check
 from adaptiverl.step.horizon import horizon_in
@@ -229,8 +229,8 @@ class AdaptiveOptimizer(RunLength, Joins, Releases, torch.optim.Optimizer):
         """
         numbers = [float(x) for x in self._algorithm.numbers_of(self.param_groups[0])]
         loaded = loaded_memory(self.param_groups, self._controller)
-        arms = len(self._control.arms or ())
-        return readings(*self._controller.in_effect(numbers, loaded), arms)
+        more = of_law(len(self._control.arms or ()), self._control.terms.learned)
+        return readings(*self._controller.in_effect(numbers, loaded), more)
 
     def trace(self) -> Trace:
         """The last few thousand updates of the knobs, recorded on the device. Waits for it."""

@@ -32,17 +32,26 @@ SENSORS = (
 )
 
 
+OF_THE_DISTILLED = ("move_lr", "move_momentum", "move_noise")
 OF_THE_BANDIT = ("arm", "arm_draws", "window_left", "window_reward")
 
 
-def readings(state: Any, lr: float, momentum: float, arms: int = 0) -> dict[str, float]:
+def of_law(arms: int, learned: bool) -> tuple[str, ...]:
+    """What more there is to tell of a law: a bandit with so many arms, or one that was fitted."""
+    of_arms = OF_THE_BANDIT + ARM_COUNTS[:arms] + ARM_MEANS[:arms] if arms else ()
+    return of_arms + (OF_THE_DISTILLED if learned else ())
+
+
+def readings(
+    state: Any, lr: float, momentum: float, more: Sequence[str] = ()
+) -> dict[str, float]:
     """The knobs and sensors by name.
 
     Args:
         state: A controller's `State`.
         lr: A group's learning rate in effect.
         momentum: Its momentum in effect.
-        arms: How many arms the law of a bandit has.
+        more: What its law has to tell beside, as `of_law` names it.
 
     Returns:
         ``lr`` and ``momentum`` of the first group's next step; ``alpha``, the knob α: a
@@ -53,12 +62,11 @@ def readings(state: Any, lr: float, momentum: float, arms: int = 0) -> dict[str,
         ``arm``, the one in force, counted from 0; ``arm_draws``, times that one was chosen;
         ``window_left``, losses until the next; ``window_reward``, the last window's, in [-1, 1];
         and of each arm ``arm_count0``, windows, and ``arm_mean0``, their rewards' mean, discounted.
+        Of the distilled law ``move_lr``, ``move_momentum`` and ``move_noise``, what it last asked
+        for, in log- and logit-units of a whole run; ``held`` is there that updates once overshot.
     """
     knobs = {"lr": lr, "alpha": state.lr, "momentum": momentum, "noise": state.noise}
-    names: tuple[str, ...] = SENSORS
-    if arms:
-        names += OF_THE_BANDIT + ARM_COUNTS[:arms] + ARM_MEANS[:arms]
-    return knobs | {name: getattr(state, name) for name in names}
+    return knobs | {name: getattr(state, name) for name in (*SENSORS, *more)}
 
 
 def described(name: str, groups: Sequence[dict[str, Any]]) -> str:

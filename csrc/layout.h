@@ -9,17 +9,17 @@
 
 namespace adaptiverl {
 
-constexpr double kLayoutVersion = 6;
+constexpr double kLayoutVersion = 7;
 
 constexpr int kArms = 8;
 
 enum RewardSource { kRewardNone = 0, kRewardNegLoss = 1, kRewardGiven = 2 };
 
-enum LawNumber { kLawLoss = 0, kLawAlignment = 1, kLawRangeTest = 2, kLawBandit = 3 };
+enum LawNumber { kLawLoss = 0, kLawAlignment = 1, kLawRangeTest = 2, kLawBandit = 3, kLawDistilled = 4 };
 
 // The controller's whole state, packed in this order as float64, counters included.
 struct State {
-  double version = 6;                  // of the layout
+  double version = 7;                  // of the layout
   double step = 0;                     // t, optimizer steps taken
   double seed_low = 0;                 // the noise's key, 32 bits to a number
   double seed_high = 0;
@@ -96,6 +96,10 @@ struct State {
   double played_mean = 0;              // likewise
   double arm_count[8] = {};            // windows of each arm, discounted
   double arm_mean[8] = {};             // mean of each arm's rewards, discounted
+  double moved_at = 0;                 // the step at which f_φ was last asked
+  double move_lr = 0;                  // what it said: log-units of α in a whole run, at this pace
+  double move_momentum = 0;            // logit-units of μ, likewise
+  double move_noise = 0;               // log-units of σ, likewise
   double active = 1;                   // 0: no tensor takes this step
   double rewind = 0;                   // 1: the weights go back to where the ramp began
 };
@@ -158,6 +162,9 @@ struct ControlNumbers {
   double window;                // losses for which an arm is in force
   double discount;              // γ
   double arms_key;              // tells these arms, and this window, from others; 0: no bandit
+  double weight_count;          // numbers of f_φ, which lie behind these; 0: none
+  double hidden0;               // units of its first layer; 0: there is none
+  double hidden1;               // of its second, likewise
   double arm_count;             // arms that there are
   ArmNumbers arms[kArms];       // the first `arm_count` of them
 };
@@ -245,6 +252,9 @@ struct TraceRow {
   double played_count;
   double played_mean;
   double window_reward;
+  double move_lr;
+  double move_momentum;
+  double move_noise;
 };
 
 ADAPTIVERL_BOTH TraceRow trace_row(const State& state) {
@@ -268,7 +278,10 @@ ADAPTIVERL_BOTH TraceRow trace_row(const State& state) {
       state.arm,
       state.played_count,
       state.played_mean,
-      state.window_reward};
+      state.window_reward,
+      state.move_lr,
+      state.move_momentum,
+      state.move_noise};
 }
 
 }  // namespace adaptiverl

@@ -24,7 +24,7 @@ LOGICAL_NUMEL = tl.constexpr(11)
 MAXIMIZE = tl.constexpr(12)
 
 # State: The controller's whole state, packed in this order as float64, counters included.
-STATE_COLUMNS = tl.constexpr(93)
+STATE_COLUMNS = tl.constexpr(97)
 STATE_VERSION = tl.constexpr(0)
 STATE_STEP = tl.constexpr(1)
 STATE_SEED_LOW = tl.constexpr(2)
@@ -116,8 +116,12 @@ STATE_ARM_MEAN4 = tl.constexpr(87)
 STATE_ARM_MEAN5 = tl.constexpr(88)
 STATE_ARM_MEAN6 = tl.constexpr(89)
 STATE_ARM_MEAN7 = tl.constexpr(90)
-STATE_ACTIVE = tl.constexpr(91)
-STATE_REWIND = tl.constexpr(92)
+STATE_MOVED_AT = tl.constexpr(91)
+STATE_MOVE_LR = tl.constexpr(92)
+STATE_MOVE_MOMENTUM = tl.constexpr(93)
+STATE_MOVE_NOISE = tl.constexpr(94)
+STATE_ACTIVE = tl.constexpr(95)
+STATE_REWIND = tl.constexpr(96)
 
 # Group: A parameter group's numbers as the user set them; hyper0 and hyper1 are the algorithm's.
 GROUP_COLUMNS = tl.constexpr(5)

@@ -17,6 +17,7 @@ from adaptiverl.law import (
     alignment,
     arithmetic,
     bandit,
+    distilled,
     draws,
     knobs,
     loop,
@@ -30,7 +31,7 @@ from adaptiverl.layout import SLOT, ControlNumbers, State
 LR, MOMENTUM = 1e-3, 0.9
 GROUPS = ((LR, MOMENTUM),)
 """lr and starting momentum of the groups that a twin steers unless others are given"""
-MODULES = (arithmetic, sensors, loss, alignment, range_test, draws, bandit, knobs, loop)
+MODULES = (arithmetic, sensors, loss, alignment, range_test, draws, bandit, distilled, knobs, loop)
 """Those of adaptiverl/law with a twin in csrc/law"""
 
 

@@ -361,7 +361,7 @@ def test_adopt_refuses(change: Callable[[Tensor], Any], message: str) -> None:
     for loss in (3.0, 2.0):
         driver.step(loss)
     before = driver.everything()
-    expected = r"'adaptive_state' must be a float64 tensor of 91 numbers whose first is 6, "
+    expected = r"'adaptive_state' must be a float64 tensor of 95 numbers whose first is 7, "
     with pytest.raises(ValueError, match=f"^{expected}{message}.*nothing was changed$"):
         driver.controller.adopt(change(Controller(Control(), LR, MOMENTUM).memory))
     assert_bits(driver.everything(), before)
@@ -434,9 +434,9 @@ def test_opcheck(operator: str, arguments: Callable[[Driver], tuple[Any, ...]]) 
 FLOATS: dict[str, Any] = {"dtype": torch.float64}
 IN_ADVANCE = "state numbers inbox trace groups effective rows found_inf".split()
 WRONG: list[tuple[str, Any, str]] = [
-    ("state", torch.zeros(91, **FLOATS), "state must hold 93 numbers, got 91"),
-    ("state", torch.zeros(93), "state must be float64"),
-    ("numbers", torch.zeros(7, **FLOATS), "numbers must hold at least 1 records of 116"),
+    ("state", torch.zeros(95, **FLOATS), "state must hold 97 numbers, got 95"),
+    ("state", torch.zeros(97), "state must be float64"),
+    ("numbers", torch.zeros(7, **FLOATS), "numbers must hold at least 1 records of 119"),
     ("inbox", torch.zeros(4), "inbox must be float64"),
     ("trace", torch.zeros(20, **FLOATS), "trace must hold at least 2 records of 20"),
     ("groups", torch.zeros(2, 4, **FLOATS), "groups must hold at least 1 records of 5"),

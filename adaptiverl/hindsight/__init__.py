@@ -6,6 +6,7 @@ sees the past alone is the head room that the law has.
 """
 
 from adaptiverl.hindsight.cosines import best_cosine
+from adaptiverl.hindsight.distillation import Examples, distill, examples
 from adaptiverl.hindsight.hypergradients import descend, hypergradient
 from adaptiverl.hindsight.schedule import Found, Schedule
 from adaptiverl.hindsight.smoothing import smooth
@@ -13,12 +14,15 @@ from adaptiverl.hindsight.training import Run, Training, training_of
 from adaptiverl.hindsight.unrolled import final_losses
 
 __all__ = [
+    "Examples",
     "Found",
     "Run",
     "Schedule",
     "Training",
     "best_cosine",
     "descend",
+    "distill",
+    "examples",
     "final_losses",
     "hypergradient",
     "smooth",

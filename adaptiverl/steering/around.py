@@ -94,7 +94,7 @@ class Around:
         self._decision: Decision | None = None
         self._seen: State | None = None
         self._directions: list[Direction] = []
-        if control.finds_lr:
+        if control.reads_gradients:
             places = range(len(self.optimizers))
             self._directions = [Direction(self._seed, self._first_of(place)) for place in places]
         self._sums: dict[int, Tensor] = {}

@@ -15,7 +15,7 @@ from adaptiverl.hooks import check_epochwise, check_stepwise
 from adaptiverl.law.range_test import CLIMB_FROM
 from adaptiverl.ranks.dtensors import to_whole
 from adaptiverl.ranks.group import ProcessGroup
-from adaptiverl.readings import readings
+from adaptiverl.readings import of_law, readings
 from adaptiverl.steering.around import Around
 from adaptiverl.steering.groups import numbers_of
 from adaptiverl.steering.hooks import StepHooks
@@ -155,8 +155,8 @@ class Steering(Around):
         groups = self.param_groups
         numbers = [float(x) for x in numbers_of(groups[0])]
         loaded = loaded_memory(groups, self._controller)
-        arms = len(self._control.arms or ())
-        return readings(*self._controller.in_effect(numbers, loaded), arms)
+        more = of_law(len(self._control.arms or ()), self._control.terms.learned)
+        return readings(*self._controller.in_effect(numbers, loaded), more)
 
     def found(self) -> Found | None:
         """What a search has found; None while it goes on. Waits for the device.
