@@ -48,8 +48,9 @@ class Control:
             which the weights go back to where they were (method.md#range-test). Nothing need be
             observed for these two, and `every`, the gains of α and `lr_change` do not touch them.
             μ and σ keep their laws either way. ``"bandit"``: one of several sets of gains at a
-            time, chosen by what the loss did under each (method.md#bandit). ``"distilled"``: a small
-            network, fitted to schedules made in hindsight, moves all three (method.md#distilled).
+            time, chosen by what the loss did under each (method.md#bandit). ``"distilled"``: a
+            small network, fitted to schedules made in hindsight, moves all three knobs
+            (method.md#distilled); the gains do not touch it.
         horizon: T, how many steps the run will take, for a law that finds the rate, which is then
             held, and annealed to zero at step T; after that nothing moves. ``"auto"``: the
             framework says it, or ``optimizer.set_horizon``. ``None``, where nobody can say: half as
@@ -70,8 +71,8 @@ class Control:
             2/`beta_loss`, or the longest `every` where that is more.
         discount: γ in (0, 1], what a window's weight is multiplied by at each later one. ``None``:
             0.95.
-        weights: The distilled law's: a file that ``hindsight.distill`` wrote. ``None``: the one that
-            ships.
+        weights: The distilled law's: a file that ``hindsight.distill`` made. ``None``: the one
+            that ships.
         lr_bounds: (α_min, α_max). ``None``: (lr/100, 10·lr) in ``"replace"``, (0.1, 10) in
             ``"modulate"``; (1e-4, 1e4) times the α at the start with ``"alignment"`` and
             ``"distilled"``, rates

@@ -1,8 +1,7 @@
 """The one table of what Python, C++, CUDA and Triton lay out alike, a line for each number.
 
 `csrc/layout.h` and `kernels/layout.py` are written from it: `python tests/layout_files.py`. A new
-number of the controller's state is a line in `State`, the next `LAYOUT_VERSION` and a migration
-(`migrations.py`).
+number of the state is a line in `State`, the next `LAYOUT_VERSION` and one in `migrations.py`.
 """
 
 from __future__ import annotations
@@ -177,7 +176,6 @@ class State:
     arm_mean5: float = number(0.0, DIRECTION, "", array="arm_mean")
     arm_mean6: float = number(0.0, DIRECTION, "", array="arm_mean")
     arm_mean7: float = number(0.0, DIRECTION, "", array="arm_mean")
-
     moved_at: float = number(0.0, COUNT, "the step at which f_φ was last asked")
     move_lr: float = number(0.0, REAL, "what it said: log-units of α in a whole run, at this pace")
     move_momentum: float = number(0.0, REAL, "logit-units of μ, likewise")
@@ -263,7 +261,6 @@ class ControlNumbers:
         metadata={"kind": REAL, "doc": "the first `arm_count` of them", "record": ArmNumbers},
     )
     weights: tuple[float, ...] = field(default=(), metadata={"behind": True})
-    """Of f_φ; C++ finds them behind the record"""
 
 
 @dataclass
@@ -380,8 +377,7 @@ class Column(NamedTuple):
 
 def columns(record: type) -> tuple[Column, ...]:
     """A record's numbers, in order."""
-    found: Any = dataclasses.fields(record)
-    inside = (f for f in found if "behind" not in f.metadata)
+    inside: Any = [f for f in dataclasses.fields(record) if "behind" not in f.metadata]
     return tuple(Column(f.name, f.default, **f.metadata) for f in inside)
 
 

@@ -42,9 +42,7 @@ def of_law(arms: int, learned: bool) -> tuple[str, ...]:
     return of_arms + (OF_THE_DISTILLED if learned else ())
 
 
-def readings(
-    state: Any, lr: float, momentum: float, more: Sequence[str] = ()
-) -> dict[str, float]:
+def readings(state: Any, lr: float, momentum: float, more: Sequence[str] = ()) -> dict[str, float]:
     """The knobs and sensors by name.
 
     Args:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -109,7 +110,7 @@ class Weights:
 def count_of(hidden: tuple[int, ...]) -> int:
     """How many numbers there are for such layers."""
     sizes = (len(FEATURES), *hidden, len(OUTPUTS))
-    return sum((before + 1) * after for before, after in zip(sizes[:-1], sizes[1:], strict=True))
+    return sum((before + 1) * after for before, after in itertools.pairwise(sizes))
 
 
 def complete_distilled(control: Control) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 from pass_cases import CASES
-from rank_jobs_digests import SINCE_4, SINCE_5, in_layout_3
+from rank_jobs_digests import SINCE_4, SINCE_5, SINCE_6, in_layout_3
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 from training import (
@@ -691,7 +691,7 @@ def in_layout(version: int, saved: dict[str, Any]) -> dict[str, Any]:
     """The checkpoint as an earlier version wrote it.
 
     Layout 1 had 32 numbers, `version` to `updates`; layout 2 all of the third's but
-    `log_lr_doubted`; layout 4 all of today's but `SINCE_4` and `SINCE_5`, layout 5 but `SINCE_5`.
+    `log_lr_doubted`; layouts from 4 on all of today's but what came later.
     """
     slot = layout.SLOT["log_lr_doubted"]
     assert layout.FIELDS[:32][-1] == "updates"
@@ -701,7 +701,7 @@ def in_layout(version: int, saved: dict[str, Any]) -> dict[str, Any]:
         now = group["adaptive_state"]
         memory = in_layout_3(now)
         if version >= 4:
-            newer = SINCE_5 if version == 5 else SINCE_4 + SINCE_5
+            newer = (*(SINCE_4 if version < 5 else ()), *(SINCE_5 if version < 6 else ()), *SINCE_6)
             names = layout.FIELDS[: layout.MEMORY_SIZE]
             memory = now[[layout.SLOT[name] for name in names if name not in newer]]
         elif version == 1:
@@ -724,8 +724,9 @@ def in_layout(version: int, saved: dict[str, Any]) -> dict[str, Any]:
         (4, 53, BUSY),
         (4, 53, Control.find_lr()),
         (5, 63, BUSY),
+        (6, 91, BUSY),
     ],
-    ids=["1", "2", "2, searching", "3", "3, searching", "4", "4, searching", "5"],
+    ids=["1", "2", "2, searching", "3", "3, searching", "4", "4, searching", "5", "6"],
 )
 def test_a_checkpoint_of_an_earlier_layout_goes_on_as_its_own(
     version: int, size: int, control: Control

@@ -207,6 +207,7 @@ def test_defaults_are_the_contract() -> None:
         "arms": None,
         "window": None,
         "discount": None,
+        "weights": None,
         "lr_bounds": None,
         "momentum_bounds": None,
         "noise_bounds": (0.0, 0.1),

@@ -1,4 +1,4 @@
-"""Schedules in hindsight: the run they are made on is AdaptiveAdamW's, the derivatives are exact."""
+"""Schedules in hindsight: their run is AdaptiveAdamW's, and the derivatives are exact."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ def truth(x: Tensor) -> Tensor:
     return x.sum(-1, keepdim=True).tanh()
 
 
-def make(seed: int, dtype: torch.dtype = torch.float64, steps: int = STEPS) -> tuple[nn.Module, Any]:
+def make(
+    seed: int, dtype: torch.dtype = torch.float64, steps: int = STEPS
+) -> tuple[nn.Module, Any]:
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)).to(dtype)
     x = torch.randn(steps, 8, 3, generator=torch.Generator().manual_seed(seed)).to(dtype)
@@ -113,9 +115,9 @@ def test_dead_units_have_no_derivative() -> None:
         return F.mse_loss(model(x), y) + 0 * sum(p.sum() for p in model.parameters())
 
     def silent(seed: int) -> tuple[nn.Module, Any]:
-        model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1)).double()
-        nn.init.constant_(model[0].bias, -100.0)
-        return model, make(seed)[1]
+        first = nn.Linear(3, 4)
+        nn.init.constant_(first.bias, -100.0)
+        return nn.Sequential(first, nn.ReLU(), nn.Linear(4, 1)).double(), make(seed)[1]
 
     task = hindsight.training_of(silent, dead, [(POINTS, truth(POINTS))], STEPS, [0])
     _, found = hindsight.hypergradient(task, Schedule.constant(0.05, STEPS))
@@ -237,7 +239,9 @@ def make(seed):
     x = torch.randn(10, 4, 2)
     return torch.nn.Linear(2, 1), lambda step: (x[step],)
 def small():
-    return training_of(make, lambda m, x: (m(x) - x.sum(1, keepdim=True)).square().mean(), [(torch.eye(2),)], 10)
+    return training_of(make, loss, [(torch.eye(2),)], 10)
+def loss(model, x):
+    return (model(x) - x.sum(1, keepdim=True)).square().mean()
 def nothing():
     return None
 """

@@ -1,8 +1,8 @@
 """The schedule that would have been best, worked out offline (method.md#hindsight).
 
 Nothing here runs while you train: a small model is trained again and again, and its whole schedule
-of α, μ and σ moves until the loss at the end falls no more. What is left between that and a law that
-sees the past alone is the head room that the law has.
+of α, μ and σ moves until the loss at the end falls no more. What is left between that and a law
+that sees the past alone is the head room that the law has.
 """
 
 from adaptiverl.hindsight.cosines import best_cosine

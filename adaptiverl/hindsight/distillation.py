@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -155,7 +156,8 @@ def _watched(training: Training, numbers: Tensor) -> Seen:
     with torch.no_grad():
         copies = runs // len(training.runs)
         advanced(training, beginning(training, copies), numbers, range(training.steps), watch)
-    return Seen(*rows)
+    losses, gu, gg, uu = rows
+    return Seen(losses, gu, gg, uu)
 
 
 def _law_sees(seen: Seen, law: ControlNumbers, run: int) -> list[tuple[int, list[float]]]:
@@ -187,8 +189,7 @@ def _network(
     sizes = (inputs.shape[1], *hidden, len(OUTPUTS))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        pairs = zip(sizes[:-1], sizes[1:], strict=True)
-        layers = [nn.Linear(before, after).double() for before, after in pairs]
+        layers = [nn.Linear(before, after).double() for before, after in pairwise(sizes)]
     scale = (shares @ wanted.square()).sqrt().clamp(min=1e-6)
     parameters = [p for one in layers for p in one.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=DECAY)

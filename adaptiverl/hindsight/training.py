@@ -70,7 +70,8 @@ class Training:
         dtypes = {tensor.dtype for tensor in self.runs[0].start.values()}
         if len(dtypes) != 1:
             raise ValueError(
-                f"Training.runs[0] must have parameters of one dtype, got {sorted(map(str, dtypes))}"
+                "Training.runs[0] must have parameters of one dtype, got "
+                f"{sorted(map(str, dtypes))}"
             )
         for place, run in enumerate(self.runs[1:], 1):
             if _shapes(run) != first:
@@ -89,7 +90,9 @@ class Training:
         first = self.runs[0].start
         parts = flat.split([p.numel() for p in first.values()], dim=1)
         views = zip(first.items(), parts, strict=True)
-        return {name: part.unflatten(1, p.shape) if p.dim() else part[:, 0] for (name, p), part in views}
+        return {
+            name: part.unflatten(1, p.shape) if p.dim() else part[:, 0] for (name, p), part in views
+        }
 
     def stacked_batch(self, step: int, copies: int = 1) -> Batch:
         """The tensors of a step of all runs, each (copies·runs, …)."""

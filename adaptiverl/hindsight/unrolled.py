@@ -128,9 +128,7 @@ def _with_noise(training: Training, gradient: Tensor, noise: Tensor, step: int) 
     return torch.cat(noised, 1)
 
 
-def _stepped(
-    training: Training, point: Point, g: Tensor, numbers: Tensor, step: int
-) -> Point:
+def _stepped(training: Training, point: Point, g: Tensor, numbers: Tensor, step: int) -> Point:
     columns = numbers[:, :, None]  # worked out in float64, as the step's scalars are
     lr, momentum, correction = columns[:, 0], columns[:, 1], columns[:, 3]
     beta2, dtype = training.beta2, g.dtype

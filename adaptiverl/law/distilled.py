@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from adaptiverl.law.alignment import OVERSHOOT_ENOUGH, next_overshoot, sense_alignment
+from adaptiverl.law import alignment, sensors
+from adaptiverl.law.alignment import next_overshoot, sense_alignment
 from adaptiverl.law.arithmetic import clip, ratio
 from adaptiverl.law.base import Law
 from adaptiverl.law.knobs import bounded_log_lr
-from adaptiverl.law.sensors import LARGEST
 from adaptiverl.layout import ControlNumbers, State
 
 FEATURES = 8
@@ -20,7 +20,7 @@ OUTPUTS = 3
 
 def features(state: State, control: ControlNumbers) -> list[float]:
     """What f_φ is given: no unit, no rate, every number within ±1."""
-    variance_ratio = min(ratio(state.variance, state.variance_scale), LARGEST)
+    variance_ratio = min(ratio(state.variance, state.variance_scale), sensors.LARGEST)
     since = (state.step - state.held_at) / control.horizon if state.held != 0 else 0.0
     return [
         state.loss_direction,
@@ -67,7 +67,7 @@ def sense(state: State, control: ControlNumbers) -> bool:
     score = sense_alignment(state)
     if state.held == 0 and score is not None:
         state.overshoot = next_overshoot(state.overshoot, score)
-        if state.overshoot > OVERSHOOT_ENOUGH:
+        if state.overshoot > alignment.OVERSHOOT_ENOUGH:
             state.held, state.held_at = 1.0, state.step
     if state.anneal == 1:
         return False

@@ -115,7 +115,10 @@ def check_parameters(groups: Sequence[dict[str, Any]], control: Control) -> None
     if not (control.reads_gradients or noisy):
         return
     for param in (p for group in groups for p in group["params"]):
-        if control.reads_gradients and torch.promote_types(param.dtype, torch.float32) != param.dtype:
+        if (
+            control.reads_gradients
+            and torch.promote_types(param.dtype, torch.float32) != param.dtype
+        ):
             raise ValueError(
                 f"steer() with Control(law={control.law!r}) compares the parameters before and "
                 f"after a step, and {param.dtype} rounds most of it away: keep them in float32, or "

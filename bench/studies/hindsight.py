@@ -7,7 +7,7 @@ held-out set, and judged on other seeds and on the other half (docs/extensions.m
 import argparse
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,7 +30,7 @@ DESCENTS, SMOOTHINGS, PACE = 14, 4, 0.12
 def training(task: Task, half: int, seeds: Sequence[int]) -> Training:
     """A task as `adaptiverl.hindsight` trains it, judged on one half of its held-out set."""
 
-    def make(seed: int) -> tuple[nn.Module, object]:
+    def make(seed: int) -> tuple[nn.Module, Callable[[int], Batch]]:
         problem = task.start(seed)
         return problem.objective, problem.batch
 
@@ -39,8 +39,7 @@ def training(task: Task, half: int, seeds: Sequence[int]) -> Training:
         return found
 
     held_out: list[Batch] = [tuple(x[half::2] for x in b) for b in task.start(0).held_out]
-    made = hindsight.training_of(make, loss, held_out, task.steps, seeds)  # type: ignore[arg-type]
-    return made
+    return hindsight.training_of(make, loss, held_out, task.steps, seeds)
 
 
 def study(task: Task, out: Path) -> str:
@@ -83,10 +82,14 @@ def main(arguments: Sequence[str]) -> None:
     given = parser.parse_args(arguments)
     given.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    print(f"{given.steps} steps, {len(RATES)} rates; chosen on {len(CHOSEN)} seeds, judged on "
-          f"{len(JUDGED)} others\n")
-    print("| task | best cosine: rate | its loss | smoothing: chosen | judged | hypergradients: "
-          "chosen | judged |")
+    print(
+        f"{given.steps} steps, {len(RATES)} rates; chosen on {len(CHOSEN)} seeds, judged on "
+        f"{len(JUDGED)} others\n"
+    )
+    print(
+        "| task | best cosine: rate | its loss | smoothing: chosen | judged | hypergradients: "
+        "chosen | judged |"
+    )
     print("| --- |" + " ---: |" * 6, flush=True)
     for name in given.tasks:
         print(study(replace(LAW_TASKS[name], steps=given.steps), given.out), flush=True)

@@ -23,8 +23,7 @@ struct DistilledLaw : Law {
   ADAPTIVERL_BOTH static void features(const State& state, const ControlNumbers& control,
                                        double* given) {
     const double variance_ratio = fmin(ratio(state.variance, state.variance_scale), kLargest);
-    const double since =
-        state.held != 0 ? (state.step - state.held_at) / control.horizon : 0.0;
+    const double since = state.held != 0 ? (state.step - state.held_at) / control.horizon : 0.0;
     given[0] = state.loss_direction;
     given[1] = state.plateau;
     given[2] = variance_ratio / (1 + variance_ratio);
@@ -37,9 +36,9 @@ struct DistilledLaw : Law {
 
   ADAPTIVERL_BOTH static double bent(double x) { return x / (1 + fabs(x)); }
 
-  // Returns where the next layer's weights begin.
-  ADAPTIVERL_BOTH static const double* layer(const double* weights, const double* inputs, int count,
-                                             double* sums, int units) {
+  // Leaves `weights` at the next layer's.
+  ADAPTIVERL_BOTH static void layer(const double*& weights, const double* inputs, int count,
+                                    double* sums, int units) {
     for (int unit = 0; unit < units; ++unit) {
       double total = weights[count];
       for (int i = 0; i < count; ++i) {
@@ -48,7 +47,6 @@ struct DistilledLaw : Law {
       sums[unit] = total;
       weights += count + 1;
     }
-    return weights;
   }
 
   // The weights lie behind the numbers: nobody copies them.
@@ -64,7 +62,7 @@ struct DistilledLaw : Law {
     const int hidden[2] = {static_cast<int>(control.hidden0), static_cast<int>(control.hidden1)};
     for (const int units : hidden) {
       if (units > 0) {
-        weights = layer(weights, values, count, sums, units);
+        layer(weights, values, count, sums, units);
         count = units;
         for (int i = 0; i < count; ++i) {
           values[i] = bent(sums[i]);
