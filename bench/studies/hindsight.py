@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from adaptiverl import hindsight
 from adaptiverl.hindsight import Schedule, Training
 from adaptiverl.hindsight.cosines import RATES, cosine
+from bench.pictures.schedules import draw
 from bench.tasks import LAW_TASKS, Batch, Task
 
 USUAL = ("moons", "auto", "friedman", "digits", "digits-mislabelled")
@@ -61,6 +62,15 @@ def study(task: Task, out: Path) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def kept(names: Sequence[str], folder: Path) -> dict[str, dict[str, Schedule]]:
+    """What an earlier run of this command wrote, by task and by way."""
+    ways = {"smoothing": "smooth", "hypergradients": "descend"}
+    return {
+        name: {way: Schedule.load(folder / f"{name}-{file}.json") for way, file in ways.items()}
+        for name in names
+    }
+
+
 def tried_on(judged: Training, rate: float, schedules: Sequence[Schedule]) -> Tensor:
     """Losses of the cosine from a rate, and of schedules, on the same seeds: [1 + n, seeds]."""
     knobs = [cosine(rate, judged.steps), *(schedule.knobs() for schedule in schedules)]
@@ -79,7 +89,11 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--tasks", nargs="*", default=list(USUAL), choices=LAW_TASKS, metavar="T")
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--out", type=Path, default=OUT, help=f"of the schedules ({OUT})")
+    parser.add_argument("--draw", type=Path, help="train nothing: draw the schedules kept in --out")
     given = parser.parse_args(arguments)
+    if given.draw is not None:
+        draw(kept(given.tasks, given.out), given.draw)
+        return
     given.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     print(
