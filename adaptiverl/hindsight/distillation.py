@@ -204,7 +204,7 @@ def _network(
         optimizer.step()
         decay.step()
     with torch.no_grad():
-        layers[-1].weight *= scale[:, None]
-        layers[-1].bias *= scale
+        layers[-1].weight.mul_(scale[:, None])
+        layers[-1].bias.mul_(scale)
         tables = [torch.cat([one.weight, one.bias[:, None]], 1) for one in layers]
     return [x for table in tables for x in table.flatten().tolist()]
