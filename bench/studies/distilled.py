@@ -3,7 +3,7 @@
 It reads the schedules that ``python -m bench.studies.hindsight`` wrote. Every task is left out in
 its turn: f_φ is fitted to the others', and trains the one that is left, beside the laws that need
 no fit and a cosine whose rate was tuned on the task itself, on seeds that nothing was chosen by.
-``--ship`` fits to all of them and writes the package's file.
+``--ship`` also fits to all of them and writes the package's file.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from bench.studies.hindsight import CHOSEN, OUT, USUAL, training
 from bench.tasks import LAW_TASKS, Task
 
 STARTS = (1e-4, 1e-3, 1e-2)
-SEEN, JUDGED = range(704, 708), range(820, 826)
+SEEN, JUDGED = range(704, 708), range(820, 824)
 """Seeds of the examples, and those that the laws are judged on"""
 SHAPES: dict[str, tuple[int, ...]] = {"linear map": (), "network of 16": (16,)}
 SHIPPED_SHAPE = "network of 16"
@@ -99,7 +99,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--tasks", nargs="*", default=list(USUAL), choices=LAW_TASKS, metavar="T")
     parser.add_argument("--schedules", type=Path, default=OUT, help=f"their folder ({OUT})")
     parser.add_argument("--steps", type=int, default=0, help="of the judged runs (the schedules')")
-    parser.add_argument("--ship", action="store_true", help="fit to all, write the package's file")
+    parser.add_argument("--ship", action="store_true", help="also fit to all, and write the file")
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
     made: dict[str, Examples] = {}
@@ -109,7 +109,6 @@ def main(arguments: Sequence[str]) -> None:
         print(f"{name}: {len(made[name].moves)} examples of {steps} steps", flush=True)
     if given.ship:
         hindsight.distill(list(made.values()), SHAPES[SHIPPED_SHAPE]).save(SHIPPED)
-        return
     found = []
     for name in given.tasks:
         others = [one for other, one in made.items() if other != name]
