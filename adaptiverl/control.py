@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 Reward = Literal["neg_loss", "given", "none"]
 NoiseTarget = Literal["gradient", "parameter"]
+Groups = Literal["one", "own"]
 LEARNED_CHANGE: Pair = (0.8, 1.25)
 """The distilled law's change of a knob: a hundredfold of α within 21 updates"""
 
@@ -31,6 +32,9 @@ class Control:
             multiplies whatever a scheduler sets.
         every: K, optimizer steps between two updates of the knobs. ``None``: the knobs move only
             when ``optimizer.update(loss)`` is called (method.md#epoch-wise).
+        groups: ``"one"``: one α, μ and σ for all parameter groups, which keep their ratios.
+            ``"own"``: every group has a controller of its own, over its own sums; all hear the same
+            losses (method.md#groups). Not with ``law="range_test"``, nor in `steer`.
         reward: Where r comes from. ``"neg_loss"``: r = −ℓ. ``"given"``: passed to ``observe``.
             ``"none"``: no reward, the loss alone decides.
         beta_loss: β_ℓ, weight of the newest loss in its average, in (0, 1] (method.md#sensors).
@@ -71,6 +75,8 @@ class Control:
             2/`beta_loss`, or the longest `every` where that is more.
         discount: γ in (0, 1], what a window's weight is multiplied by at each later one. ``None``:
             0.95.
+        gradient_sensors: Whatever the law, sense the gradient's size and alignment, for `knobs()`
+            and the trace (method.md#gradient-sensors). Laws that find the rate always do.
         weights: The distilled law's: a file that ``hindsight.distill`` made. ``None``: the one
             that ships.
         lr_bounds: (α_min, α_max). ``None``: (lr/100, 10·lr) in ``"replace"``, (0.1, 10) in
@@ -105,6 +111,7 @@ class Control:
 
     mode: Mode = "replace"
     every: int | None = 10
+    groups: Groups = "one"
     reward: Reward = "neg_loss"
     beta_loss: float = 0.02
     beta_reward: float = 0.02
@@ -123,6 +130,7 @@ class Control:
     arms: tuple[Arm, ...] | None = None
     window: int | None = None
     discount: float | None = None
+    gradient_sensors: bool = False
     weights: Weights | str | os.PathLike[str] | None = None
     lr_bounds: Pair | None = None
     momentum_bounds: Pair | None = None
@@ -206,6 +214,11 @@ class Control:
         return not (gains or self.terms.learned)
 
     @property
+    def reads_sums(self) -> bool:
+        """The passes' sums are taken: the law needs them, or who looks."""
+        return self.reads_gradients or self.gradient_sensors
+
+    @property
     def hears_losses(self) -> bool:
         """Ranks must agree on what is observed: it may move a knob, or end a search."""
         return not self.rests or self.terms.hears_losses
@@ -241,7 +254,7 @@ class Control:
         return cls(mode="modulate", noise_bounds=(0.0, 0.0), **gains)  # type: ignore[arg-type]
 
     @classmethod
-    def find_lr(cls, horizon: Horizon = None) -> Control:
+    def find_lr(cls, horizon: Horizon = None, groups: Groups = "one") -> Control:
         """Find the learning rate while training, by the alignment law, a slow climb.
 
         Nothing is kept and nothing is put back; μ and σ stay as they are.
@@ -249,8 +262,9 @@ class Control:
         Args:
             horizon: T, how many optimizer steps the run will take; ``"auto"`` in a framework that
                 knows (docs/frameworks.md).
+            groups: As the attribute: ``"own"`` finds a rate for each parameter group.
         """
-        return cls._searching("alignment", horizon)
+        return replace(cls._searching("alignment", horizon), groups=groups)
 
     @classmethod
     def range_test(cls, horizon: Horizon = None) -> Control:

@@ -25,6 +25,9 @@ def check_fields(control: Control) -> None:
     check_choice("reward", control.reward, ("neg_loss", "given", "none"))
     check_choice("noise_target", control.noise_target, ("gradient", "parameter"))
     check_choice("law", control.law, tuple(LAW_TERMS))
+    check_choice("gradient_sensors", control.gradient_sensors, (False, True))
+    check_choice("groups", control.groups, ("one", "own"))
+    _check_groups(control)
     _check_steps(control, "every", "for epoch-wise control")
     _check_search(control)
     _check_gains(control)
@@ -33,6 +36,16 @@ def check_fields(control: Control) -> None:
     spike_clip = _number(control, "spike_clip")
     check_field("spike_clip", spike_clip, spike_clip > 0, "> 0 (math.inf: no clipping)")
     _check_plateau(control)
+
+
+def _check_groups(control: Control) -> None:
+    if control.groups == "own" and control.law == "range_test":
+        raise ValueError(
+            "Control.groups must be 'one' with law='range_test', got 'own': a range test puts all "
+            "weights back in one step, and groups whose ramps end in different steps would train "
+            "on beside weights that others are about to give up. Use "
+            "Control.find_lr(horizon, groups='own'), which puts nothing back"
+        )
 
 
 def _check_gains(control: Control) -> None:

@@ -11,57 +11,29 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from adaptiverl.kinds import (
+    AS_IT_CAME,
+    COUNT,
+    DIRECTION,
+    FLAG,
+    LOGARITHM,
+    LOGARITHM_OR_OFF,
+    REAL,
+    SEED_WORD,
+    SHARE,
+    SIZE,
+    Kind,
+    address,
+    number,
+    real,
+)
+
 LAYOUT_VERSION = 7
 ARMS = 8
 """Arms that a bandit may have"""
 
 
-class Kind(NamedTuple):
-    """What a number may be in a sound memory, whatever `Control` it comes from."""
-
-    low: float = -math.inf
-    high: float = math.inf
-    whole: bool = False
-    """No fraction"""
-    off: bool = False
-    """−∞ as well: the logarithm of a knob that is switched off, or of a rate not yet known"""
-    as_it_came: bool = False
-    """NaN and infinities as well (method.md#non-finite)"""
-
-
-REAL = Kind()
-AS_IT_CAME = Kind(as_it_came=True)
-COUNT = Kind(0.0, 2.0**53, whole=True)
-SEED_WORD = Kind(0.0, 2.0**32 - 1, whole=True)
-FLAG = Kind(0.0, 1.0, whole=True)
-SHARE = Kind(0.0, 1.0)
-SIZE = Kind(0.0)
-DIRECTION = Kind(-1.0, 1.0)
 WHICH_ARM = Kind(0.0, ARMS - 1.0, whole=True)
-LOGARITHM = Kind(math.log(5e-324), math.log(1.7e308))
-LOGARITHM_OR_OFF = LOGARITHM._replace(off=True)
-
-
-def number(default: float, kind: Kind, doc: str, array: str = "") -> Any:
-    """A field of a record: what it starts as, what it may be, what it means.
-
-    Args:
-        default: What it starts as.
-        kind: What it may be.
-        doc: What it means.
-        array: Of which array it is an element, in C++; the elements follow each other.
-    """
-    return field(default=default, metadata={"kind": kind, "doc": doc, "array": array})
-
-
-def real(doc: str) -> Any:
-    """A number that starts at 0 and may be any."""
-    return number(0.0, REAL, doc)
-
-
-def address(doc: str) -> Any:
-    """An int64 of the address table."""
-    return number(0, REAL, doc)
 
 
 @dataclass
@@ -176,6 +148,14 @@ class State:
     arm_mean5: float = number(0.0, DIRECTION, "", array="arm_mean")
     arm_mean6: float = number(0.0, DIRECTION, "", array="arm_mean")
     arm_mean7: float = number(0.0, DIRECTION, "", array="arm_mean")
+
+    aligned_elements: float = number(0.0, SIZE, "that the newest pass's sums are over")
+    gradient_count: float = number(0.0, COUNT, "passes whose gradient was sensed")
+    gradient_rms: float = number(0.0, SIZE, "of the newest of them; 0: none yet")
+    gradient_rms_mean: float = number(0.0, SIZE, "its average")
+    gradient_variance: float = number(0.0, SIZE, "of it around that")
+    update_rms: float = number(0.0, SIZE, "of the direction of the update before")
+
     moved_at: float = number(0.0, COUNT, "the step at which f_φ was last asked")
     move_lr: float = number(0.0, REAL, "what it said: log-units of α in a whole run, at this pace")
     move_momentum: float = number(0.0, REAL, "logit-units of μ, likewise")
@@ -334,6 +314,7 @@ class TensorRow:
     offset: int = address("the first element's place in the whole logical tensor")
     logical_numel: int = address("elements of the whole logical tensor")
     maximize: int = address("")
+    error: int = address("int8, beside a bfloat16 parameter; 0: none")
 
 
 @dataclass
@@ -351,6 +332,7 @@ TRACE_COLUMNS = (
     *("lr", "momentum", "noise"),
     *("alignment", "alignment_direction", "alignment_mean", "held"),
     *("arm", "played_count", "played_mean", "window_reward"),
+    *("gradient_rms", "gradient_variance", "update_rms"),
     *("move_lr", "move_momentum", "move_noise"),
 )
 """What the trace keeps of the state at an update of the knobs, by the state's names"""

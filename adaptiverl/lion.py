@@ -47,6 +47,8 @@ class AdaptiveLion(AdaptiveOptimizer):
             takes a quarter (method.md#blocks); tensors below 4,096 elements stay float32 there.
         stochastic_rounding: Parameters in bfloat16 or float16 are rounded by chance, so that
             updates below their last bit are not lost; False rounds to nearest.
+        master_bits: 8 keeps an error term of 8 bits beside each parameter in bfloat16, which makes
+            24 bits of its 16 (method.md#error-term). Other parameters have none.
 
     Raises:
         ValueError: An argument out of range, a ``state_dtype`` that there is not, a start outside
@@ -78,8 +80,9 @@ class AdaptiveLion(AdaptiveOptimizer):
         process_group: ProcessGroup = None,
         state_dtype: torch.dtype = torch.float32,
         stochastic_rounding: bool = True,
+        master_bits: int | None = None,
     ) -> None:
-        storage = Storage(state_dtype, stochastic_rounding)
+        storage = Storage(state_dtype, stochastic_rounding, master_bits)
         self._prepare(control, max_grad_norm, seed, process_group, storage)
         defaults = {
             "lr": control.given_lr(lr),
@@ -91,6 +94,7 @@ class AdaptiveLion(AdaptiveOptimizer):
         }
         super().__init__(params, defaults)
         self._step_supports_amp_scaling = bool(fused)
+        storage.check_parameters(type(self).__name__, self.param_groups)
 
     @classmethod
     def _check_group(cls, group: dict[str, Any], control: Control) -> None:

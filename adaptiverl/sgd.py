@@ -57,10 +57,13 @@ class AdaptiveSGD(AdaptiveOptimizer, torch.optim.SGD):
             takes a quarter (method.md#blocks); tensors below 4,096 elements stay float32 there.
         stochastic_rounding: Parameters in bfloat16 or float16 are rounded by chance, so that
             updates below their last bit are not lost; False rounds to nearest.
+        master_bits: 8 keeps an error term of 8 bits beside each parameter in bfloat16, which makes
+            24 bits of its 16 (method.md#error-term). Other parameters have none.
 
     Raises:
         ValueError: An argument out of range, a ``state_dtype`` that there is not,
-            ``differentiable=True``, a start outside the bounds.
+            ``differentiable=True``, a start outside the bounds, ``master_bits`` without a parameter
+            in bfloat16.
         TypeError: A control that is not a `Control`; a process group that is none.
 
     Examples:
@@ -92,6 +95,7 @@ class AdaptiveSGD(AdaptiveOptimizer, torch.optim.SGD):
         process_group: ProcessGroup = None,
         state_dtype: torch.dtype = torch.float32,
         stochastic_rounding: bool = True,
+        master_bits: int | None = None,
     ) -> None:
         if differentiable:
             raise ValueError(
@@ -99,7 +103,7 @@ class AdaptiveSGD(AdaptiveOptimizer, torch.optim.SGD):
                 "in place, that autograd cannot follow. Use torch.optim.SGD where you "
                 "differentiate through the optimizer"
             )
-        storage = Storage(state_dtype, stochastic_rounding)
+        storage = Storage(state_dtype, stochastic_rounding, master_bits)
         self._prepare(control, max_grad_norm, seed, process_group, storage)
         super().__init__(
             params,
@@ -115,6 +119,7 @@ class AdaptiveSGD(AdaptiveOptimizer, torch.optim.SGD):
         )
         self.defaults["decoupled_weight_decay"] = decoupled_weight_decay
         self._fill_in()
+        storage.check_parameters(type(self).__name__, self.param_groups)
 
     @classmethod
     def _check_group(cls, group: dict[str, Any], control: Control) -> None:

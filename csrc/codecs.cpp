@@ -32,6 +32,16 @@ void encode_bfloat16(const float* values, int64_t count, const uint16_t* bits, u
   ADAPTIVERL_CHOSEN(encode)(values, count, bits, factor, stored);
 }
 
+void decode_with_errors(const uint16_t* stored, const int8_t* errors, int64_t count,
+                        float* values) {
+  ADAPTIVERL_CHOSEN(decode_joined)(stored, errors, count, values);
+}
+
+void encode_with_errors(const float* values, int64_t count, const uint16_t* bits, uint32_t factor,
+                        uint16_t* stored, int8_t* errors) {
+  ADAPTIVERL_CHOSEN(encode_parted)(values, count, bits, factor, stored, errors);
+}
+
 void decode_blocks(int slot, const uint8_t* codes, const uint16_t* scales, int64_t count,
                    float* values) {
   ADAPTIVERL_CHOSEN(decode_codes)(slot == 0, codes, scales, count, values);

@@ -96,6 +96,12 @@ struct State {
   double played_mean = 0;              // likewise
   double arm_count[8] = {};            // windows of each arm, discounted
   double arm_mean[8] = {};             // mean of each arm's rewards, discounted
+  double aligned_elements = 0;         // that the newest pass's sums are over
+  double gradient_count = 0;           // passes whose gradient was sensed
+  double gradient_rms = 0;             // of the newest of them; 0: none yet
+  double gradient_rms_mean = 0;        // its average
+  double gradient_variance = 0;        // of it around that
+  double update_rms = 0;               // of the direction of the update before
   double moved_at = 0;                 // the step at which f_φ was last asked
   double move_lr = 0;                  // what it said: log-units of α in a whole run, at this pace
   double move_momentum = 0;            // logit-units of μ, likewise
@@ -221,6 +227,7 @@ struct TensorRow {
   int64_t offset;         // the first element's place in the whole logical tensor
   int64_t logical_numel;  // elements of the whole logical tensor
   int64_t maximize;
+  int64_t error;          // int8, beside a bfloat16 parameter; 0: none
 };
 
 // A run of memory that goes back to what it was (`state.rewind`), int64.
@@ -252,6 +259,9 @@ struct TraceRow {
   double played_count;
   double played_mean;
   double window_reward;
+  double gradient_rms;
+  double gradient_variance;
+  double update_rms;
   double move_lr;
   double move_momentum;
   double move_noise;
@@ -279,6 +289,9 @@ ADAPTIVERL_BOTH TraceRow trace_row(const State& state) {
       state.played_count,
       state.played_mean,
       state.window_reward,
+      state.gradient_rms,
+      state.gradient_variance,
+      state.update_rms,
       state.move_lr,
       state.move_momentum,
       state.move_noise};

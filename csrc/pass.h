@@ -99,11 +99,33 @@ inline float* decoded_slot(const TensorRow& row, int slot, int64_t address, Code
   return room;
 }
 
+// The same of a parameter, which may have error terms beside it.
+inline float* decoded_param(const TensorRow& row, Codec codec, int64_t begin, int64_t count,
+                            float* room) {
+  if (row.error == 0) {
+    return decoded(row.param, codec, begin, count, room);
+  }
+  decode_with_errors(at<const uint16_t>(row.param) + begin, at<const int8_t>(row.error) + begin,
+                     count, room);
+  return room;
+}
+
 inline void encode(int64_t address, Codec codec, int64_t begin, int64_t count, const float* values,
                    const uint16_t* bits, uint32_t factor) {
   if (address != 0 && codec != Codec::kFloat32) {
     encode_bfloat16(values, count, bits, factor, at<uint16_t>(address) + begin);
   }
+}
+
+inline void encode_param(const TensorRow& row, const Codecs& codecs, int64_t begin, int64_t count,
+                         const float* values, const uint16_t* bits) {
+  const uint32_t factor = codecs.factor_of_param();
+  if (row.error == 0) {
+    encode(row.param, codecs.param, begin, count, values, bits, factor);
+    return;
+  }
+  encode_with_errors(values, count, bits, factor, at<uint16_t>(row.param) + begin,
+                     at<int8_t>(row.error) + begin);
 }
 
 inline void encode_slot(const TensorRow& row, int slot, int64_t address, Codec codec, int64_t begin,
@@ -122,7 +144,7 @@ inline Run decoded_run(const TensorRow& row, const Codecs& codecs, int64_t begin
   const auto slot = [&](int64_t address, int i) {
     return decoded_slot(row, i, address, codecs.slots, begin, count, room.slot[i]);
   };
-  return Run{decoded(row.param, codecs.param, begin, count, room.param),
+  return Run{decoded_param(row, codecs.param, begin, count, room.param),
              decoded(row.grad, codecs.grad, begin, count, room.grad),
              {slot(row.state0, 0), slot(row.state1, 1), slot(row.state2, 2)},
              count};
@@ -134,7 +156,7 @@ inline void encode_run(const TensorRow& row, const Codecs& codecs, int64_t begin
   for (int i = 0; i < kSlots; ++i) {
     encode_slot(row, i, states[i], codecs.slots, begin, run.count, run.slot[i], bits);
   }
-  encode(row.param, codecs.param, begin, run.count, run.param, bits, codecs.factor_of_param());
+  encode_param(row, codecs, begin, run.count, run.param, bits);
 }
 
 // `square` is only read where there is noise.
@@ -235,7 +257,7 @@ int64_t step_stored(UpdateStored<Algorithm> update, const TensorRow& row, const 
                     int64_t begin, int64_t elements, SumLanes* sums) {
   const Stored stored = stored_as(codecs);
   const int64_t count = elements / kHalfLine * kHalfLine;
-  if (stored == Stored::kOther || common.noise != Noise::kNone ||
+  if (stored == Stored::kOther || row.error != 0 || common.noise != Noise::kNone ||
       (row.offset + begin) % kOctet != 0) {
     return 0;
   }
@@ -307,6 +329,10 @@ struct Arguments {
         scale_tensor.has_value() ? *records<double>(*scale_tensor, "gradient_scale", 1) : 1.0;
     sums = sums_tensor.has_value() ? records<AlignmentSums>(*sums_tensor, "sums", count) : nullptr;
     check_rows(rows, count, group_count);
+    for (int64_t i = 0; i < count; ++i) {
+      STD_TORCH_CHECK(rows[i].error == 0 || codecs.param == Codec::kBFloat16, "row ", i,
+                      " has error terms, which only parameters in bfloat16 may have");
+    }
   }
 };
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import torch
-from adaptiverl.kernels import normals, rounding
+from adaptiverl.kernels import error_term, normals, rounding
 from adaptiverl.kernels.block_tensor import Blocks, any_rounded, shown
 from adaptiverl.kernels.elements import ELEMENTS, Elements, Row, Slot
 from torch import Tensor
@@ -36,6 +36,7 @@ class ParameterEntry(Protocol):
     logical_numel: int
     maximize: bool
     stochastic_rounding: bool
+    error: Tensor | None
 
 
 class Knobs(Protocol):
@@ -151,7 +152,7 @@ def _step_tensor(
     stored = [None if slot is None else real(slot) for slot in entry.slots]
     slots = [None if slot is None else shown(slot).to(dtype) for slot in stored]
 
-    p, g = param.to(dtype), _scaled(real(entry.grad).to(dtype), gradient_scale)
+    p, g = _shown(param, entry.error, dtype), _scaled(real(entry.grad).to(dtype), gradient_scale)
     if entry.maximize:
         g = -g
     g = element.gradient(s, g, p)
@@ -166,7 +167,10 @@ def _step_tensor(
     for place, slot, factor in zip(stored, slots, rounding.OF_SLOTS, strict=False):
         if place is not None:
             _keep(place, slot, bits, factor, active)
-    if entry.stochastic_rounding:
+    if entry.error is not None:
+        p, error = error_term.encode(p, bits if entry.stochastic_rounding else None)
+        _write(entry.error, error, active)
+    elif entry.stochastic_rounding:
         p = _rounded(p, param.dtype, bits, rounding.OF_PARAM)
     _write(param, p, active)
 
@@ -200,6 +204,11 @@ def _rounding_bits(
     *key, step = _beside(param, torch.int64, knobs.seed_low, knobs.seed_high, knobs.step)
     flat = rounding.random_bits(key, entry.index, step, entry.offset, param.numel())
     return flat.view(param.shape)
+
+
+def _shown(param: Tensor, error: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """A parameter's numbers, with its error terms where it has some."""
+    return param.to(dtype) if error is None else error_term.decode(param, error)
 
 
 def _keep(

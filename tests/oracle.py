@@ -141,6 +141,38 @@ class VarianceSensor:
         self.scale.add(abs(self.variance.value))
 
 
+class GradientSensor:
+    """Sizes of gradients and directions, and how the first varies (method.md#gradient-sensors)."""
+
+    def __init__(self, rate: float, variance_rate: float) -> None:
+        self.average = Ema(rate)
+        self.spread = Ema(variance_rate)
+        self.gradient_rms = self.update_rms = 0.0
+        self.gradient_count = 0
+
+    @property
+    def gradient_rms_mean(self) -> float:
+        """The average size."""
+        return self.average.value
+
+    @property
+    def gradient_variance(self) -> float:
+        """The average square of a size's distance from it."""
+        return self.spread.value
+
+    def sense(self, gg: float, uu: float, elements: float) -> None:
+        """One pass's Σ g² and Σ u²."""
+        if np.isfinite(uu):
+            self.update_rms = float(np.sqrt(uu / elements))
+        if gg == 0 or not np.isfinite(gg):
+            return
+        self.gradient_count += 1
+        self.gradient_rms = float(np.sqrt(gg / elements))
+        self.average.add(self.gradient_rms)
+        if self.gradient_count > 1:
+            self.spread.add((self.gradient_rms - self.average.value) ** 2)
+
+
 # --- Controller (method.md#laws and #loop) -------------------------------------------------------
 
 
@@ -543,6 +575,57 @@ def round_by_chance(
     random = ((bits * factor) % 65536) >> (16 - digits)
     upper = share + random >= 2**digits
     return np.copysign((lower + upper) * spacing, values)
+
+
+# --- Error terms beside bfloat16 (method.md#error-term) ------------------------------------------
+
+FRACTION, LEAST = 15, -126
+"""Digits after the point of a number of 24 bits, and its smallest normal exponent"""
+
+
+def joined(param: ArrayLike, error: ArrayLike) -> Floats:
+    """Return the number that lies so many numbers of 24 bits farther from 0 than a bfloat16.
+
+    0 and what is not finite are themselves.
+    """
+    p, e = (np.asarray(x, np.float64) for x in (param, error))
+    alone = ~np.isfinite(p) | (p == 0)
+    safe = np.where(alone, 1.0, p)
+    return np.where(alone, p, np.copysign(_number_at(_place_of(np.abs(safe)) + e), safe))
+
+
+def parted(values: ArrayLike, bits: NDArray[np.int64] | None) -> tuple[Floats, Floats]:
+    """Return the bfloat16 and the error term of each number, which is rounded to 24 bits first.
+
+    A bfloat16 has every 256th of the places that numbers of 24 bits have; half-way between two it
+    is the one farther from 0.
+
+    Args:
+        values: What float32 holds, finite.
+        bits: From `rounding_bits`; None rounds to the nearest number, half-way to the even one.
+    """
+    x = np.abs(np.asarray(values, np.float64))
+    if bits is not None:
+        place = _place_of(np.abs(round_by_chance(values, bits, 1, FRACTION, LEAST)))
+    else:
+        place = np.rint(_place_of(x))
+    upper = 256 * np.floor((place + 128) / 256)
+    param = _number_at(upper)
+    param = np.where(param >= 2.0**128, np.inf, param)
+    error = np.where((param == 0) | np.isinf(param), 0.0, place - upper)
+    return np.copysign(param, values), error
+
+
+def _place_of(magnitudes: Floats) -> Floats:
+    """The place of a number among those of 24 bits, from 0 on; between two, the share of the way"""
+    exponent = np.floor(np.log2(np.where(magnitudes == 0, 1.0, magnitudes)))
+    exponent = np.where(magnitudes == 0, LEAST, np.maximum(exponent, LEAST))
+    return (exponent - LEAST) * 2**FRACTION + magnitudes / 2.0 ** (exponent - FRACTION)
+
+
+def _number_at(places: Floats) -> Floats:
+    above = np.maximum(np.floor(places / 2**FRACTION) - 1, 0)
+    return (places - above * 2**FRACTION) * 2.0 ** (above + LEAST - FRACTION)
 
 
 # --- Blocks of 8-bit numbers (method.md#blocks) --------------------------------------------------

@@ -17,8 +17,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from law_twin import assert_equal, both, break_law, compare, course, make, start
-from oracle import OracleAlignmentController
+from law_twin import ELEMENTS, assert_equal, both, break_law, compare, course, make, start
+from oracle import GradientSensor, OracleAlignmentController
 from oracle import group_lr as oracle_group_lr
 from streams import (
     ALIGNMENT_COURSES,
@@ -340,6 +340,58 @@ def test_the_sums_of_all_tensors_are_added_in_order() -> None:
     ):
         controller.reduce_alignment(tables)
         assert controller.alignment.tolist() == expected
+
+
+# --- What the sums say of the gradient's size, whatever the law ---------------------------------
+
+
+@both
+def test_sizes_by_hand(twin: str) -> None:
+    """Over 96 elements: RMS 1, 3 and 2; the average has β_ℓ = 1/2, the variance β_v = 1/4."""
+    control = Control(gradient_sensors=True, beta_loss=0.5, beta_variance=0.25)
+    driven = make(twin, control)
+    for size in (1.0, 3.0, INF, 2.0):
+        driven.step(Step((1.0, ELEMENTS * size**2, ELEMENTS * 4)))
+    driven.step(Step(None))
+    state = driven.step(Step(None))  # what there was is read once
+    # Averages 1, 2, 2; distances 1 and 0.
+    assert (state.gradient_rms, state.update_rms, state.gradient_count) == (2.0, 2.0, 3.0)
+    assert (state.gradient_rms_mean, state.gradient_variance) == (2.0, 0.75)
+
+
+@both
+@pytest.mark.parametrize("law", ["loss", "alignment", "range_test", "bandit"])
+def test_sizes_are_the_oracles(twin: str, law: Any) -> None:
+    """On streams with sums that are not finite, zero or missing, and skipped steps."""
+    control = Control(law=law, gradient_sensors=True)
+    oracle = GradientSensor(control.beta_loss, control.beta_variance)
+    driven, pending = make(twin, control), None
+    for step in alignment_stream(400, 200, seed=5):
+        state = driven.step(step)
+        if not step.skipped and pending is not None:
+            oracle.sense(pending[1], pending[2], ELEMENTS)
+            pending = None
+        if step.sums is not None and state.active:
+            pending = step.sums
+        for name in SIZES:
+            assert_close(getattr(state, name), getattr(oracle, name), "law")
+    assert oracle.gradient_count > 300
+
+
+SIZES = tuple("gradient_count gradient_rms gradient_rms_mean gradient_variance update_rms".split())
+
+
+def test_the_law_of_losses_senses_sums_and_moves_by_none() -> None:
+    """Alignment, e and x are what the law of alignment makes of the same sums; α is the losses'."""
+    steps = alignment_stream(200, 100, seed=6)
+    found = course("compiled", Control(gradient_sensors=True), steps)
+    without = course("compiled", Control(), [s._replace(sums=None) for s in steps])
+    aligned = course("compiled", Control(law="alignment"), steps)
+    assert_equal(course("python", Control(gradient_sensors=True), steps), found)
+    for state, alone, other in zip(found, without, aligned, strict=True):
+        assert (state.log_lr, state.log_noise) == (alone.log_lr, alone.log_noise)
+        for name in ("alignment", "alignment_direction", "alignment_mean"):
+            assert getattr(state, name) == getattr(other, name)
 
 
 # --- The oracle, and both twins ---------------------------------------------------------------

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from adaptiverl import AdaptiveAdamW, AdaptiveSGD, Control, devices
+from adaptiverl.announcements import LOOK_EVERY, Announcements
 from adaptiverl.layout import FIELDS, SLOT
-from adaptiverl.log import LOOK_EVERY, Announcements
 
 Said = Callable[[], list[tuple[int, str]]]
 

@@ -361,7 +361,7 @@ def test_adopt_refuses(change: Callable[[Tensor], Any], message: str) -> None:
     for loss in (3.0, 2.0):
         driver.step(loss)
     before = driver.everything()
-    expected = r"'adaptive_state' must be a float64 tensor of 95 numbers whose first is 7, "
+    expected = r"'adaptive_state' must be a float64 tensor of 101 numbers whose first is 7, "
     with pytest.raises(ValueError, match=f"^{expected}{message}.*nothing was changed$"):
         driver.controller.adopt(change(Controller(Control(), LR, MOMENTUM).memory))
     assert_bits(driver.everything(), before)
@@ -435,15 +435,15 @@ def test_opcheck(operator: str, arguments: Callable[[Driver], tuple[Any, ...]]) 
 FLOATS: dict[str, Any] = {"dtype": torch.float64}
 IN_ADVANCE = "state numbers inbox trace groups effective rows found_inf".split()
 WRONG: list[tuple[str, Any, str]] = [
-    ("state", torch.zeros(95, **FLOATS), "state must hold 97 numbers, got 95"),
-    ("state", torch.zeros(97), "state must be float64"),
+    ("state", torch.zeros(101, **FLOATS), "state must hold 103 numbers, got 101"),
+    ("state", torch.zeros(103), "state must be float64"),
     ("numbers", torch.zeros(7, **FLOATS), "numbers must hold at least 1 records of 119"),
     ("inbox", torch.zeros(4), "inbox must be float64"),
-    ("trace", torch.zeros(20, **FLOATS), "trace must hold at least 2 records of 23"),
+    ("trace", torch.zeros(20, **FLOATS), "trace must hold at least 2 records of 26"),
     ("groups", torch.zeros(2, 4, **FLOATS), "groups must hold at least 1 records of 5"),
     ("effective", torch.zeros(1, 2, **FLOATS), "effective must hold at least 3 records of 2"),
-    ("rows", [torch.zeros(1, 12, dtype=torch.int64)], r"rows must be of shape \[tensors, 13\]"),
-    ("rows", [torch.zeros(1, 13)], "rows must be int64"),
+    ("rows", [torch.zeros(1, 12, dtype=torch.int64)], r"rows must be of shape \[tensors, 14\]"),
+    ("rows", [torch.zeros(1, 14)], "rows must be int64"),
     ("found_inf", torch.zeros((), **FLOATS), "found_inf must be float32"),
     ("sums", [torch.zeros(2, 3)], "sums must be float64"),
     ("sums", [torch.zeros(2, 4, **FLOATS)], "sums must hold .* records of 3 numbers"),

@@ -19,13 +19,14 @@ ROOT = Path(__file__).parent.parent
 # "operators" the compiled module. Names that only a type checker reads are no imports.
 FLOORS: tuple[set[str], ...] = (
     {"version", "kernels", "operators", "arguments"},
-    {"arms", "control", "fields", "layout", "limits", "terms", "devices", "weights"},
+    {"arms", "control", "fields", "layout", "limits", "terms", "devices", "kinds", "weights"},
     {"law"},
     {"observations", "decision", "trace", "migrations", "controller"},
-    {"algorithms", "backends", "codecs", "distributed", "log", "ranks", "step"},
+    {"algorithms", "announcements", "backends", "codecs", "distributed", "log", "ranks", "step"},
     {
         "soundness",
         "checkpoint",
+        "controlled",
         "footprint",
         "hooks",
         "horizon",
@@ -51,6 +52,7 @@ OUTSIDE: dict[str, set[str]] = {
     "arms": set(),
     "control": set(),
     "fields": set(),
+    "kinds": set(),
     "layout": set(),
     "law": set(),
     "limits": set(),
@@ -66,6 +68,7 @@ OUTSIDE: dict[str, set[str]] = {
     "integrations.__init__": set(),
     "integrations.huggingface": {"torch", "transformers"},
     "integrations.accelerate": {"torch", "accelerate"},
+    "integrations.stable_baselines3": {"stable_baselines3"},
     "integrations.timm": {"timm"},
     "integrations.torchtitan": {"torch", "torchtitan"},
     "integrations.axolotl": {"axolotl"},

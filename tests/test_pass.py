@@ -873,8 +873,8 @@ def test_opcheck() -> None:
 @pytest.mark.parametrize(
     ("place", "wrong", "message"),
     [
-        (0, torch.zeros(2, 12, dtype=torch.int64), r"rows must be of shape \[tensors, 13\]"),
-        (0, torch.zeros(2, 13), "rows must be int64"),
+        (0, torch.zeros(2, 12, dtype=torch.int64), r"rows must be of shape \[tensors, 14\]"),
+        (0, torch.zeros(2, 14), "rows must be int64"),
         (1, torch.zeros(5, dtype=torch.float64), "the controller's (block|state) must hold"),
         (2, torch.zeros(2, 5), "groups must be float64"),
         (2, torch.ones(1, 5, dtype=torch.float64), "row 1 names group 1, but there are 1"),

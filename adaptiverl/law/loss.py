@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from adaptiverl.law.alignment import sense_alignment
 from adaptiverl.law.arithmetic import clip
 from adaptiverl.law.base import Law
 from adaptiverl.law.knobs import bounded_log_lr
@@ -21,7 +22,11 @@ def next_log_lr(
 
 
 def sense(state: State, control: ControlNumbers) -> bool:
-    """Nothing but losses; what is left of a run that another law annealed is taken back."""
+    """Nothing but losses; what is left of a run that another law annealed is taken back.
+
+    Where the pass's sums are taken they are sensed as well, for who looks.
+    """
+    sense_alignment(state)
     if state.anneal == 1:
         return False
     state.anneal = 1.0

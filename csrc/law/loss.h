@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../layout.h"
+#include "alignment.h"
 #include "arithmetic.h"
 #include "base.h"
 #include "knobs.h"
@@ -19,6 +20,8 @@ struct LossLaw : Law {
   static constexpr bool needs_loss = true;
 
   ADAPTIVERL_BOTH static bool sense(State& state, const ControlNumbers&) {
+    double score = 0;
+    sense_alignment(state, score);
     if (state.anneal == 1) {
       return false;
     }
