@@ -224,10 +224,18 @@ def test_stable_baselines3_tells_returns(every: int | None) -> None:
     ("control", "learning_rate", "said"),
     [
         (Control.find_lr("auto"), 3e-4, r"reuse=None\) .* Use Control.find_lr\(reuse=\(2, 2\)\)"),
-        (Control.find_lr("auto", reuse=(2, 3)), 3e-4, r"reuse=\(2, 3\)\) takes that for new samples"),
+        (
+            Control.find_lr("auto", reuse=(2, 3)),
+            3e-4,
+            r"reuse=\(2, 3\)\) takes that for new samples",
+        ),
         (Control.range_test(), 3e-4, r"law='range_test', reuse=None"),
         (Control.find_lr(20, reuse=(2, 2)), 3e-4, r"Control\(horizon=20\) and a run of 12 steps"),
-        (Control.epochwise(), lambda left: 3e-4 * left, r"learning_rate moved lr of parameter group 0 from"),
+        (
+            Control.epochwise(),
+            lambda left: 3e-4 * left,
+            r"learning_rate moved lr of parameter group 0 from",
+        ),
     ],
 )
 def test_stable_baselines3_warns(control: Any, learning_rate: Any, said: str) -> None:

@@ -97,8 +97,8 @@ def test_control_numbers_are_packed_by_name() -> None:
     row = Controller(given, LR, MOMENTUM).numbers.tolist()
     assert row[len(names) :] == [0.0] * (CONTROL_SIZE - len(names))  # arms, which it has none of
     found = dict(zip(names, row, strict=False))
-    of_bandit = ("window", "discount", "arms_key", "arm_count")
-    assert [found.pop(name) for name in of_bandit] == [0.0] * 4
+    others = ("window", "discount", "arms_key", "arm_count", "weight_count", "hidden0", "hidden1")
+    assert [found.pop(name) for name in others] == [0.0] * 7
     assert found.pop("cooldown_shape") == 1.0
     assert found == expected
     # No two alike, so that none can stand in another's place.
