@@ -11,6 +11,7 @@ from torch.optim.optimizer import ParamsT
 from adaptiverl.algorithms import ADAMW
 from adaptiverl.codecs import Storage
 from adaptiverl.control import Control
+from adaptiverl.decay import Decay, check_decay
 from adaptiverl.optimizer import AdaptiveOptimizer
 from adaptiverl.ranks.group import ProcessGroup
 
@@ -48,11 +49,18 @@ class AdaptiveAdamW(AdaptiveOptimizer, torch.optim.AdamW):
             takes a quarter (method.md#blocks); tensors below 4,096 elements stay float32 there.
         stochastic_rounding: Parameters in bfloat16 or float16 are rounded by chance, so that
             updates below their last bit are not lost; False rounds to nearest.
+        master_bits: 8 keeps an error term of 8 bits beside each parameter in bfloat16, which makes
+            24 bits of its 16 (method.md#error-term). Other parameters have none.
+        decay: ``"coupled"``: weight decay is scaled by the learning rate in effect, as in torch.
+            ``"independent"``: by the group's own ``lr``, a scheduler's included, and the cooldown,
+            whatever the controller makes of the rate (method.md#weight-decay). A group may
+            choose for itself.
 
     Raises:
         ValueError: An argument out of range, a ``state_dtype`` that there is not, ``amsgrad=True``
             beside torch.int8, ``differentiable=True``, a start outside the bounds,
-            a group with ``decoupled_weight_decay=False``.
+            a group with ``decoupled_weight_decay=False``, ``master_bits`` without a parameter in
+            bfloat16.
         TypeError: A control that is not a `Control`; a process group that is none.
 
     Examples:
@@ -84,6 +92,8 @@ class AdaptiveAdamW(AdaptiveOptimizer, torch.optim.AdamW):
         process_group: ProcessGroup = None,
         state_dtype: torch.dtype = torch.float32,
         stochastic_rounding: bool = True,
+        master_bits: int | None = None,
+        decay: Decay = "coupled",
     ) -> None:
         if differentiable and not fused:  # both together torch refuses itself
             raise ValueError(
@@ -91,7 +101,7 @@ class AdaptiveAdamW(AdaptiveOptimizer, torch.optim.AdamW):
                 "in place, that autograd cannot follow. Use torch.optim.AdamW where you "
                 "differentiate through the optimizer"
             )
-        storage = Storage(state_dtype, stochastic_rounding)
+        storage = Storage(state_dtype, stochastic_rounding, master_bits)
         self._prepare(control, max_grad_norm, seed, process_group, storage)
         super().__init__(
             params,
@@ -106,9 +116,12 @@ class AdaptiveAdamW(AdaptiveOptimizer, torch.optim.AdamW):
             differentiable=differentiable,
             fused=fused,
         )
+        storage.check_parameters(type(self).__name__, self.param_groups)
+        self._choose_decay(decay)
 
     @classmethod
     def _check_group(cls, group: dict[str, Any], control: Control) -> None:
+        check_decay(group)
         # What loads is decoupled whatever it was, as in torch.optim.AdamW.
         if not group.get("decoupled_weight_decay", True):
             raise ValueError(

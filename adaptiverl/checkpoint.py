@@ -10,7 +10,7 @@ from torch import Tensor
 
 from adaptiverl import soundness
 from adaptiverl.algorithms import Algorithm
-from adaptiverl.codecs import Storage
+from adaptiverl.codecs import ERROR, ERROR_TERMS, Storage
 from adaptiverl.step.counters import Counters
 from adaptiverl.step.memory import STATE_KEY, export
 from adaptiverl.step.state import PRODUCT, STEP
@@ -26,10 +26,14 @@ class Loaded(NamedTuple):
         converted: What state was saved in and is kept in, where these differ.
         without_product: Parameters that had stepped and whose product of momenta did not come, in a
             checkpoint of ours.
+        dropped_errors: Parameters whose error terms are not kept.
+        without_errors: Parameters that have error terms, of which a checkpoint of ours has none.
     """
 
     converted: Conversions
     without_product: int
+    dropped_errors: int = 0
+    without_errors: int = 0
 
 
 def save(
@@ -106,11 +110,20 @@ def load(
         if key in products:
             optimizer.state[param][PRODUCT] = products[key]
     counters.adopt(optimizer.param_groups, optimizer.state)
-    without = 0
-    if algorithm.corrects_bias and any(STATE_KEY in group for group in hooked["param_groups"]):
-        states = [hooked["state"].get(key, {}) for _, key in _pairs(optimizer, hooked)]
-        without = sum(s.get(STEP) is not None and s.get(PRODUCT) is None for s in states)
-    return Loaded(converted, without)
+    dropped = take_errors(optimizer, storage, hooked)
+    without_products = without_errors = 0
+    if any(STATE_KEY in group for group in hooked["param_groups"]):
+        stepped = [
+            (param, entries)
+            for param, key in _pairs(optimizer, hooked)
+            if (entries := hooked["state"].get(key, {})).get(STEP) is not None
+        ]
+        if algorithm.corrects_bias:
+            without_products = sum(entries.get(PRODUCT) is None for _, entries in stepped)
+        without_errors = sum(
+            storage.keeps_error(param) and entries.get(ERROR) is None for param, entries in stepped
+        )
+    return Loaded(converted, without_products, dropped, without_errors)
 
 
 # A parameter's state
@@ -145,6 +158,34 @@ def restore_precision(
                 converted.add((value.dtype, codec.dtype))
             optimizer.state[param][name] = kept
     return converted
+
+
+def take_errors(
+    optimizer: torch.optim.Optimizer, storage: Storage, state_dict: Mapping[str, Any]
+) -> int:
+    """Error terms of a checkpoint to the parameters that keep them; the others' are let go.
+
+    Args:
+        optimizer: It has loaded.
+        storage: Says which parameters keep them.
+        state_dict: What it has loaded.
+
+    Returns:
+        Of how many parameters they are let go.
+    """
+    dropped = 0
+    for param, key in _pairs(optimizer, state_dict):
+        value = state_dict["state"].get(key, {}).get(ERROR)
+        if value is None:
+            continue
+        if storage.keeps_error(param):
+            kept = optimizer.state[param].get(ERROR)
+            same = isinstance(kept, Tensor) and kept.dtype == ERROR_TERMS.dtype
+            optimizer.state[param][ERROR] = ERROR_TERMS.adopt(param, kept if same else value)
+        else:
+            optimizer.state[param].pop(ERROR, None)
+            dropped += 1
+    return dropped
 
 
 def _products_in(state_dict: Mapping[str, Any]) -> dict[Any, Any]:

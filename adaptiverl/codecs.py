@@ -5,7 +5,7 @@ The kernels' side of a codec is kernels/codecs.py and csrc/codecs.h (method.md#s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,6 +81,18 @@ class BlockCodec(Codec):
         return not torch.equal(shown(to_local(kept)), to_local(value).to(kept))
 
 
+@dataclass(frozen=True)
+class ErrorCodec(Codec):
+    """The error terms of 8 bits beside bfloat16 parameters (method.md#error-term)."""
+
+    def adopt(self, param: Tensor, value: Any) -> Tensor:
+        """See `Codec`; numbers of another dtype, as a loader leaves them, are rounded."""
+        if isinstance(value, Tensor) and value.dtype == self.dtype:
+            return value.to(param.device)
+        numbers = as_dtype(value, torch.float32, param.device).nan_to_num()
+        return numbers.round().clamp(-128, 127).to(self.dtype)
+
+
 EVERYWHERE, IN_PLAIN_TORCH = frozenset({"cpu", "triton", "reference"}), frozenset({"reference"})
 
 CODECS = {
@@ -100,11 +112,15 @@ SIGNED, UNSIGNED = (
 """The first slot's, an average of gradients or of their sums, and the others', averages of squares,
 where these are kept in blocks"""
 ALL = CODECS | {codec.dtype: codec for codec in (SIGNED, UNSIGNED)}
+ERROR, ERROR_TERMS = "master_error", ErrorCodec(torch.int8, EVERYWHERE)
+"""What a parameter's error terms are called in its state, and how they are stored"""
 SMALL = 4096
 """Elements below which a tensor's state stays float32 where others' is kept in blocks"""
 
 
 STATE_DTYPES = (torch.float32, torch.bfloat16, torch.int8)
+WITH_ERROR = torch.bfloat16
+"""Parameters that may have error terms"""
 
 
 @dataclass(frozen=True)
@@ -113,15 +129,17 @@ class Storage:
 
     Attributes:
         state_dtype: Of the state that has a parameter's shape, one of `STATE_DTYPES`.
-        stochastic_rounding: Parameters of 16 bits are rounded by chance.
+        stochastic_rounding: Parameters of 16 bits, or of 24, are rounded by chance.
+        master_bits: Of the error terms beside bfloat16 parameters, 8; None: they have none.
 
     Raises:
-        ValueError: A dtype that state is not kept in.
+        ValueError: A dtype that state is not kept in, or another number of bits.
         TypeError: Something that is no dtype, or neither True nor False.
     """
 
     state_dtype: torch.dtype = torch.float32
     stochastic_rounding: bool = True
+    master_bits: int | None = None
 
     def __post_init__(self) -> None:
         known = ", ".join(map(str, STATE_DTYPES[:-1])) + f" or {STATE_DTYPES[-1]}"
@@ -135,6 +153,12 @@ class Storage:
         if not isinstance(self.stochastic_rounding, bool):
             raise TypeError(
                 f"stochastic_rounding must be True or False, got {self.stochastic_rounding!r}"
+            )
+        bits = self.master_bits
+        if bits is not None and (isinstance(bits, bool) or bits != 8):
+            raise ValueError(
+                f"master_bits must be 8, an error term of 8 bits beside each bfloat16 parameter, "
+                f"or None, got {bits!r}"
             )
 
     def codec_of_slot(self, param: Tensor, slot: int) -> Codec:
@@ -152,6 +176,30 @@ class Storage:
         if to_local(param).numel() < SMALL:
             return CODECS[torch.float32]
         return SIGNED if slot == 0 else UNSIGNED
+
+    def keeps_error(self, param: Tensor) -> bool:
+        """Whether this parameter has error terms."""
+        return self.master_bits is not None and param.dtype == WITH_ERROR
+
+    def check_parameters(self, optimizer: str, groups: Sequence[Mapping[str, Any]]) -> None:
+        """Some of the parameters can be kept as they are asked to be.
+
+        Args:
+            optimizer: Whose they are, for the message.
+            groups: All that it was made with.
+
+        Raises:
+            ValueError: ``master_bits``, and no parameter that has use for it.
+        """
+        params = [param for group in groups for param in group["params"]]
+        if self.master_bits is None or not params or any(map(self.keeps_error, params)):
+            return
+        raise ValueError(
+            f"master_bits={self.master_bits} keeps an error term beside parameters in bfloat16, "
+            f"and {optimizer} was given none: parameter 0, of shape {tuple(params[0].shape)}, is "
+            f"{params[0].dtype}. Leave master_bits out, float32 needs no error term; or make the "
+            "optimizer after model.to(torch.bfloat16)"
+        )
 
     def check_group(self, optimizer: str, group: Mapping[str, Any]) -> None:
         """A group asks for nothing that cannot be stored so.

@@ -17,6 +17,7 @@ from torch import Tensor
 from adaptiverl.arguments import whole_number
 from adaptiverl.control import Control
 from adaptiverl.decision import Decision
+from adaptiverl.devices import beside
 from adaptiverl.law.numbers import numbers_of, packed
 from adaptiverl.law.registry import law_of
 from adaptiverl.layout import ALIGNMENT, FIELDS, MEMORY_SIZE, SLOT, State
@@ -36,12 +37,15 @@ class Controller:
         kind: Which of the two.
         seed: The noise's seed, 0 to 2^64 − 1.
         device: Where the state lives.
+        observations: Another controller's, where several hear the same losses; ``None``: its own.
 
     Attributes:
-        state: float64 [110]: the state, `layout.State`.
+        state: float64 [120]: the state, `layout.State`.
         memory: What checkpoints keep: a view of the state, but for its last number.
         alignment: float64 [3], a view of the state: Σ g·u, Σ g², Σ u² of the last pass.
-        numbers: float64 [117]: what the law reads of `control`, `layout.ControlNumbers`.
+        aligned_elements: float64 [1], likewise: the elements that they are over.
+        numbers: float64 [120 or a multiple]: what the law reads of `control`,
+            `layout.ControlNumbers`, and behind it the weights of f_φ, if there are any.
         ring: The trace as it is written.
         observations: The inbox, and what of it counts.
         ever_observed: Whether anything was.
@@ -61,6 +65,7 @@ class Controller:
         kind: MomentumKind = BETA1,
         seed: int = 0,
         device: torch.device | str = "cpu",
+        observations: Observations | None = None,
     ) -> None:
         seed = whole_number(seed, "seed", "a whole number from 0 to 2**64 - 1", ValueError)
         if not 0 <= seed < 2**64:
@@ -75,7 +80,7 @@ class Controller:
             self._start, numbers, control.start_lr(lr), momentum, seed & 0xFFFFFFFF, seed >> 32
         )
         self._place(self._start.clone(), numbers, torch.device(device))
-        self.observations = Observations(self.device)
+        self.observations = Observations(self.device) if observations is None else observations
         self.ring = Ring()
         self.ever_observed = self.ever_rewarded = False
         self.adoptions = 0
@@ -87,6 +92,7 @@ class Controller:
         self.state, self.numbers = _moved(state, device), _moved(numbers, device)
         self.device = self.state.device
         self.memory, self.alignment = self.state[:MEMORY_SIZE], self.state[ALIGNMENT]
+        self.aligned_elements = self.state[SLOT["aligned_elements"] :][:1]
 
     @property
     def inbox(self) -> Tensor:
@@ -181,18 +187,19 @@ class Controller:
                 noise_possible=self.limits.noise_max > 0,
                 noise_on_parameter=self.control.noise_target == "parameter",
                 skippable=skippable,
-                aligned=law.needs_sums,
+                aligned=law.needs_sums or self.control.gradient_sensors,
             )
         return last
 
-    def reduce_alignment(self, sums: Sequence[Tensor]) -> None:
+    def reduce_alignment(self, sums: Sequence[Tensor], elements: float = 0.0) -> None:
         """What the passes of this step summed becomes the state's, for the next step's α.
 
         Args:
             sums: float64 [tensors, 3] of Σ g·u, Σ g², Σ u², on this device. They are added up in
                 this order; where the step was skipped, nothing changes.
+            elements: That they are over; 0: unknown, and the gradient's size is not sensed.
         """
-        torch.ops.adaptiverl.reduce_alignment_.default(self.state, list(sums))
+        torch.ops.adaptiverl.reduce_alignment_.default(self.state, list(sums), float(elements))
 
     def read_groups(self, groups: Tensor, effective: Tensor) -> None:
         """Every group's lr and momentum as a step would use them now, into `effective`."""
@@ -203,6 +210,7 @@ class Controller:
         loss: Tensor | float,
         reward: Tensor | float | None = None,
         share: Callable[[], None] | None = None,
+        others: Sequence[Controller] = (),
     ) -> None:
         """Epoch-wise control: one observation and one update of the knobs, now.
 
@@ -212,23 +220,30 @@ class Controller:
             loss: As in `observe`.
             reward: As in `observe`.
             share: Makes all ranks' inbox of this one's, between the two.
+            others: Those who hear it, too: their observations are this one's.
         """
         self.observations.empty()
         self.observe(loss, reward)
         if share is not None:
             share()
-        torch.ops.adaptiverl.update_(
-            self.state, self.numbers, self.inbox, self.ring.on(self.device)
-        )
+        for one in self.observations.to_each((self, *others)):
+            ring = one.ring.on(one.device)
+            torch.ops.adaptiverl.update_(one.state, one.numbers, one.inbox, ring)
         self.observations.taken()
 
-    def pulse(self, held_out: Tensor | float, share: Callable[[Tensor], None]) -> None:
+    def pulse(
+        self,
+        held_out: Tensor | float,
+        share: Callable[[Tensor], None],
+        others: Sequence[Controller] = (),
+    ) -> None:
         """One held-out loss, and what follows from it for α (method.md#pulse); nothing waits.
 
         Args:
             held_out: One real number, as a loss in `observe`.
             share: Makes of `layout.PulseSums`, float64 [4], those of all ranks that decide
                 together.
+            others: The other groups' controllers, who are told the same.
 
         Raises:
             TypeError: Something without a real value.
@@ -243,15 +258,22 @@ class Controller:
         here[2].copy_(self.state[SLOT["loss_mean"]])
         here[3].copy_(self.state[SLOT["loss_count"]].clamp(max=1))
         share(here)
-        torch.ops.adaptiverl.pulse_(self.state, self.numbers, here)
+        for one in (self, *others):
+            told = beside(here, one.device)
+            torch.ops.adaptiverl.pulse_(one.state, one.numbers, told)
 
-    def adopt(self, memory: Tensor) -> None:
+    def adopt(self, memory: Tensor, *, as_one: bool = False) -> None:
         """Take over a loaded memory, at this one's own address; the trace starts empty.
 
         One that a loader rounded to float32 warns: of its whole numbers those above 2^24 may be
         others now. The seed's are this optimizer's own where they round to the loaded ones.
+
+        Args:
+            memory: It.
+            as_one: It was of several groups, and this one's is not their first: its α is told from
+                this group's rate now, whatever bounds the user gave.
         """
-        adopted = self._from_own_start(memory)
+        adopted = self._from_own_start(memory, as_one)
         if memory.dtype != torch.float64:
             adopted = with_seed_of(self._start[:MEMORY_SIZE], adopted)
             warnings.warn(ROUNDED, UserWarning, stacklevel=2)
@@ -260,13 +282,22 @@ class Controller:
         self.ring.empty()
         self.observations.empty()
 
+    def go_on_from(self, other: Controller) -> None:
+        """Be where another one is, at the same factor of the rate; whose sums are not this one's.
+
+        Nothing waits, and what was observed stays.
+        """
+        self.memory.copy_(from_start(self._start, other.memory, rates_stay=False))
+        self.state[SLOT["aligned_pending"]] = 0.0
+
     def search_anew(self) -> None:
         """A search that was in the middle begins again with the next step; nothing waits."""
         self.state[SLOT["searching"]] = 0.0
 
-    def _from_own_start(self, memory: Tensor) -> Tensor:
+    def _from_own_start(self, memory: Tensor, as_one: bool = False) -> Tensor:
         # Bounds that the user gave in "replace" are rates: there a rate stays what it is.
-        rates_stay = self.control.mode == "replace" and self.control.lr_bounds is not None
+        bounded = self.control.mode == "replace" and self.control.lr_bounds is not None
+        rates_stay = bounded and not as_one
         return from_start(self._start, current_layout(memory), rates_stay)
 
     def reset(self) -> None:

@@ -38,7 +38,7 @@ class RunLength:
         if known == self._controller.control.known_horizon:
             return
         kept = self.__getstate__()  # type: ignore[attr-defined]
-        unused = loaded_memory(self.param_groups, self._controller) is None
+        unused = loaded_memory(self.param_groups[0], self._controller) is None
         unused = unused and self._controller.read().step == 0
         self.defaults[HORIZON] = known
         for group in self.param_groups:

@@ -1,16 +1,13 @@
 """The one table of what Python, C++, CUDA and Triton lay out alike, a line for each number.
 
 `csrc/layout.h` and `kernels/layout.py` are written from it: `python tests/layout_files.py`. A new
-number of the controller's state is a line in `State`, the next `LAYOUT_VERSION` and a migration
-(`migrations.py`).
+number of the state is a line in `State`, the next `LAYOUT_VERSION` and one in `migrations.py`.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
 
 from adaptiverl.kinds import (
     AS_IT_CAME,
@@ -28,10 +25,15 @@ from adaptiverl.kinds import (
     number,
     real,
 )
+from adaptiverl.kinds import Column as Column
+from adaptiverl.kinds import columns as columns
+from adaptiverl.kinds import names as names
 
 LAYOUT_VERSION = 7
 ARMS = 8
 """Arms that a bandit may have"""
+
+
 WHICH_ARM = Kind(0.0, ARMS - 1.0, whole=True)
 
 
@@ -148,6 +150,18 @@ class State:
     arm_mean6: float = number(0.0, DIRECTION, "", array="arm_mean")
     arm_mean7: float = number(0.0, DIRECTION, "", array="arm_mean")
 
+    aligned_elements: float = number(0.0, SIZE, "that the newest pass's sums are over")
+    gradient_count: float = number(0.0, COUNT, "passes whose gradient was sensed")
+    gradient_rms: float = number(0.0, SIZE, "of the newest of them; 0: none yet")
+    gradient_rms_mean: float = number(0.0, SIZE, "its average")
+    gradient_variance: float = number(0.0, SIZE, "of it around that")
+    update_rms: float = number(0.0, SIZE, "of the direction of the update before")
+
+    moved_at: float = number(0.0, COUNT, "the step at which f_φ was last asked")
+    move_lr: float = number(0.0, REAL, "what it said: log-units of α in a whole run, at this pace")
+    move_momentum: float = number(0.0, REAL, "logit-units of μ, likewise")
+    move_noise: float = number(0.0, REAL, "log-units of σ, likewise")
+
     pulse: float = number(0.0, AS_IT_CAME, "the newest held-out loss as it came")
     pulses: float = number(0.0, COUNT, "held-out losses that were told, in all")
     pulse_readings: float = number(0.0, COUNT, "n, readings of them")
@@ -239,12 +253,19 @@ class ControlNumbers:
     window: float = real("losses for which an arm is in force")
     discount: float = real("γ")
     arms_key: float = real("tells these arms, and this window, from others; 0: no bandit")
+    cooldown_shape: float = real("a number of COOLDOWN_SHAPES")
+    reused_for: float = real("updates that are made of the same samples; 0: of none twice")
+    fresh_for: float = real("of them, those of samples that no other was made of before")
+    weight_count: float = real("numbers of f_φ, which lie behind these; 0: none")
+    hidden0: float = real("units of its first layer; 0: there is none")
+    hidden1: float = real("of its second, likewise")
     pulse_spacing: float = real("steps between two readings of a held-out loss, at least")
     arm_count: float = real("arms that there are")
     arms: tuple[ArmNumbers, ...] = field(
         default=(),
         metadata={"kind": REAL, "doc": "the first `arm_count` of them", "record": ArmNumbers},
     )
+    weights: tuple[float, ...] = field(default=(), metadata={"behind": True})
 
 
 @dataclass
@@ -288,7 +309,7 @@ class Group:
     momentum: float = real("where μ starts: AdamW's β₁, SGD's momentum")
     hyper0: float = real("AdamW: β₂; SGD: dampening")
     hyper1: float = real("AdamW: eps; SGD: its options")
-    weight_decay: float = real("")
+    weight_decay: float = real("below 0: independent of the controller")
 
 
 @dataclass
@@ -328,6 +349,7 @@ class TensorRow:
     offset: int = address("the first element's place in the whole logical tensor")
     logical_numel: int = address("elements of the whole logical tensor")
     maximize: int = address("")
+    error: int = address("int8, beside a bfloat16 parameter; 0: none")
 
 
 @dataclass
@@ -345,6 +367,8 @@ TRACE_COLUMNS = (
     *("lr", "momentum", "noise"),
     *("alignment", "alignment_direction", "alignment_mean", "held"),
     *("arm", "played_count", "played_mean", "window_reward"),
+    *("gradient_rms", "gradient_variance", "update_rms"),
+    *("move_lr", "move_momentum", "move_noise"),
     *("pulse", "pulse_mean", "pulse_limit", "pulse_cuts"),
 )
 """What the trace keeps of the state at an update of the knobs, by the state's names"""
@@ -352,32 +376,11 @@ TRACE_COLUMNS = (
 REWARD_SOURCES = {"none": 0.0, "neg_loss": 1.0, "given": 2.0}
 """`Control.reward` as a control number"""
 REWARD_NONE, REWARD_NEG_LOSS, REWARD_GIVEN = REWARD_SOURCES.values()
-LAWS = {"loss": 0.0, "alignment": 1.0, "range_test": 2.0, "bandit": 3.0}
+LAWS = {"loss": 0.0, "alignment": 1.0, "range_test": 2.0, "bandit": 3.0, "distilled": 4.0}
 """`Control.law` as a control number"""
-
-
-class Column(NamedTuple):
-    """One number of a record."""
-
-    name: str
-    default: float
-    kind: Kind
-    doc: str
-    array: str = ""
-    """Of which array it is an element"""
-    record: type | None = None
-    """It is as many of these as there may be arms, and no number"""
-
-
-def columns(record: type) -> tuple[Column, ...]:
-    """A record's numbers, in order."""
-    found: Any = dataclasses.fields(record)
-    return tuple(Column(f.name, f.default, **f.metadata) for f in found)
-
-
-def names(record: type) -> tuple[str, ...]:
-    """The names alone."""
-    return tuple(column.name for column in columns(record))
+COOLDOWN_SHAPES = {"linear": 0.0, "1-sqrt": 1.0}
+"""`Control.cooldown_shape` as a control number"""
+COOLDOWN_1_SQRT = COOLDOWN_SHAPES["1-sqrt"]
 
 
 FIELDS = names(State)

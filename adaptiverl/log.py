@@ -9,24 +9,20 @@ import logging
 import math
 import sys
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from adaptiverl.announcements import Announcements, readable_exp
 from adaptiverl.arms import key_of
 from adaptiverl.control import Control
-from adaptiverl.law.numbers import annealed_over
 from adaptiverl.layout import SLOT
 from adaptiverl.ranks.group import Ranks
 from adaptiverl.terms import SEARCH_STEPS
 
 logger = logging.getLogger("adaptiverl")
-
-LOOK_EVERY = 64
-"""Steps between two looks once the rate is held: only the horizon is still to be watched."""
-
 
 LOST_SHARE = 0.01
 """Of a step's updates lost, at least, before the warning"""
@@ -51,27 +47,75 @@ class Log:
 
     Attributes:
         optimizer: As given.
-        announcements: What its law announces.
+        announcements: What its law announces, of the first controller.
     """
 
     def __init__(self, control: Control, optimizer: str, ranks: Ranks) -> None:
         self.optimizer = optimizer
-        self.announcements = Announcements(control, optimizer, ranks.is_first)
+        self._announcements: list[Announcements] = []
         self._control, self._ranks = control, ranks
         self._unobserved_steps = self._unrewarded = 0
         self._looks_at_rates = control.mode == "replace" and not control.is_frozen
         self._rates: tuple[int, list[float]] = (0, [])
         self._warned_of_shards = False
 
-    def resume(self, memory: Tensor, lr_bounds: tuple[float, float]) -> None:
+    @property
+    def announcements(self) -> Announcements:
+        """Those of the first controller, or of the only one."""
+        return self.announcements_of(0)
+
+    def announcements_of(self, place: int) -> Announcements:
+        """What the law of one controller announces."""
+        while len(self._announcements) <= place:
+            number = len(self._announcements)
+            new = Announcements(self._control, self._name_of(number), self._ranks.is_first, number)
+            self._announcements.append(new)
+        return self._announcements[place]
+
+    def _name_of(self, place: int) -> str:
+        own = self._control.groups == "own"
+        return f"{self.optimizer} (parameter group {place})" if own else self.optimizer
+
+    def tell_of_controllers(
+        self, several: bool, memory: Tensor, controllers: int, groups: int
+    ) -> None:
+        """A checkpoint was loaded: of one controller for all groups or of several, as here or not.
+
+        Args:
+            several: Its groups' memories differ.
+            memory: The first of them.
+            controllers: How many there are here.
+            groups: How many groups there are.
+        """
+        if several and controllers < groups:
+            _warn(
+                f"the checkpoint has a controller for each of its {groups} parameter groups, and "
+                "Control(groups='one') has one: it goes on from the first group's, so that the "
+                "other groups' rates are now multiplied by that one's factor. Load it with "
+                "Control(groups='own') to go on as it was"
+            )
+        # Where losses alone decide, all of them move alike.
+        same = several or controllers == 1 or not self._control.finds_lr or not memory[SLOT["step"]]
+        if not same and self._ranks.is_first():
+            logger.info(
+                "%s has a controller for each of its %d parameter groups, and the checkpoint had "
+                "one: each goes on from it, at the rate that was in effect, and moves by its own "
+                "group's sums from now on. Load it with Control(groups='one') to go on as it was",
+                self.optimizer,
+                groups,
+            )
+
+    def resume(self, memory: Tensor, lr_bounds: tuple[float, float], place: int = 0) -> None:
         """A memory was loaded, float64 on any device: its α may lie outside this control's bounds.
 
         Args:
             memory: As the controller took it over.
             lr_bounds: (α_min, α_max) in force.
+            place: The controller's.
         """
-        self.announcements.resume(memory)
-        self._tell_of_other_arms(memory)
+        self.announcements_of(place).resume(memory)
+        if place == 0:
+            self._tell_of_other_arms(memory)
         log_lr = float(memory[SLOT["log_lr"]])
         low, high = map(math.log, lr_bounds)
         if not low <= log_lr <= high and self._ranks.is_first():
@@ -80,8 +124,8 @@ class Log:
                 "%s goes on at the α of its checkpoint, %.3g, which is outside this Control's "
                 "lr_bounds, (%.3g, %.3g): it moves there by a factor of at most %.3g or %.3g in an "
                 "update (Control.lr_change)",
-                self.optimizer,
-                _exp(log_lr),
+                self._name_of(place),
+                readable_exp(log_lr),
                 *lr_bounds,
                 down,
                 up,
@@ -102,13 +146,19 @@ class Log:
             )
 
     def tell_of_load(
-        self, converted: set[tuple[torch.dtype, torch.dtype]], without_product: int
+        self,
+        converted: set[tuple[torch.dtype, torch.dtype]],
+        without_product: int,
+        dropped_errors: int,
+        without_errors: int,
     ) -> None:
         """What of a checkpoint is not as it was saved.
 
         Args:
             converted: State that was converted: from what, to what.
             without_product: Parameters whose product of momenta a checkpoint of ours lacks.
+            dropped_errors: Parameters whose error terms are not kept.
+            without_errors: Parameters whose error terms a checkpoint of ours lacks.
         """
         if not self._ranks.is_first():
             return
@@ -119,6 +169,20 @@ class Log:
                 self.optimizer,
                 old,
                 new,
+            )
+        if dropped_errors:
+            logger.info(
+                "%s dropped the error terms of %d parameters, which master_bits does not ask for "
+                "here, or the parameters' dtype: they go on from what bfloat16 says",
+                self.optimizer,
+                dropped_errors,
+            )
+        if without_errors:
+            logger.info(
+                "%s found no error terms of %d parameters in the checkpoint: they start at 0, "
+                "master_bits=8 keeps them from now on",
+                self.optimizer,
+                without_errors,
             )
         if without_product:
             logger.warning(
@@ -137,7 +201,7 @@ class Log:
             _warn(
                 f"{share:.0%} of the updates of parameters of 16 bits were lost at step {step}: "
                 "they are below the parameter's last bit, and stochastic_rounding=False rounds to "
-                "nearest. Leave it True, or keep the parameters in float32"
+                "nearest. Leave it True, give master_bits=8 for bfloat16, or keep them in float32"
             )
 
     def warn_if_blind(self) -> None:
@@ -234,134 +298,3 @@ def _warn(message: str) -> None:
 
 
 OURS = ("adaptiverl", "torch")
-
-
-_OF_SEARCH = [SLOT["held"], SLOT["climbing"]]
-
-
-class Copy(NamedTuple):
-    """Of a state on a GPU."""
-
-    state: Tensor
-    """In pinned memory"""
-    arrived: torch.cuda.Event
-    device: torch.device
-    """Of the state, and so of the event: one can be recorded on one device only"""
-
-
-class Announcements:
-    """Watches one controller's state: INFO when the rate is held, WARNING beyond the horizon.
-
-    On the host the state is read at once. From a GPU it is copied on the stream, and read by a
-    later step that finds the copy done, so that a line may come a few steps late.
-
-    Args:
-        control: Of a law that finds the rate; any other has nothing to say.
-        optimizer: Its name, for people.
-        speaks: Whether this process logs, asked when there is something to say: of many ranks, one
-            does.
-    """
-
-    def __init__(self, control: Control, optimizer: str, speaks: Callable[[], bool]) -> None:
-        self._control = control
-        self._optimizer = optimizer
-        self._speaks = speaks
-        self._silent = not control.finds_lr
-        self._looks = 0
-        self._next_look: float = 0
-        self._copy: Copy | None = None
-        self._told_held = self._told_climb = False
-
-    @property
-    def held(self) -> bool:
-        """Whether the rate is held, as far as has been heard."""
-        return self._told_held
-
-    @property
-    def went_back(self) -> bool:
-        """Whether nothing goes back any more, as far as has been heard."""
-        return self._told_held or self._told_climb
-
-    def resume(self, memory: Tensor) -> None:
-        """A loaded memory, float64 on any device: what it already held is not news."""
-        self._told_held, self._told_climb = map(bool, memory[_OF_SEARCH].tolist())
-        self._next_look = 0
-        self._copy = None  # of the memory before, which is no longer true
-
-    def look(self, state: Tensor) -> None:
-        """Read the controller's state as a step left it, or as much of it as has arrived."""
-        if self._silent:
-            return
-        self._looks += 1
-        if self._looks < self._next_look:
-            return
-        if state.device.type == "cpu":
-            self._tell(state)
-            return
-        # An event, and what is asked of "the current stream", are the current device's: without
-        # this another device's event would say that the copy has arrived.
-        with torch.cuda.device(state.device):
-            if not torch.cuda.is_current_stream_capturing():
-                self._look_from_afar(state)
-
-    def _look_from_afar(self, state: Tensor) -> None:
-        """Tell what the last copy says once it has arrived, and send for the next one."""
-        copy = self._copy
-        if copy is None or copy.device != state.device:
-            there = torch.empty_like(state, device="cpu", pin_memory=True)
-            copy = self._copy = Copy(there, torch.cuda.Event(), state.device)
-        elif copy.arrived.query():
-            self._tell(copy.state)
-        else:
-            return
-        copy.state.copy_(state, non_blocking=True)
-        copy.arrived.record()
-
-    def _tell(self, state: Tensor) -> None:
-        numbers = state.tolist()  # all at once: a third of the time that three of them take
-        step, held, log_lr = (numbers[SLOT[name]] for name in ("step", "held", "log_lr"))
-        climbs = bool(numbers[SLOT["climbing"]])
-        what = "learning rate"
-        if self._control.mode == "modulate":
-            what = "factor of the learning rate"
-        if climbs and not (held or self._told_climb):
-            self._told_climb = True
-            message = (
-                "put its weights back where the search began, and its moments to 0, by step %.0f; "
-                "no loss confirmed the %s that was marked, so that it climbs slowly, from below "
-                "it: %.3g now"
-            )
-            self._say(logging.INFO, message, step, what, _exp(log_lr))
-        if held and not self._told_held:
-            self._told_held = True
-            message = "holds the %s it found: %.3g, by step %.0f"
-            if numbers[SLOT["held_at"]] and not climbs:
-                message += "; its weights are back where the search began, its moments at 0"
-            if self._control.is_too_short:
-                message = "holds the %s it was given: %.3g, from step %.0f on"
-            self._say(logging.INFO, message, what, _exp(log_lr), step)
-        horizon = self._control.known_horizon
-        if self._told_held:  # only the horizon is still to be watched, and a step adds one at most
-            left = math.inf if horizon is None or not step <= horizon else horizon + 1 - step
-            self._next_look = self._looks + min(LOOK_EVERY, left)
-        if horizon is not None and step > horizon and annealed_over(self._control):
-            self._silent = True
-            self._say(
-                logging.WARNING,
-                "is at step %.0f, beyond Control(horizon=%d): the learning rate is 0 from there "
-                "on. Give the number of steps that the run takes",
-                step,
-                horizon,
-            )
-
-    def _say(self, level: int, message: str, *values: object) -> None:
-        if self._speaks():
-            logger.log(level, f"{self._optimizer} {message}", *values)
-
-
-def _exp(x: float) -> float:
-    """eˣ, or infinity where that leaves float64: a line in the log must not end a step."""
-    try:
-        return math.exp(x)
-    except OverflowError:
-        return math.inf

@@ -89,14 +89,13 @@ def add_bandit(memory: Tensor) -> Tensor:
     return insert(memory, size=63, place=63, numbers=[0.0] * 28)
 
 
-def add_pulse(memory: Tensor) -> Tensor:
-    """The seventh layout of the sixth's memory: no held-out loss was told.
+def add_sensors(memory: Tensor) -> Tensor:
+    """The seventh layout of the sixth's memory: no gradient sensed, f_φ never asked, no pulse told.
 
     Raises:
         ValueError: A memory of another size.
     """
-    no_ceiling = -math.inf
-    return insert(memory, size=91, place=91, numbers=[0.0] * 16 + [no_ceiling])
+    return insert(memory, size=91, place=91, numbers=[0.0] * 26 + [-math.inf])
 
 
 def insert(memory: Tensor, size: int, place: int, numbers: list[float]) -> Tensor:
@@ -119,7 +118,7 @@ MIGRATIONS: dict[int, Migration] = {
     3: add_range_test,
     4: add_confirmation,
     5: add_bandit,
-    6: add_pulse,
+    6: add_sensors,
 }
 """A layout's version to what makes the next version's memory of it. A change of `layout.State`
 raises `LAYOUT_VERSION` and adds a line here."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch import Tensor
 from adaptiverl.layout import Inbox, names
 
 INBOX_SIZE = len(names(Inbox))
+Taker = TypeVar("Taker")
 EXACT = (torch.float32, torch.float64)
 """What the operators read as it is"""
 
@@ -100,6 +101,17 @@ class Observations:
         """None of them counts."""
         self.sums.zero_()
         self.taken()
+
+    def to_each(self, controllers: Sequence[Taker]) -> Iterator[Taker]:
+        """Each in turn, with all of them in the sums, which whoever takes them empties."""
+        if len(controllers) == 1:
+            yield controllers[0]
+            return
+        self.close()
+        heard = self.sums.clone()
+        for controller in controllers:
+            self.sums.copy_(heard)
+            yield controller
 
     def taken(self) -> None:
         """A step took them, and emptied the sums."""

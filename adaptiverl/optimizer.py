@@ -11,13 +11,12 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import _device_dtype_check_for_fused
 
-from adaptiverl.algorithms import Algorithm
 from adaptiverl.checkpoint import load, save
 from adaptiverl.codecs import Storage
 from adaptiverl.control import Control
-from adaptiverl.controller import Controller
+from adaptiverl.controlled import Controlled
+from adaptiverl.decay import DecayChoice
 from adaptiverl.devices import outside_inference
-from adaptiverl.footprint import bytes_by_part
 from adaptiverl.hooks import (
     check_closure,
     check_epochwise,
@@ -33,36 +32,29 @@ from adaptiverl.ranks.dtensors import to_whole
 from adaptiverl.ranks.group import ProcessGroup, Ranks
 from adaptiverl.ranks.joining import Joins
 from adaptiverl.ranks.joining import watch as watch_joins
-from adaptiverl.readings import described, readings
+from adaptiverl.readings import described
 from adaptiverl.release import Releases
 from adaptiverl.soundness import check
 from adaptiverl.step.horizon import horizon_in
-from adaptiverl.step.memory import STATE_KEY, device_beside, hold, loaded_memory, settle
+from adaptiverl.step.memory import STATE_KEY, settle
 from adaptiverl.step.round import Round, Rules
 from adaptiverl.step.scaling import watch
 from adaptiverl.step.state import complete
-from adaptiverl.trace import Trace
 
 DEFAULT_STORAGE = Storage()
 
 
-class AdaptiveOptimizer(RunLength, Pulses, Joins, Releases, torch.optim.Optimizer):
+class AdaptiveOptimizer(
+    Controlled, RunLength, Pulses, Joins, Releases, DecayChoice, torch.optim.Optimizer
+):
     """What an optimizer needs to be steered: `observe`, `update`, `knobs`, `trace`, one step."""
 
     grad_scale: Tensor
     """Set by a gradient scaler for the length of a step; so is `found_inf`"""
     found_inf: Tensor
-    _control: Control
-    """What the user gave"""
-    _running: Control
-    """The same, with the horizon where ``"auto"`` was resolved"""
-    _controller: Controller
-    _algorithm: Algorithm
     warns_of_schedulers = True
     """Whether a step warns of a scheduler under ``mode="replace"``; frameworks say it themselves"""
     _in_hooks = False
-    _awaits_rate = False
-    """Whether all groups so far had a rate of 0, which no factor moves"""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """A class derived from ours, as Fabric's wrapper is, takes the loss in its `step` too."""
@@ -113,59 +105,7 @@ class AdaptiveOptimizer(RunLength, Pulses, Joins, Releases, torch.optim.Optimize
         rules = Rules(self._algorithm, storage, self._check_group, self._complete_state)
         self._round = Round(control, rules, max_grad_norm, self._ranks, self._log)
 
-    @outside_inference
-    def _start_controller(self, lr: float, momentum: float) -> None:
-        self._start = (lr, momentum)
-        self._controller = Controller(
-            self._running,
-            lr,
-            momentum,
-            kind=self._algorithm.momentum,
-            seed=self._seed,
-            device=device_beside(self.param_groups) or "cpu",
-        )
-        self._round.controller = self._controller
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As torch.optim's. The first group's rate and momentum are where α and μ start.
-
-        A first group whose rate is 0, a frozen backbone's perhaps, is followed by the next whose
-        rate is not; until there is one the constructor's `lr` is where α starts.
-
-        A dictionary that is another steered optimizer's group already is copied: each controller
-        keeps its memory in its own groups.
-
-        Raises:
-            ValueError: A group that asks for what this optimizer does not do.
-        """
-        if isinstance(param_group, dict):  # anything else torch refuses itself
-            if param_group.get("lr", 0.0) is None:
-                raise ValueError(
-                    "lr of a parameter group must be a number, got None: leave it out, and the "
-                    "group has the optimizer's"
-                )
-            self._check_group(self.defaults | param_group, self._control)
-            self._storage.check_group(type(self).__name__, self.defaults | param_group)
-            if STATE_KEY in param_group:
-                param_group = {k: v for k, v in param_group.items() if k != STATE_KEY}
-        super().add_param_group(param_group)
-        group = self.param_groups[-1]
-        if not hasattr(self, "_start") or self._awaits_rate:
-            self._start_from(group)
-        hold(self.param_groups, self._controller)
-
-    def _start_from(self, group: dict[str, Any]) -> None:
-        """Start by this group, or once more where all before it had a rate of 0, and no step."""
-        lr, first = float(group["lr"]), not hasattr(self, "_start")
-        if first:
-            self._log.warn_if_too_short()
-        elif lr == 0 or self.state:
-            return
-        self._awaits_rate = lr == 0 and self._control.mode == "replace"
-        start = float(self.defaults["lr"]) if self._awaits_rate else lr
-        self._start_controller(start, self._algorithm.start_of(group))
-
-    # What the user tells it and asks it
+    # What the user tells it
 
     @property
     def control(self) -> Control:
@@ -190,7 +130,8 @@ class AdaptiveOptimizer(RunLength, Pulses, Joins, Releases, torch.optim.Optimize
             ValueError: More than one element; a reward in a mode without; epoch-wise control.
         """
         check_stepwise(self._control)
-        self._settle()  # or the inbox would be emptied later, or wait for a loss on a device
+        # Or the inbox would be emptied later, or wait for a loss on a device.
+        settle(self.param_groups, self._controllers, self._log)
         self._controller.observe(to_whole(loss), to_whole(reward))
         self._log.look_at_reward(self._controller.ever_rewarded)
 
@@ -211,43 +152,10 @@ class AdaptiveOptimizer(RunLength, Pulses, Joins, Releases, torch.optim.Optimize
             TypeError: Something without a real value.
         """
         check_epochwise(self._control)
-        self._settle()
-        self._controller.update(to_whole(loss), to_whole(reward), self._round.share_observations)
+        settle(self.param_groups, self._controllers, self._log)
+        share, others = self._round.share_observations, self._controllers[1:]
+        self._controller.update(to_whole(loss), to_whole(reward), share, others)
         self._log.look_at_reward(self._controller.ever_rewarded)
-
-    def _settle(self) -> None:
-        settle(self.param_groups, self._controller, self._log)
-
-    @outside_inference
-    def knobs(self) -> dict[str, float]:
-        """The first group's learning rate and momentum in effect, α, σ, and the sensors by name.
-
-        Waits for the device: call it when you print, not every step. It is a copy that is looked
-        at; nothing changes that a step reads. Called from another thread while a step runs it
-        disturbs nothing, but what it shows may be of two steps.
-
-        Returns:
-            `readings.readings` says which there are, and their units.
-        """
-        numbers = [float(x) for x in self._algorithm.numbers_of(self.param_groups[0])]
-        loaded = loaded_memory(self.param_groups, self._controller)
-        arms = len(self._control.arms or ())
-        return readings(*self._controller.in_effect(numbers, loaded), arms)
-
-    def trace(self) -> Trace:
-        """The last few thousand updates of the knobs, recorded on the device. Waits for it."""
-        return self._controller.trace()
-
-    def memory(self) -> dict[str, int]:
-        """Bytes that everything takes on this rank, by part, counted from the tensors.
-
-        Returns:
-            ``parameters``, ``gradients`` and each state entry by its name, such as ``exp_avg``, of
-            a shard only what lies here; and ``controller``, all else that the optimizer holds.
-            State is made by the first step.
-        """
-        own = [self._controller.memory, *self._round.workspace.held()]
-        return bytes_by_part(self.param_groups, self.state, own)
 
     # One step
 
@@ -346,7 +254,8 @@ class AdaptiveOptimizer(RunLength, Pulses, Joins, Releases, torch.optim.Optimize
     def state_dict(self) -> dict[str, Any]:
         """As torch.optim's, and AdamW's products of momenta, and the controller's memory.
 
-        The memory is a tensor, ``adaptive_state``, the same in every group. While a search is going
+        The memory is a tensor, ``adaptive_state``, the same in every group, or each group's own
+        with ``Control(groups="own")``. While a search is going
         on that will go back (method.md#going-back), every parameter's state also has the weights of
         its start, ``search_start``. Tensors are those of the optimizer, not copies, as in torch.
         """
@@ -366,7 +275,9 @@ class AdaptiveOptimizer(RunLength, Pulses, Joins, Releases, torch.optim.Optimize
         self._keep_horizon()
 
     def __getstate__(self) -> dict[str, Any]:
-        adaptive = (self._control, self._max_grad_norm, self._seed, self._start, self._ranks)
+        one = self._control.groups == "one"
+        starts: Any = self._starts[0] if one else tuple(self._starts)
+        adaptive = (self._control, self._max_grad_norm, self._seed, starts, self._ranks)
         kept = super().__getstate__() | {"_adaptive": (*adaptive, self._storage)}
         params = [p for group in self.param_groups for p in group["params"]]
         exported = self._round.exported(self.param_groups, params, self.state)
@@ -380,18 +291,25 @@ class AdaptiveOptimizer(RunLength, Pulses, Joins, Releases, torch.optim.Optimize
             check(state, self, self._algorithm, partial(self._check_group, control=self._control))
         super().__setstate__(state)
         if adaptive is not None:
-            control, max_grad_norm, seed, start, ranks, *later = adaptive
+            control, max_grad_norm, seed, starts, ranks, *later = adaptive
             # Pickles from before there was a choice kept all their state in float32.
             storage = later[0] if later else Storage(stochastic_rounding=False)
             horizon = horizon_in(self.param_groups)
             self._prepare(control, max_grad_norm, seed, ranks.group, storage, horizon)
             self._unscales = bool(self.defaults.get("fused"))
-            self._start_controller(*start)
-        elif STATE_KEY not in self.param_groups[0]:
-            self._controller.reset()
-            self._round.counters.forget()
-        settle(self.param_groups, self._controller, self._log)
+            self._start_controllers([starts] if control.groups == "one" else starts)
+        else:
+            self._reset_unsaved()
+        settle(self.param_groups, self._controllers, self._log)
         self._round.adopt(self.param_groups, self.state)
+
+    def _reset_unsaved(self) -> None:
+        """What a checkpoint does not have starts fresh."""
+        for controller, group in zip(self._controllers, self.param_groups, strict=False):
+            if STATE_KEY not in group:
+                controller.reset()
+        if STATE_KEY not in self.param_groups[0]:
+            self._round.counters.forget()
 
     def __repr__(self) -> str:
         return described(type(self).__name__, self.param_groups)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 
 from torch import Tensor
 
@@ -46,7 +47,7 @@ class Pulses:
         """
         check_pulse(self._running, self._controller)
         self._settle()
-        self._controller.pulse(to_whole(validation_loss), self._ranks.add_up)
+        self._controller.pulse(to_whole(validation_loss), self._ranks.add_up, self._others)
         self._warn_if_endless()
 
     def _warn_if_endless(self) -> None:
@@ -62,6 +63,11 @@ class Pulses:
             UserWarning,
             stacklevel=4,
         )
+
+    @property
+    def _others(self) -> Sequence[Controller]:
+        """The controllers of the groups after the first, where each has its own."""
+        return ()
 
     def _settle(self) -> None:
         """Take in what a load has put into the groups."""

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from adaptiverl.algorithms import ALGORITHMS, Algorithm
 from adaptiverl.backends.layouts import is_fake
+from adaptiverl.codecs import ERROR
 from adaptiverl.migrations import current_layout
 from adaptiverl.ranks.dtensors import to_local
 from adaptiverl.step.horizon import check_saved_horizon
@@ -190,7 +191,7 @@ def _saved(groups: Groups, loading: Mapping[str, Any]) -> Iterator[Saved]:
 
 def _check_entries(saved: Saved, algorithm: Algorithm) -> None:
     param, name, entries = saved
-    for entry in (*algorithm.slots, SEARCH_START):
+    for entry in (*algorithm.slots, ERROR, SEARCH_START):
         value = entries.get(entry)
         if value is None or (param.dim() == 0 and is_number(value)):
             continue

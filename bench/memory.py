@@ -60,6 +60,11 @@ def ours() -> Iterator[Contender]:
                 build = made(name, state_dtype=state_dtype, control=Control.frozen())
                 title = f"{name}, state in {_short(state_dtype)}"
                 yield Contender(title, dtype, build)
+                if dtype == HALF:
+                    kept = made(
+                        name, state_dtype=state_dtype, master_bits=8, control=Control.frozen()
+                    )
+                    yield Contender(f"{title}, error terms", dtype, kept)
                 if name == "AdaptiveAdamW" and dtype == HALF:
                     yield Contender(f"{title}, gradients released", dtype, build, releases=True)
 

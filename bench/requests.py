@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
@@ -37,6 +38,11 @@ def runnable(kind: str, items: Sequence[Any]) -> list[Any]:
     if None not in reasons:
         raise RequestError(f"no {kind} is left to run; ask for another with --{kind}s")
     return [item for item, reason in zip(items, reasons, strict=True) if reason is None]
+
+
+def cores() -> int:
+    """As many as this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def number(low: float, high: float) -> Callable[[str], float]:

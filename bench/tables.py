@@ -1,10 +1,20 @@
 """The tables, in Markdown that reads well in a terminal too; every number is computed."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
-from bench.figures import COSINE, Cell, Estimate, Series, Table, tables
-from bench.methods import METHODS
+from bench.figures import (
+    Cell,
+    Estimate,
+    IsA,
+    Logs,
+    Series,
+    Table,
+    ratio,
+    tables,
+    together,
+)
+from bench.methods import ABLATIONS, METHODS
 from bench.run.rows import Row
 from bench.tasks import TASKS
 
@@ -12,28 +22,43 @@ NOTHING = "–"
 
 HOW_TO_READ = """\
 - A cell is the final held-out loss, the mean over the seeds; 2.237(3) is 2.237 with a standard
-  error of 0.003. Bold: the best-tuned cosine, the lowest of its means.
-- † marks runs that diverged: their final loss is above the one before training, or not finite.
-  Where one is not finite there is no mean.
-- Ratios and their errors are of paired runs: the same seed gives every method and rate the same
-  weights and the same batches.
-- A best-tuned value is the lowest of several noisy means, which favours the baseline; a worst
-  cell is the highest, which counts against whoever is judged."""
+  error of 0.003. † marks runs that diverged: their loss ended above the one before training, or not
+  finite, and counts as the one before training.
+- "All starts", "worst start" and "best start" are ratios to the reference, AdamW with a cosine at
+  its best rate (bold): geometric means over the starting rates, and at the rate with the highest
+  and lowest mean.
+- No lowest or highest of several noisy means is a result: for every seed the best and worst rates
+  are chosen on the other seeds. Runs are paired; errors are over seeds."""
 
 
-def report(rows: Sequence[Row], about: str = "") -> str:
-    every = tables(rows)
+def report(rows: Sequence[Row], about: str = "", is_a: IsA | None = None) -> str:
+    every = tables(rows, is_a)
     parts = ["# How far off the learning rate may be", HOW_TO_READ]
     for table in every:
-        parts += [f"## {_task_title(table)}", task_table(table)]
-    for rival, name in ((COSINE, "cosine"), ("constant", "constant rate")):
-        if rival == COSINE or any(table.best_tuned(rival) for table in every):
-            parts += [f"## Worst cell ÷ best-tuned {name}", overview(every, rival)]
+        parts += [f"## {task_title(table)}", task_table(table)]
+    if any(table.reference() for table in every):
+        parts += ["## All starts ÷ best-tuned cosine", overview(every, Table.over_all_starts)]
+        parts += ["## Worst start ÷ best-tuned cosine", overview(every, worst_start)]
     parts.append(" ".join([provenance(rows), about]).strip())
     return "\n\n".join(parts) + "\n"
 
 
-def _task_title(table: Table) -> str:
+def worst_start(table: Table, series: Series) -> Logs | None:
+    return table.from_start(series, max)
+
+
+def best_start(table: Table, series: Series) -> Logs | None:
+    return table.from_start(series, min)
+
+
+FIGURES: tuple[tuple[str, Callable[[Table, Series], Logs | None]], ...] = (
+    ("all starts", Table.over_all_starts),
+    ("worst start", worst_start),
+    ("best start", best_start),
+)
+
+
+def task_title(table: Table) -> str:
     task = TASKS.get(table.task)
     title = task.title if task else table.task
     role = f" ({task.role})" if task and task.role else ""
@@ -41,28 +66,39 @@ def _task_title(table: Table) -> str:
 
 
 def task_table(table: Table) -> str:
-    tuned = table.best_tuned(COSINE)
-    digits = _decimals(table.cells[tuned].mean if tuned else table.initial)
-    figures = ["worst ÷ best cosine", "at cosine's best", "diverged"]
+    return markdown(*task_lines(table))
+
+
+def task_lines(table: Table) -> tuple[list[str], list[list[str]]]:
+    """Headings and lines."""
+    reference = table.reference()
+    digits = _decimals(reference.mean().value if reference else table.initial)
     lines = []
     for series in table.series:
-        cells = [
-            _cell(table.cells.get((series, rate)), digits, (series, rate) == tuned)
-            for rate in table.rates
-        ]
-        worst, regret = table.worst_over_best(series, COSINE), table.regret(series)
+        line = table.line(series)
+        cells = [_cell(line.get(rate), digits, line.get(rate) is reference) for rate in table.rates]
+        ratios = [ratio_text(ratio(logs(table, series))) for _, logs in FIGURES]
         count, of = table.diverged(series)
-        last = [_ratio(worst), _percent(regret), f"{count} of {of}"]
-        lines.append([_title(series), *cells, *last])
-    return markdown(["method", *map(_rate, table.rates), *figures], lines)
+        lines.append([title_of(series), *cells, *ratios, f"{count} of {of}"])
+    rates = map(rate_text, table.rates)
+    return ["method", *rates, *(name for name, _ in FIGURES), "diverged"], lines
 
 
-def overview(every: Sequence[Table], rival: str) -> str:
-    lines = [
-        [_title(series), *(_ratio(table.worst_over_best(series, rival)) for table in every)]
-        for series in dict.fromkeys(series for table in every for series in table.series)
-    ]
-    return markdown(["method", *(table.task for table in every)], lines)
+def overview(every: Sequence[Table], figure: Callable[[Table, Series], Logs | None]) -> str:
+    return markdown(*overview_lines(every, figure))
+
+
+def overview_lines(
+    every: Sequence[Table], figure: Callable[[Table, Series], Logs | None]
+) -> tuple[list[str], list[list[str]]]:
+    """A column a task, and their geometric mean where the method has all of them."""
+    lines, several = [], len(every) > 1
+    for series in dict.fromkeys(series for table in every for series in table.series):
+        logs = [figure(table, series) for table in every]
+        ratios = [ratio_text(ratio(one)) for one in logs]
+        all_of_them = [ratio_text(together(logs))] if several else []
+        lines.append([title_of(series), *ratios, *all_of_them])
+    return ["method", *(table.task for table in every), *["together"] * several], lines
 
 
 def provenance(rows: Sequence[Row]) -> str:
@@ -79,12 +115,13 @@ def _listed(values: Iterable[object]) -> str:
     return ", ".join(map(str, sorted(values, key=str)))
 
 
-def _title(series: Series) -> str:
-    title = METHODS[series.method].title if series.method in METHODS else series.method
+def title_of(series: Series) -> str:
+    method = METHODS.get(series.method) or ABLATIONS.get(series.method)
+    title = method.title if method else series.method
     return title if series.factor == 1 else f"{title}, told {series.factor:g}·T"
 
 
-def _rate(rate: float) -> str:
+def rate_text(rate: float) -> str:
     """1e-4, not 0.0001 nor 1e-04."""
     mantissa, exponent = f"{rate:e}".split("e")
     return f"{float(mantissa):g}e{int(exponent)}"
@@ -96,24 +133,14 @@ def _decimals(value: float) -> int:
 
 
 def _cell(cell: Cell | None, decimals: int, bold: bool) -> str:
-    if cell is None:
+    if cell is None or not cell.runs:
         return NOTHING
-    dagger = "†" if cell.diverged else ""
-    if not math.isfinite(cell.mean):
-        return f"diverged{dagger}"
-    text = with_error(Estimate(cell.mean, cell.error), decimals) + dagger
+    text = with_error(cell.mean(), decimals) + "†" * bool(cell.diverged)
     return f"**{text}**" if bold else text
 
 
-def _ratio(estimate: Estimate | None) -> str:
+def ratio_text(estimate: Estimate | None) -> str:
     return NOTHING if estimate is None else with_error(estimate, 3)
-
-
-def _percent(estimate: Estimate | None) -> str:
-    if estimate is None:
-        return NOTHING
-    percent = Estimate(100 * estimate.value, 100 * estimate.error)
-    return f"{'+' if percent.value > 0 else ''}{with_error(percent, 1)} %"
 
 
 def with_error(estimate: Estimate, decimals: int) -> str:

@@ -12,10 +12,6 @@
 namespace adaptiverl {
 namespace {
 
-// Scales below are 0; those above stand for a block with something that is not finite.
-constexpr float kSmallestScale = 0x1p-120f;
-constexpr float kLargestScale = 0x1p100f;
-
 static_assert(kBlock % kCodeBlock == 0, "a run that is stepped at once ends with a block of codes");
 
 #define ADAPTIVERL_LOOPS "codecs.inc"
@@ -30,6 +26,16 @@ void decode_bfloat16(const uint16_t* stored, int64_t count, float* values) {
 void encode_bfloat16(const float* values, int64_t count, const uint16_t* bits, uint32_t factor,
                      uint16_t* stored) {
   ADAPTIVERL_CHOSEN(encode)(values, count, bits, factor, stored);
+}
+
+void decode_with_errors(const uint16_t* stored, const int8_t* errors, int64_t count,
+                        float* values) {
+  ADAPTIVERL_CHOSEN(decode_joined)(stored, errors, count, values);
+}
+
+void encode_with_errors(const float* values, int64_t count, const uint16_t* bits, uint32_t factor,
+                        uint16_t* stored, int8_t* errors) {
+  ADAPTIVERL_CHOSEN(encode_parted)(values, count, bits, factor, stored, errors);
 }
 
 void decode_blocks(int slot, const uint8_t* codes, const uint16_t* scales, int64_t count,

@@ -72,8 +72,17 @@ void decode_bfloat16(const uint16_t* stored, int64_t count, float* values);
 void encode_bfloat16(const float* values, int64_t count, const uint16_t* bits, uint32_t factor,
                      uint16_t* stored);
 
+// The same with the error terms beside (method.md#error-term).
+void decode_with_errors(const uint16_t* stored, const int8_t* errors, int64_t count, float* values);
+void encode_with_errors(const float* values, int64_t count, const uint16_t* bits, uint32_t factor,
+                        uint16_t* stored, int8_t* errors);
+
 // Elements that share a scale.
 constexpr int64_t kCodeBlock = 128;
+
+// Scales below are 0; those above stand for a block with something that is not finite.
+constexpr float kSmallestScale = 0x1p-120f;
+constexpr float kLargestScale = 0x1p100f;
 
 // The scales of a tensor's codes, which lie behind them.
 template <typename T>

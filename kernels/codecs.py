@@ -56,6 +56,51 @@ def store(pointers, value, inside, bits, FACTOR: tl.constexpr, WIDE: tl.constexp
 
 
 @triton.jit
+def stands_alone(whole):
+    """0 and what is not finite, by float32's bits: a parameter that is so has no error term."""
+    magnitude = whole & 0x7FFFFFFF
+    return (magnitude == 0) | (magnitude >= 0x7F800000)
+
+
+@triton.jit
+def load_master(pointers, errors, inside, WIDE: tl.constexpr):
+    """A parameter's elements as float32, of 24 bits where `errors` is not None: `error_term`."""
+    values = load(pointers, inside, WIDE)
+    if errors is not None:
+        if WIDE:
+            term = tl.load(errors)
+        else:
+            term = tl.load(errors, inside, 0)
+        whole = values.to(tl.int32, bitcast=True)
+        joined = (whole + (term.to(tl.int32) << 8)).to(tl.float32, bitcast=True)
+        values = tl.where(stands_alone(whole), values, joined)
+    return values
+
+
+@triton.jit
+def store_master(pointers, errors, value, inside, bits, FACTOR: tl.constexpr, WIDE: tl.constexpr):
+    """The other way; arguments as in `store`, and `errors` as in `load_master`."""
+    if errors is None:
+        store(pointers, value, inside, bits, FACTOR, WIDE)
+    else:
+        whole = value.to(tl.uint32, bitcast=True)
+        addend = ((whole >> 8) & 1) + 0x7F
+        if bits is not None:
+            addend = bits >> 8
+        kept = whole + addend
+        upper = (kept + 0x8000) & 0xFFFF0000
+        upper = tl.where(value == value, upper, 0x7FC00000)
+        term = tl.where(stands_alone(upper), 0, kept >> 8).to(tl.int8)
+        param = (upper >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True)
+        if WIDE:
+            tl.store(pointers, param)
+            tl.store(errors, term)
+        else:
+            tl.store(pointers, param, inside)
+            tl.store(errors, term, inside)
+
+
+@triton.jit
 def scales_of(table, COLUMN: tl.constexpr, CODEC: tl.constexpr, start):
     """Where the scale of the block that element `start` opens lies; None where there are none."""
     scales = None

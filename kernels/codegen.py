@@ -31,8 +31,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 ARCHITECTURES = (75, 80, 90, 100)
-REGISTERS, REGISTERS_ROUNDED = 64, 88
-"""Most per thread, on sm_90; of three slots that are rounded by chance, and of slots in blocks"""
+REGISTERS, REGISTERS_ROUNDED, REGISTERS_WITH_ERRORS = 64, 88, 96
+"""Most per thread, on sm_90; of three slots that are rounded by chance, and of slots in blocks; of
+the latter beside parameters with error terms"""
 INSTRUCTIONS, INSTRUCTIONS_WITH_NOISE = 28.0, 55.0
 """Most per element, float32 on sm_90"""
 
@@ -44,6 +45,16 @@ DTYPE_PAIRS = (
     ("bfloat16", "bfloat16"),
     ("float16", "float16"),
 )
+
+OPTIONS = (
+    "stochastic_rounding",
+    "error_terms",
+    "noise",
+    "sums",
+    "gradient_scale",
+    "noise_on_parameter",
+)
+"""What a `Variant` has or has not"""
 
 _POINTERS = {
     "rows": "*i64",
@@ -74,6 +85,7 @@ class Variant:
         sums: Whether `sums` is passed.
         gradient_scale: Whether `gradient_scale` is passed.
         noise_on_parameter: As in `step.step`.
+        error_terms: Beside the parameters.
     """
 
     kernel: str
@@ -86,14 +98,14 @@ class Variant:
     sums: bool = False
     gradient_scale: bool = False
     noise_on_parameter: bool = False
+    error_terms: bool = False
 
     def __str__(self) -> str:
         words = [self.kernel, f"{self.param_dtype}/{self.grad_dtype}"]
         if self.kernel != "sum_squares":
             kept = "" if self.slot_dtype == "float32" else f" {self.slot_dtype}"
             words.append(f"{self.slots}{kept} slots")
-        options = ("stochastic_rounding", "noise", "sums", "gradient_scale", "noise_on_parameter")
-        return " ".join(words + [option for option in options if getattr(self, option)])
+        return " ".join(words + [option for option in OPTIONS if getattr(self, option)])
 
     def with_everything(self) -> Variant:
         """The same with noise, sums and a gradient scale."""
@@ -107,7 +119,7 @@ class Variant:
     @property
     def widths(self) -> set[int]:
         """Bytes of an element of everything that it walks."""
-        kept = [self.slot_dtype] if self.slots else []
+        kept = [self.slot_dtype] * (self.slots > 0) + ["int8"] * self.error_terms
         return {SLOT_BYTES[dtype] for dtype in (self.param_dtype, self.grad_dtype, *kept)}
 
 
@@ -154,6 +166,8 @@ class Report:
             yield f"{self}: {self.local_bytes} bytes of local memory, expected none"
         rounded = self.variant.slots == step.SLOTS and self.variant.slot_dtype != "float32"
         budget = REGISTERS_ROUNDED if rounded or self.variant.is_coded else REGISTERS
+        if self.variant.is_coded and self.variant.error_terms:
+            budget = REGISTERS_WITH_ERRORS
         if self.architecture == 90 and self.registers > budget:
             yield f"{self}: {self.registers} registers, budget {budget}"
         expected = 1 + (self.variant.noise and self.variant.kernel != "sum_squares")
@@ -170,14 +184,16 @@ class Report:
             yield f"{self}: {loop.instructions:.1f} instructions per element, budget {budget:.0f}"
         # Beside float32 a thread holds four elements of 16 bits or 8, beside bfloat16 eight of 8.
         alike = len(variant.widths) == 1 or variant.kernel == "sum_squares"
-        narrow = 8 * min(variant.widths) * (8 if max(variant.widths) == 2 else 4)
-        loads = {128} if alike else {narrow, 128}
+        neighbours = 8 if max(variant.widths) == 2 else 4
+        loads = {128} if alike else {8 * width * neighbours for width in variant.widths}
         if not set(loop.loads) <= loads:
             yield f"{self}: loads of {_bits(loop.loads)} bits, expected {_bits(loads)}"
         written = {BYTES[variant.param_dtype]}
         if variant.slots:
             written.add(SLOT_BYTES[variant.slot_dtype])
-        stores = {128} if alike or written == {4} else {narrow, 128}
+        if variant.error_terms:
+            written.add(1)
+        stores = {128} if alike else {8 * width * neighbours for width in written}
         if not set(loop.stores) <= stores:
             yield f"{self}: stores of {_bits(loop.stores)} bits, expected {_bits(stores)}"
         if loop.shared:
@@ -216,6 +232,11 @@ def variants() -> list[Variant]:
     half = Variant("adamw", "bfloat16", "bfloat16", 2, "bfloat16", stochastic_rounding=True)
     found += [half, half.with_everything()]
     found += [replace(half, slot_dtype="float32"), replace(half, slot_dtype="float32", noise=True)]
+    for slot_dtype in ("float32", "bfloat16", "int8"):
+        for algorithm, slots in (("adamw", 2), ("sgd", 1), ("lion", 1)):
+            kept = Variant(algorithm, "bfloat16", "bfloat16", slots, slot_dtype)
+            kept = replace(kept, stochastic_rounding=True, error_terms=True)
+            found += [kept, kept.with_everything()]
     float16 = Variant("adamw", "float16", "float16", 2, stochastic_rounding=True)
     return list(dict.fromkeys([*found, float16, float16.with_everything()]))
 
@@ -241,6 +262,7 @@ def compile_kernel(variant: Variant, architecture: int) -> Any:
             slots,
             variant.noise_on_parameter,
             variant.stochastic_rounding,
+            variant.error_terms,
         )
         passed = {
             "squares": variant.noise,
@@ -254,6 +276,7 @@ def compile_kernel(variant: Variant, architecture: int) -> Any:
             variant.noise and variant.sums,
             bool(constants["ROUND"]),
             variant.is_coded,
+            variant.error_terms,
         )
         options = {"num_warps": walk.WARPS, "maxnreg": registers}
     names = kernel.arg_names
@@ -337,6 +360,7 @@ def _measure(variant: Variant, body: list[str]) -> tuple[WideLoop | None, float]
         elements = sum(loads) / 8 / BYTES[variant.grad_dtype]
     else:
         per_element = BYTES[variant.param_dtype] + SLOT_BYTES[variant.slot_dtype] * variant.slots
+        per_element += variant.error_terms
         elements = sum(stores) / 8 / per_element
     if elements == 0 or strong:
         return None, 0.0
@@ -365,7 +389,7 @@ def table(reports: Iterable[Report]) -> str:
     """The reports as lines of text, one per wide loop."""
     lines = [
         f"{'arch':<8}{'variant':<80}{'noise':<6}{'instr/el':>9}{'regs':>6}{'local':>7}  "
-        f"{'loads':<9}stores"
+        f"{'loads':<13}stores"
     ]
     for report in reports:
         for loop in report.loops:
@@ -373,7 +397,7 @@ def table(reports: Iterable[Report]) -> str:
                 f"sm_{report.architecture:<5}{report.variant!s:<80}"
                 f"{'yes' if loop.noise else 'no':<6}"
                 f"{loop.instructions:>9.1f}{report.registers:>6}{report.local_bytes:>7}  "
-                f"{_bits(loop.loads):<9}{_bits(loop.stores)}"
+                f"{_bits(loop.loads):<13}{_bits(loop.stores)}"
             )
     return "\n".join(lines)
 

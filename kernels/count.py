@@ -69,7 +69,7 @@ def count_steps(rows: Tensor, state: Tensor, groups: Tensor, effective: Tensor) 
     """Advance every row's `step` and, where it has one, `mu_product`; nothing if it is skipped.
 
     Args:
-        rows: The address table, int64 [tensors, 13].
+        rows: The address table, int64 [tensors, 14].
         state: The controller's state, float64.
         groups: float64 [groups, 5]: their numbers as the user set them.
         effective: float64 [groups, 2]: lr and momentum of this step.

@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import torch
-from adaptiverl.kernels import normals, rounding
+from adaptiverl.kernels import error_term, normals, rounding
 from adaptiverl.kernels.block_tensor import Blocks, any_rounded, shown
-from adaptiverl.kernels.elements import ELEMENTS, Elements, Row, Slot
+from adaptiverl.kernels.elements import ELEMENTS, Elements, Row, Slot, decay_share
 from torch import Tensor
 
 
@@ -36,6 +36,7 @@ class ParameterEntry(Protocol):
     logical_numel: int
     maximize: bool
     stochastic_rounding: bool
+    error: Tensor | None
 
 
 class Knobs(Protocol):
@@ -46,6 +47,7 @@ class Knobs(Protocol):
     seed_high: Tensor
     active: Tensor
     noise: Tensor
+    anneal: Tensor
 
 
 # The pass
@@ -146,12 +148,12 @@ def _step_tensor(
 
     param = real(entry.param)
     dtype = torch.promote_types(param.dtype, torch.float32)
-    scalars = element.scalars(_numbers(entry, group, lr, momentum))
+    scalars = element.scalars(_numbers(entry, group, lr, momentum, knobs.anneal))
     s = type(scalars)(*_beside(param, dtype, *scalars))
     stored = [None if slot is None else real(slot) for slot in entry.slots]
     slots = [None if slot is None else shown(slot).to(dtype) for slot in stored]
 
-    p, g = param.to(dtype), _scaled(real(entry.grad).to(dtype), gradient_scale)
+    p, g = _shown(param, entry.error, dtype), _scaled(real(entry.grad).to(dtype), gradient_scale)
     if entry.maximize:
         g = -g
     g = element.gradient(s, g, p)
@@ -166,16 +168,22 @@ def _step_tensor(
     for place, slot, factor in zip(stored, slots, rounding.OF_SLOTS, strict=False):
         if place is not None:
             _keep(place, slot, bits, factor, active)
-    if entry.stochastic_rounding:
+    if entry.error is not None:
+        p, error = error_term.encode(p, bits if entry.stochastic_rounding else None)
+        _write(entry.error, error, active)
+    elif entry.stochastic_rounding:
         p = _rounded(p, param.dtype, bits, rounding.OF_PARAM)
     _write(param, p, active)
 
 
-def _numbers(entry: ParameterEntry, group: Tensor, lr: Tensor, momentum: Tensor) -> Row:
+def _numbers(
+    entry: ParameterEntry, group: Tensor, lr: Tensor, momentum: Tensor, anneal: Tensor
+) -> Row:
     _, _, hyper0, hyper1, weight_decay = group.unbind()
     step = entry.step.to(group.dtype)
     product = None if entry.mu_product is None else entry.mu_product[0]
-    return Row(lr, momentum, hyper0, hyper1, weight_decay, step, product)
+    share = decay_share(group, lr, anneal)
+    return Row(lr, momentum, hyper0, hyper1, weight_decay, share, step, product)
 
 
 def _noise(
@@ -200,6 +208,11 @@ def _rounding_bits(
     *key, step = _beside(param, torch.int64, knobs.seed_low, knobs.seed_high, knobs.step)
     flat = rounding.random_bits(key, entry.index, step, entry.offset, param.numel())
     return flat.view(param.shape)
+
+
+def _shown(param: Tensor, error: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """A parameter's numbers, with its error terms where it has some."""
+    return param.to(dtype) if error is None else error_term.decode(param, error)
 
 
 def _keep(

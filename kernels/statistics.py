@@ -129,7 +129,7 @@ def sum_squares(
     noise is drawn and nobody else wants the sums.
 
     Args:
-        rows: The address table, int64 [tensors, 13].
+        rows: The address table, int64 [tensors, 14].
         chunks: `chunk_table` of its sizes, int32 [chunks, 2].
         state: The controller's state, float64.
         squares: float64 [tensors]; overwritten.

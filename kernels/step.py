@@ -23,7 +23,12 @@ SLOTS = 3
 
 
 def register_limit(
-    architecture: int, slots: int, noise_and_sums: bool, rounds: bool, coded: bool = False
+    architecture: int,
+    slots: int,
+    noise_and_sums: bool,
+    rounds: bool,
+    coded: bool = False,
+    error_terms: bool = False,
 ) -> int:
     """Registers per thread. Left to itself the compiler takes more for a few instructions less.
 
@@ -36,9 +41,13 @@ def register_limit(
         noise_and_sums: With both.
         rounds: Something is rounded by chance.
         coded: Slots are kept in blocks of codes.
+        error_terms: Parameters have error terms.
     """
     if coded:
-        return 104 if noise_and_sums and architecture >= 100 else 88
+        if not noise_and_sums:
+            return 88
+        # As many programs run at once with 96 as with 88.
+        return 104 if architecture >= 100 else 96 if error_terms else 88
     everything = slots == SLOTS and noise_and_sums
     if rounds and (everything or architecture >= 100):
         return 88
@@ -54,9 +63,10 @@ def constants(
     slot_dtypes: Sequence[torch.dtype],
     noise_on_parameter: bool,
     stochastic_rounding: bool = False,
+    error_terms: bool = False,
 ) -> dict[str, object]:
     """What a kernel is compiled for, by the names of its arguments; arguments as in `step`."""
-    dtypes = (param_dtype, grad_dtype, *slot_dtypes)
+    dtypes = (param_dtype, grad_dtype, *slot_dtypes, *([torch.int8] if error_terms else []))
     round_param = stochastic_rounding and param_dtype in HALVES
     element = ELEMENTS[algorithm]
     slots = [CODECS[dtype] for dtype in slot_dtypes]
@@ -64,6 +74,7 @@ def constants(
     return {
         "PARAM_CODEC": CODECS[param_dtype],
         "GRAD_CODEC": CODECS[grad_dtype],
+        "ERRORS": error_terms,
         **{f"SLOT{i}": codec for i, codec in enumerate(slots)},
         "SCALARS": element.scalars,
         "GRADIENT": element.gradient,
@@ -97,6 +108,7 @@ def step(
     slot_dtypes: Sequence[torch.dtype],
     noise_on_parameter: bool = False,
     stochastic_rounding: bool = False,
+    error_terms: bool = False,
 ) -> None:
     """One step of every tensor in place, in one launch; the twin of `reference.step`.
 
@@ -104,7 +116,7 @@ def step(
     step is skipped. All that changes between steps is read from memory.
 
     Args:
-        rows: The address table, int64 [tensors, 13]; `maximize` is a column of it.
+        rows: The address table, int64 [tensors, 14]; `maximize` is a column of it.
         chunks: `chunk_table` of its sizes, int32 [chunks, 2].
         state: The controller's state, float64.
         groups: float64 [groups, 5].
@@ -124,12 +136,19 @@ def step(
         noise_on_parameter: Add the noise to the parameter after its update.
         stochastic_rounding: Round parameters of 16 bits by chance, as slots of 16 bits always are
             (method.md#storage).
+        error_terms: The rows have error terms beside their parameters (method.md#error-term).
     """
     if len(chunks) == 0:
         return
     noise_and_sums = squares is not None and sums is not None
     compiled = constants(
-        algorithm, param_dtype, grad_dtype, slot_dtypes, noise_on_parameter, stochastic_rounding
+        algorithm,
+        param_dtype,
+        grad_dtype,
+        slot_dtypes,
+        noise_on_parameter,
+        stochastic_rounding,
+        error_terms,
     )
     limit = register_limit(
         _architecture(rows.device),
@@ -137,6 +156,7 @@ def step(
         noise_and_sums,
         bool(compiled["ROUND"]),
         torch.int8 in slot_dtypes,
+        error_terms,
     )
     with on_device(rows.device):
         step_kernel[(len(chunks),)](

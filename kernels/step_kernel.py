@@ -13,10 +13,19 @@ import triton
 import triton.language as tl
 from adaptiverl.kernels import rounding
 from adaptiverl.kernels.block_codes import BLOCK as CODES
-from adaptiverl.kernels.codecs import load, load_slot, pointer_of, scales_of, store, store_slot
+from adaptiverl.kernels.codecs import (
+    load,
+    load_master,
+    load_slot,
+    pointer_of,
+    scales_of,
+    store_master,
+    store_slot,
+)
 from adaptiverl.kernels.layout import (
     EFFECTIVE_COLUMNS,
     EFFECTIVE_LR,
+    ERROR,
     GRAD,
     GROUP,
     GROUP_COLUMNS,
@@ -54,6 +63,7 @@ OF_SLOT0, OF_SLOT1, OF_SLOT2 = (tl.constexpr(factor) for factor in rounding.OF_S
 def _full_blocks(
     rows,
     chunks,
+    ERRORS: tl.constexpr,
     SLOT0: tl.constexpr,
     SLOT1: tl.constexpr,
     SLOT2: tl.constexpr,
@@ -64,6 +74,8 @@ def _full_blocks(
     # How many blocks of this chunk the wide path takes: all that are full, or none.
     table, start, length = chunk_of(rows, chunks, CHUNK)
     addresses = tl.load(table + PARAM) | tl.load(table + GRAD)
+    if ERRORS:
+        addresses |= tl.load(table + ERROR)
     if SLOT0 is not None:
         addresses |= tl.load(table + STATE0)
     if SLOT1 is not None:
@@ -88,6 +100,7 @@ def _step_path(
     scalars,
     PARAM_CODEC: tl.constexpr,
     GRAD_CODEC: tl.constexpr,
+    ERRORS: tl.constexpr,
     SLOT0: tl.constexpr,
     SLOT1: tl.constexpr,
     SLOT2: tl.constexpr,
@@ -109,6 +122,8 @@ def _step_path(
     element = tl.load(table + OFFSET) + start
     params = pointer_of(table, PARAM, PARAM_CODEC, start)
     grads = pointer_of(table, GRAD, GRAD_CODEC, start)
+    if ERRORS:
+        errors = pointer_of(table, ERROR, tl.int8, start)
     if SLOT0 is not None:
         slots0 = pointer_of(table, STATE0, SLOT0, start)
         scales0 = scales_of(table, STATE0, SLOT0, start)
@@ -148,7 +163,10 @@ def _step_path(
         if SLOT2 is not None:
             slot2 = at(slots2, offset, WIDE) + lanes
             state2 = load_slot(slot2, scales2, block, inside, SLOT2, WIDE)
-        p = load(param, inside, WIDE)
+        error = None
+        if ERRORS:
+            error = at(errors, offset, WIDE) + lanes
+        p = load_master(param, error, inside, WIDE)
         bits = None
         if ROUND:
             bits = draw_bits(element + offset, lanes, counter, NEIGHBOURS, WIDE, STEP_BY)
@@ -187,9 +205,9 @@ def _step_path(
             xi = draw(element + offset, lanes, counter, NEIGHBOURS, WIDE, STEP_BY)
             p = p + noise_scale * xi
         if ROUND_PARAM:
-            store(param, p, inside, bits, OF_PARAM, WIDE)
+            store_master(param, error, p, inside, bits, OF_PARAM, WIDE)
         else:
-            store(param, p, inside, None, OF_PARAM, WIDE)
+            store_master(param, error, p, inside, None, OF_PARAM, WIDE)
     return sum_gu, sum_gg, sum_uu
 
 
@@ -204,6 +222,7 @@ def _step_chunk(
     scalars,
     PARAM_CODEC: tl.constexpr,
     GRAD_CODEC: tl.constexpr,
+    ERRORS: tl.constexpr,
     SLOT0: tl.constexpr,
     SLOT1: tl.constexpr,
     SLOT2: tl.constexpr,
@@ -226,7 +245,7 @@ def _step_chunk(
     for WIDE in tl.static_range(1, -1, -1):
         if not WIDE:
             RUN: tl.constexpr = 8 if ROUND else 4
-            full = _full_blocks(rows, chunks, SLOT0, SLOT1, SLOT2, RUN, CHUNK, BLOCK)
+            full = _full_blocks(rows, chunks, ERRORS, SLOT0, SLOT1, SLOT2, RUN, CHUNK, BLOCK)
         path_gu, path_gg, path_uu = _step_path(
             full,
             rows,
@@ -237,6 +256,7 @@ def _step_chunk(
             scalars,
             PARAM_CODEC,
             GRAD_CODEC,
+            ERRORS,
             SLOT0,
             SLOT1,
             SLOT2,
@@ -276,6 +296,7 @@ def step_kernel(
     finished,
     PARAM_CODEC: tl.constexpr,
     GRAD_CODEC: tl.constexpr,
+    ERRORS: tl.constexpr,
     SLOT0: tl.constexpr,
     SLOT1: tl.constexpr,
     SLOT2: tl.constexpr,
@@ -296,11 +317,11 @@ def step_kernel(
         return
     # A wide round opens with the first of the elements that share a block of random words.
     RUN: tl.constexpr = 8 if ROUND else 4
-    full = _full_blocks(rows, chunks, SLOT0, SLOT1, SLOT2, RUN, CHUNK, BLOCK)
+    full = _full_blocks(rows, chunks, ERRORS, SLOT0, SLOT1, SLOT2, RUN, CHUNK, BLOCK)
     table, _, _ = chunk_of(rows, chunks, CHUNK)
     group = tl.load(table + GROUP)
     knobs = effective + group * EFFECTIVE_COLUMNS
-    scalars = SCALARS(table, groups + group * GROUP_COLUMNS, knobs)
+    scalars = SCALARS(table, groups + group * GROUP_COLUMNS, knobs, state)
     scale = 1.0
     if gradient_scale is not None:
         scale = tl.load(gradient_scale).to(tl.float32)
@@ -330,6 +351,7 @@ def step_kernel(
             scalars,
             PARAM_CODEC,
             GRAD_CODEC,
+            ERRORS,
             SLOT0,
             SLOT1,
             SLOT2,
@@ -356,6 +378,7 @@ def step_kernel(
             scalars,
             PARAM_CODEC,
             GRAD_CODEC,
+            ERRORS,
             SLOT0,
             SLOT1,
             SLOT2,

@@ -183,6 +183,12 @@ def the_controllers_bandit_is_the_law() -> None:
     _is_the_law(control, ("arm", "arm_draws"), ("window_reward", "played_count", "played_mean"))
 
 
+@check(anywhere=True)
+def the_controllers_network_is_the_law() -> None:
+    """The same of a law whose weights lie behind the control's numbers."""
+    _is_the_law(Control.distilled(400), ("moved_at",), ("move_lr", "move_momentum"))
+
+
 def _is_the_law(control: Control, exact: tuple[str, ...] = (), close: tuple[str, ...] = ()) -> None:
     generator = torch.Generator().manual_seed(3)
     course = 2 + torch.exp(-torch.arange(400) / 130) + 0.4 * torch.randn(400, generator=generator)
@@ -956,7 +962,8 @@ def a_graph_and_plain_steps_have_each_their_own_numbers() -> None:
 @check(anywhere=True)
 def recapturing_does_not_leak() -> None:
     """Forward, backward and step, captured again and again: what ended graphs had is let go."""
-    params = parameters([3] * 500)
+    cuda = Where.device.type == "cuda"
+    params = parameters([3] * (500 if cuda else 50))
     optimizer = AdaptiveAdamW(params, 0.01, control=BUSY, max_grad_norm=1.0, capturable=True)
 
     def train_once() -> None:
@@ -966,7 +973,6 @@ def recapturing_does_not_leak() -> None:
         optimizer.observe(loss)
         optimizer.step()
 
-    cuda = Where.device.type == "cuda"
     kept, allocated, reserved = [], [], []
     side = torch.cuda.Stream() if cuda else None
     with graphs():

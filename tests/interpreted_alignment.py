@@ -30,7 +30,7 @@ from torch import nn
 
 import adaptiverl
 from adaptiverl import AdaptiveAdamW
-from adaptiverl.log import Announcements
+from adaptiverl.announcements import Announcements
 
 
 # Every option is in interpreted_pass.py; here, one that is quiet and one with noise and clipping.

@@ -83,8 +83,12 @@ STORED = [
     (HALF, HALF, HALF, False),
     (HALF, HALF, torch.int8),
     (SINGLE, SINGLE, torch.int8),
+    (HALF, HALF, SINGLE, True, True),
+    (HALF, HALF, HALF, False, True),
+    (HALF, HALF, torch.int8, True, True),
 ]
-"""Of parameters, gradients and slots; whether parameters are rounded by chance"""
+"""Of parameters, gradients and slots; whether parameters are rounded by chance; whether they have
+error terms"""
 each_case = pytest.mark.parametrize("case", CASES.values(), ids=str)
 each_pair = pytest.mark.parametrize(("param_dtype", "grad_dtype"), PAIRS, ids=str)
 
@@ -208,6 +212,7 @@ class Launch:
             slot_dtypes=[dtype_of(slot) for slot in first.slots if slot is not None],
             noise_on_parameter=on_parameter,
             stochastic_rounding=first.stochastic_rounding,
+            error_terms=first.error is not None,
         )
         assert not self.finished.any(), "a ticket was not handed back"
         return out
@@ -387,6 +392,8 @@ def test_step_is_the_oracles_with_few_options(
     [
         ("adamw.py", "exp_avg_sq * beta2 +", "exp_avg_sq * beta2 + 2 *", "adamw"),
         ("sgd.py", "one_minus_dampening * g", "one_minus_dampening * -g", "sgd"),
+        ("decay.py", "weight_decay < 0", "weight_decay < -9", "adamw"),
+        ("decay.py", "* tl.load(state + STATE_ANNEAL)", "", "lion"),
         ("step_kernel.py", "load(grad, inside", "load(param, inside", "lion"),
     ],
 )
@@ -491,7 +498,7 @@ def test_what_is_stored_is_the_float32_step_rounded_by_the_oracle(
 
 
 @each_case
-@pytest.mark.parametrize("stored", STORED[:2], ids=str)
+@pytest.mark.parametrize("stored", [*STORED[:2], (HALF, HALF, SINGLE, True, True)], ids=str)
 @pytest.mark.parametrize("cut", [1, 4, 8, 1031])
 def test_shards_round_as_the_whole(case: Case, stored: tuple[Any, ...], cut: int) -> None:
     whole = stored_in(make(case, 2052, index=6), *stored)

@@ -32,6 +32,8 @@ LONG = PIECE + 4467
 SIZES = [0, 1, 2, 3, 4, 5, 15, 16, 17, 63, 65, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK + 2]
 
 SEED, STEP, SIGMA = (0xDEADBEEF << 32) + 0x12345678, 41, 0.1
+ANNEAL = 0.375
+"""What the cooldown leaves, in every state: independent weight decay goes by it"""
 PATHS = ("compiled", "reference")
 
 Floats = NDArray[np.float64]
@@ -119,7 +121,7 @@ def _adamw_sums(twin: Twin, grad: Floats, group: Sequence[float], **options: Any
 ADAMW = Case(
     name="adamw",
     optimizer=AdaptiveAdamW,
-    groups=double([[1e-2, 0.9, 0.99, 1e-6, 0.1], [3e-3, 0.8, 0.95, 1e-4, 0.3]]),
+    groups=double([[1e-2, 0.9, 0.99, 1e-6, 0.1], [3e-3, 0.8, 0.95, 1e-4, -0.3]]),
     effective=double([[5e-3, 0.85], [4e-3, 0.7]]),
     kept=(2, 3),
     start=_adamw_start,
@@ -170,7 +172,7 @@ SGD = Case(
         [
             [1e-2, 0.9, 0.2, 0, 0.1],
             [3e-3, 0.8, 0.0, NESTEROV, 0.3],
-            [3e-3, 0.8, 0.5, DECOUPLED, 0.4],
+            [3e-3, 0.8, 0.5, DECOUPLED, -0.4],
             [3e-3, 0.8, 0.0, NESTEROV + DECOUPLED, 0.2],
             [3e-3, 0.8, 0.3, 0, 0.0],
         ]
@@ -216,7 +218,7 @@ def _lion_sums(twin: Twin, grad: Floats, group: Sequence[float], **options: Any)
 LION = Case(
     name="lion",
     optimizer=AdaptiveLion,
-    groups=double([[1e-3, 0.9, 0.98, 0.0, 0.1], [3e-4, 0.8, 0.9, 0.0, 0.3]]),
+    groups=double([[1e-3, 0.9, 0.98, 0.0, 0.1], [3e-4, 0.8, 0.9, 0.0, -0.3]]),
     effective=double([[5e-3, 0.85], [4e-3, 0.7]]),
     kept=(1,),
     start=_lion_start,
@@ -237,13 +239,14 @@ def state_of(
     """The state of a controller that decided just this."""
     low, high = float(seed & 0xFFFFFFFF), float(seed >> 32)
     state = State(step=step, seed_low=low, seed_high=high, active=active, noise=noise)
+    state.anneal = ANNEAL
     return torch.tensor(astuple(state), dtype=torch.float64)
 
 
 def knobs_of(state: Tensor) -> Any:
     """The same as the reference reads it."""
     found = State(*state.tolist())
-    names = ("step", "seed_low", "seed_high", "active", "noise")
+    names = ("step", "seed_low", "seed_high", "active", "noise", "anneal")
     return SimpleNamespace(
         **{name: torch.tensor(getattr(found, name), dtype=torch.float64) for name in names}
     )
@@ -302,7 +305,7 @@ def counted_tables() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Address rows of `COUNTS` and one without a product, their products, steps, and what is right.
 
     Returns:
-        int64 [9, 13]; float64 [9, 3]; float32 [9]; float64 [9, 4]: products and steps afterwards.
+        int64 [9, 14]; float64 [9, 3]; float32 [9]; float64 [9, 4]: products and steps afterwards.
     """
     products = double([kept for kept, _, _ in COUNTS.values()] + [[9, 9, 9]])
     steps = torch.tensor([float(step) for _, step, _ in COUNTS.values()] + [4.0])
@@ -334,7 +337,9 @@ def mixed_entries(case: Case, sizes: Sequence[int], **options: Any) -> list[Para
 def with_tensors(entry: ParameterEntry, change: Callable[[Tensor], Tensor]) -> ParameterEntry:
     """The same with all that has the parameter's shape changed."""
     slots = tuple(None if slot is None else change(slot) for slot in entry.slots)
-    return replace(entry, param=change(entry.param), grad=change(entry.grad), slots=slots)
+    error = None if entry.error is None else change(entry.error)
+    param, grad = change(entry.param), change(entry.grad)
+    return replace(entry, param=param, grad=grad, slots=slots, error=error)
 
 
 def copy_of(entry: ParameterEntry) -> ParameterEntry:
@@ -360,7 +365,8 @@ def rows_of(entries: Sequence[ParameterEntry]) -> Tensor:
 
 def written(entry: ParameterEntry) -> list[Tensor]:
     """What a step writes."""
-    return [entry.param, *(slot for slot in entry.slots if slot is not None)]
+    kept = (*entry.slots, entry.error)
+    return [entry.param, *(tensor for tensor in kept if tensor is not None)]
 
 
 def assert_bits(a: ParameterEntry, b: ParameterEntry) -> None:
@@ -386,8 +392,10 @@ def stored_in(
     grad: torch.dtype,
     slots: torch.dtype,
     by_chance: bool = True,
+    errors: bool = False,
 ) -> ParameterEntry:
-    """The same entry, its tensors kept in these dtypes."""
+    """The same entry, its tensors kept in these dtypes, the parameter with error terms or not."""
+    terms = torch.randint(-128, 128, entry.param.shape).to(torch.int8) if errors else None
     return replace(
         copy_of(entry),
         param=entry.param.to(param),
@@ -397,6 +405,7 @@ def stored_in(
             for slot, kind in zip(entry.slots, KINDS, strict=False)
         ),
         stochastic_rounding=by_chance and param in FORMATS,
+        error=terms,
     )
 
 
@@ -408,6 +417,9 @@ def kept_in(slot: Tensor, dtype: torch.dtype, kind: blocks.Map) -> Tensor:
 def widened(entry: ParameterEntry) -> ParameterEntry:
     """The same numbers in float32."""
     wide = with_tensors(copy_of(entry), lambda t: shown(t).float())
+    if entry.error is not None:
+        numbers = oracle.joined(as_reals(entry.param), as_reals(entry.error))
+        wide = replace(wide, param=torch.from_numpy(numbers).float(), error=None)
     return replace(wide, stochastic_rounding=False)
 
 
@@ -424,6 +436,9 @@ def rounded(
 
 def assert_stored(entry: ParameterEntry, exact: ParameterEntry) -> None:
     """Raise unless an entry is what the oracle makes of the float32 results of the same step."""
+    if entry.error is not None:
+        assert_parted(entry, exact.param)
+        entry, exact = (replace(x, param=torch.empty(0), error=None) for x in (entry, exact))
     for i, (x, y) in enumerate(
         zip((entry.param, *entry.slots), (exact.param, *exact.slots), strict=True)
     ):
@@ -435,6 +450,18 @@ def assert_stored(entry: ParameterEntry, exact: ParameterEntry) -> None:
             torch.testing.assert_close(x, rounded(y, x.dtype, entry, FACTORS[i]), rtol=0, atol=0)
         else:
             torch.testing.assert_close(x, y.to(x.dtype), rtol=0, atol=0)
+
+
+def assert_parted(entry: ParameterEntry, exact: Tensor, step: int = STEP) -> None:
+    """Raise unless a parameter and its error terms are what the oracle makes of float32 numbers."""
+    elements = entry.offset + np.arange(exact.numel())
+    drawn = oracle.rounding_bits(SEED, entry.index, step, elements)
+    bits = drawn if entry.stochastic_rounding else None
+    param, error = oracle.parted(as_reals(exact).reshape(-1), bits)
+    assert entry.error is not None
+    assert (entry.param.dtype, entry.error.dtype) == (torch.bfloat16, torch.int8)
+    assert np.array_equal(as_reals(entry.param).reshape(-1), param)
+    assert np.array_equal(as_reals(entry.error).reshape(-1), error)
 
 
 def assert_encoded(
@@ -526,17 +553,19 @@ def step(
     gradient_scale: float | None = None,
     on_parameter: bool = False,
     sums: Tensor | None = None,
+    squares: Tensor | None = None,
 ) -> None:
-    """One step in place, counters included."""
+    """One step in place, counters included; `squares`, where the noise has others than theirs."""
     scale = None if gradient_scale is None else torch.tensor(gradient_scale, dtype=torch.float64)
     if path == "compiled":
         count(case, entries)
-        compiled_pass(
-            case, entries, state, gradient_scale=scale, sums=sums, on_parameter=on_parameter
-        )
+        options: dict[str, Any] = {"gradient_scale": scale, "sums": sums, "squares": squares}
+        compiled_pass(case, entries, state, on_parameter=on_parameter, **options)
         return
-    knobs, squares = knobs_of(state), None
-    if knobs.noise != 0:
+    knobs = knobs_of(state)
+    if knobs.noise == 0:
+        squares = None
+    elif squares is None:
         squares = torch.zeros(len(entries), dtype=torch.float64)
         reference.sum_squares(entries, squares, on_parameter)
     skippable = bool(knobs.active == 0)
@@ -585,6 +614,9 @@ class Twin:
         elements = entry.offset + np.arange(reals.size).reshape(reals.shape)
         group = self.case.groups[entry.group].tolist() if group is None else group
         lr, momentum = self.case.effective[entry.group].tolist() if effective is None else effective
+        if group[4] < 0:  # independent: whatever lr is, this is what the decay takes off
+            share = group[0] * ANNEAL * -group[4]
+            group = [*group[:4], share / lr if lr else 0.0]
         self.param, slots = self.case.step(
             self,
             reals,

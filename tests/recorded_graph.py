@@ -163,12 +163,11 @@ def device_memory(optimizer: Any, *more: Tensor) -> list[Tensor]:
     """What of an optimizer and its parameters would lie on a GPU."""
     params = [p for group in optimizer.param_groups for p in group["params"]]
     state = [value for p in params for value in optimizer.state[p].values()]
-    controller = optimizer._controller
+    controllers = optimizer._controllers
     own = [
-        controller.state,
-        controller.numbers,
-        controller.inbox,
-        controller.ring.on(controller.device),
+        t
+        for one in controllers
+        for t in (one.state, one.numbers, one.inbox, one.ring.on(one.device))
     ]
     held = [t for piece in optimizer._round.workspace._pieces.values() for t in piece.tensors]
     grads = [p.grad for p in params if p.grad is not None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ SQUARES = codegen.Variant("sum_squares", "bfloat16", "bfloat16")
 HALVES = codegen.Variant("adamw", "bfloat16", "bfloat16", 2).with_everything()
 PLAIN = codegen.Variant("adamw", "float32", "float32", 2)
 CODED = codegen.Variant("adamw", "bfloat16", "bfloat16", 2, "int8", True).with_everything()
-LARGEST = [EVERYTHING, HALVES, SQUARES, CODED]
+ERRORS = replace(CODED, error_terms=True)
+LARGEST = [EVERYTHING, HALVES, SQUARES, CODED, ERRORS]
 # Whose instructions are counted: every algorithm with all its slots and everything in it, AdamW
 # also with what the algorithms share: noise of the parameter's size, slots of 16 bits. All have the
 # loop without noise as well, with more in it than where sums and scale are left out.
@@ -49,7 +51,7 @@ SINGLE = [
     ("architecture", "variants"),
     [
         (codegen.ARCHITECTURES[0], LARGEST),
-        (90, [*SINGLE, HALVES, CODED]),
+        (90, [*SINGLE, HALVES, CODED, ERRORS, replace(ERRORS, slot_dtype="float32")]),
         (codegen.ARCHITECTURES[-1], LARGEST),
     ],
     ids=["oldest", "90", "newest"],
@@ -76,6 +78,7 @@ def test_every_option_is_compiled() -> None:
             "gradient_scale",
             "noise_on_parameter",
             "stochastic_rounding",
+            "error_terms",
         ):
             assert {getattr(v, option) for v in steps} == {False, True}
         assert {v.slot_dtype for v in steps} == {"float32", "bfloat16", "int8"}

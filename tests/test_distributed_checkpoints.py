@@ -50,7 +50,7 @@ def prepared(
     size: int, how: str = "", **options: Any
 ) -> tuple[nn.Module, Any, Any, list[nn.Parameter]]:
     mesh = init_device_mesh("cpu", (size,))
-    model: nn.Module = Holder()
+    model: nn.Module = Holder().to(options.pop("dtype", torch.float32))
     if how == "replicas":
         model = DistributedDataParallel(model)
     else:
@@ -297,6 +297,7 @@ SAVED, END = 13, 24
 
 
 SHORT = {"state_dtype": torch.bfloat16}
+MASTER = {"dtype": torch.bfloat16, "master_bits": 8}
 
 
 @pytest.mark.parametrize(
@@ -304,7 +305,8 @@ SHORT = {"state_dtype": torch.bfloat16}
     [
         (4, "nested", (2, 1), {}),
         (4, "nested", (2, 1), SHORT),
-        (4, "flattened", (2,), {}),
+        (4, "nested", (2, 1), MASTER),
+        (4, "flattened", (2,), MASTER),
         (4, "offloaded", (2,), {}),
         (4, "from rank 0", (2, 1), {}),
         (2, "nested", (4,), {}),

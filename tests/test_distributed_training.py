@@ -121,6 +121,7 @@ PARAMETER = jobs.Control(every=2, noise_bounds=(0.1, 0.2), noise_target="paramet
         ((3,), [ROWS], 12, {"algorithm": AdaptiveLion}, 3),
         ((3,), [ROWS], 12, {"dtype": torch.bfloat16}, 3),
         ((3,), [ROWS], 12, {"dtype": torch.bfloat16, "state_dtype": torch.bfloat16}, 3),
+        ((3,), [ROWS], 12, {"dtype": torch.bfloat16, "master_bits": 8}, 3),
         ((4,), [ROWS], 12, {"state_dtype": torch.bfloat16, "amsgrad": True}, 4),
         ((2,), [ROWS], 6, {"control": PARAMETER}, 2),
     ],

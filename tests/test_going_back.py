@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from training import assert_differ, assert_same, clones, saved_states, values
 
 from adaptiverl import AdaptiveAdamW, AdaptiveLion, AdaptiveSGD, Control, codecs, devices
+from adaptiverl.announcements import Announcements
 from adaptiverl.kernels import reference
 from adaptiverl.layout import FIELDS, SLOT
-from adaptiverl.log import Announcements
 from adaptiverl.step.snapshot import KEY, Snapshot
 
 FIND = Control.range_test(1000)
@@ -116,18 +116,20 @@ def test_a_search_ends_where_it_began(kind: str, dtype: torch.dtype) -> None:
 
 
 @kinds
-def test_state_in_blocks_starts_anew_with_its_scales(
+def test_state_in_blocks_starts_anew_with_its_scales_and_so_do_error_terms(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(codecs, "SMALL", 0)
     make = partial(AdaptiveAdamW, lr=None) if kind == "AdamW" else KINDS[kind]
-    optimizer = make(params := parameters(), control=FIND, state_dtype=torch.int8)
+    options: dict[str, Any] = {"state_dtype": torch.int8, "master_bits": 8}
+    optimizer = make(params := parameters(torch.bfloat16), control=FIND, **options)
     began = values(params)
     train_until_it_went_back(optimizer, params)
     assert_where_it_began(optimizer, params, began)
     kept = [x for s in optimizer.state.values() for x in s.values() if isinstance(x, Blocks)]
     assert kept
     assert not any(x.buffer.any() for x in kept)
+    assert not any(s["master_error"].any() for s in optimizer.state.values())
 
 
 def test_tensors_with_gaps_and_tensors_in_one_memory_go_back() -> None:

@@ -41,6 +41,7 @@ CONTROLS: dict[str, Control] = {
     "alignment": Control.find_lr(900),
     "range_test": Control.range_test(900),
     "open": Control.range_test(),
+    "distilled": Control.distilled(900),
 }
 
 
@@ -393,6 +394,16 @@ def test_a_rate_that_was_cut_stays_cut_under_another_start() -> None:
     state = resumed._controller.read()
     assert state.pulse_cuts > 0
     assert state.log_lr_ceiling == pytest.approx(state.log_lr, abs=1e-12)
+
+
+def test_each_groups_own_controller_is_told() -> None:
+    params = parameters(*SHAPES)
+    groups = [{"params": params[:1]}, {"params": params[1:], "lr": 1e-3}]
+    optimizer = AdaptiveAdamW(groups, lr=1e-2, control=replace(FREE, groups="own"))
+    train(optimizer, params, 20, float)
+    first, second = (optimizer.knobs(group=place) for place in range(2))
+    assert first["pulse_cuts"] == second["pulse_cuts"] > 2
+    assert second["lr"] == pytest.approx(first["lr"] / 10)
 
 
 def test_knobs_and_trace_show_it() -> None:

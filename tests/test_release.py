@@ -84,20 +84,26 @@ def pair(make: Callable[[Any], Any], model: nn.Module) -> list[tuple[Any, Any]]:
 # --- What is trained --------------------------------------------------------------------------
 
 
-CASES = [(kind, control, torch.float32) for kind in KINDS for control in CONTROLS]
+CASES: list[Any] = [(kind, c, torch.float32, {}) for kind in KINDS for c in CONTROLS]
 CASES += [
-    ("AdamW", control, dtype)
+    ("AdamW", control, *stored)
     for control in ("loss law and noise", "range_test")
-    for dtype in (torch.bfloat16, torch.float64)  # the compiled pass's other loop; plain torch
+    for stored in (
+        (torch.bfloat16, {}),  # the compiled pass's other loop
+        (torch.bfloat16, {"master_bits": 8}),
+        (torch.float64, {}),  # plain torch
+    )
 ]
 
 
-@pytest.mark.parametrize(("kind", "control", "dtype"), CASES)
-def test_it_trains_what_ordinary_steps_train(kind: str, control: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("kind", "control", "dtype", "options"), CASES)
+def test_it_trains_what_ordinary_steps_train(
+    kind: str, control: str, dtype: torch.dtype, options: dict[str, Any]
+) -> None:
     """To the bit: sums are read a step later in either, and losses are told before backward()."""
 
     def make(model: nn.Module) -> Any:
-        return KINDS[kind](model.parameters(), control=CONTROLS[control])
+        return KINDS[kind](model.parameters(), control=CONTROLS[control], **options)
 
     runs = pair(make, stack(dtype))
     began = values(runs[0][1].parameters())

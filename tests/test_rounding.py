@@ -23,6 +23,7 @@ from pass_cases import (
     STEP,
     Case,
     as_reals,
+    assert_parted,
     assert_stored,
     copy_of,
     double,
@@ -38,7 +39,8 @@ from pass_cases import (
 from torch import Tensor
 
 from adaptiverl.backends import CPU, REFERENCE, backend_for
-from adaptiverl.kernels import blocks, reference, rounding
+from adaptiverl.kernels import blocks, error_term, reference, rounding
+from adaptiverl.step.entries import COLUMNS
 
 HALF, SINGLE = torch.bfloat16, torch.float32
 STORED = [
@@ -50,8 +52,12 @@ STORED = [
     (HALF, HALF, HALF, False),
     (HALF, HALF, torch.int8),
     (SINGLE, SINGLE, torch.int8),
+    (HALF, HALF, SINGLE, True, True),
+    (HALF, HALF, HALF, False, True),
+    (HALF, SINGLE, torch.int8, True, True),
 ]
-"""Of parameters, gradients and slots; whether parameters are rounded by chance"""
+"""Of parameters, gradients and slots; whether parameters are rounded by chance; whether they have
+error terms"""
 KEY = (torch.tensor(SEED & 0xFFFFFFFF), torch.tensor(SEED >> 32))
 
 each_case = pytest.mark.parametrize("case", CASES.values(), ids=str)
@@ -99,9 +105,12 @@ def test_what_is_stored_is_the_float32_step_rounded(
         # One launch takes what is stored alike; groups may differ in the slots that they keep.
         exact = widened(entry)
         sums = torch.zeros((2, 1, 3), dtype=torch.float64)
+        noisy = entry.param if on_parameter else entry.grad  # of which error terms are no part
+        options: dict[str, Any] = {"on_parameter": on_parameter}
+        options["squares"] = noisy.double().square().sum().reshape(1)
         for each, found in ((entry, sums[0]), (exact, sums[1])):
             assert backend.accepts(each, True)
-            step(path, case, [each], state_of(noise), on_parameter=on_parameter, sums=found)
+            step(path, case, [each], state_of(noise), sums=found, **options)
         assert_stored(entry, exact)
         torch.testing.assert_close(sums[0], sums[1], rtol=0, atol=0)
 
@@ -110,7 +119,7 @@ def test_what_is_stored_is_the_float32_step_rounded(
 @each_stored
 @pytest.mark.parametrize("cut", [1, 4, 8, 1024, 1031, PIECE + 3])
 def test_shards_round_as_the_whole(case: Case, stored: tuple[Any, ...], cut: int) -> None:
-    if torch.int8 in stored:
+    if torch.int8 in stored[:3]:
         cut = -(-cut // blocks.BLOCK) * blocks.BLOCK  # a block that is cut is another block
     whole = stored_in(entry_of(case, (PIECE + 2052,), index=6), *stored)
     shards = [part_of(copy_of(whole), *edges) for edges in ((0, cut), (cut, PIECE + 2052))]
@@ -214,27 +223,153 @@ def test_small_updates_of_a_second_moment_are_not_lost(path: str) -> None:
     assert second.float().std().item() > 0
 
 
-@pytest.mark.parametrize("path", PATHS)
+@each_path
+@pytest.mark.parametrize("errors", [True, False])
 @pytest.mark.parametrize("by_chance", [True, False])
 def test_small_updates_of_a_parameter_are_lost_only_by_rounding_to_nearest(
-    path: str, by_chance: bool
+    path: str, by_chance: bool, errors: bool
 ) -> None:
     case = replace(CASES["lion"], groups=double([[1e-4, 0.9, 0.99, 0.0, 0.0]]))
     case = replace(case, effective=double([[1e-4, 0.9]]))
-    entry = stored_in(entry_of(case, (4096,), steps=0), HALF, HALF, SINGLE, by_chance)
+    entry = stored_in(entry_of(case, (4096,), steps=0), HALF, HALF, SINGLE, by_chance, errors)
     entry.param.fill_(1.0)
+    if entry.error is not None:
+        entry.error.zero_()
     entry.grad.fill_(0.5)
     for t in range(200):
         step(path, case, [entry], state_of(step=t))
-    mean = entry.param.float().mean().item()
-    if by_chance:
+    mean = widened(entry).param.mean().item()
+    if errors:
+        # Below 1, numbers of 24 bits are 2^-16 apart: half a spacing in each step, at most.
+        assert abs(mean - 0.98) < 200 * 2**-17
+        assert by_chance or entry.param.unique().numel() == 1
+    elif by_chance:
         # 200 steps of 1e-4, below 1 in spacings of 2^-8.
         assert abs(mean - 0.98) < 5 * 0.5 * 2**-8 * 200**0.5 / 4096**0.5
     else:
         assert mean == 1.0
 
 
+# --- Error terms ---------------------------------------------------------------------------------
+
+EVERY_HALF = torch.arange(-(2**15), 2**15).to(torch.int16).view(HALF)
+TERMS = (-128, -127, -65, -1, 0, 1, 64, 127)
+
+
+@pytest.mark.parametrize("term", TERMS)
+def test_a_bfloat16_and_its_error_term_are_one_number_of_24_bits(term: int) -> None:
+    """Every pair is a number of its own, which both ways of rounding leave as it is."""
+    errors = torch.full(EVERY_HALF.shape, term, dtype=torch.int8)
+    numbers = error_term.decode(EVERY_HALF, errors)
+    known = ~EVERY_HALF.isnan()
+    wanted = oracle.joined(as_reals(EVERY_HALF), term)
+    assert np.array_equal(numbers[known].double().numpy(), wanted[known.numpy()])
+    alone = (EVERY_HALF == 0) | ~EVERY_HALF.isfinite()
+    for bits in (None, torch.full(errors.shape, 0xFFFF), torch.zeros(errors.shape).long()):
+        param, error = error_term.encode(numbers, bits)
+        assert torch.equal(param[known].view(torch.int16), EVERY_HALF[known].view(torch.int16))
+        assert torch.equal(error, errors.masked_fill(alone, 0))
+        again = error_term.encode(error_term.decode(param, error), bits)
+        assert torch.equal(again[0][known], param[known])
+        assert torch.equal(again[1], error)
+    assert param[~known].isnan().all()
+
+
+@pytest.mark.parametrize("by_chance", [True, False])
+def test_the_error_terms_are_the_oracles(by_chance: bool) -> None:
+    """Of numbers of every size, powers of two and their neighbours, and the largest ones."""
+    size = torch.logspace(-44, 38, 20_000)
+    edges = torch.ldexp(torch.ones(277), torch.arange(-149, 128))
+    near = [edges.view(torch.int32) + step for step in (-1, 1, 127, 128, 129, -64, -65)]
+    values = torch.cat([size, edges, *(x.clamp(min=0).view(SINGLE) for x in near)])
+    values = torch.cat([values, -values, torch.tensor([0.0, -0.0, 3.4e38, 3.39e38])])
+    bits = bits_of(values.numel()) if by_chance else None
+    wanted = oracle.parted(as_reals(values), None if bits is None else bits.numpy())
+    for found, oracles in zip(error_term.encode(values, bits), wanted, strict=True):
+        assert np.array_equal(found.double().numpy(), oracles)
+
+
+@each_path
+@pytest.mark.parametrize("value", [0.0, -0.0, torch.inf, -torch.inf, torch.nan])
+def test_error_terms_that_are_left_beside_other_weights_change_nothing(
+    path: str, value: float
+) -> None:
+    """Weights that were set to 0 stay 0, and others are off by half a spacing at most."""
+    case = replace(ADAMW, effective=ADAMW.effective * torch.tensor([0.0, 1.0]))
+    entry = stored_in(entry_of(case, (512,)), HALF, HALF, SINGLE, errors=True)
+    stale = entry.error
+    assert stale is not None
+    entry.param[:256] = value
+    before = entry.param.clone()
+    step(path, case, [entry], state_of())
+    torch.testing.assert_close(entry.param, before, rtol=0, atol=0, equal_nan=True)
+    assert not stale[:256].any()
+    assert stale[256:].any()
+
+
+def test_an_error_term_is_no_bias(many_bits: Tensor) -> None:
+    """As of 16 bits: within 5 deviations of the mean error of n draws."""
+    for share in (1 / 256, 100 / 256, 0.5, 255 / 256):
+        value = torch.tensor(1.0 + share * 2.0**-15)
+        param, error = error_term.encode(value.expand(DRAWS), many_bits)
+        upper = (error_term.decode(param, error).double().mean().item() - 1.0) * 2**15
+        assert abs(upper - share) < 5 * (share * (1 - share) / DRAWS) ** 0.5
+
+
+def test_the_operator_refuses_error_terms_beside_float32() -> None:
+    entry = replace(entry_of(ADAMW, (4,)), error=torch.zeros(4, dtype=torch.int8))
+    with pytest.raises(RuntimeError, match="row 0 has error terms, which only parameters in bf"):
+        step("compiled", ADAMW, [entry], state_of())
+
+
 # --- Mutants -------------------------------------------------------------------------------------
+
+ERROR_MUTANTS = {
+    "a shifted scale": ("torch.int32) << DROPPED", "torch.int32) << 7"),
+    "a sign that acts on the number": ("whole + term)", "whole + term * whole.sign())"),
+    "a bias": ("(bits >> (16 - DROPPED))", "((bits >> (16 - DROPPED)) + 16)"),
+    "the lower bits": ("(bits >> (16 - DROPPED))", "(bits & 0xFF)"),
+    "ties to odd": ("(whole >> DROPPED & 1) +", "(1 - (whole >> DROPPED & 1)) +"),
+    "the lower half": ("nearest = (kept + 128)", "nearest = (kept + 0)"),
+    "a term beside infinity": ("(magnitude >= INFINITY)", "(magnitude > INFINITY)"),
+    "a term beside 0": ("(magnitude == 0) |", "(magnitude < 0) |"),
+    "a NaN that is a number": ("masked_fill(nan, torch.nan)", "masked_fill(nan, 0.0)"),
+}
+
+
+def _assert_error_terms() -> None:
+    for by_chance in (True, False):
+        torch.manual_seed(4)
+        entry = stored_in(entry_of(ADAMW, (4000,), index=5), HALF, HALF, SINGLE, by_chance, True)
+        assert entry.error is not None
+        entry.param[:3], entry.error[:5] = 0.0, torch.tensor([-7, -1, 5, 7, 7])
+        entry.param[3:5] = torch.tensor([torch.inf, torch.nan])
+        entry.param[5:2000].mul_(1e-3)
+        exact = widened(entry)
+        for each in (entry, exact):
+            step("reference", ADAMW, [each], state_of())
+        assert entry.param[3].item() == torch.inf
+        assert entry.param[4].isnan()
+        assert not entry.error[3:5].any()
+        for edges in ((0, 3), (5, 4000)):
+            assert_parted(part_of(entry, *edges), part_of(exact, *edges).param)
+        # Where a number lies between two of 24 bits, and where between two of bfloat16.
+        values = 8 * (1 + torch.arange(1 << 10) * 2.0**-17)
+        for found, wanted in zip(
+            reference.error_term.encode(values), oracle.parted(as_reals(values), None), strict=True
+        ):
+            assert np.array_equal(found.double().numpy(), wanted)
+
+
+@pytest.mark.parametrize("name", ERROR_MUTANTS)
+def test_the_comparison_sees_a_mutant_of_the_error_terms(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _assert_error_terms()
+    monkeypatch.setattr(reference, "error_term", mutant_of(error_term, *ERROR_MUTANTS[name]))
+    with pytest.raises(AssertionError):
+        _assert_error_terms()
+
 
 MUTANTS = {
     "a bias": ("whole + bits", "whole + 2048 + bits"),
@@ -246,6 +381,15 @@ MUTANTS = {
     "the upper half first": ("(words & 0xFFFF, words >> 16)", "(words >> 16, words & 0xFFFF)"),
     "a NaN that is a number": ("values.isnan(), torch.nan", "values.isnan(), 0.0"),
 }
+
+
+def mutant_of(module: ModuleType, right: str, wrong: str) -> ModuleType:
+    """The module with one thing wrong."""
+    source = Path(module.__file__ or "").read_text()
+    assert source.count(right) == 1
+    mutant = ModuleType(f"{module.__name__}_mutant")
+    exec(compile(source.replace(right, wrong), str(module.__file__), "exec"), vars(mutant))
+    return mutant
 
 
 def _assert_as_the_oracle() -> None:
@@ -264,13 +408,8 @@ def _assert_as_the_oracle() -> None:
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_the_comparison_sees_a_mutant(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    right, wrong = MUTANTS[name]
-    source = Path(rounding.__file__ or "").read_text()
-    assert source.count(right) == 1
-    mutant = ModuleType("adaptiverl.kernels.rounding_mutant")
-    exec(compile(source.replace(right, wrong), str(rounding.__file__), "exec"), vars(mutant))
     _assert_as_the_oracle()
-    monkeypatch.setattr(reference, "rounding", mutant)
+    monkeypatch.setattr(reference, "rounding", mutant_of(rounding, *MUTANTS[name]))
     with pytest.raises(AssertionError):
         _assert_as_the_oracle()
 
@@ -288,7 +427,7 @@ def test_the_comparison_sees_a_mutant(name: str, monkeypatch: pytest.MonkeyPatch
 def test_the_operator_refuses_what_is_no_codec(case: Case, codecs: list[int], said: str) -> None:
     with pytest.raises(RuntimeError, match=said):
         case.operator(
-            torch.zeros((0, 13), dtype=torch.int64),
+            torch.zeros((0, len(COLUMNS)), dtype=torch.int64),
             state_of(),
             case.groups,
             case.effective,

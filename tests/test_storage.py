@@ -56,7 +56,13 @@ def shaped(optimizer: Any) -> list[Tensor]:
 
 def everything(optimizer: Any) -> list[Tensor]:
     params = optimizer.param_groups[0]["params"]
-    return [*(p.detach().clone() for p in params), *shaped(optimizer)]
+    return [*(p.detach().clone() for p in params), *shaped(optimizer), *errors(optimizer)]
+
+
+def errors(optimizer: Any) -> list[Tensor]:
+    """The error terms of those parameters that have some."""
+    states = optimizer.state.values()
+    return [state["master_error"] for state in states if "master_error" in state]
 
 
 def assert_same(left: list[Tensor], right: list[Tensor]) -> None:
@@ -140,6 +146,14 @@ def test_parameters_of_more_bits_keep_state_of_their_own(
         ({"state_dtype": "bfloat16"}, TypeError, "got 'bfloat16' of type str"),
         ({"state_dtype": None}, TypeError, "got None of type NoneType"),
         ({"stochastic_rounding": 1}, TypeError, "must be True or False, got 1"),
+        ({"master_bits": 16}, ValueError, "master_bits must be 8, .* or None, got 16"),
+        ({"master_bits": True}, ValueError, "master_bits must be 8, .* or None, got True"),
+        ({"master_bits": "8"}, ValueError, "master_bits must be 8, .* or None, got '8'"),
+        (
+            {"master_bits": 8},
+            ValueError,
+            r"was given none: parameter 0, of shape \(37, 5\), is torch.float32. Leave master_bits",
+        ),
     ],
 )
 def test_wrong_options_are_refused(
@@ -183,20 +197,22 @@ def copied(optimizer: Any, make: Callable[..., Any]) -> Any:
 
 @each_maker
 @pytest.mark.usefixtures("all_in_blocks")
-@pytest.mark.parametrize("dtype", [torch.float32, HALF])
+@pytest.mark.parametrize(("dtype", "master_bits"), [(torch.float32, None), (HALF, None), (HALF, 8)])
 @pytest.mark.parametrize("state_dtype", [HALF, torch.int8])
 @pytest.mark.parametrize("by_chance", [True, False])
 @pytest.mark.parametrize("travel", [saved_and_loaded, pickled, copied])
 def test_a_resumed_run_has_the_bits_of_one_that_never_stopped(
     make: Callable[..., Any],
     dtype: torch.dtype,
+    master_bits: int | None,
     state_dtype: torch.dtype,
     by_chance: bool,
     travel: Callable[..., Any],
 ) -> None:
+    storage = Storage(state_dtype, by_chance, master_bits)
+
     def made(params: Any) -> Any:
-        options = {"state_dtype": state_dtype, "stochastic_rounding": by_chance}
-        return make(params, control=NOISY, seed=2**40 + 3, **options)
+        return make(params, control=NOISY, seed=2**40 + 3, **vars(storage))
 
     optimizer = made(parameters(dtype))
     feed(optimizer, range(4))
@@ -204,7 +220,8 @@ def test_a_resumed_run_has_the_bits_of_one_that_never_stopped(
     for each in (optimizer, other):
         feed(each, range(4, 9))
     assert_same(everything(optimizer), everything(other))
-    assert other._storage == Storage(state_dtype, by_chance)
+    assert other._storage == storage
+    assert len(errors(other)) == (len(parameters()) if master_bits else 0)
     assert [type(x) for x in shaped(other)] == [type(x) for x in shaped(optimizer)]
 
 
@@ -400,31 +417,195 @@ def test_a_pickle_from_before_there_was_a_choice_rounds_as_it_did() -> None:
     assert old._storage == Storage(torch.float32, stochastic_rounding=False)
 
 
+# --- Error terms ---------------------------------------------------------------------------------
+
+
+def mixed() -> list[nn.Parameter]:
+    """Weights in bfloat16, and norms in float32 among them."""
+    params = parameters(HALF)
+    return [nn.Parameter(p.float()) if i in (1, 2) else p for i, p in enumerate(params)]
+
+
+@each_maker
+def test_only_parameters_in_bfloat16_have_error_terms(make: Callable[..., Any]) -> None:
+    """The others take the step that they would take without, and all are followed at a glance."""
+    ends = []
+    for master_bits in (8, None):
+        optimizer = make(mixed(), control=QUIET, seed=5, master_bits=master_bits)
+        feed(optimizer, range(6))
+        params = optimizer.param_groups[0]["params"]
+        assert optimizer._round.plan.followed == (WHY_PURE is None)
+        ends.append([params[1], params[2]])
+        for param in params:
+            error = optimizer.state[param].get("master_error")
+            assert (error is not None) == (master_bits == 8 and param.dtype == HALF)
+            if error is not None:
+                assert (error.dtype, error.shape) == (torch.int8, param.shape)
+    assert_same(*ends)
+
+
+@each_maker
+@pytest.mark.filterwarnings("ignore:.*of the updates of parameters")  # of those without
+def test_error_terms_keep_what_bfloat16_loses(make: Callable[..., Any]) -> None:
+    """A run stays at its own in float32: the parameters are what theirs round to, mostly."""
+    runs: dict[str, Any] = {}
+    for name, by_chance in (("nearest", False), ("chance", True)):
+        runs[name] = make(
+            parameters(HALF), control=QUIET, master_bits=8, stochastic_rounding=by_chance
+        )
+    single = [nn.Parameter(p.detach().float()) for p in parameters(HALF)]
+    runs["float32"] = make(single, control=QUIET)
+    runs["alone"] = make(parameters(HALF), control=QUIET, stochastic_rounding=False)
+    for optimizer in runs.values():
+        optimizer.param_groups[0]["lr"] = 1e-4
+        for step in range(30):
+            for param in optimizer.param_groups[0]["params"]:
+                generator = torch.Generator().manual_seed(100 + step)
+                drawn = torch.randn(param.shape, generator=generator).to(HALF)
+                param.grad = drawn.to(param.dtype)
+            optimizer.step(loss=1.0)
+
+    def off(name: str) -> float:
+        """The share that is not what the run in float32 rounds to."""
+        ours = torch.cat([p.flatten() for p in runs[name].param_groups[0]["params"]])
+        wanted = torch.cat([p.flatten() for p in single]).to(HALF)
+        return float((ours != wanted).float().mean())
+
+    assert off("nearest") < 0.03
+    assert off("chance") < 0.03
+    assert off("alone") > 0.1
+
+
+@each_maker
+@pytest.mark.parametrize("old", [None, 8])
+@pytest.mark.parametrize("new", [None, 8])
+def test_another_master_bits_converts_and_says_so(
+    make: Callable[..., Any], old: int | None, new: int | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = make(mixed(), control=QUIET, master_bits=old)
+    feed(first, range(4))
+    second = make(mixed(), control=QUIET, master_bits=new)
+    with caplog.at_level(logging.INFO, "adaptiverl"):
+        second.load_state_dict(first.state_dict())
+    told = [record.getMessage().partition(":")[0] for record in caplog.records]
+    name = type(first).__name__
+    wanted = []
+    if old and not new:
+        wanted = [
+            f"{name} dropped the error terms of 3 parameters, which master_bits does not ask for "
+            "here, or the parameters' dtype"
+        ]
+    elif new and not old:
+        wanted = [f"{name} found no error terms of 3 parameters in the checkpoint"]
+    assert told == wanted
+    if old == new:
+        assert_same(errors(second), errors(first))
+    feed(second, range(4, 6))
+    assert len(errors(second)) == (3 if new else 0)
+
+
+def test_error_terms_and_torchs_own_checkpoints(caplog: pytest.LogCaptureFixture) -> None:
+    """torch.optim.AdamW goes on from the bfloat16s; what comes from it begins without."""
+    ours = AdaptiveAdamW(parameters(HALF), control=QUIET, master_bits=8)
+    feed(ours, range(3))
+    theirs = torch.optim.AdamW(parameters(HALF))
+    theirs.load_state_dict(ours.state_dict())
+    for param in theirs.param_groups[0]["params"]:
+        param.grad = torch.ones_like(param)
+    theirs.step()
+    plain = torch.optim.AdamW(parameters(HALF))
+    for param in plain.param_groups[0]["params"]:
+        param.grad = torch.ones_like(param)
+    plain.step()
+    for saved, kept in ((theirs, errors(ours)), (plain, [])):
+        again = AdaptiveAdamW(parameters(HALF), control=QUIET, master_bits=8)
+        with caplog.at_level(logging.INFO, "adaptiverl"):
+            again.load_state_dict(saved.state_dict())
+        assert_same(errors(again), kept)
+        feed(again, range(3, 5))
+        assert {x.dtype for x in errors(again)} == {torch.int8}
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (torch.zeros(3), "master_error of parameter 0 must be of the parameter's shape"),
+        (torch.zeros(37, 5, dtype=torch.complex64), "of a dtype that can be cast to"),
+        ("x", "must be a dense tensor"),
+    ],
+)
+def test_damaged_error_terms_are_refused_and_nothing_changes(value: Any, said: str) -> None:
+    optimizer = AdaptiveAdamW(parameters(HALF), control=QUIET, master_bits=8)
+    feed(optimizer, range(3))
+    before = [x.clone() for x in everything(optimizer)]
+    damaged = copy.deepcopy(optimizer.state_dict())
+    damaged["state"][0]["master_error"] = value
+    with pytest.raises(ValueError, match=said):
+        optimizer.load_state_dict(damaged)
+    assert_same(everything(optimizer), before)
+
+
+def test_error_terms_of_another_size_are_refused_before_anything_moves() -> None:
+    optimizer = AdaptiveAdamW(params := parameters(HALF), control=QUIET, master_bits=8)
+    feed(optimizer, range(3))
+    before = [p.detach().clone() for p in params]
+    optimizer.state[params[0]]["master_error"] = torch.zeros(3, dtype=torch.int8)
+    with pytest.raises(RuntimeError, match="size of master_error of parameter 0 must match"):
+        feed(optimizer, range(3, 4))
+    assert_same([p.detach() for p in params], before)
+
+
+def test_a_parameter_that_was_cast_goes_on_without_error_terms() -> None:
+    model = nn.Linear(4, 3).to(HALF)
+    optimizer = AdaptiveAdamW(model.parameters(), control=QUIET, master_bits=8)
+    for dtype in (HALF, torch.float32, HALF):
+        model.to(dtype)
+        for param in model.parameters():
+            param.grad = torch.ones_like(param)
+        optimizer.step(loss=1.0)
+        assert len(errors(optimizer)) == (2 if dtype == HALF else 0)
+
+
+@each_maker
+def test_a_skipped_step_leaves_error_terms(make: Callable[..., Any]) -> None:
+    """On either backend: the last parameter's are stepped in plain torch."""
+    params = [*parameters(HALF), nn.Parameter(torch.ones(6, 8, dtype=HALF)[:, ::2])]
+    optimizer = make(params, control=QUIET, master_bits=8)
+    feed(optimizer, range(3))
+    before = [x.clone() for x in everything(optimizer)]
+    optimizer.found_inf, optimizer.grad_scale = torch.ones(1), torch.ones(1)
+    feed(optimizer, range(3, 4))
+    assert_same(everything(optimizer), before)
+
+
 # --- Memory --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("dtype", "state_dtype", "per_parameter"),
+    ("dtype", "state_dtype", "per_parameter", "master_bits"),
     [
-        (torch.float32, torch.float32, 16),
-        (HALF, torch.float32, 12),
-        (HALF, HALF, 8),
-        (torch.float32, torch.int8, 8 + 2 * 1.016),
-        (HALF, torch.int8, 4 + 2 * 1.016),
+        (torch.float32, torch.float32, 16, None),
+        (HALF, torch.float32, 12, None),
+        (HALF, HALF, 8, None),
+        (torch.float32, torch.int8, 8 + 2 * 1.016, None),
+        (HALF, torch.int8, 4 + 2 * 1.016, None),
+        (HALF, torch.int8, 4 + 2 * 1.016, 8),
     ],
 )
 def test_memory_is_counted_by_part(
-    dtype: torch.dtype, state_dtype: torch.dtype, per_parameter: int
+    dtype: torch.dtype, state_dtype: torch.dtype, per_parameter: int, master_bits: int | None
 ) -> None:
     count = 16_000 if state_dtype == torch.int8 else 1000
     params = [nn.Parameter(torch.ones(count, dtype=dtype)) for _ in range(3)]
-    optimizer = AdaptiveAdamW(params, control=QUIET, state_dtype=state_dtype)
+    options: dict[str, Any] = {"state_dtype": state_dtype, "master_bits": master_bits}
+    optimizer = AdaptiveAdamW(params, control=QUIET, **options)
     before = optimizer.memory()
     assert before["parameters"] == 3 * count * dtype.itemsize
     assert before["gradients"] == 0
     assert "exp_avg" not in before
     feed(optimizer, range(2))
     parts = optimizer.memory()
+    assert parts.pop("master_error", 0) == (3 * count if master_bits else 0)
     assert set(parts) == {"parameters", "gradients", "exp_avg", "exp_avg_sq", "controller"}
     if state_dtype == torch.int8:  # a code for each element, and two bytes for 128
         assert parts["exp_avg"] == parts["exp_avg_sq"] == 3 * (count + 2 * count // 128)
@@ -434,7 +615,7 @@ def test_memory_is_counted_by_part(
     assert sum(parts.values()) == pytest.approx(3 * count * per_parameter, rel=1e-3)
     # The controller's memory, and for each tensor a row of addresses, a count, a product, a sum.
     memory = optimizer._controller.memory
-    assert own >= memory.nbytes + 3 * (13 * 8 + 4 + 8 + 8)
+    assert own >= memory.nbytes + 3 * (14 * 8 + 4 + 8 + 8)
     assert own < 4096
 
 

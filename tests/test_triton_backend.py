@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import subprocess
@@ -24,7 +23,7 @@ from adaptiverl import AdaptiveAdamW, AdaptiveLion, AdaptiveSGD, Control, backen
 from adaptiverl.backends import layouts
 from adaptiverl.step import look
 from adaptiverl.step.bucket import AddressTable, Bucket
-from adaptiverl.step.entries import GRAD, NUMEL, ParameterEntry
+from adaptiverl.step.entries import COLUMNS, GRAD, NUMEL, ParameterEntry
 from adaptiverl.step.fingerprint import Fingerprint, GroupKey
 from adaptiverl.step.workspace import Workspace
 
@@ -40,8 +39,10 @@ def test_interpreted(tmp_path: Path) -> None:
 # The smallest kernels, compiled
 
 
-@pytest.mark.parametrize("architecture", [75, 100], ids=["oldest", "newest"])
-@pytest.mark.parametrize("name", ["gradient_scale_kernel", "count_steps_kernel", "rewind_kernel"])
+@pytest.mark.parametrize(
+    ("name", "architecture"),
+    [("gradient_scale_kernel", 100), ("count_steps_kernel", 75), ("rewind_kernel", 100)],
+)
 def test_small_kernels_compile_and_keep_everything_in_registers(
     name: str, architecture: int
 ) -> None:
@@ -250,10 +251,11 @@ def test_a_table_on_the_host_is_written_in_place(
     monkeypatch.setattr(devices, "outlive_stream", lambda tensor: None)
     monkeypatch.setattr(devices, "pinned", lambda host, device: host.clone())
     table = AddressTable(CPU, Workspace(), "rows")
-    first = table.refresh(torch.arange(26).view(2, 13))
+    first = table.refresh(torch.arange(2 * len(COLUMNS)).view(2, len(COLUMNS)))
     before, moved = first.clone(), table.with_gradients(array("q", [-7, 2**62]))
     assert moved[:, GRAD].tolist() == [-7, 2**62]
-    assert torch.equal(moved * (torch.arange(13) != GRAD), before * (torch.arange(13) != GRAD))
+    others = torch.arange(len(COLUMNS)) != GRAD
+    assert torch.equal(moved * others, before * others)
     assert (moved is first) == (not has_streams)
     assert has_streams == torch.equal(first, before)
     assert table.with_gradients(array("q", [-7, 2**62])) is moved
@@ -379,7 +381,6 @@ def test_gradients_are_not_kept_between_steps(kind: Any) -> None:
         grads = [weakref.ref(p.grad) for p in params]  # type: ignore[arg-type]
         optimizer.step(loss=torch.tensor(1.0))
         optimizer.zero_grad()
-        gc.collect()
         assert [ref() for ref in grads] == [None] * 3
         for p in params:
             p.grad = torch.ones_like(p)
@@ -393,13 +394,13 @@ def calls_in_a_step(tensors: int) -> int:
     for _ in range(2):
         optimizer.step(loss=loss)
     calls = calls_in(lambda: optimizer.step(loss=loss))
-    assert optimizer._round.plan._sorted[0].rows().shape == (tensors, 13)
+    assert optimizer._round.plan._sorted[0].rows().shape == (tensors, len(COLUMNS))
     return calls
 
 
 def test_a_tensor_costs_the_host_a_few_calls_a_step() -> None:
-    few, many = calls_in_a_step(1_000), calls_in_a_step(20_000)
-    assert many - few <= 3 * 19_000
+    few, many = calls_in_a_step(1_000), calls_in_a_step(4_000)
+    assert many - few <= 3 * 3_000
     assert few <= 3 * 1_000 + 500
 
 
@@ -412,13 +413,13 @@ def test_a_size_that_changes_builds_the_scratch_anew_and_an_address_does_not() -
 
     bucket = Bucket(backends.CPU, CPU)
     bucket._table = AddressTable(CPU, bucket.workspace, "rows")
-    wanted = torch.arange(26).view(2, 13)
+    wanted = torch.arange(2 * len(COLUMNS)).view(2, len(COLUMNS))
     for change in (0, 0, 1, 2):
         wanted = wanted.clone()
         wanted[0, GRAD if change < 2 else NUMEL] += 16 * change
         bucket._rows = bucket._table.refresh(wanted)
         bucket.scratch(build)
-    assert built == [[7, 20], [39, 20]]
+    assert built == [[NUMEL, NUMEL + len(COLUMNS)], [NUMEL + 32, NUMEL + len(COLUMNS)]]
 
 
 # Another device than the controller's

@@ -123,6 +123,20 @@ def test_a_bandit_chooses_within_a_graph(arms: list[Control] | None) -> None:
     assert_same_bits(*ends)
 
 
+def test_the_network_is_asked_within_a_graph() -> None:
+    ends = []
+    for graphed in (False, True):
+        run = Run(control=Control.distilled(60))
+        run.step()
+        step = run.capture().replay if graphed else run.step
+        for n in range(45):
+            run.loss.fill_(3.0 - 0.05 * n + (n % 3) / 4)
+            step()
+        ends.append(run.end())
+        assert run.optimizer.knobs()["move_lr"] != 0
+    assert_same_bits(*ends)
+
+
 # Lifetimes
 
 
@@ -320,12 +334,12 @@ def test_a_capture_makes_no_memory(spoil: Callable[[Run], None]) -> None:
 
 def test_addresses_may_change_once_per_capture() -> None:
     table = AddressTable(CPU, Workspace(), "rows")
-    wanted = torch.arange(26).view(2, 13)
+    wanted = torch.arange(2 * len(COLUMNS)).view(2, len(COLUMNS))
     before = table.refresh(wanted)
-    moved, again = (wanted + n * (torch.arange(13) == GRAD) for n in (16, 32))
+    moved, again = (wanted + n * (torch.arange(len(COLUMNS)) == GRAD) for n in (16, 32))
     with mock.patch.object(recorded_graph.STREAM, "capturing", RecordedGraph()):
         with pytest.raises(RuntimeError, match="take a step with the same parameters"):
-            table.refresh(wanted + (torch.arange(13) == NUMEL))
+            table.refresh(wanted + (torch.arange(len(COLUMNS)) == NUMEL))
         assert torch.equal(table.refresh(moved), moved)
         with pytest.raises(RuntimeError, match="once per capture"):
             table.refresh(again)
@@ -442,5 +456,5 @@ def test_a_table_on_the_host_waits_for_no_stream(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(devices, "has_streams", lambda device: False)
     table = DeviceTable(Workspace(), "rows", CPU)
     for n in range(3):
-        table.write(torch.full((2, 13), n))
+        table.write(torch.full((2, len(COLUMNS)), n))
     assert streams.waits == []

@@ -70,7 +70,8 @@ class TritonBackend:
     def variant(self, entry: ParameterEntry) -> tuple[Any, ...]:
         """A kernel is compiled for dtypes and for the slots that there are."""
         slots = tuple(dtype_of(slot) for slot in entry.slots if slot is not None)
-        return entry.param.dtype, entry.grad.dtype, slots, entry.stochastic_rounding
+        rounded = entry.stochastic_rounding, entry.error is not None
+        return entry.param.dtype, entry.grad.dtype, slots, *rounded
 
     def count_steps(self, bucket: Bucket, decision: Decision) -> None:
         """See `Backend`."""
@@ -89,7 +90,7 @@ class TritonBackend:
         of_parameters: bool = False,
     ) -> None:
         """See `Backend`."""
-        param_dtype, grad_dtype, _, _ = bucket.variant
+        param_dtype, grad_dtype, *_ = bucket.variant
         scratch = self._scratch(bucket, decision)
         self._statistics.sum_squares(
             bucket.rows(),
@@ -107,7 +108,7 @@ class TritonBackend:
         self, bucket: Bucket, decision: Decision, squares: Tensor, gradient_scale: Tensor | None
     ) -> None:
         """See `Backend`."""
-        param_dtype, grad_dtype, slot_dtypes, stochastic_rounding = bucket.variant
+        param_dtype, grad_dtype, slot_dtypes, stochastic_rounding, error_terms = bucket.variant
         scratch = self._scratch(bucket, decision)
         self._step.step(
             bucket.rows(),
@@ -126,6 +127,7 @@ class TritonBackend:
             slot_dtypes=slot_dtypes,
             noise_on_parameter=decision.noise_on_parameter,
             stochastic_rounding=stochastic_rounding,
+            error_terms=error_terms,
         )
         tell_autograd(bucket)
 

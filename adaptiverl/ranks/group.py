@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -9,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from adaptiverl.ranks.collectives import all_reduce
-from adaptiverl.ranks.joining import entered
+from adaptiverl.ranks.joining import Meetings, entered
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -112,26 +113,37 @@ class Ranks:
         else:
             joined.meet(sums, self)
 
-    def average_alignment(self, alignment: Tensor, active: Tensor | None) -> None:
+    def average_alignment(
+        self, told: Sequence[tuple[Tensor, Tensor]], actives: Sequence[Tensor | None]
+    ) -> None:
         """This rank's sums become the mean of all ranks', in one collective; nothing waits.
 
+        In a `Join`, whose messages are of one size, in one of each controller.
+
         Args:
-            alignment: float64 [3]: Σ g·u, Σ g², Σ u² of this step.
-            active: Where it is 0, the step is skipped, and `alignment`, an earlier step's, stays as
-                it is to the bit; ``None``: no step can be.
+            told: Of each controller float64 [3], Σ g·u, Σ g², Σ u² of this step, and float64 [1],
+                the elements that they are over.
+            actives: Of each: where it is 0, the step is skipped, and its numbers, an earlier
+                step's, stay as they are to the bit; ``None``: no step can be.
         """
         if self.size == 1:
             return
-        joined = entered(self.group)
+        joined, sizes = entered(self.group), [len(part) for part in told[0]]
+        own = [torch.cat(parts) for parts in told]
         if joined is None:
-            mean = alignment.clone()
-            all_reduce(mean, self.group)
-            mean /= self.size
+            together = torch.stack(own)
+            all_reduce(together, self.group)
+            means = (together / self.size).unbind()
         else:
-            total = torch.cat([alignment, alignment.new_ones(1)])
-            joined.meet(total, self)
-            mean = total[:-1] / total[-1]
-        alignment.copy_(mean if active is None else torch.where(active != 0, mean, alignment))
+            means = tuple(self._mean_in_join(joined, numbers) for numbers in own)
+        for parts, mean, active in zip(told, means, actives, strict=True):
+            for part, new in zip(parts, mean.split(sizes), strict=True):
+                part.copy_(new if active is None else torch.where(active != 0, new, part))
+
+    def _mean_in_join(self, joined: Meetings, numbers: Tensor) -> Tensor:
+        total = torch.cat([numbers, numbers.new_ones(1)])
+        joined.meet(total, self)
+        return total[:-1] / total[-1]
 
     def check_mesh(self, mesh: DeviceMesh) -> None:
         """Refuse shards whose ranks decide apart.

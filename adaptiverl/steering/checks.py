@@ -96,11 +96,17 @@ def check_control(control: Any, optimizers: Sequence[Optimizer]) -> None:
 
     Raises:
         TypeError: No `Control`.
-        ValueError: See `check_parameters`.
+        ValueError: See `check_parameters`; a controller for each group.
     """
     if not isinstance(control, Control):
         raise TypeError(
             f"control must be a Control, got {control!r} of type {type(control).__name__}"
+        )
+    if control.groups == "own":
+        raise ValueError(
+            "steer() has one controller for all it is given, got Control(groups='own'): steer "
+            "several optimizers of one group each, steer(first, control) and steer(second, "
+            "control), or use AdaptiveAdamW, AdaptiveSGD or AdaptiveLion"
         )
     check_parameters([group for one in optimizers for group in one.param_groups], control)
 
@@ -112,10 +118,10 @@ def check_parameters(groups: Sequence[dict[str, Any]], control: Control) -> None
         ValueError: Parameters whose last bit hides it; shards, and noise.
     """
     noisy = control.noise_bounds[1] > 0
-    if not (control.finds_lr or noisy):
+    if not (control.reads_sums or noisy):
         return
     for param in (p for group in groups for p in group["params"]):
-        if control.finds_lr and torch.promote_types(param.dtype, torch.float32) != param.dtype:
+        if control.reads_sums and torch.promote_types(param.dtype, torch.float32) != param.dtype:
             raise ValueError(
                 f"steer() with Control(law={control.law!r}) compares the parameters before and "
                 f"after a step, and {param.dtype} rounds most of it away: keep them in float32, or "

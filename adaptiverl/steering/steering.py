@@ -131,7 +131,7 @@ class Steering(Around, Pulses):
         """
         control = control_for(self._control, steps)
         if control != self._running:
-            fresh = loaded_memory(self.param_groups, self._controller) is None
+            fresh = loaded_memory(self.param_groups[0], self._controller) is None
             extras = self.search_state()
             self._run_with(control, fresh and self._controller.read().step == 0)
             self.take_search_state(extras)
@@ -155,9 +155,10 @@ class Steering(Around, Pulses):
         """
         groups = self.param_groups
         numbers = [float(x) for x in numbers_of(groups[0])]
-        loaded = loaded_memory(groups, self._controller)
-        arms = len(self._control.arms or ())
-        return readings(*self._controller.in_effect(numbers, loaded), arms)
+        loaded = loaded_memory(groups[0], self._controller)
+        arms, sums = len(self._control.arms or ()), self._control.reads_sums
+        learned = self._control.terms.learned
+        return readings(*self._controller.in_effect(numbers, loaded), arms, sums, learned)
 
     def found(self) -> Found | None:
         """What a search has found; None while it goes on. Waits for the device.
@@ -251,7 +252,7 @@ class Steering(Around, Pulses):
     def follow_load(self, optimizer: Optimizer, saved: dict[str, Any] | None) -> None:
         """An optimizer has loaded a checkpoint, with this of the steering in it, if any."""
         if optimizer is not self.optimizers[0]:
-            hold(self.param_groups, self._controller)
+            hold(self.param_groups, [self._controller])
             return
         groups, known = self.param_groups, self._running.known_horizon
         if STATE_KEY not in groups[0]:

@@ -18,6 +18,7 @@ from adaptiverl.layout import Product, names
 from adaptiverl.step.entries import (
     COLUMNS,
     COUNTERS,
+    ERROR_TERMS,
     GRAD,
     MOMENTS,
     NUMEL,
@@ -27,12 +28,13 @@ from adaptiverl.step.entries import (
 from adaptiverl.step.overlaps import Spans
 from adaptiverl.step.workspace import NEEDS_A_STEP, DeviceTable, Workspace
 
+Home = tuple[int, torch.device]
 _COUNTER_BYTES = torch.tensor([4, 8 * len(names(Product))], device="cpu")
 """Of `step`, a float32, and of `mu_product`, a `layout.Product`"""
 
 
 class AddressTable:
-    """One sweep's rows, an int64 tensor [tensors, 13], made anew only when a number in it changes.
+    """One sweep's rows, an int64 tensor [tensors, 14], made anew only when a number in it changes.
 
     Args:
         device: Where the rows lie.
@@ -56,7 +58,7 @@ class AddressTable:
         """The table that says this; the same tensor as long as nothing moved.
 
         Args:
-            wanted: int64 [tensors, 13] on the host; not to be changed afterwards.
+            wanted: int64 [tensors, 14] on the host; not to be changed afterwards.
 
         Raises:
             RuntimeError: The stream is capturing, and the table is not the last step's with other
@@ -110,10 +112,13 @@ class Bucket:
         algorithm: The name of the update rule.
         workspace: Owns what the launch reads besides the tensors.
         owner: Whose plan it is of, where several share the workspace.
+        place: Of the controller that decides for them: their group's, or 0 where one does for all.
         entries: One per tensor, in a step that made them, and only as long as it takes: between
             steps nothing here keeps a tensor alive.
         params: The parameters, or this rank's shards of them, likewise.
         indices: Their places in the optimizer.
+        elements: Of each, those that lie here.
+        elements_in_all: Their sum.
         squares: float64 [tensors], a place for one sum per tensor. Never cleared: who reads a sum
             has had it written in the same step.
     """
@@ -124,9 +129,12 @@ class Bucket:
     algorithm: str = "adamw"
     workspace: Workspace = field(default_factory=Workspace)
     owner: tuple[Hashable, ...] = ()
+    place: int = 0
     entries: list[Any] = field(default_factory=list)
     params: list[Tensor] = field(default_factory=list)
     indices: list[int] = field(default_factory=list)
+    elements: list[int] = field(default_factory=list)
+    elements_in_all: int = 0
     squares: Tensor = field(init=False)
     _sums: Tensor | None = None
     _table: AddressTable | None = None
@@ -134,6 +142,11 @@ class Bucket:
     _host_rows: Tensor | None = None
     _scratch: tuple[Tensor, ...] = ()
     _scratch_of: Tensor | None = None
+
+    @property
+    def home(self) -> Home:
+        """Which decision its launch reads: of which controller, on which device."""
+        return self.place, self.device
 
     @property
     def sums(self) -> Tensor:
@@ -161,7 +174,7 @@ class Bucket:
         return self._rows
 
     def host_rows(self) -> Tensor:
-        """What the address table of these entries says, int64 [tensors, 13] on the host."""
+        """What the address table of these entries says, int64 [tensors, 14] on the host."""
         if self._host_rows is None:
             rows = [entry.row() for entry in self.entries]
             self._host_rows = torch.tensor(rows, dtype=torch.int64, device="cpu")
@@ -178,8 +191,8 @@ class Bucket:
         addresses = [rows[:, PARAM, None], rows[:, GRAD, None], rows[:, MOMENTS]]
         lengths = [numel * i for i in itemsizes]
         lengths[-1] = lengths[-1].expand_as(addresses[-1])
-        addresses.append(rows[:, COUNTERS])
-        lengths.append(_COUNTER_BYTES.expand_as(addresses[-1]))
+        addresses += [rows[:, COUNTERS], rows[:, ERROR_TERMS, None]]
+        lengths += [_COUNTER_BYTES.expand_as(addresses[3]), numel]
         begins = torch.cat(addresses, dim=1)
         ends = (begins + torch.cat(lengths, dim=1)) * (begins != 0)  # 0 where there is nothing
         written = torch.tensor([i != 1 for i in range(begins.shape[1])], device="cpu")
@@ -209,6 +222,7 @@ class Bucket:
     def start(self) -> None:
         """A step's entries are about to be put here."""
         self.entries, self.params, self.indices = [], [], []
+        self.elements, self.elements_in_all = [], 0
         self._rows = self._host_rows = None
 
     def take(self, entry: ParameterEntry) -> None:
@@ -216,6 +230,8 @@ class Bucket:
         self.entries.append(entry)
         self.params.append(entry.param)
         self.indices.append(entry.index)
+        self.elements.append(entry.param.numel() * (2 if entry.param.is_complex() else 1))
+        self.elements_in_all += self.elements[-1]
 
     def move_gradients(self, addresses: array[int]) -> None:
         """The same tensors, their gradients at these addresses."""

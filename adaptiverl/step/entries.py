@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from adaptiverl.algorithms import Algorithm
-from adaptiverl.codecs import Storage
+from adaptiverl.codecs import ERROR, Storage
 from adaptiverl.distributed import NOISE_PLACE
 from adaptiverl.kernels.block_tensor import Blocks, stored
 from adaptiverl.layout import TensorRow, names
@@ -30,6 +30,7 @@ MOMENTS = slice(COLUMNS.index("state0"), COLUMNS.index("state2") + 1)
 SLOTS = 3
 """Columns for an algorithm's own state"""
 COUNTERS = slice(COLUMNS.index("step"), COLUMNS.index("mu_product") + 1)
+ERROR_TERMS = COLUMNS.index("error")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -54,15 +55,17 @@ class ParameterEntry:
     """Elements of the whole logical tensor"""
     maximize: bool
     stochastic_rounding: bool = False
-    """The parameter is stored in 16 bits and rounded by chance (method.md#storage)"""
+    """The parameter is stored in 16 bits, or 24, and rounded by chance (method.md#storage)"""
+    error: Tensor | None = None
+    """int8, the parameter's error terms (method.md#error-term); None where it has none"""
 
     def shaped(self) -> list[Tensor]:
         """Everything that a sweep walks beside each other."""
-        slots = (slot for slot in self.slots if slot is not None)
+        kept = (tensor for tensor in (*self.slots, self.error) if tensor is not None)
         return [
             self.param,
             self.grad,
-            *(slot.codes() if isinstance(slot, Blocks) else slot for slot in slots),
+            *(tensor.codes() if isinstance(tensor, Blocks) else tensor for tensor in kept),
         ]
 
     def row(self) -> tuple[int, ...]:
@@ -80,6 +83,7 @@ class ParameterEntry:
             self.offset,
             self.logical_numel,
             self.maximize,
+            _address(self.error),
         )
 
 
@@ -161,7 +165,7 @@ class Entries:
         for index, param, g in numbered:
             if param.grad is not None:
                 check_gradient(param, index, self._optimizer)
-                names = self._algorithm.slots_of(groups[g])
+                names = names_of(self._algorithm, self._storage, groups[g], param)
                 check_state(param, index, state.get(param, {}), names)
         members = [
             Member(param, groups[g], state[param])
@@ -186,10 +190,12 @@ class Entries:
         grad, offset, numel = param.grad, 0, param.numel()
         needed = self._algorithm.slots_of(group)
         slots = [state[name] if name in needed else None for name in self._algorithm.slots]
+        error = state[ERROR] if self._storage.keeps_error(param) else None
         if is_dtensor(param):
             place = self._shards.step(index, param, self._ranks)
             offset, numel = place.offset, place.numel
             slots = [None if x is None else to_local(x) for x in slots]
+            error = None if error is None else to_local(error)
             grad, param = gradient_of(param), to_local(param)
         reals = 2 if param.is_complex() else 1
         return ParameterEntry(
@@ -204,7 +210,16 @@ class Entries:
             logical_numel=numel * reals,
             maximize=bool(group["maximize"]),
             stochastic_rounding=self._storage.rounds_by_chance(param),
+            error=error,
         )
+
+
+def names_of(
+    algorithm: Algorithm, storage: Storage, group: Mapping[str, Any], param: Tensor
+) -> tuple[str, ...]:
+    """The entries of a parameter's state that a step walks beside it."""
+    slots = algorithm.slots_of(group)
+    return (*slots, ERROR) if storage.keeps_error(param) else slots
 
 
 def numbered_in(groups: Sequence[dict[str, Any]]) -> Iterator[Numbered]:

@@ -24,7 +24,8 @@ class GroupTable:
 
     Attributes:
         numbers: float64 [groups, 5], as the user or a scheduler set them.
-        effective: float64 [groups, 2], lr and momentum of this step; the controller writes it.
+        effective: float64 [groups, 2], lr and momentum of this step; the (first) controller writes
+            it.
     """
 
     def __init__(
@@ -59,17 +60,24 @@ class GroupTable:
             tuple(None if on_accelerator(x) else float(x) for x in row) for row in values
         ]
         self.numbers = self._constants()
-        shape = (len(groups), 2)
-        (self.effective,) = self._workspace.hold(
-            ("effective", self.device),
-            shape,
-            self.device,
-            lambda: (devices.zeros(shape, self.device),),
-        )
+        self.effective = self.effective_of(0)
         if any(None in known for known in self._known):
             self._copy_from_devices(values)
         elif self._known == self._written and _are_plain(values):
             self._plain = values
+
+    def effective_of(self, place: int) -> Tensor:
+        """The same, of another controller's: where each group has one, its own group's row counts.
+
+        Args:
+            place: The controller's.
+        """
+        owner = ("effective", self.device) if place == 0 else ("effective", self.device, place)
+        shape = (len(self._known), 2)
+        (effective,) = self._workspace.hold(
+            owner, shape, self.device, lambda: (devices.zeros(shape, self.device),)
+        )
+        return effective
 
     def _constants(self) -> Tensor:
         """A table with the numbers that the host knows."""

@@ -10,8 +10,10 @@ from torch import Tensor
 
 from adaptiverl.backends.layouts import is_fake
 from adaptiverl.backends.placement import controller_device
+from adaptiverl.control import Control
 from adaptiverl.controller import Controller
 from adaptiverl.log import Log
+from adaptiverl.migrations import current_layout
 
 Groups = Sequence[dict[str, Any]]
 
@@ -54,10 +56,29 @@ def memory_in(entry: Any) -> Any:
     return entry.controller.memory if isinstance(entry, Handle) else entry
 
 
-def loaded_memory(groups: Groups, controller: Controller) -> Any:
-    """A memory that is not the controller's own: a load put it there; None if there is none."""
-    entry = groups[0].get(STATE_KEY) if groups else None
+def loaded_memory(group: dict[str, Any], controller: Controller) -> Any:
+    """A memory that is not its controller's own: a load put it there; None if there is none."""
+    entry = group.get(STATE_KEY)
     return None if _is_own(entry, controller) else memory_in(entry)
+
+
+def controller_of(controllers: Sequence[Controller], place: int) -> Controller:
+    """Who decides for the group at this place: its own controller, or the one of all."""
+    return controllers[place if len(controllers) > 1 else 0]
+
+
+def check_controllers(groups: Groups, controllers: Sequence[Controller], control: Control) -> None:
+    """Every group has its controller.
+
+    Raises:
+        RuntimeError: Groups were added, or taken away, behind the optimizer's back.
+    """
+    if control.groups == "own" and len(groups) != len(controllers):
+        raise RuntimeError(
+            f"Control(groups='own') has {len(controllers)} controllers for {len(groups)} parameter "
+            "groups, because param_groups was changed by hand: use add_param_group, or "
+            "Control(groups='one'); nothing was changed"
+        )
 
 
 def device_beside(groups: Groups) -> torch.device | None:
@@ -68,34 +89,63 @@ def device_beside(groups: Groups) -> torch.device | None:
     return None
 
 
-def settle(groups: Groups, controller: Controller, log: Log) -> None:
-    """The controller takes over a loaded memory, and goes where the parameters have gone.
+def settle(groups: Groups, controllers: Sequence[Controller], log: Log) -> None:
+    """The controllers take over loaded memories, and go where the parameters have gone.
 
-    A group that holds another memory was loaded: it is copied into the controller's own, whose
-    handle all groups hold afterwards; addresses survive.
+    A group that holds another memory was loaded: it is copied into its controller's own, whose
+    handle the group holds afterwards; addresses survive.
 
     Raises:
-        ValueError: The loaded memory is damaged, or of an unknown layout.
+        ValueError: A loaded memory is damaged, or of an unknown layout.
     """
-    memory = loaded_memory(groups, controller)
-    if memory is not None and not is_fake(memory):  # which says nothing
-        controller.adopt(memory)
-        log.resume(controller.memory, (controller.limits.lr_min, controller.limits.lr_max))
+    _adopt_loaded(groups, controllers, log)
     device = device_beside(groups)
-    if device is not None and device != controller.device:
-        controller.to(device)
-    hold(groups, controller)
+    if device is not None:
+        for controller in controllers:
+            if device != controller.device:
+                controller.to(device)
+    hold(groups, controllers)
 
 
-def hold(groups: Groups, controller: Controller) -> None:
-    """Every group has the controller's handle."""
+def _adopt_loaded(groups: Groups, controllers: Sequence[Controller], log: Log) -> None:
+    """Each controller the memory of its group, or the one of all that of the first."""
+    loaded = [
+        loaded_memory(group, controller_of(controllers, place))
+        for place, group in enumerate(groups)
+    ]
+    loaded = [None if is_fake(memory) else memory for memory in loaded]  # which says nothing
+    found = [memory for memory in loaded if memory is not None]
+    if all(memory is None for memory in loaded[: len(controllers)]):
+        return
+    for memory in found:  # before any of them is taken
+        current_layout(memory)
+    several = any(_text(memory) != _text(found[0]) for memory in found)
+    # One may be another of these controllers' own.
+    memories = [None if memory is None else memory.clone() for memory in loaded]
+    log.tell_of_controllers(several, found[0], len(controllers), len(groups))
+    for place, (controller, memory) in enumerate(zip(controllers, memories, strict=False)):
+        if memory is not None:
+            controller.adopt(memory, as_one=place > 0 and not several)
+            bounds = controller.limits.lr_min, controller.limits.lr_max
+            log.resume(controller.memory, bounds, place)
+
+
+def _text(memory: Tensor) -> str:
+    """What it says, NaN being equal to NaN."""
+    return repr(memory.tolist())
+
+
+def hold(groups: Groups, controllers: Sequence[Controller]) -> None:
+    """Every group has its controller's handle."""
     handle: Handle | None = None
-    for group in groups:
-        entry = group.get(STATE_KEY)
+    for place, group in enumerate(groups):
+        controller, entry = controller_of(controllers, place), group.get(STATE_KEY)
         if isinstance(entry, Handle) and entry.controller is controller:
             handle = entry
+        elif handle is not None and handle.controller is controller:
+            group[STATE_KEY] = handle
         else:
-            handle = group[STATE_KEY] = handle or Handle(controller)
+            handle = group[STATE_KEY] = Handle(controller)
 
 
 def export(groups: Groups) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from itertools import chain
+from itertools import chain, groupby
 from typing import Any
 
 import torch
@@ -12,9 +12,11 @@ from torch import Tensor
 
 from adaptiverl import devices
 from adaptiverl.algorithms import Algorithm
+from adaptiverl.codecs import Storage
 from adaptiverl.step.bucket import Bucket
-from adaptiverl.step.entries import GRAD, PARAM, Entries, Numbered, ParameterEntry
+from adaptiverl.step.entries import GRAD, PARAM, Entries, Numbered, ParameterEntry, names_of
 from adaptiverl.step.fingerprint import Fingerprint, GroupKey, Watch
+from adaptiverl.step.look import DTYPE
 from adaptiverl.step.overlaps import overlapping_rows
 from adaptiverl.step.workspace import Workspace
 
@@ -24,10 +26,12 @@ class Plan:
 
     Args:
         algorithm: The update rule.
+        storage: How it stores what it steps.
         entries: Makes a step's entries.
         choose: An entry's backend: of (entry, shares_memory).
         workspace: Owns what the buckets' launches read.
         owner: Tells this plan's memory there from other plans'.
+        by_group: Every group has a controller of its own: no bucket has tensors of two.
 
     Attributes:
         dtensors: Of this step's parameters, if it made no entries; until it is over.
@@ -37,14 +41,16 @@ class Plan:
     def __init__(
         self,
         algorithm: Algorithm,
+        storage: Storage,
         entries: Entries,
         choose: Callable[..., Any],
         workspace: Workspace,
         owner: tuple[Hashable, ...] = (),
+        by_group: bool = False,
     ) -> None:
-        self._algorithm, self._entries = algorithm, entries
+        self._algorithm, self._storage, self._entries = algorithm, storage, entries
         self._choose = choose
-        self._workspace, self._owner = workspace, owner
+        self._workspace, self._owner, self._by_group = workspace, owner, by_group
         self._buckets: dict[Hashable, Bucket] = {}
         self._sorted: list[Bucket] = []
         self._places: list[list[int]] = []
@@ -73,7 +79,7 @@ class Plan:
         Raises:
             RuntimeError: A gradient or a state that a step cannot take; nothing has changed then.
         """
-        keys = self.group_keys(groups) if only is None else [self._key_of(only, groups)]
+        keys = self.group_keys(groups) if only is None else self._keys_of(only, groups)
         if self._last is not None and self._watch is not None and self._watch.is_whole:
             seen = Fingerprint.of(keys, state)
             if seen is not None and self._last.is_followed_by(seen):
@@ -92,13 +98,20 @@ class Plan:
 
     def group_keys(self, groups: Sequence[dict[str, Any]]) -> list[GroupKey]:
         """What of the groups decides which backend takes their tensors."""
-        return [self._key(group["params"], group) for group in groups]
+        return [key for group in groups for key in self._keys(group["params"], group)]
 
-    def _key_of(self, only: Numbered, groups: Sequence[dict[str, Any]]) -> GroupKey:
-        return self._key([only.param], groups[only.group])
+    def _keys_of(self, only: Numbered, groups: Sequence[dict[str, Any]]) -> list[GroupKey]:
+        return self._keys([only.param], groups[only.group])
 
-    def _key(self, params: list[Tensor], group: dict[str, Any]) -> GroupKey:
-        return GroupKey(params, self._algorithm.slots_of(group), bool(group["maximize"]))
+    def _keys(self, params: list[Tensor], group: dict[str, Any]) -> list[GroupKey]:
+        """Of a group; of each run of it where some have error terms and others have none."""
+        rules, maximize = (self._algorithm, self._storage, group), bool(group["maximize"])
+        if self._storage.master_bits is None or not params:
+            return [GroupKey(params, self._algorithm.slots_of(group), maximize)]
+        runs = [params]
+        if len(set(map(DTYPE, params))) > 1:
+            runs = [list(run) for _, run in groupby(params, key=self._storage.keeps_error)]
+        return [GroupKey(run, names_of(*rules, run[0]), maximize) for run in runs]
 
     def _follow(self, seen: Fingerprint) -> None:
         """The last step's buckets, with this step's tensors and their gradients' addresses."""
@@ -143,17 +156,23 @@ class Plan:
         places: dict[Hashable, list[int]] = {}
         for place, entry in enumerate(entries):
             backend = self._choose(entry, shares_memory=place in shared)
-            key = (backend.name, entry.param.device, backend.variant(entry))
+            controller = entry.group if self._by_group else 0
+            key = (backend.name, entry.param.device, backend.variant(entry), controller)
             if key not in self._buckets:
-                self._buckets[key] = Bucket(
-                    backend, *key[1:], self._algorithm.name, self._workspace, self._owner
-                )
+                self._buckets[key] = self._new_bucket(backend, *key[1:])
                 self._buckets[key].start()
             self._buckets[key].take(entry)
             places.setdefault(key, []).append(place)
         taken = {key: bucket for key, bucket in self._buckets.items() if bucket.entries}
         self._sorted = list(taken.values())
         self._places = [places[key] for key in taken]
+
+    def _new_bucket(
+        self, backend: Any, device: torch.device, variant: tuple[Any, ...], controller: int
+    ) -> Bucket:
+        owner = self._owner if controller == 0 else (*self._owner, "group", controller)
+        rule = self._algorithm.name
+        return Bucket(backend, device, variant, rule, self._workspace, owner, controller)
 
     def _places_in_shared_memory(self) -> set[int]:
         """Which of the entries would race in a sweep over addresses."""

@@ -60,7 +60,7 @@ class OpenRound:
         """The buckets that an ordinary step would have had as one, in that step's order."""
         alike: dict[Any, list[Bucket]] = {}
         for _, bucket in sorted(self.stepped.items(), key=lambda pair: pair[0]):
-            key = bucket.backend.name, bucket.device, bucket.variant
+            key = bucket.backend.name, bucket.home, bucket.variant
             alike.setdefault(key, []).append(bucket)
         return list(alike.values())
 
@@ -193,7 +193,7 @@ class Release:
             self._open.samples += round.sample([numbered.param], idle)
             for bucket in buckets:
                 self._open.stepped[numbered.number] = bucket
-                bucket.backend.step(bucket, decisions[bucket.device], bucket.squares, None)
+                bucket.backend.step(bucket, decisions[bucket.home], bucket.squares, None)
         finally:
             plan.release()
         numbered.param.grad = None

@@ -13,7 +13,7 @@ from adaptiverl.algorithms import Algorithm
 from adaptiverl.backends import backend_for
 from adaptiverl.backends.layouts import is_fake
 from adaptiverl.backends.reference import noise_on
-from adaptiverl.codecs import Storage, decoded_states
+from adaptiverl.codecs import ERROR, Storage, decoded_states
 from adaptiverl.control import Control
 from adaptiverl.controller import Controller
 from adaptiverl.decision import Decision
@@ -23,14 +23,15 @@ from adaptiverl.log import Log
 from adaptiverl.ranks.dtensors import to_local
 from adaptiverl.ranks.group import Ranks
 from adaptiverl.ranks.shards import Shards
-from adaptiverl.step.bucket import Bucket
+from adaptiverl.step.alignment import reduce_alignment
+from adaptiverl.step.bucket import Bucket, Home
 from adaptiverl.step.clipping import GradientScale
 from adaptiverl.step.counters import Counters
 from adaptiverl.step.entries import CompleteState, Entries, Numbered
 from adaptiverl.step.groups import GroupTable, any_rate
 from adaptiverl.step.horizon import check_horizon
 from adaptiverl.step.losses import Losses, Sample
-from adaptiverl.step.memory import Groups, settle
+from adaptiverl.step.memory import Groups, check_controllers, settle
 from adaptiverl.step.plan import Plan
 from adaptiverl.step.scaling import scaling_of
 from adaptiverl.step.snapshot import KEY as SEARCH_START
@@ -38,8 +39,8 @@ from adaptiverl.step.snapshot import Snapshot
 from adaptiverl.step.state import PRODUCT, STEP, in_order
 from adaptiverl.step.workspace import Workspace
 
-Decisions = dict[torch.device, Decision]
-"""What the controller decided, on every device that has tensors, and on its own"""
+Decisions = dict[Home, Decision]
+"""What each controller decided, on every device that has tensors, and on its own"""
 
 
 class Rules(NamedTuple):
@@ -64,11 +65,11 @@ class Round:
         log: What is worth saying is said there.
 
     Attributes:
-        controller: The optimizer's; set before the first step.
+        controllers: The optimizer's, set before the first step: one, or one of each group.
         snapshot: What a search goes back to; None where the law never does.
     """
 
-    controller: Controller
+    controllers: Sequence[Controller]
 
     def __init__(
         self,
@@ -102,7 +103,8 @@ class Round:
         self.snapshot: Snapshot | None = None
         if law_of(control.law).goes_back:
             self.snapshot = Snapshot(algorithm, self.workspace, control.snapshot == "device")
-        self._losses = None if storage.stochastic_rounding else Losses(log.warn_of_lost_updates)
+        keeps_all = storage.stochastic_rounding or storage.master_bits is not None
+        self._losses = None if keeps_all else Losses(log.warn_of_lost_updates)
 
     @torch._disable_dynamo
     @outside_autograd
@@ -126,18 +128,24 @@ class Round:
             samples = self.sample((p for group in groups for p in group["params"]), idle)
             for bucket in buckets:
                 here = None if factor is None else factor.to(numbers_device(bucket.device))
-                bucket.backend.step(bucket, decisions[bucket.device], bucket.squares, here)
+                bucket.backend.step(bucket, decisions[bucket.home], bucket.squares, here)
             self._shards.end_step(self.plan.dtensors)
             self.report(state, [[bucket] for bucket in buckets], decisions, samples, idle)
         finally:
             self.plan.release()
+
+    @property
+    def controller(self) -> Controller:
+        """Who hears the losses for all."""
+        return self.controllers[0]
 
     # Plan
 
     def new_plan(self, owner: tuple[Hashable, ...] = ()) -> Plan:
         """A plan of these rules; `owner` tells its memory from that of other plans."""
         rules = self._rules
-        return Plan(rules.algorithm, self._entries, self._choose, self.workspace, owner)
+        parts = rules.algorithm, rules.storage, self._entries, self._choose
+        return Plan(*parts, self.workspace, owner, self._control.groups == "own")
 
     def begin(self, optimizer: torch.optim.Optimizer) -> bool:
         """Before anything is planned: what the user or a load has put into groups is looked at.
@@ -151,7 +159,8 @@ class Round:
         for group in groups:
             self._rules.check_group(group, self._control)
             self._rules.storage.check_group(self._log.optimizer, group)
-        settle(groups, self.controller, self._log)
+        check_controllers(groups, self.controllers, self._control)
+        settle(groups, self.controllers, self._log)
         if self.snapshot is not None:
             self.snapshot.begin_step(groups, state, self.controller, self._searches)
         self.workspace.begin_step()
@@ -179,9 +188,11 @@ class Round:
             self.share_observations()
         if found_inf is not None:
             found_inf = beside(found_inf.to(torch.float32), here)
-        rows = [b.rows() for b in buckets if b.backend.addressed and b.device == here]
-        decision = controller.advance(table.numbers, table.effective, rows, found_inf)
-        decisions: Decisions = {here: decision}
+        decisions: Decisions = {}
+        for place, one in enumerate(controller.observations.to_each(self.controllers)):
+            home, effective = (place, here), table.effective_of(place)
+            rows = [b.rows() for b in buckets if b.backend.addressed and b.home == home]
+            decisions[home] = one.advance(table.numbers, effective, rows, found_inf)
         self.count([bucket for bucket in buckets if bucket.device != here], decisions)
         return decisions
 
@@ -193,11 +204,11 @@ class Round:
             decisions: The step's; their devices' are added.
         """
         for bucket in buckets:
-            if bucket.device not in decisions:
-                decision = decisions[self.controller.device]
-                decisions[bucket.device] = decision.to(numbers_device(bucket.device))
+            if bucket.home not in decisions:
+                decision = decisions[bucket.place, self.controller.device]
+                decisions[bucket.home] = decision.to(numbers_device(bucket.device))
             if bucket.backend.addressed:
-                bucket.backend.count_steps(bucket, decisions[bucket.device])
+                bucket.backend.count_steps(bucket, decisions[bucket.home])
 
     def group_table(self, device: torch.device) -> GroupTable:
         """The groups' numbers beside the controller, which may have moved."""
@@ -247,10 +258,10 @@ class Round:
         """In the step that ends a search, to the weights of its start (method.md#going-back)."""
         if self.snapshot is None or idle or not self._searches:
             return
-        decision = decisions[self.controller.device]
+        decision = decisions[0, self.controller.device]
 
         def on(device: torch.device) -> Decision:
-            return decisions.get(device) or decision.to(numbers_device(device))
+            return decisions.get((0, device)) or decision.to(numbers_device(device))
 
         if not is_fake(decision.state):
             self.snapshot.keep_and_put_back(groups, state, on, self.plan.followed)
@@ -286,7 +297,7 @@ class Round:
         exported = decoded_states(self.counters.exported(groups, keys, state))
         if self.snapshot is not None and self._searches:
             self.snapshot.added_to(groups, keys, exported)
-        order = (*self._rules.algorithm.slots, STEP, PRODUCT, SEARCH_START)
+        order = (*self._rules.algorithm.slots, ERROR, STEP, PRODUCT, SEARCH_START)
         return {key: in_order(entries, order) for key, entries in exported.items()}
 
     # Measure
@@ -309,33 +320,35 @@ class Round:
         Returns:
             The gradients' common factor.
         """
-        decision = decisions[self.controller.device]
-        self._sum_squares(buckets, decisions, decision, of_parameters=False, always=self._clips)
+        decision = decisions[0, self.controller.device]
+        self._sum_squares(buckets, decisions, of_parameters=False, always=self._clips)
         squares = plan.squares_by_device()
         factor = self.gradient_scale(buckets, squares, grad_scale) if buckets else None
         if decision.noise_on_parameter:
-            self._sum_squares(buckets, decisions, decision, of_parameters=True, always=False)
+            self._sum_squares(buckets, decisions, of_parameters=True, always=False)
         return factor
 
     def _sum_squares(
         self,
         buckets: list[Bucket],
         decisions: Decisions,
-        decision: Decision,
         of_parameters: bool,
         always: bool,
     ) -> None:
         """Σ g² or Σ p² into every bucket's `squares`, where somebody needs them."""
+        here = self.controller.device
+        decision = decisions[0, here]
         noisy = decision.noise_possible and decision.noise_on_parameter == of_parameters
         if always or noisy:
             for bucket in buckets:
                 bucket.backend.sum_squares(
-                    bucket, decisions[bucket.device], bucket.squares, always, of_parameters
+                    bucket, decisions[bucket.home], bucket.squares, always, of_parameters
                 )
         if not self._shards:
             return
         # Where ranks may differ in σ, they must not differ in whether they meet.
-        if always or (noisy and (not self._ranks.agree or noise_on(decision))):
+        drawn = (noise_on(one) for (_, device), one in decisions.items() if device == here)
+        if always or (noisy and (not self._ranks.agree or any(drawn))):
             numbers = [(bucket.squares, bucket.indices) for bucket in buckets]
             self._shards.add_up(numbers, self._ranks)
 
@@ -366,27 +379,12 @@ class Round:
             samples: What `sample` took.
             idle: As `begin` says.
         """
-        decision = decisions[self.controller.device]
         if self._losses is not None and not self._searches:
             self._losses.end_step(samples)
-        if decision.aligned and not idle:
-            self._reduce_alignment(passes, decision)
+        if decisions[0, self.controller.device].aligned and not idle:
+            reduce_alignment(self.controllers, passes, decisions, self._shards, self._ranks)
         if not is_fake(self.controller.state):
-            self._log.announcements.look(self.controller.state)
+            for place, controller in enumerate(self.controllers):
+                self._log.announcements_of(place).look(controller.state)
         if idle:  # who makes state to load into it looks there for what there is to load
             self.counters.show_products(state)
-
-    def _reduce_alignment(self, passes: Sequence[Sequence[Bucket]], decision: Decision) -> None:
-        """What the passes summed, to the controller: over all tensors, shards and ranks."""
-        controller = self.controller
-        sums = [_in_one([bucket.sums for bucket in buckets]) for buckets in passes]
-        if self._shards:
-            places = [[i for bucket in buckets for i in bucket.indices] for buckets in passes]
-            sums = [self._shards.as_whole(*pair) for pair in zip(sums, places, strict=True)]
-        controller.reduce_alignment([beside(s, controller.device) for s in sums])
-        active = decision.active if decision.skippable else None
-        self._ranks.average_alignment(controller.alignment, active)
-
-
-def _in_one(tensors: list[Tensor]) -> Tensor:
-    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)

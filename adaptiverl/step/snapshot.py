@@ -13,6 +13,7 @@ from adaptiverl import devices
 from adaptiverl.algorithms import Algorithm
 from adaptiverl.backends import puts_back
 from adaptiverl.backends.layouts import is_dense
+from adaptiverl.codecs import ERROR
 from adaptiverl.controller import Controller
 from adaptiverl.decision import Decision
 from adaptiverl.kernels import reference
@@ -40,7 +41,7 @@ class Snapshot:
     once in the others. When the search is known to be over the copy is let go.
 
     Args:
-        algorithm: Whose slots start anew.
+        algorithm: Whose slots start anew; so do error terms.
         workspace: Owns the copy, and the tables of what is put back.
         on_device: The copy lies beside the parameters, not in the host's memory.
     """
@@ -209,7 +210,7 @@ class Snapshot:
         if copy is None:
             return
         yield to_local(param).detach(), copy
-        for name in (*self._algorithm.slots, STEP):
+        for name in (*self._algorithm.slots, ERROR, STEP):
             value = state.get(name)
             if isinstance(value, Tensor):
                 yield stored(to_local(value)), None

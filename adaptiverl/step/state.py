@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from adaptiverl.algorithms import Algorithm
-from adaptiverl.codecs import Storage, as_dtype
+from adaptiverl.codecs import ERROR, ERROR_TERMS, Storage, as_dtype
 from adaptiverl.ranks.dtensors import is_dtensor, to_local
 
 STEP, PRODUCT = "step", "mu_product"
@@ -83,8 +83,8 @@ def complete(
 ) -> None:
     """Make what is missing of a parameter's slots; a checkpoint may have brought a part.
 
-    What is there is put into the dtype that kernels read: torch's own loader, which wrappers call,
-    casts every floating entry to the parameter's.
+    Likewise its error terms, where it has some. What is there is put into the dtype that kernels
+    read: torch's own loader, which wrappers call, casts every floating entry to the parameter's.
 
     Args:
         algorithm: The update rule.
@@ -93,6 +93,12 @@ def complete(
         group: Its group.
         state: Its state, which is changed.
     """
+    if storage.keeps_error(param):
+        value = state.get(ERROR)
+        fresh = value is None
+        state[ERROR] = ERROR_TERMS.zeros_beside(param) if fresh else ERROR_TERMS.adopt(param, value)
+    else:
+        state.pop(ERROR, None)  # of a parameter that was cast to another dtype
     needed = algorithm.slots_of(group)
     for place, name in enumerate(algorithm.slots):
         if name not in needed:

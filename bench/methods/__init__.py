@@ -2,10 +2,12 @@
 
 from typing import Any
 
+from bench.methods.ablations import ABLATIONS
 from bench.methods.base import AdamW, Method, Stepper
 from bench.methods.ours import (
     Adaptive,
     Controls,
+    bandit,
     find_lr,
     find_lr_open,
     loss_law,
@@ -15,7 +17,7 @@ from bench.methods.ours import (
 from bench.methods.published import Prodigy, ScheduleFree
 from bench.methods.reacting import ReactingAdamW, greedy, reduce_on_plateau
 
-__all__ = ["METHODS", "Method", "Stepper"]
+__all__ = ["ABLATIONS", "METHODS", "Method", "Stepper"]
 
 
 def _ours(name: str, law: str, control: Controls, **more: Any) -> Adaptive:
@@ -26,6 +28,7 @@ TOLD: dict[str, Any] = {"has_horizon": True}
 OVER_COSINE: dict[str, Any] = {"over_cosine": True, "has_horizon": True}
 
 _METHODS: tuple[Method, ...] = (
+    AdamW(name="default", title="AdamW default, 1e-3", warm_up=0.0, fixed_rate=1e-3),
     AdamW(name="constant", title="AdamW constant"),
     AdamW(name="cosine", title="AdamW cosine to 0", decay="cosine", **TOLD),
     AdamW(name="linear", title="AdamW linear to 0", decay="linear", **TOLD),
@@ -47,9 +50,11 @@ _METHODS: tuple[Method, ...] = (
         patience=10,
     ),
     ScheduleFree(name="schedule-free", title="Schedule-Free AdamW"),
-    Prodigy(name="prodigy", title="Prodigy, cosine"),
+    Prodigy(name="prodigy", title="Prodigy, cosine", **TOLD),
+    Prodigy(name="prodigy-constant", title="Prodigy", decay="none"),
     _ours("loss", "loss law", loss_law),
     _ours("loss-cosine", "loss law × cosine", loss_law, **OVER_COSINE),
+    _ours("bandit", "bandit", bandit),
     _ours("alignment", "alignment, horizon", find_lr, **TOLD),
     _ours("alignment-open", "alignment, no horizon", find_lr_open),
     # The search is a warm-up of its own, so that its cosine has none, as docs/guide.md advises.

@@ -3,7 +3,8 @@
 import importlib.util
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -37,6 +38,11 @@ class Stepper:
     def show(self, loss: Tensor) -> None:
         """Tell the optimizer the loss before its step; most are not told."""
 
+    @contextmanager
+    def judged(self) -> Iterator[None]:
+        """The parameters are as they are to be judged meanwhile, and then as they were."""
+        yield
+
     def finish(self) -> None:
         """Leave the parameters as they are to be judged."""
 
@@ -53,6 +59,7 @@ class Method(ABC):
     weight_decay: float = 1e-2  # decoupled, as in AdamW
     warm_up: float = 0.05  # share of the run over which the rate rises linearly; one step at least
     has_horizon: bool = False  # what it does, warm-up apart, depends on the steps it is told
+    fixed_rate: float | None = None  # the only rate it starts from; None: whatever it is told
     package: str = field(default="", repr=False)  # what has to be installed for it
 
     def missing(self) -> str | None:

@@ -42,6 +42,10 @@ def loss_law(horizon: int) -> Control:
     return Control()
 
 
+def bandit(horizon: int) -> Control:
+    return Control.bandit()
+
+
 def range_test(horizon: int) -> Control:
     """The range test, told when the run ends: it cools down by itself."""
     return Control.range_test(horizon=horizon)

@@ -2,13 +2,28 @@
 
 import contextlib
 import io
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from bench.methods.base import Method, Parameters, Stepper
+import torch
+
+from bench.methods.base import Decay, Method, Parameters, Stepper
 
 
 class Averaging(Stepper):
     """Schedule-Free at work: it trains one point and is judged at another."""
+
+    @contextlib.contextmanager
+    def judged(self) -> Iterator[None]:
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        kept = [p.detach().clone() for p in parameters]
+        self.optimizer.eval()
+        yield
+        self.optimizer.train()
+        # Going there and back rounds; looking must not change a run.
+        with torch.no_grad():
+            for parameter, value in zip(parameters, kept, strict=True):
+                parameter.copy_(value)
 
     def finish(self) -> None:
         self.optimizer.eval()
@@ -31,14 +46,14 @@ class ScheduleFree(Method):
 
 @dataclass(frozen=True, kw_only=True)
 class Prodigy(Method):
-    """Prodigy, which finds its own rate: ``lr`` stays 1 and is annealed by a cosine.
+    """Prodigy, which finds its own rate: ``lr`` stays 1, and may be annealed by a cosine.
 
     Its authors' d0, 1e-6, is a thousandth of AdamW's default rate; so it is of every rate here.
     """
 
     package: str = "prodigyopt"
     warm_up: float = 0.0
-    has_horizon: bool = True
+    decay: Decay = "cosine"
     d0_per_rate: float = 1e-3  # d0 divided by the starting rate
 
     def start(self, parameters: Parameters, rate: float, horizon: int, seed: int) -> Stepper:
@@ -50,4 +65,4 @@ class Prodigy(Method):
             optimizer = prodigyopt.Prodigy(
                 parameters, lr=1.0, d0=self.d0_per_rate * rate, **advice, **self.shared()
             )
-        return Stepper(optimizer, self.schedule(1.0, horizon, "cosine"))
+        return Stepper(optimizer, self.schedule(1.0, horizon, self.decay))

@@ -1,11 +1,13 @@
 """The picture: final loss against starting rate, one line a method, one panel a task."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from bench.figures import Series, Table, tables
@@ -17,6 +19,7 @@ from bench.run.rows import Row
 # kind of colour vision; where one serves twice, the dashes differ.
 PLAIN, SECOND, FIRST = (1.3, 2.5), (1.8, 3.0), (2.2, 3.5)
 STYLES: dict[str, tuple[str, str, tuple[float, float]]] = {
+    "default": ("#bbbbbb", "-", PLAIN),
     "constant": ("#7a7a7a", "-", PLAIN),
     "cosine": ("#e69f00", "-", PLAIN),
     "linear": ("#b8860b", "--", PLAIN),
@@ -25,6 +28,8 @@ STYLES: dict[str, tuple[str, str, tuple[float, float]]] = {
     "greedy": ("#009e73", "-", PLAIN),
     "schedule-free": ("#cc79a7", "-", PLAIN),
     "prodigy": ("#8c564b", "-", PLAIN),
+    "prodigy-constant": ("#8c564b", ":", PLAIN),
+    "bandit": ("#009e73", "--", SECOND),
     "loss": ("#56b4e9", "-", SECOND),
     "loss-cosine": ("#56b4e9", "--", SECOND),
     "alignment": ("#0072b2", "-", (3.0, 4.5)),
@@ -40,18 +45,29 @@ LINEAR_UP_TO = 5.0
 
 def draw(rows: Sequence[Row], path: Path) -> None:
     """Draw the rows and write a PNG; methods that were told a wrong horizon are left out."""
-    every = tables(rows)
-    columns = min(COLUMNS, len(every))
-    lines = math.ceil(len(every) / columns)
-    size = (4.6 * columns + 0.4, 3.9 * lines + 1.3)
-    with picture(path, *size, dpi=120, **{"font.size": 10}) as figure:
-        grid = list(figure.subplots(lines, columns, squeeze=False).flat)
-        for axes, table in zip(grid, every, strict=False):
+    draw_tables(tables(rows), path, **{"font.size": 10})
+
+
+def draw_tables(every: Sequence[Table], path: Path, **style: Any) -> None:
+    with grid_of(len(every), path, **style) as (figure, grid):
+        for axes, table in zip(grid, every, strict=True):
             _panel(axes, table)
-        for axes in grid[len(every) :]:
-            axes.remove()
         handles = {h.get_label(): h for a in figure.axes for h in a.get_lines() if _is_named(h)}
-        figure.legend(handles=list(handles.values()), loc="outside lower center", ncols=columns + 1)
+        columns = 1 + min(COLUMNS, len(every))
+        figure.legend(handles=list(handles.values()), loc="outside lower center", ncols=columns)
+
+
+@contextmanager
+def grid_of(count: int, path: Path, **style: Any) -> Iterator[tuple[Figure, list[Axes]]]:
+    """A picture of as many panels, `COLUMNS` a line."""
+    columns = min(COLUMNS, count)
+    lines = math.ceil(count / columns)
+    size = (4.6 * columns + 0.4, 3.9 * lines + 1.3)
+    with picture(path, *size, dpi=120, **style) as figure:
+        grid = list(figure.subplots(lines, columns, squeeze=False).flat)
+        for axes in grid[count:]:
+            axes.remove()
+        yield figure, grid[:count]
 
 
 def _is_named(line: Any) -> bool:
@@ -68,16 +84,17 @@ def _panel(axes: Axes, table: Table) -> None:
     axes.set_xlabel("starting learning rate")
     axes.set_ylabel("final held-out loss")
     if finite:
-        _limit(axes, min(finite), min(max(finite), table.initial))
+        limit(axes, min(finite), min(max(finite), table.initial))
 
 
 def _line(axes: Axes, table: Table, series: Series) -> list[float]:
     cells = table.line(series)
-    means = [cell.mean for cell in cells.values()]
+    means = [cell.mean().value for cell in cells.values() if cell.runs]
+    rates = [rate for rate, cell in cells.items() if cell.runs]
     method = METHODS.get(series.method)
     colour, dashes, (width, dot) = STYLES.get(series.method, ("black", "-", PLAIN))
     axes.plot(
-        list(cells),
+        rates,
         [mean if math.isfinite(mean) else math.nan for mean in means],
         color=colour,
         linestyle=dashes,
@@ -90,7 +107,7 @@ def _line(axes: Axes, table: Table, series: Series) -> list[float]:
     return [mean for mean in means if math.isfinite(mean) and mean > 0]
 
 
-def _limit(axes: Axes, low: float, high: float) -> None:
+def limit(axes: Axes, low: float, high: float) -> None:
     """From the lowest loss to that of an untrained model, or to the highest where that is lower."""
     if high > LINEAR_UP_TO * low:
         axes.set_yscale("log")

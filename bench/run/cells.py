@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,14 @@ class Cell:
     rate: float  # the starting learning rate
     seed: int  # of the weights and batches, the same for every method and rate
     factor: float = 1.0  # the horizon that the method is told, over the steps that the run has
+    looks: int = 0  # at the held-out loss while training, evenly spaced; the last one at the end
+
+    @property
+    def stretches(self) -> list[range]:
+        """The run's steps, cut where somebody looks."""
+        looks = max(1, min(self.looks, self.task.steps))
+        ends = [round(look * self.task.steps / looks) for look in range(looks + 1)]
+        return [range(begin, end) for begin, end in pairwise(ends)]
 
     @property
     def key(self) -> Key:
@@ -32,11 +41,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Held-out loss before and after, which may be infinite or NaN; wall clock of the training."""
+    """Held-out losses, which may be infinite or NaN; wall clock of the training."""
 
-    initial: float
-    final: float
+    initial: float  # before
+    final: float  # after
     seconds: float
+    curve: tuple[float, ...] = ()  # at each of the cell's looks
 
 
 def train(problem: Problem, stepper: Stepper, steps: Iterable[int]) -> list[Tensor]:
@@ -59,8 +69,18 @@ def run(cell: Cell) -> Outcome:
     problem = cell.task.start(cell.seed)
     initial = problem.held_out_loss()
     stepper = cell.stepper(problem.objective.parameters())
-    begin = time.perf_counter()
-    train(problem, stepper, range(cell.task.steps))
+    seconds, curve = 0.0, []
+    for steps in cell.stretches:
+        begin = time.perf_counter()
+        train(problem, stepper, steps)
+        seconds += time.perf_counter() - begin
+        if steps.stop < cell.task.steps:
+            with stepper.judged():
+                curve.append(problem.held_out_loss())
     stepper.finish()
-    final = problem.held_out_loss()
-    return Outcome(initial, final, time.perf_counter() - begin)
+    return outcome(cell, initial, [*curve, problem.held_out_loss()], seconds)
+
+
+def outcome(cell: Cell, initial: float, losses: Sequence[float], seconds: float) -> Outcome:
+    """Of the held-out losses after each stretch; a cell without looks keeps only the last."""
+    return Outcome(initial, losses[-1], seconds, tuple(losses) if cell.looks else ())

@@ -1,4 +1,7 @@
-"""The engine "processes": cells in parallel, one process a core, each outcome as it comes."""
+"""Jobs in parallel, one process a core, each outcome as it comes.
+
+A job is one cell, or the cells that `side_by_side` trains at once.
+"""
 
 import multiprocessing
 import os
@@ -12,15 +15,17 @@ from contextlib import closing, contextmanager
 import torch
 
 from bench.run.cells import Cell, Outcome, run
+from bench.run.side_by_side import run_together
 
+Job = Sequence[Cell]
 Result = tuple[Cell, Outcome | str]
 """A cell and what it came to; a traceback where it raised an exception."""
 
 
-def in_processes(cells: Sequence[Cell], workers: int) -> Generator[Result]:
-    """Run cells in about their order; those that fail don't stop the others."""
-    on_cpu = [cell for cell in cells if cell.task.device == "cpu"]
-    on_cuda = [cell for cell in cells if cell.task.device != "cpu"]
+def in_processes(jobs: Sequence[Job], workers: int) -> Generator[Result]:
+    """Run jobs in about their order; those that fail don't stop the others."""
+    on_cpu = [job for job in jobs if job[0].task.device == "cpu"]
+    on_cuda = [job for job in jobs if job[0].task.device != "cpu"]
     for phase, count in ((on_cpu, workers), (on_cuda, 1)):
         few = min(count, len(phase)) <= 1
         # Closed at once, not when it is collected: closing stops the workers.
@@ -39,36 +44,36 @@ def in_one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _here(cells: Sequence[Cell]) -> Generator[Result]:
+def _here(jobs: Sequence[Job]) -> Generator[Result]:
     with in_one_thread():
-        for cell in cells:
-            yield cell, _attempt(cell)
+        for job in jobs:
+            yield from zip(job, _attempt(job), strict=True)
 
 
-def _in_workers(cells: Sequence[Cell], workers: int) -> Generator[Result]:
+def _in_workers(jobs: Sequence[Job], workers: int) -> Generator[Result]:
     # Spawned, not forked: neither torch's threads nor CUDA survive a fork.
     context = multiprocessing.get_context("spawn")
     executor = ProcessPoolExecutor(
-        min(workers, len(cells)), mp_context=context, initializer=_start_worker
+        min(workers, len(jobs)), mp_context=context, initializer=_start_worker
     )
     try:
-        pending = {executor.submit(_attempt, cell): cell for cell in cells}
+        pending = {executor.submit(_attempt, job): job for job in jobs}
         for future in as_completed(pending):
-            yield pending[future], future.result()
+            yield from zip(pending[future], future.result(), strict=True)
     except BaseException:
         executor.shutdown(wait=False, cancel_futures=True)
-        # Waiting for the cells that have begun can take a minute each.
+        # Waiting for the jobs that have begun can take a minute each.
         for process in multiprocessing.active_children():
             process.terminate()
         raise
     executor.shutdown()
 
 
-def _attempt(cell: Cell) -> Outcome | str:
+def _attempt(job: Job) -> Sequence[Outcome | str]:
     try:
-        return run(cell)
+        return [run(job[0])] if len(job) == 1 else run_together(job)
     except Exception:
-        return traceback.format_exc()
+        return [traceback.format_exc()] * len(job)
 
 
 def _start_worker() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ class Row:
     threads: int = 1  # that torch computed with
     python: str = ""  # its version; empty in rows from before there was this column
     engine: str = "processes"  # "processes" or "vmap"
+    curve: tuple[float, ...] = ()  # held-out losses at evenly spaced steps, the last at the end
 
     @property
     def key(self) -> Key:
@@ -47,9 +48,16 @@ class Row:
 
 
 COLUMNS = tuple(field.name for field in fields(Row))
-EARLIER = COLUMNS[: COLUMNS.index("threads")]
-"""Those of the files in bench/results that are older than the last three."""
-KINDS = {f.name: {"str": str, "int": int, "float": float}[str(f.type)] for f in fields(Row)}
+EARLIER = tuple(COLUMNS[: COLUMNS.index(later)] for later in ("threads", "curve"))
+"""Those of files in bench/results that are older than the columns after them."""
+
+
+def _curve(text: str) -> tuple[float, ...]:
+    return tuple(map(float, text.split()))
+
+
+_OF_TEXT: dict[str, Callable[[str], Any]] = {"str": str, "int": int, "float": float}
+KINDS = {field.name: _OF_TEXT.get(str(field.type), _curve) for field in fields(Row)}
 
 
 def read(path: Path) -> list[Row]:
@@ -64,7 +72,7 @@ def read(path: Path) -> list[Row]:
     headings, *lines = list(csv.reader(io.StringIO(text[: text.rfind("\n") + 1]))) or [
         list(COLUMNS)
     ]
-    if tuple(headings) not in (COLUMNS, EARLIER):
+    if tuple(headings) not in (COLUMNS, *EARLIER):
         raise RowsError(
             f"{path} has the columns {', '.join(headings)}; expected {', '.join(COLUMNS)}. "
             "Another version wrote it: move it away, or write to another folder"
@@ -106,7 +114,7 @@ class Rows:
 
     def append(self, row: Row) -> None:
         self.rows.append(row)
-        self._write(astuple(row))
+        self._write(_cells(row))
 
     def __enter__(self) -> Rows:
         return self
@@ -120,7 +128,17 @@ class Rows:
 
 
 def write(rows: Iterable[Row], path: Path) -> None:
-    path.write_text(_lines([COLUMNS, *map(astuple, rows)]), encoding="utf-8")
+    path.write_text(_lines([COLUMNS, *map(_cells, rows)]), encoding="utf-8")
+
+
+def _cells(row: Row) -> list[Any]:
+    *cells, curve = astuple(row)
+    return [*cells, " ".join(f"{loss:.4g}" for loss in curve)]
+
+
+def shortened(loss: float) -> float:
+    """Of a curve: four digits, which are more than a picture shows."""
+    return float(f"{loss:.4g}")
 
 
 def _lines(records: Iterable[Iterable[Any]]) -> str:

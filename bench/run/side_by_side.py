@@ -5,21 +5,21 @@ optimizer, on its own slice of the stacked parameters.
 """
 
 import time
-import traceback
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
-from bench.run.cells import Cell, Outcome
-from bench.run.processes import Result, in_one_thread
+from bench.methods import Stepper
+from bench.run.cells import Cell, Outcome, outcome
 from bench.tasks import Problem
 
 
 def run_together(cells: Sequence[Cell]) -> list[Outcome]:
-    (task,) = {cell.task for cell in cells}
+    """Train the cells, which are of one task and look at it equally often."""
+    ((task, _),) = {(cell.task, cell.looks) for cell in cells}
     problems = {seed: task.start(seed) for seed in {cell.seed for cell in cells}}
     own = [problems[cell.seed] for cell in cells]
     initial = [problem.held_out_loss() for problem in own]
@@ -29,18 +29,39 @@ def run_together(cells: Sequence[Cell]) -> list[Outcome]:
     }
     parameters = [[nn.Parameter(part[i]) for part in stack.values()] for i in range(len(cells))]
     steppers = [cell.stepper(mine) for cell, mine in zip(cells, parameters, strict=True)]
-    begin = time.perf_counter()
-    for step in range(task.steps):
-        gradients, losses = _gradients(own, stack, step)
-        for i, stepper in enumerate(steppers):
-            for parameter, gradient in zip(parameters[i], gradients, strict=True):
-                parameter.grad = gradient[i]
-            stepper.step(losses[i])
+    seconds, curves = 0.0, []
+    for steps in cells[0].stretches:
+        begin = time.perf_counter()
+        for step in steps:
+            _step(own, stack, parameters, steppers, step)
+        seconds += time.perf_counter() - begin
+        if steps.stop < task.steps:
+            curves.append([_look(*mine) for mine in zip(own, parameters, steppers, strict=True)])
     for stepper in steppers:
         stepper.finish()
-    share = (time.perf_counter() - begin) / len(cells)
-    finals = [_held_out(problem, mine) for problem, mine in zip(own, parameters, strict=True)]
-    return [Outcome(*losses, share) for losses in zip(initial, finals, strict=True)]
+    curves.append([_held_out(*mine) for mine in zip(own, parameters, strict=True)])
+    share = seconds / len(cells)
+    by_cell = zip(cells, initial, zip(*curves, strict=True), strict=True)
+    return [outcome(cell, before, after, share) for cell, before, after in by_cell]
+
+
+def _step(
+    problems: Sequence[Problem],
+    stack: dict[str, Tensor],
+    parameters: Sequence[Sequence[nn.Parameter]],
+    steppers: Sequence[Stepper],
+    step: int,
+) -> None:
+    gradients, losses = _gradients(problems, stack, step)
+    for i, stepper in enumerate(steppers):
+        for parameter, gradient in zip(parameters[i], gradients, strict=True):
+            parameter.grad = gradient[i]
+        stepper.step(losses[i])
+
+
+def _look(problem: Problem, parameters: Sequence[Tensor], stepper: Stepper) -> float:
+    with stepper.judged():
+        return _held_out(problem, parameters)
 
 
 def _gradients(
@@ -64,17 +85,3 @@ def _held_out(problem: Problem, parameters: Sequence[Tensor]) -> float:
         for mine, trained in zip(problem.objective.parameters(), parameters, strict=True):
             mine.copy_(trained)
     return problem.held_out_loss()
-
-
-def side_by_side(cells: Sequence[Cell]) -> Generator[Result]:
-    groups: dict[Any, list[Cell]] = {}
-    for cell in cells:
-        groups.setdefault((cell.task, cell.method.name, cell.factor), []).append(cell)
-    with in_one_thread():
-        for group in groups.values():
-            results: Sequence[Outcome | str]
-            try:
-                results = run_together(group)
-            except Exception:
-                results = [traceback.format_exc()] * len(group)
-            yield from zip(group, results, strict=True)

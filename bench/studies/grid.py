@@ -1,11 +1,10 @@
-"""How far off the learning rate may be: every method from seven rates, on a set of tasks.
+"""How far off the learning rate may be: every method from many rates, on a set of tasks.
 
 The command line of `bench.lr_robustness` and `bench.alignment_variants`.
 """
 
 import argparse
 import datetime
-import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -14,17 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.machine import RESULTS
 from bench.methods import METHODS, Method
 from bench.pictures.rates import draw
-from bench.requests import Parser, RequestError, chosen, number, runnable, whole
+from bench.requests import Parser, RequestError, chosen, cores, number, runnable, whole
 from bench.run.cells import Cell
 from bench.run.grid import Engine, complete, current, plan
 from bench.run.rows import Row, Rows, RowsError, newest, read, write
-from bench.tables import report
+from bench.tables import rate_text, report
 from bench.tasks import LAW_TASKS, QUICK, ROBUSTNESS, Task
 
-RESULTS = Path(__file__).parents[1] / "results"
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+QUICK_RATES = (1e-4, 1e-3, 1e-2, 1e-1)
 SEEDS = (0, 1, 2)
 KEPT = "Finished runs are kept, and the same command goes on from there"
 
@@ -45,8 +45,9 @@ class Study:
 LR_ROBUSTNESS = Study(
     "lr-robustness",
     "bench.lr_robustness",
-    "Train every task with every method from seven starting rates, and say how much a wrong rate "
-    "costs each. Goes on where an earlier run stopped.",
+    "Train every task with every method from many starting rates, and say how much a wrong rate "
+    "costs each. For every seed, rates are chosen on the others. Goes on where an earlier run "
+    "stopped.",
     ROBUSTNESS,
     METHODS,
     QUICK,
@@ -79,14 +80,18 @@ def main(study: Study, arguments: Sequence[str]) -> int:
             return 0
         return _run(study, given, shlex.join(["python", "-m", study.module, *arguments]))
     except (RequestError, RowsError) as error:
-        return _say(f"{error}", 2)
+        return say(f"{error}", 2)
     except BrokenExecutor as error:
-        return _say(f"{error} Perhaps memory ran out: try --workers 1. {KEPT}", 1)
+        return say(f"{error} Perhaps memory ran out: try --workers 1. {KEPT}", 1)
     except KeyboardInterrupt:
-        return _say(f"interrupted. {KEPT}", 130)
+        return say(f"interrupted. {KEPT}", 130)
 
 
-def _say(sentence: str, status: int) -> int:
+def today() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).date().isoformat()
+
+
+def say(sentence: str, status: int) -> int:
     print(sentence, file=sys.stderr)
     return status
 
@@ -109,7 +114,7 @@ def _run(study: Study, given: argparse.Namespace, command: str) -> int:
         rows = current(store.rows, cells)
     if rows:
         _publish(study, rows, given, command)
-    return _tell(failures)
+    return tell(failures)
 
 
 def requested(study: Study, given: argparse.Namespace) -> list[Cell]:
@@ -121,12 +126,14 @@ def requested(study: Study, given: argparse.Namespace) -> list[Cell]:
     names = list(study.quick) if given.quick else given.tasks
     tasks = runnable("task", chosen("task", study.tasks, names))
     methods = runnable("method", chosen("method", study.methods, given.methods))
-    asked = (given.rates, given.seeds, given.horizon_factor)
-    return plan(tasks, methods, *(list(dict.fromkeys(values)) for values in asked))
+    rates = given.rates or (QUICK_RATES if given.quick else RATES)
+    asked = (rates, given.seeds, given.horizon_factor)
+    rates, seeds, factors = (list(dict.fromkeys(values)) for values in asked)
+    return plan(tasks, methods, rates, seeds, factors)
 
 
 def _publish(study: Study, rows: list[Row], given: argparse.Namespace, command: str) -> None:
-    day = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
+    day = today()
     text = report(rows, f"{day}. `{command}`")
     print(f"\n{text}")
     pages = [given.out / "report.md"]
@@ -143,13 +150,13 @@ def _publish(study: Study, rows: list[Row], given: argparse.Namespace, command: 
     print("Wrote " + ", ".join(map(str, [given.out / "rows.csv", *pages, *pictures])))
 
 
-def _tell(failures: Sequence[tuple[Cell, str]]) -> int:
+def tell(failures: Sequence[tuple[Cell, str]]) -> int:
     if not failures:
         return 0
     cell, message = failures[0]
     print(message, file=sys.stderr)
     name = " ".join(map(str, cell.key))
-    return _say(f"{len(failures)} runs failed, the first of them {name}, as above. {KEPT}", 1)
+    return say(f"{len(failures)} runs failed, the first of them {name}, as above. {KEPT}", 1)
 
 
 def _parser(study: Study) -> Parser:
@@ -157,10 +164,11 @@ def _parser(study: Study) -> Parser:
     add: Callable[..., Any] = parser.add_argument
     positive = number(1e-12, 1e12)
     out = Path("runs") / study.name
-    add("--quick", action="store_true", help=f"only {', '.join(study.quick)}")
+    few = ", ".join(map(rate_text, QUICK_RATES))
+    add("--quick", action="store_true", help=f"only {', '.join(study.quick)}, only from {few}")
     add("--tasks", nargs="+", metavar="NAME", help=f"of {', '.join(study.tasks)} (all)")
     add("--methods", nargs="+", metavar="NAME", help=f"of {', '.join(study.methods)} (all)")
-    add("--rates", nargs="+", type=positive, default=RATES, metavar="RATE")
+    add("--rates", nargs="+", type=positive, metavar="RATE")
     add("--seeds", nargs="+", type=whole(0), default=SEEDS, metavar="SEED")
     add(
         "--horizon-factor",
@@ -170,8 +178,7 @@ def _parser(study: Study) -> Parser:
         metavar="FACTOR",
         help="also tell every method that has a horizon this many times the steps of the run",
     )
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    add("--workers", type=whole(1), default=cores, help="processes (one a core)")
+    add("--workers", type=whole(1), default=cores(), help="processes (one a core)")
     add("--engine", choices=("processes", "vmap"), default=study.engine, help="how cells are run")
     add("--out", type=Path, default=out, help=f"folder of the rows and the report ({out})")
     add("--save", action="store_true", help="also keep rows and report in bench/results")

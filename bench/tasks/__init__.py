@@ -11,6 +11,7 @@ from bench.tasks import data
 from bench.tasks.base import Batch, Problem, Role, Task
 from bench.tasks.characters import Characters, Passages
 from bench.tasks.disturbed import Quadratic, WrongLabels
+from bench.tasks.lora import FineTuning
 from bench.tasks.supervised import (
     CharacterGRU,
     Redrawn,
@@ -23,7 +24,7 @@ from bench.tasks.supervised import (
     small_cnn,
 )
 
-__all__ = ["LAW_TASKS", "QUICK", "ROBUSTNESS", "TASKS", "Batch", "Problem", "Task"]
+__all__ = ["LAW_TASKS", "QUICK", "ROBUSTNESS", "STUDY_TASKS", "TASKS", "Batch", "Problem", "Task"]
 
 NATS = "(cross-entropy, nats)"
 ON_SOURCES = "on Python's sources (nats per character)"
@@ -52,7 +53,7 @@ def _gpt(name: str, size: str, seconds: float, sizes: tuple[int, ...], **more: A
 
 def _small(name: str, title: str, seconds: float = 0.5, **more: Any) -> Supervised:
     usual: Any = {"data": data.standard_digits, "net": perceptron_of(64, 64, 10), "batch": 32}
-    return Supervised(name=name, title=title, seconds=seconds, steps=1000, **usual | more)
+    return Supervised(name=name, title=title, seconds=seconds, **{"steps": 1000} | usual | more)
 
 
 _ROBUSTNESS: tuple[Task, ...] = (
@@ -101,6 +102,7 @@ WRONG = data.mislabelled_digits, _mlp(64, 64, 10)
 FRIEDMAN = data.friedman, _mlp(10, 64, 64, 1)
 MOONS = data.moons, _tanh(2, 32, 32, 2)
 CNN = data.digits, partial(small_cnn, 16, 32)
+NORMALIZED_CNN = data.digits, partial(small_cnn, 16, 32, normalized=True)
 GRU = data.sources, CharacterGRU, per_character
 CLOTHES = data.flat_fashion, _mlp(784, 32, 10)
 
@@ -118,10 +120,61 @@ _LAW: tuple[Task, ...] = (
     _unseen("sin256", "sin, 256 a step (squared error)", *SINES, steps=2000, batch=256, **SQUARED),
     _unseen("auto-tanh", "auto with tanh (squared error)", *SIGNED_AE, batch=32, **SQUARED),
     _unseen("digits16", "digits, 16 a step (nats)", data.digits, _mlp(64, 128, 128, 10), batch=16),
+    _unseen(
+        "digits-cnn-bn",
+        "digits-cnn-32 with BatchNorm (nats); not side by side: --engine processes",
+        *NORMALIZED_CNN,
+        steps=600,
+        batch=32,
+    ),
     _unseen("digits-deep", "seven layers on digits (nats)", data.digits, _mlp(*[64] * 7, 10)),
 )
 LAW_TASKS = {task.name: task for task in _LAW}
 """What is trained side by side (`bench.alignment_variants`)."""
+
+LITTLE_FASHION = partial(data.little_held_out, data.fashion, 1000)
+REGRESSION: dict[str, Any] = {
+    "data": data.diabetes,
+    "net": perceptron_of(10, 64, 64, 1),
+    "measure": F.mse_loss,
+}
+
+
+def _study_gpt(name: str, size: str, seconds: float, width: int, steps: int) -> Characters:
+    return _gpt(name, size, seconds, (4, 4, width, 32), steps=steps, batch=8)
+
+
+_STUDY: tuple[Task, ...] = (
+    _small(
+        "diabetes",
+        "perceptron on diabetes, tabular (squared error, variances)",
+        0.2,
+        steps=400,
+        **REGRESSION,
+    ),
+    _small(
+        "fashion-500",
+        f"small CNN on Fashion-MNIST {NATS}",
+        4.0,
+        steps=500,
+        **CLOTHES_CNN | {"data": LITTLE_FASHION},
+    ),
+    _study_gpt("chars-0.2m", "0.2M", 6.0, 64, 500),
+    _study_gpt("chars-0.2m-4x", "0.2M", 20.0, 64, 2000),
+    _study_gpt("chars-0.8m", "0.8M", 7.0, 128, 250),
+    _study_gpt("chars-0.8m-4x", "0.8M", 25.0, 128, 1000),
+    FineTuning(
+        name="lora",
+        title="LoRA, character GPT of 0.2M parameters, Python's sources to prose (nats)",
+        seconds=4.0,
+        steps=300,
+        batch=8,
+    ),
+)
+STUDY_TASKS = {name: ROBUSTNESS[name] for name in ("digits-mlp", "digits-cnn", "autoencoder")} | {
+    task.name: task for task in _STUDY
+}
+"""What the study is about (`bench.study`)."""
 
 _DISTURBED: tuple[Task, ...] = (
     Passages(name="code", steps=500),
@@ -138,4 +191,4 @@ _DISTURBED: tuple[Task, ...] = (
     Quadratic(name="quadratic-noisy", steps=8000, noise=0.3),
 )
 
-TASKS: dict[str, Task] = {task.name: task for task in (*_ROBUSTNESS, *_LAW, *_DISTURBED)}
+TASKS: dict[str, Task] = {task.name: task for task in (*_ROBUSTNESS, *_LAW, *_STUDY, *_DISTURBED)}

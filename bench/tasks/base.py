@@ -66,6 +66,9 @@ class Task(ABC):
         """What tells two versions of its data apart; empty where there is only one."""
         return ""
 
+    def prepare(self) -> None:  # noqa: B027 (most have nothing to make)
+        """Make what all runs begin from, if it is missing; `start` would, in each process."""
+
     @abstractmethod
     def start(self, seed: int) -> Problem:
         """Make the model and the batches of a seed; also seeds torch, for dropout."""

@@ -90,11 +90,12 @@ class Passages(Disturbed):
 
     def start(self, seed: int) -> Problem:
         torch.manual_seed(seed)
-        vocabulary, texts = _texts()
+        vocabulary, kinds_of_text = texts()
         model = GPT(GPTConfig(vocabulary, self.context, layers=1, heads=4, width=self.width))
         generator, window = torch.Generator().manual_seed(seed), torch.arange(self.context + 1)
         kinds = [
-            texts[(self.learnt, self.disturbed)[self.is_disturbed(s)]] for s in range(self.steps)
+            kinds_of_text[(self.learnt, self.disturbed)[self.is_disturbed(s)]]
+            for s in range(self.steps)
         ]
         starts = [
             torch.randint(len(kind) - len(window), (self.batch, 1), generator=generator)
@@ -114,7 +115,7 @@ def _text(path: str | None, context: int) -> Text:
 
 
 @cache
-def _texts() -> tuple[int, dict[str, Tensor]]:
+def texts() -> tuple[int, dict[str, Tensor]]:
     """The vocabulary's size, and each text as int64 character indices."""
     from pydoc_data.topics import topics
 

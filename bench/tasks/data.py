@@ -142,6 +142,25 @@ def moons() -> Data:
 
 
 @cache
+def diabetes() -> Data:
+    """scikit-learn's diabetes: 442 patients of ten measurements; targets (n, 1); 110 held out.
+
+    Standardised by the training examples.
+    """
+    from sklearn.datasets import load_diabetes
+
+    x, y = (torch.tensor(part) for part in load_diabetes(return_X_y=True))
+    train, held_out = divided(x, y[:, None], 110)
+    (x_mean, x_deviation), (y_mean, y_deviation) = ((part.mean(0), part.std(0)) for part in train)
+    return Data(
+        *(
+            (((x - x_mean) / x_deviation).float(), ((y - y_mean) / y_deviation).float())
+            for x, y in (train, held_out)
+        )
+    )
+
+
+@cache
 def sources() -> Data:
     """The standard library's first 60 modules by name, in windows; targets one character on."""
     files = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))[:60]
@@ -162,6 +181,12 @@ def fashion() -> Data:
         (images.unsqueeze(1), labels.long()),
         (test_images[:4000].unsqueeze(1), test_labels[:4000].long()),
     )
+
+
+def little_held_out(read: Callable[[], Data], count: int) -> Data:
+    """Only the first so many held-out examples, where they are looked at often."""
+    train, (x, y) = read()
+    return Data(train, (x[:count], y[:count]))
 
 
 @cache

@@ -1,0 +1,107 @@
+"""`AdaptiveCallback` for Stable-Baselines3: the optimizer hears returns, the knobs are logged."""
+
+from __future__ import annotations
+
+import math
+
+from adaptiverl import Control
+from adaptiverl.integrations.checks import ScheduleWatch, check_horizon, tell_horizon, warn
+from adaptiverl.integrations.steering import Steered, knob_logs, steered
+
+try:
+    from stable_baselines3.common.callbacks import BaseCallback
+    from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+except ImportError as error:
+    raise ImportError(
+        "adaptiverl.integrations.stable_baselines3 needs stable-baselines3, which is not there "
+        f"({error}): pip install 'stable-baselines3>=2.4'"
+    ) from error
+
+__all__ = ["AdaptiveCallback"]
+
+REMEDY = "give policy_kwargs={'optimizer_class': AdaptiveAdamW, ...} to PPO, A2C or DQN"
+
+
+class AdaptiveCallback(BaseCallback):
+    """Steers a policy's `AdaptiveAdamW` by the returns (docs/reinforcement-learning.md).
+
+    After every rollout in which an episode ended, their mean return is the reward of one
+    observation, and its negative the loss; with ``Control(every=None)`` it is an update as well. A
+    control that finds the rate by the gradients is told nothing; ``Control(horizon="auto")`` learns
+    how many updates the run of a PPO or A2C takes. ``adaptive/lr``, ``adaptive/alpha``,
+    ``adaptive/momentum`` and ``adaptive/noise`` are in the log.
+
+    Warned of once: a learning-rate schedule under ``Control(mode="replace")``, a horizon that is
+    not the run's, and a control that looks for the rate and does not know how often PPO uses a
+    rollout.
+
+    Raises:
+        TypeError: When training starts: the policy's optimizer is none of ours.
+
+    Examples:
+        >>> model.learn(100_000, callback=AdaptiveCallback())
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._returns: list[float] = []
+        self._steered: Steered | None = None
+        self._schedule: ScheduleWatch | None = None
+
+    def _on_training_start(self) -> None:
+        self._steered = steered(getattr(self.model.policy, "optimizer", None), REMEDY)
+        self._returns.clear()
+        self._schedule = ScheduleWatch(
+            self._steered, "Stable-Baselines3's learning_rate", "give a number as learning_rate"
+        )
+        if isinstance(self.model, OnPolicyAlgorithm):
+            updates = self._steered.knobs()["step"] + updates_of(self.model)
+            tell_horizon(self._steered, updates)
+            check_horizon(self._steered.control, updates, "total_timesteps, in updates")
+            check_reuse(self._steered.control, *updates_per_rollout(self.model))
+
+    def _on_step(self) -> bool:
+        for info in self.locals.get("infos", ()):
+            if "episode" in info:
+                self._returns.append(float(info["episode"]["r"]))
+        return True
+
+    def _on_rollout_start(self) -> None:
+        """Between two rollouts the policy was trained, at the rates of a schedule."""
+        if self._schedule is not None:
+            self._schedule.look()
+
+    def _on_rollout_end(self) -> None:
+        assert self._steered is not None
+        control = self._steered.control
+        if self._returns and not control.finds_lr:
+            mean = sum(self._returns) / len(self._returns)
+            tell = self._steered.update if control.every is None else self._steered.observe
+            tell(-mean, mean if control.reward == "given" else None)
+            self._returns.clear()
+        for name, knob in knob_logs(self._steered).items():
+            self.logger.record(name, knob)
+
+
+def updates_of(model: OnPolicyAlgorithm) -> int:
+    """How many steps its optimizer will take in this ``learn``; ``target_kl`` may make it fewer."""
+    left = model._total_timesteps - model.num_timesteps
+    rollouts = -(-left // (model.n_steps * model.n_envs))
+    return int(rollouts * math.prod(updates_per_rollout(model)))
+
+
+def updates_per_rollout(model: OnPolicyAlgorithm) -> tuple[int, int]:
+    """Minibatches and epochs: PPO's, or one of each, A2C's."""
+    samples = model.n_steps * model.n_envs
+    return -(-samples // getattr(model, "batch_size", samples)), getattr(model, "n_epochs", 1)
+
+
+def check_reuse(control: Control, minibatches: int, epochs: int) -> None:
+    """A search by the gradients knows which are of samples that were used before."""
+    if not control.finds_lr or epochs == 1 or control.reuse == (minibatches, epochs):
+        return
+    warn(
+        f"Each rollout is gone through {epochs} times, in {minibatches} minibatches, and "
+        f"Control(law={control.law!r}, reuse={control.reuse}) takes that for new samples: the rate "
+        f"can become a hundred times too high. Use Control.find_lr(reuse=({minibatches}, {epochs}))"
+    )

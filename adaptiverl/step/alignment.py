@@ -1,0 +1,52 @@
+"""What the passes of a step summed, to the controllers (method.md#alignment)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from adaptiverl.controller import Controller
+from adaptiverl.decision import Decision
+from adaptiverl.devices import beside
+from adaptiverl.ranks.group import Ranks
+from adaptiverl.ranks.shards import Shards
+from adaptiverl.step.bucket import Bucket, Home
+
+
+def reduce_alignment(
+    controllers: Sequence[Controller],
+    passes: Sequence[Sequence[Bucket]],
+    decisions: Mapping[Home, Decision],
+    shards: Shards,
+    ranks: Ranks,
+) -> None:
+    """To each controller its own passes' sums: over all tensors, shards and ranks.
+
+    Args:
+        controllers: One, or one of each group.
+        passes: The step's buckets; those that are listed together count as one.
+        decisions: The step's.
+        shards: Those of the optimizer.
+        ranks: Those that decide together: they meet once for all controllers.
+    """
+    here = controllers[0].device
+    for place, controller in enumerate(controllers):
+        own = [buckets for buckets in passes if buckets[0].place == place]
+        sums = [_in_one([bucket.sums for bucket in buckets]) for buckets in own]
+        elements = sum(bucket.elements_in_all for buckets in own for bucket in buckets)
+        if shards:
+            indices = [[i for bucket in buckets for i in bucket.indices] for buckets in own]
+            sums = [shards.as_whole(*pair) for pair in zip(sums, indices, strict=True)]
+            parts = [(b.elements, b.indices) for buckets in own for b in buckets]
+            elements = sum(shards.elements_as_whole(*part) for part in parts)
+        controller.reduce_alignment([beside(s, here) for s in sums], elements)
+    made = [decisions[place, here] for place in range(len(controllers))]
+    active = [decision.active if decision.skippable else None for decision in made]
+    told = [(controller.alignment, controller.aligned_elements) for controller in controllers]
+    ranks.average_alignment(told, active)
+
+
+def _in_one(tensors: list[Tensor]) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
