@@ -144,7 +144,7 @@ class AdaptiveSGD(AdaptiveOptimizer, torch.optim.SGD):
             raise ValueError(
                 f"momentum must be in [0, 1), got {momentum!r}: the controller moves its logit"
             )
-        if momentum == 0 and control.finds_lr:
+        if momentum == 0 and control.reads_gradients:
             raise ValueError(
                 f"momentum must be above 0 with Control(law={control.law!r}), got {momentum!r}: "
                 "that law compares the gradient with the momentum buffer, and there is none. Use "

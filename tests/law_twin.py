@@ -18,6 +18,7 @@ from adaptiverl.law import (
     arithmetic,
     bandit,
     cooldown,
+    distilled,
     draws,
     gradient,
     knobs,
@@ -34,7 +35,7 @@ GROUPS = ((LR, MOMENTUM),)
 """lr and starting momentum of the groups that a twin steers unless others are given"""
 MODULES = (
     *(arithmetic, sensors, gradient, cooldown, loss, alignment, range_test),
-    *(draws, bandit, knobs, loop),
+    *(draws, bandit, distilled, knobs, loop),
 )
 """Those of adaptiverl/law with a twin in csrc/law"""
 

@@ -1037,9 +1037,11 @@ class OracleAlignmentController(OracleController):
         momentum: float,
         mode: str = "replace",
         acquire_from: float | None = None,
+        reuse: tuple[int, int] | None = None,
         lr_bounds: tuple[float, float] | None = None,
         **rest: Any,
     ) -> None:
+        self.minibatches, self.epochs = reuse or (1, 1)
         start = 1.0 if mode == "modulate" else lr
         if lr_bounds is None:
             lr_bounds = (1e-4 * start, 1e4 * start)
@@ -1080,6 +1082,10 @@ class OracleAlignmentController(OracleController):
         sums, self._sums = self._sums, None
         # Without a gradient, or without an update before it, there is no angle between the two.
         if sums is None or sums[1] == 0 or sums[2] == 0:
+            return
+        # They are of the step before this one, which counts from 0 here and has not begun.
+        epoch = (self.step - 1) // self.minibatches % self.epochs
+        if epoch > 0:
             return
         z = self._standardised(*sums)
         self.alignment_direction = clip(z, -1.0, 1.0)
@@ -1647,3 +1653,82 @@ class OracleBanditController(OracleController):
             if name.startswith(prefix):
                 return self.known(int(name.removeprefix(prefix)))[place]
         raise AttributeError(name)
+
+
+class OracleDistilledController(OracleAlignmentController):
+    """A network moves all three knobs, from the sensors (method.md#distilled).
+
+    Keywords are the fields of `Control` under their own names. ``weights`` has the units of each
+    hidden layer as ``hidden``, and as ``numbers`` each layer's matrix row by row, a row's bias
+    behind it.
+
+    Attributes:
+        held: Whether updates were ever sure to overshoot.
+        held_at: The step at which they were.
+        moved_at: The step of the last update.
+        move_lr: What the network then said of log alpha, for a whole run.
+        move_momentum: Of logit mu.
+        move_noise: Of log sigma.
+    """
+
+    def __init__(
+        self, *, weights: Any, horizon: int | None, lr: float, momentum: float, **rest: Any
+    ) -> None:
+        super().__init__(lr=lr, momentum=momentum, **rest)
+        self.log_lr = log(self.lr_start)
+        self.horizon = horizon
+        self.held_at = self.moved_at = 0
+        self.move_lr = self.move_momentum = self.move_noise = 0.0
+        self.layers: list[Floats] = []
+        left, inputs = np.array(weights.numbers), 8
+        for units in (*weights.hidden, 3):
+            size = units * (inputs + 1)
+            self.layers.append(left[:size].reshape(units, inputs + 1))
+            left, inputs = left[size:], units
+
+    def advance(self, loss: float | None = None, reward: float | None = None) -> None:
+        """Do one optimizer step: the sums first, then `OracleController`'s."""
+        self._read_sums()
+        OracleController.advance(self, loss, reward)
+
+    def _search(self, z: float) -> None:
+        self.overshoot = max(0.0, self.overshoot + (z**2 - (z + 0.3) ** 2) / 2)
+        if self.overshoot > 5.0:
+            self.held, self.held_at = True, self.step + 1
+
+    def _said(self, run: float) -> Floats:
+        ratio = self.variance_sensor.ratio
+        seen = [
+            self.loss_direction,
+            self.plateau,
+            1.0 - 1.0 / (1.0 + ratio),
+            clip(self.alignment, -1.0, 1.0),
+            self.alignment_mean,
+            min(self.step / run, 1.0),
+            float(self.held),
+            min((self.step - self.held_at) / run, 1.0) if self.held else 0.0,
+        ]
+        values = np.array(seen)
+        for place, layer in enumerate(self.layers):
+            if place:
+                values = values / (1.0 + np.abs(values))
+            values = layer[:, :-1] @ values + layer[:, -1]
+        return values
+
+    def _act(self) -> None:
+        if not self._observed:
+            return
+        elapsed, self.moved_at = self.step - self.moved_at, self.step
+        low, high = (log(change) for change in self.lr_change)
+        if self.horizon is not None and self.step <= self.horizon:
+            run = float(self.horizon)
+            said = self._said(run)
+            if self._alarmed:
+                said = np.array([low * run / max(elapsed, 1), 0.0, 0.0])
+            self.move_lr, self.move_momentum, self.move_noise = map(float, said)
+            moves = np.clip(said * (elapsed / run), low, high)
+            self.log_lr = clip(self.log_lr + moves[0], *self.log_lr_bounds)
+            self.logit_momentum = clip(self.logit_momentum + moves[1], *self.logit_momentum_bounds)
+            if self.noise_bounds[1] > 0:
+                self.log_noise = clip(self.log_noise + moves[2], *self.log_noise_bounds)
+        super()._act()

@@ -335,6 +335,21 @@ def test_nothing_to_read_moves_nothing(twin: str, nothing: Sums | None) -> None:
     assert (after.step, after.aligned_pending) == (before.step + 3, float(nothing is not None))
 
 
+@both
+def test_of_samples_that_are_used_again_only_the_first_epoch_is_read(twin: str) -> None:
+    # Steps 1 and 2, 7 and 8, … are of new samples; a step's sums are read in the next.
+    control = Control(law="alignment", reuse=(2, 3))
+    states = course(twin, control, sweeps(with_cosine(x / 100) for x in range(1, 15)))
+    read = [0, 1, 2, 2, 2, 2, 2, 7, 8, 8, 8, 8, 8, 13]
+    assert_close([state.alignment for state in states], [x / 100 for x in read], "alignment_law")
+    moved = [before.log_lr != after.log_lr for before, after in itertools.pairwise(states)]
+    assert moved == [x in (2, 3, 8, 9, 14) for x in range(2, 15)]
+    # Where no sample is used twice, nothing is left out.
+    once = Control(law="alignment", reuse=(2, 1))
+    steps = sweeps(sums_of(cosines(300, 150, seed=4)))
+    assert_equal(course(twin, once, steps), course(twin, ALIGNED, steps))
+
+
 def test_the_sums_of_all_tensors_are_added_in_order() -> None:
     controller = Controller(ALIGNED, LR, MOMENTUM)
     # In this order and no other: 1 is lost in 2^53, 2^53 + 2 is exact.
@@ -431,6 +446,7 @@ def test_oracle_every_pair(mode: str, i: int, j: int) -> None:
 SWEEP: list[dict[str, Any]] = [
     {},
     {"horizon": 1800, "acquire_from": 0.05, "every": 7},
+    {"reuse": (3, 2), "horizon": 1700},
     {"acquire_from": 1e-4, "lr_bounds": (5e-5, 3e-3), "noise_bounds": (0.01, 0.2)},
     # What is α's other law's must have no effect.
     {"gain_lr_reward": 3.0, "gain_lr_loss": 2.0, "lr_change": (0.5, 2.0), "every": 1},

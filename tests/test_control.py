@@ -46,8 +46,8 @@ OUT_OF_RANGE: list[tuple[str, Any, str]] = [
     ("mode", None, "one of ('replace', 'modulate')"),
     ("reward", "loss", "one of ('neg_loss', 'given', 'none')"),
     ("reward", None, "one of ('neg_loss', 'given', 'none')"),
-    ("law", "gradient", "one of ('loss', 'alignment', 'range_test', 'bandit')"),
-    ("law", None, "one of ('loss', 'alignment', 'range_test', 'bandit')"),
+    ("law", "gradient", "one of ('loss', 'alignment', 'range_test', 'bandit', 'distilled')"),
+    ("law", None, "one of ('loss', 'alignment', 'range_test', 'bandit', 'distilled')"),
     ("snapshot", "cpu", "one of (None, 'host', 'device')"),
     *[("cooldown_shape", x, "one of ('linear', '1-sqrt')") for x in ("sqrt", None, 0.5)],
     *[("noise_target", x, "one of ('gradient', 'parameter')") for x in ("weights", None, "grad")],
@@ -83,6 +83,10 @@ OUT_OF_RANGE: list[tuple[str, Any, str]] = [
     ],
     *[("cooldown", x, "a share of the horizon, in [0, 1)") for x in (-0.1, 1.0, 1.1, NAN, INF)],
     *[("acquire_from", x, "finite and > 0") for x in (0.0, -1e-3, INF, NAN)],
+    *[
+        ("reuse", x, "(minibatches, epochs), each from 1, and 2**53 updates")
+        for x in ((0, 4), (4, 0), (4, -1), (2**27, 2**27))
+    ],
 ]
 
 
@@ -93,6 +97,7 @@ OF_ANOTHER_TYPE: list[tuple[str, Any, str]] = [
     *[(name, None, "a number") for name in (*BETAS, *GAINS, "spike_clip")],
     *[("every", x, WHOLE) for x in (2.5, True, "10", NAN)],
     *[("horizon", x, WHOLE.replace(" or", ", 'auto' or")) for x in (2.5, True, "10", NAN)],
+    *[("reuse", x, "two whole numbers, (minibatches, epochs)") for x in (4, 0.5, (4,), (4, 4, 4))],
     *[
         (name, x, "a pair of numbers")
         for name in PAIRS
@@ -144,15 +149,16 @@ def test_a_change_that_is_refused_leaves_the_record() -> None:
     assert control == Control(every=20, lr_bounds=(1e-5, 1e-2))
 
 
-def test_the_law_of_losses_has_no_use_for_what_is_the_alignment_laws() -> None:
+@pytest.mark.parametrize(("name", "value"), [("acquire_from", 1e-5), ("reuse", (4, 4))])
+def test_the_law_of_losses_has_no_use_for_what_is_the_alignment_laws(name: str, value: Any) -> None:
     message = (
-        "Control.acquire_from is the alignment law's, got 1e-05 beside law='loss': use "
-        "Control(law='alignment', acquire_from=1e-05), or leave it out"
+        f"Control.{name} is the alignment law's, got {value!r} beside law='loss': use "
+        f"Control(law='alignment', {name}={value!r}), or leave it out"
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        Control(acquire_from=1e-5)
+        Control(**{name: value})
     # The message's own advice works.
-    assert Control(law="alignment", acquire_from=1e-5).acquire_from == 1e-5
+    assert getattr(Control(**{"law": "alignment", name: value}), name) == value
 
 
 @pytest.mark.parametrize(
@@ -204,10 +210,12 @@ def test_defaults_are_the_contract() -> None:
         "cooldown": 0.4,
         "cooldown_shape": "linear",
         "acquire_from": None,
+        "reuse": None,
         "snapshot": None,
         "arms": None,
         "window": None,
         "discount": None,
+        "weights": None,
         "lr_bounds": None,
         "momentum_bounds": None,
         "noise_bounds": (0.0, 0.1),

@@ -19,7 +19,7 @@ from layout_files import FILES, ROOT, members
 from streams import observed
 from torch import Tensor
 
-from adaptiverl import Control, layout, terms
+from adaptiverl import Control, kinds, layout, terms
 from adaptiverl.controller import Controller
 from adaptiverl.kernels import layout as in_kernels
 from adaptiverl.law import knobs, registry
@@ -97,8 +97,8 @@ def test_control_numbers_are_packed_by_name() -> None:
     row = Controller(given, LR, MOMENTUM).numbers.tolist()
     assert row[len(names) :] == [0.0] * (CONTROL_SIZE - len(names))  # arms, which it has none of
     found = dict(zip(names, row, strict=False))
-    of_bandit = ("window", "discount", "arms_key", "arm_count")
-    assert [found.pop(name) for name in of_bandit] == [0.0] * 4
+    others = ("window", "discount", "arms_key", "arm_count", "weight_count", "hidden0", "hidden1")
+    assert [found.pop(name) for name in others] == [0.0] * 7
     assert found.pop("cooldown_shape") == 1.0
     assert found == expected
     # No two alike, so that none can stand in another's place.
@@ -224,13 +224,13 @@ int main() {
 
 def extended() -> type:
     """The next layout: a line more, in the middle."""
-    probe = layout.number(0.25, layout.SIZE, "a sum of steps")
+    probe = kinds.number(0.25, kinds.SIZE, "a sum of steps")
     lines: list[Any] = []
     for column in layout.columns(State):
         if column.name == "variance":
             lines.append(("probe", float, probe))
         default = LAYOUT_VERSION + 1 if column.name == "version" else column.default
-        line = layout.number(default, column.kind, column.doc, column.array)
+        line = kinds.number(default, column.kind, column.doc, column.array)
         lines.append((column.name, float, line))
     return make_dataclass("State", lines)
 

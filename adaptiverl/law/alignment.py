@@ -118,8 +118,20 @@ def acquire(state: State, control: ControlNumbers, score: float) -> None:
     state.log_lr = bounded_log_lr(log_lr, state.log_lr, control)
 
 
+def skip_reused(state: State, control: ControlNumbers) -> None:
+    """Nothing is read of a gradient whose samples an update was made of before.
+
+    The pending sums are of the step before (method.md#data-reuse).
+    """
+    if control.reused_for > 0:
+        made = math.fmod(state.step - 2, control.reused_for)
+        if made >= control.fresh_for:
+            state.aligned_pending = 0.0
+
+
 def sense(state: State, control: ControlNumbers) -> bool:
     """α of one step: search, hold, anneal (method.md#cooldown)."""
+    skip_reused(state, control)
     score = sense_alignment(state)
     if state.held == 0 and score is not None:
         acquire(state, control, score)

@@ -113,7 +113,7 @@ def autoencoder() -> nn.Sequential:
 
 
 def convolutions(first: int, second: int, normalized: bool = False) -> list[nn.Module]:
-    """Two convolutions of 3 by 3, each halved by a maximum, then flat; with BatchNorm if asked."""
+    """Two convolutions of 3 by 3, each halved by a maximum, then flat; with BatchNorm or not."""
     layers: list[nn.Module] = []
     for inputs, outputs in ((1, first), (first, second)):
         layers.append(nn.Conv2d(inputs, outputs, 3, padding=1))

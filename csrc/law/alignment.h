@@ -96,10 +96,20 @@ ADAPTIVERL_BOTH void acquire(State& state, const ControlNumbers& control, double
   state.log_lr = bounded_log_lr(log_lr, state.log_lr, control);
 }
 
+ADAPTIVERL_BOTH void skip_reused(State& state, const ControlNumbers& control) {
+  if (control.reused_for > 0) {
+    const double made = fmod(state.step - 2, control.reused_for);
+    if (made >= control.fresh_for) {
+      state.aligned_pending = 0;
+    }
+  }
+}
+
 struct AlignmentLaw : Law {
   static constexpr bool needs_loss = false;
 
   ADAPTIVERL_BOTH static bool sense(State& state, const ControlNumbers& control) {
+    skip_reused(state, control);
     double score = 0;
     const bool sensed = sense_alignment(state, score);
     if (state.held == 0 && sensed) {
