@@ -164,8 +164,9 @@ class Controlled(Optimizer):
         numbers = [float(x) for x in self._algorithm.numbers_of(self.param_groups[group])]
         place = self._controllers.index(controller)
         loaded = loaded_memory(self.param_groups[place], controller)
-        arms = len(self._control.arms or ())
-        return readings(*controller.in_effect(numbers, loaded), arms)
+        arms, sums = len(self._control.arms or ()), self._control.reads_sums
+        learned = self._control.terms.learned
+        return readings(*controller.in_effect(numbers, loaded), arms, sums, learned)
 
     def trace(self, group: int = 0) -> Trace:
         """The last few thousand updates of the knobs, recorded on the device. Waits for it.

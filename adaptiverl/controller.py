@@ -39,10 +39,12 @@ class Controller:
         observations: Another controller's, where several hear the same losses; ``None``: its own.
 
     Attributes:
-        state: float64 [93]: the state, `layout.State`.
+        state: float64 [103]: the state, `layout.State`.
         memory: What checkpoints keep: a view of the state, but for its last number.
         alignment: float64 [3], a view of the state: Σ g·u, Σ g², Σ u² of the last pass.
-        numbers: float64 [116]: what the law reads of `control`, `layout.ControlNumbers`.
+        aligned_elements: float64 [1], likewise: the elements that they are over.
+        numbers: float64 [119 or a multiple]: what the law reads of `control`,
+            `layout.ControlNumbers`, and behind it the weights of f_φ, if there are any.
         ring: The trace as it is written.
         observations: The inbox, and what of it counts.
         ever_observed: Whether anything was.
@@ -89,6 +91,7 @@ class Controller:
         self.state, self.numbers = _moved(state, device), _moved(numbers, device)
         self.device = self.state.device
         self.memory, self.alignment = self.state[:MEMORY_SIZE], self.state[ALIGNMENT]
+        self.aligned_elements = self.state[SLOT["aligned_elements"] :][:1]
 
     @property
     def inbox(self) -> Tensor:
@@ -183,18 +186,19 @@ class Controller:
                 noise_possible=self.limits.noise_max > 0,
                 noise_on_parameter=self.control.noise_target == "parameter",
                 skippable=skippable,
-                aligned=law.needs_sums,
+                aligned=law.needs_sums or self.control.gradient_sensors,
             )
         return last
 
-    def reduce_alignment(self, sums: Sequence[Tensor]) -> None:
+    def reduce_alignment(self, sums: Sequence[Tensor], elements: float = 0.0) -> None:
         """What the passes of this step summed becomes the state's, for the next step's α.
 
         Args:
             sums: float64 [tensors, 3] of Σ g·u, Σ g², Σ u², on this device. They are added up in
                 this order; where the step was skipped, nothing changes.
+            elements: That they are over; 0: unknown, and the gradient's size is not sensed.
         """
-        torch.ops.adaptiverl.reduce_alignment_.default(self.state, list(sums))
+        torch.ops.adaptiverl.reduce_alignment_.default(self.state, list(sums), float(elements))
 
     def read_groups(self, groups: Tensor, effective: Tensor) -> None:
         """Every group's lr and momentum as a step would use them now, into `effective`."""

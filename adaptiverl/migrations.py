@@ -89,6 +89,15 @@ def add_bandit(memory: Tensor) -> Tensor:
     return insert(memory, size=63, place=63, numbers=[0.0] * 28)
 
 
+def add_sensors(memory: Tensor) -> Tensor:
+    """The seventh layout of the sixth's memory: no gradient was sensed, and f_φ never asked.
+
+    Raises:
+        ValueError: A memory of another size.
+    """
+    return insert(memory, size=91, place=91, numbers=[0.0] * 10)
+
+
 def insert(memory: Tensor, size: int, place: int, numbers: list[float]) -> Tensor:
     """The next layout's memory: of a memory of this size, with numbers more at a place.
 
@@ -109,6 +118,7 @@ MIGRATIONS: dict[int, Migration] = {
     3: add_range_test,
     4: add_confirmation,
     5: add_bandit,
+    6: add_sensors,
 }
 """A layout's version to what makes the next version's memory of it. A change of `layout.State`
 raises `LAYOUT_VERSION` and adds a line here."""

@@ -32,10 +32,19 @@ SENSORS = (
 )
 
 
+OF_THE_GRADIENT = ("gradient_rms", "gradient_variance", "update_rms")
+OF_THE_DISTILLED = ("move_lr", "move_momentum", "move_noise")
 OF_THE_BANDIT = ("arm", "arm_draws", "window_left", "window_reward")
 
 
-def readings(state: Any, lr: float, momentum: float, arms: int = 0) -> dict[str, float]:
+def readings(
+    state: Any,
+    lr: float,
+    momentum: float,
+    arms: int = 0,
+    sums: bool = False,
+    learned: bool = False,
+) -> dict[str, float]:
     """The knobs and sensors by name.
 
     Args:
@@ -43,19 +52,29 @@ def readings(state: Any, lr: float, momentum: float, arms: int = 0) -> dict[str,
         lr: A group's learning rate in effect.
         momentum: Its momentum in effect.
         arms: How many arms the law of a bandit has.
+        sums: The passes' sums are taken: a law that finds the rate, or
+            ``Control(gradient_sensors=True)``.
+        learned: The law was fitted.
 
     Returns:
         ``lr`` and ``momentum`` of the first group's next step; ``alpha``, the knob α: a
         learning rate, or a factor in ``mode="modulate"``; ``noise``, σ as a share of the
         gradient's (or parameter's) RMS; counts ``step``, ``updates``, ``nonfinite``; the
         sensors of `Trace`, losses and rewards in their own units, directions in [-1, 1],
-        ``plateau`` in [0, 1]; ``held``, 1 once the alignment law holds its rate. Of a bandit also
+        ``plateau`` in [0, 1]; ``held``, 1 once the alignment law holds its rate. Where sums are
+        taken also, of the step before, ``gradient_rms``, in the gradient's unit, after clipping;
+        ``gradient_variance``, how far that is from its average, squared; ``update_rms``, the RMS
+        of an update per unit of the learning rate; 0 before the first. Of a bandit also
         ``arm``, the one in force, counted from 0; ``arm_draws``, times that one was chosen;
         ``window_left``, losses until the next; ``window_reward``, the last window's, in [-1, 1];
         and of each arm ``arm_count0``, windows, and ``arm_mean0``, their rewards' mean, discounted.
+        Of the distilled law ``move_lr``, ``move_momentum`` and ``move_noise``, what it last asked
+        for, in log- and logit-units of a whole run; ``held`` is there that updates once overshot.
     """
     knobs = {"lr": lr, "alpha": state.lr, "momentum": momentum, "noise": state.noise}
-    names: tuple[str, ...] = SENSORS
+    names: tuple[str, ...] = SENSORS + (OF_THE_GRADIENT if sums else ())
+    if learned:
+        names += OF_THE_DISTILLED
     if arms:
         names += OF_THE_BANDIT + ARM_COUNTS[:arms] + ARM_MEANS[:arms]
     return knobs | {name: getattr(state, name) for name in names}

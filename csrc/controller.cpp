@@ -94,7 +94,7 @@ void count_steps(Tensor rows_tensor, Tensor state_tensor, Tensor groups, Tensor 
   }
 }
 
-void reduce_alignment(Tensor state_tensor, std::vector<Tensor> sums) {
+void reduce_alignment(Tensor state_tensor, std::vector<Tensor> sums, double elements) {
   const Home home(state_tensor, "state");
   home.check(sums, "sums");
   AlignmentSums total{0, 0, 0};
@@ -104,7 +104,7 @@ void reduce_alignment(Tensor state_tensor, std::vector<Tensor> sums) {
       add(total, rows[i]);
     }
   }
-  keep_alignment(*state_of(state_tensor), total);
+  keep_alignment(*state_of(state_tensor), total, elements);
 }
 
 void read_groups(Tensor state_tensor, Tensor groups, Tensor effective) {
@@ -149,7 +149,7 @@ STABLE_TORCH_LIBRARY(adaptiverl, m) {
       "advance_(Tensor(a!) state, Tensor numbers, Tensor(b!) inbox, Tensor(c!) trace, "
       "Tensor groups, Tensor(d!) effective, Tensor[] tables, Tensor? found_inf) -> ()");
   m.def("count_steps_(Tensor rows, Tensor state, Tensor groups, Tensor effective) -> ()");
-  m.def("reduce_alignment_(Tensor(a!) state, Tensor[] sums) -> ()");
+  m.def("reduce_alignment_(Tensor(a!) state, Tensor[] sums, float elements=0.) -> ()");
   m.def("update_(Tensor(a!) state, Tensor numbers, Tensor(b!) inbox, Tensor(c!) trace) -> ()");
   m.def("read_groups_(Tensor state, Tensor groups, Tensor(a!) effective) -> ()");
   m.def(

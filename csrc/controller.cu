@@ -91,7 +91,7 @@ struct SumTables {
 };
 
 // Each thread adds up every kThreads-th row, then halves are added to halves: always in one order.
-__global__ void reduce_alignment_kernel(State* state, SumTables tables) {
+__global__ void reduce_alignment_kernel(State* state, SumTables tables, double elements) {
   __shared__ AlignmentSums totals[kThreads];
   AlignmentSums own{0, 0, 0};
   for (int t = 0; t < tables.count; ++t) {
@@ -107,7 +107,7 @@ __global__ void reduce_alignment_kernel(State* state, SumTables tables) {
     }
   }
   if (threadIdx.x == 0) {
-    keep_alignment(*state, totals[0]);
+    keep_alignment(*state, totals[0], elements);
   }
 }
 
@@ -174,7 +174,7 @@ void advance_controller(Tensor state_tensor, Tensor numbers, Tensor inbox, Tenso
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
-void reduce_alignment(Tensor state_tensor, std::vector<Tensor> sums) {
+void reduce_alignment(Tensor state_tensor, std::vector<Tensor> sums, double elements) {
   const Home home(state_tensor, "state");
   home.check(sums, "sums");
   STD_TORCH_CHECK(sums.size() <= kMaxTables, "reduce_alignment_ takes at most ", kMaxTables,
@@ -185,8 +185,8 @@ void reduce_alignment(Tensor state_tensor, std::vector<Tensor> sums) {
     list.rows[list.count] = records<AlignmentSums>(table, "sums", 0);
     list.sizes[list.count++] = rows_in(table);
   }
-  reduce_alignment_kernel<<<1, kThreads, 0, current_stream(state_tensor)>>>(state_of(state_tensor),
-                                                                            list);
+  reduce_alignment_kernel<<<1, kThreads, 0, current_stream(state_tensor)>>>(
+      state_of(state_tensor), list, elements);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 

@@ -17,7 +17,10 @@ from adaptiverl.law import (
     alignment,
     arithmetic,
     bandit,
+    cooldown,
+    distilled,
     draws,
+    gradient,
     knobs,
     loop,
     loss,
@@ -30,7 +33,10 @@ from adaptiverl.layout import SLOT, ControlNumbers, State
 LR, MOMENTUM = 1e-3, 0.9
 GROUPS = ((LR, MOMENTUM),)
 """lr and starting momentum of the groups that a twin steers unless others are given"""
-MODULES = (arithmetic, sensors, loss, alignment, range_test, draws, bandit, knobs, loop)
+MODULES = (
+    *(arithmetic, sensors, gradient, cooldown, loss, alignment, range_test),
+    *(draws, bandit, distilled, knobs, loop),
+)
 """Those of adaptiverl/law with a twin in csrc/law"""
 
 
@@ -44,7 +50,9 @@ def start(control: Control, lr: float = LR, momentum: float = MOMENTUM, seed: in
     return knobs.start(numbers(control, lr, momentum), control.start_lr(lr), momentum, seed)
 
 
-SUMS = ("aligned_gu", "aligned_gg", "aligned_uu", "aligned_pending")
+SUMS = ("aligned_gu", "aligned_gg", "aligned_uu", "aligned_elements", "aligned_pending")
+ELEMENTS = 96.0
+"""That every sweep's sums are over"""
 
 
 class Twin:
@@ -84,7 +92,7 @@ class PythonTwin(Twin):
         if by_epoch and step.loss is not None:
             loop.update(state, self.numbers, step.loss, step.reward)
         if step.sums is not None and state.active:
-            self.put(**dict(zip(SUMS, (*step.sums, 1.0), strict=True)))
+            self.put(**dict(zip(SUMS, (*step.sums, ELEMENTS, 1.0), strict=True)))
         return replace(state)
 
     def effective(self) -> list[list[float]]:
@@ -119,7 +127,8 @@ class CompiledTwin(Twin):
         if by_epoch and step.loss is not None and not step.skipped:
             self.controller.update(step.loss, step.reward)
         if step.sums is not None:
-            self.controller.reduce_alignment([torch.tensor([step.sums], dtype=torch.float64)])
+            rows = torch.tensor([step.sums], dtype=torch.float64)
+            self.controller.reduce_alignment([rows], ELEMENTS)
         return self.controller.read()
 
     def effective(self) -> list[list[float]]:

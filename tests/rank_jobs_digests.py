@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from training import saved_states
 
 from adaptiverl.layout import FIELDS, MEMORY_SIZE, SLOT
+from adaptiverl.readings import OF_THE_GRADIENT
 
 SINCE_4 = (
     "log_lr_risen",
@@ -27,13 +28,16 @@ SINCE_4 = (
     "climbing",
 )
 """Numbers of the controller's memory that its fifth layout was the first to have"""
-SINCE_5 = FIELDS[SLOT["arms_key"] : MEMORY_SIZE]
+SINCE_5 = FIELDS[SLOT["arms_key"] : SLOT["aligned_elements"]]
 """The same of the sixth"""
+SINCE_6 = FIELDS[SLOT["aligned_elements"] : MEMORY_SIZE]
+"""The same of the seventh"""
 NEWER = (
     *FIELDS[SLOT["log_lr_clear"] : SLOT["held"]],
     "held_at",
     *SINCE_4,
     *SINCE_5,
+    *SINCE_6,
 )
 """Numbers of the controller's memory that it did not have when the digests were taken"""
 
@@ -61,6 +65,11 @@ def in_layout_3(memory: Tensor) -> Tensor:
     memory = memory[kept]
     memory[0] = 3
     return memory
+
+
+def known_of(optimizer: Any) -> list[float]:
+    """What `knobs()` told when the digests were taken."""
+    return [value for name, value in optimizer.knobs().items() if name not in OF_THE_GRADIENT]
 
 
 def whole(value: Any) -> Tensor:
@@ -107,4 +116,4 @@ def train(
     states = saved_states(optimizer)
     state = [whole(x) for w in weights for _, x in sorted(states[w].items())]
     memory = in_layout_3(optimizer._controller.memory)
-    return [*(whole(w.detach()) for w in weights), *state, memory, *optimizer.knobs().values()]
+    return [*(whole(w.detach()) for w in weights), *state, memory, *known_of(optimizer)]

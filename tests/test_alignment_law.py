@@ -17,8 +17,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from law_twin import assert_equal, both, break_law, compare, course, make, start
-from oracle import OracleAlignmentController
+from law_twin import ELEMENTS, assert_equal, both, break_law, compare, course, make, start
+from oracle import GradientSensor, OracleAlignmentController
 from oracle import group_lr as oracle_group_lr
 from streams import (
     ALIGNMENT_COURSES,
@@ -252,6 +252,12 @@ def test_a_rate_is_marked_where_it_is_higher_or_nothing_speaks_against_it(
 @pytest.mark.parametrize(
     ("arguments", "held_from", "left"),
     [
+        # 1 − √p with p = (t − 60)/40.
+        (
+            {"cooldown_shape": "1-sqrt"},
+            60,
+            {60: 1.0, 70: 0.5, 82: 1 - 0.55**0.5, 96: 1 - 0.9**0.5, 99: 1 - 0.975**0.5, 100: 0.0},
+        ),
         # T = 100. The default: from 60 on min(1, (100 − t)/40).
         ({}, 60, {1: 1.0, 59: 1.0, 60: 1.0, 70: 0.75, 80: 0.5, 90: 0.25, 99: 0.025, 100: 0.0}),
         ({"cooldown": 0.8}, 20, {19: 1.0, 20: 1.0, 30: 0.875, 60: 0.5, 100: 0.0}),
@@ -329,6 +335,21 @@ def test_nothing_to_read_moves_nothing(twin: str, nothing: Sums | None) -> None:
     assert (after.step, after.aligned_pending) == (before.step + 3, float(nothing is not None))
 
 
+@both
+def test_of_samples_that_are_used_again_only_the_first_epoch_is_read(twin: str) -> None:
+    # Steps 1 and 2, 7 and 8, … are of new samples; a step's sums are read in the next.
+    control = Control(law="alignment", reuse=(2, 3))
+    states = course(twin, control, sweeps(with_cosine(x / 100) for x in range(1, 15)))
+    read = [0, 1, 2, 2, 2, 2, 2, 7, 8, 8, 8, 8, 8, 13]
+    assert_close([state.alignment for state in states], [x / 100 for x in read], "alignment_law")
+    moved = [before.log_lr != after.log_lr for before, after in itertools.pairwise(states)]
+    assert moved == [x in (2, 3, 8, 9, 14) for x in range(2, 15)]
+    # Where no sample is used twice, nothing is left out.
+    once = Control(law="alignment", reuse=(2, 1))
+    steps = sweeps(sums_of(cosines(300, 150, seed=4)))
+    assert_equal(course(twin, once, steps), course(twin, ALIGNED, steps))
+
+
 def test_the_sums_of_all_tensors_are_added_in_order() -> None:
     controller = Controller(ALIGNED, LR, MOMENTUM)
     # In this order and no other: 1 is lost in 2^53, 2^53 + 2 is exact.
@@ -340,6 +361,58 @@ def test_the_sums_of_all_tensors_are_added_in_order() -> None:
     ):
         controller.reduce_alignment(tables)
         assert controller.alignment.tolist() == expected
+
+
+# --- What the sums say of the gradient's size, whatever the law ---------------------------------
+
+
+@both
+def test_sizes_by_hand(twin: str) -> None:
+    """Over 96 elements: RMS 1, 3 and 2; the average has β_ℓ = 1/2, the variance β_v = 1/4."""
+    control = Control(gradient_sensors=True, beta_loss=0.5, beta_variance=0.25)
+    driven = make(twin, control)
+    for size in (1.0, 3.0, INF, 2.0):
+        driven.step(Step((1.0, ELEMENTS * size**2, ELEMENTS * 4)))
+    driven.step(Step(None))
+    state = driven.step(Step(None))  # what there was is read once
+    # Averages 1, 2, 2; distances 1 and 0.
+    assert (state.gradient_rms, state.update_rms, state.gradient_count) == (2.0, 2.0, 3.0)
+    assert (state.gradient_rms_mean, state.gradient_variance) == (2.0, 0.75)
+
+
+@both
+@pytest.mark.parametrize("law", ["loss", "alignment", "range_test", "bandit"])
+def test_sizes_are_the_oracles(twin: str, law: Any) -> None:
+    """On streams with sums that are not finite, zero or missing, and skipped steps."""
+    control = Control(law=law, gradient_sensors=True)
+    oracle = GradientSensor(control.beta_loss, control.beta_variance)
+    driven, pending = make(twin, control), None
+    for step in alignment_stream(400, 200, seed=5):
+        state = driven.step(step)
+        if not step.skipped and pending is not None:
+            oracle.sense(pending[1], pending[2], ELEMENTS)
+            pending = None
+        if step.sums is not None and state.active:
+            pending = step.sums
+        for name in SIZES:
+            assert_close(getattr(state, name), getattr(oracle, name), "law")
+    assert oracle.gradient_count > 300
+
+
+SIZES = tuple("gradient_count gradient_rms gradient_rms_mean gradient_variance update_rms".split())
+
+
+def test_the_law_of_losses_senses_sums_and_moves_by_none() -> None:
+    """Alignment, e and x are what the law of alignment makes of the same sums; α is the losses'."""
+    steps = alignment_stream(200, 100, seed=6)
+    found = course("compiled", Control(gradient_sensors=True), steps)
+    without = course("compiled", Control(), [s._replace(sums=None) for s in steps])
+    aligned = course("compiled", Control(law="alignment"), steps)
+    assert_equal(course("python", Control(gradient_sensors=True), steps), found)
+    for state, alone, other in zip(found, without, aligned, strict=True):
+        assert (state.log_lr, state.log_noise) == (alone.log_lr, alone.log_noise)
+        for name in ("alignment", "alignment_direction", "alignment_mean"):
+            assert getattr(state, name) == getattr(other, name)
 
 
 # --- The oracle, and both twins ---------------------------------------------------------------
@@ -373,6 +446,7 @@ def test_oracle_every_pair(mode: str, i: int, j: int) -> None:
 SWEEP: list[dict[str, Any]] = [
     {},
     {"horizon": 1800, "acquire_from": 0.05, "every": 7},
+    {"reuse": (3, 2), "horizon": 1700},
     {"acquire_from": 1e-4, "lr_bounds": (5e-5, 3e-3), "noise_bounds": (0.01, 0.2)},
     # What is α's other law's must have no effect.
     {"gain_lr_reward": 3.0, "gain_lr_loss": 2.0, "lr_change": (0.5, 2.0), "every": 1},

@@ -232,7 +232,7 @@ def test_a_checkpoint_librarys_step_tells_the_controller_nothing(
     params = parameters(7)
     optimizer = AdaptiveAdamW(params, lr=1e-2, control=ALIGNED)
     told: list[Any] = []
-    monkeypatch.setattr(optimizer._controller, "reduce_alignment", told.append)
+    monkeypatch.setattr(optimizer._controller, "reduce_alignment", lambda *sums: told.append(sums))
     for rate, gradient in ((0.0, 0.0), (1e-2, 1.0)):
         optimizer.param_groups[0]["lr"] = rate
         params[0].grad = torch.full((7,), gradient)
@@ -252,15 +252,15 @@ def test_averaging_over_ranks_leaves_a_skipped_steps_numbers_to_the_bit(
 
     monkeypatch.setattr(group, "all_reduce", seven_of)
     monkeypatch.setattr(Ranks, "size", 7)
-    before = torch.rand(300, 3, dtype=torch.float64)
+    before = torch.rand(300, 4, dtype=torch.float64)
     moved = 0
     for numbers in before:
         kept = numbers.clone()
-        Ranks().average_alignment([kept], [torch.zeros((), dtype=torch.float64)])
+        Ranks().average_alignment([kept.split((3, 1))], [torch.zeros((), dtype=torch.float64)])
         assert torch.equal(kept, numbers)
         for active in (torch.ones((), dtype=torch.float64), None):
             mean = numbers.clone()
-            Ranks().average_alignment([mean], [active])
+            Ranks().average_alignment([mean.split((3, 1))], [active])
             assert_close(mean, numbers, "sums_float64")
             moved += not torch.equal(mean, numbers)
     assert moved > 0, "the mean was the number itself: the test is of nothing"

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from bench.methods import METHODS, Method
+from bench.methods import ABLATIONS, METHODS, Method
 from bench.methods.base import AdamW, Stepper
 from bench.methods.published import Prodigy
 
@@ -113,6 +113,36 @@ def test_ours_are_shown_the_loss_and_told_the_horizon_where_they_have_one() -> N
         assert control.mode == ("modulate" if "cosine" in name else "replace")
         told = ("alignment", "alignment-cosine", "range-test")
         assert control.horizon == (HORIZON if name in told else None)
+
+
+ABLATED: dict[str, dict[str, Any]] = {
+    "loss:loss-only": {"gain_lr_reward": 0.0, "gain_momentum_reward": 0.0, "gain_lr_loss": 0.05},
+    "loss:reward-only": {"gain_lr_reward": 0.05, "gain_lr_loss": 0.0, "gain_momentum_loss": 0.0},
+    "loss:mu-frozen": {"gain_momentum_loss": 0.0, "gain_momentum_reward": 0.0},
+    "loss:sigma-frozen-at-0.05": {"noise_bounds": (0.05, 0.05)},
+    "alignment:from-the-rate-itself": {"acquire_from": 1e-2, "horizon": HORIZON},
+    "range-test:no-cooldown": {"cooldown": 0.0, "law": "range_test"},
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*leaves the search for a learning rate:UserWarning")
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_an_ablation_is_its_law_but_for_a_part(name: str) -> None:
+    method = ABLATIONS[name]
+    control = method.start([nn.Parameter(torch.ones(1))], 1e-2, HORIZON, 0).optimizer.control
+    assert {k: getattr(control, k) for k in ABLATED.get(name, {})} == ABLATED.get(name, {})
+    whole = METHODS[method.whole]
+    assert method.has_horizon == whole.has_horizon
+    there = whole.start([nn.Parameter(torch.ones(1))], 1e-2, HORIZON, 0).optimizer.control
+    assert control != there or not method.told
+
+
+def test_who_is_told_no_loss_is_not() -> None:
+    weight = nn.Parameter(torch.ones(1))
+    stepper = ABLATIONS["range-test:told-no-loss"].start([weight], 1e-2, 1000, 0)
+    weight.grad = torch.ones(1)
+    stepper.step(torch.tensor(3.0))
+    assert stepper.optimizer.knobs()["loss"] != 3
 
 
 def test_schedule_free_is_judged_at_its_average() -> None:

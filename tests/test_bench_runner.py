@@ -70,6 +70,37 @@ def test_cells_side_by_side_are_cells_alone(name: str, method: str) -> None:
         assert one.final == pytest.approx(other.final, rel=1e-4)
 
 
+@pytest.mark.parametrize("method", ["schedule-free", "loss", "cosine"])
+def test_looking_at_a_run_does_not_change_it(method: str) -> None:
+    task = replace(TASKS["digits-mlp"], steps=9)
+    cell = Cell(task, METHODS[method], 1e-2, seed=1)
+    assert [len(steps) for steps in replace(cell, looks=4).stretches] == [2, 2, 3, 2]
+    plain, watched = cells.run(cell), cells.run(replace(cell, looks=4))
+    assert plain.curve == ()
+    assert (watched.initial, watched.final) == (plain.initial, plain.final)
+    assert watched.curve[-1] == plain.final
+    assert len(set(watched.curve)) == 4
+    # A shorter run of the same schedule is where the longer one was.
+    until = cells.run(replace(cell, task=replace(task, steps=4), factor=9 / 4))
+    assert watched.curve[1] == pytest.approx(until.final, rel=1e-6)
+    together = run_together([replace(cell, looks=4), replace(cell, seed=2, looks=4)])[0]
+    assert together.curve == pytest.approx(watched.curve, rel=1e-4)
+
+
+def test_more_seeds_leave_the_first_groups_alone() -> None:
+    def groups(seeds: int) -> list[list[tuple[str, float, int]]]:
+        two = [METHODS["constant"], METHODS["default"]]
+        found = grid.jobs(plan([TINY], two, [1e-3, 1e-2], range(seeds)), lambda cell: "vmap")
+        return [[(c.method.name, c.rate, c.seed) for c in job] for job in found]
+
+    few, many = groups(14), groups(30)
+    assert [len(job) for job in few] == [28, 14]
+    assert few[0] in many
+    assert {seed for *_, seed in many[0]} == set(range(14))
+    # Whoever has a rate of its own runs once, where others run from each.
+    assert few[1] == [("default", 1e-3, seed) for seed in range(14)]
+
+
 @pytest.mark.parametrize(
     ("name", "classes"), [("digits", 10), ("digits-cnn-32", 10), ("logreg", 2)]
 )
@@ -170,6 +201,7 @@ ROW = Row(
 
 def test_rows_come_back_as_they_were(tmp_path: Path) -> None:
     rows = [ROW, replace(ROW, seed=1, final=math.inf), replace(ROW, seed=2, final=0.1 + 0.2)]
+    rows.append(replace(ROW, seed=3, curve=(1.25, math.inf, 1234.0)))
     with Rows(tmp_path / "deep/rows.csv") as store:
         for row in rows:
             store.append(row)
@@ -247,7 +279,8 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[Cell]:
 
 
 def command(out: Path, *more: str) -> list[str]:
-    return ["--out", str(out), "--workers", "1", "--methods", "constant", "cosine", *RATES, *more]
+    methods = ["--methods", "constant", "cosine", "--seeds", "0", "1", "2"]
+    return ["--out", str(out), "--workers", "1", *methods, *RATES, *more]
 
 
 def test_everything_from_the_command_to_the_files(
@@ -279,7 +312,7 @@ def test_rows_carry_what_made_them(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     small = {"digits": replace(LAW_TASKS["digits"], steps=3)}
     study = replace(ALIGNMENT, tasks=small)
     arguments = ["--quick", "--methods", "cosine", "alignment", *RATES, "--seeds", "0"]
-    assert main(study, [*arguments, "--out", str(tmp_path)]) == 0
+    assert main(study, [*arguments, "--workers", "1", "--out", str(tmp_path)]) == 0
     rows = read(tmp_path / "rows.csv")
     assert {(row.method, row.rate) for row in rows} == {
         (method, rate) for method in ("cosine", "alignment") for rate in (1e-3, 1e-2)
@@ -311,6 +344,43 @@ def test_an_interrupted_run_goes_on_where_it_was(
     assert main(STUDY, command(tmp_path)) == 0
     keys = [row.key for row in read(tmp_path / "rows.csv")]
     assert len(ran) == len(keys) == len(set(keys)) == 24
+
+
+def finals(out: Path) -> dict[Any, Any]:
+    rows = read(out / "rows.csv")
+    assert len({row.key for row in rows}) == len(rows)
+    return {row.key: (row.final, row.curve) for row in rows}
+
+
+def test_killed_twice_side_by_side_it_ends_with_the_same_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    methods = [METHODS["constant"], METHODS["loss"]]
+    every = plan([TINY], methods, [1e-3, 1e-2], range(3), looks=2)
+
+    def went(folder: str) -> None:
+        with Rows(tmp_path / folder / "rows.csv") as store:
+            assert grid.complete(store, every, 1, "vmap") == []
+
+    went("undisturbed")
+    append, stops = Rows.append, {4, 9}
+
+    def killed(store: Rows, row: Row) -> None:
+        if len(store.rows) in stops:
+            stops.remove(len(store.rows))
+            raise KeyboardInterrupt
+        append(store, row)
+
+    monkeypatch.setattr(Rows, "append", killed)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            went("killed")
+        with (tmp_path / "killed/rows.csv").open("a") as file:
+            file.write("tiny,loss,1.0,0.0")
+    went("killed")
+    assert not stops
+    assert finals(tmp_path / "killed") == finals(tmp_path / "undisturbed")
+    assert len(finals(tmp_path / "killed")) == 12
 
 
 def test_rows_of_another_definition_stay_and_do_not_count(
@@ -349,6 +419,7 @@ def test_a_failing_run_is_told_and_tried_again(
 ) -> None:
     broken = replace(STUDY, methods={"broken": Broken(name="broken")})
     arguments = ["--out", str(tmp_path), "--workers", "1", "--tasks", "tiny", *RATES]
+    arguments += ["--seeds", "0", "1", "2"]
     for attempts in (6, 9):
         assert main(broken, arguments) == 1
         said = capsys.readouterr().err
@@ -372,7 +443,7 @@ class Absent(Task):
     ("arguments", "message"),
     [
         (["--tasks", "digits"], "no task is called 'digits'; there are tiny, small"),
-        (["--methods", "sgd"], "no method is called 'sgd'; there are constant, cosine"),
+        (["--methods", "sgd"], "no method is called 'sgd'; there are default, constant, cosine"),
         (["--quick", "--tasks", "tiny"], "--quick chooses the tasks"),
         (["--tasks", "absent"], "absent is left out: it needs the moon.\nno task is left to run"),
         (["--report", "nowhere.csv"], "nowhere.csv cannot be read"),

@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from training import assert_differ, assert_same
 
 from bench.requests import RequestError
-from bench.tasks import LAW_TASKS, QUICK, ROBUSTNESS, TASKS, Problem, data
+from bench.tasks import LAW_TASKS, QUICK, ROBUSTNESS, TASKS, Problem, Task, data, lora
 from bench.tasks import text as text_module
 from bench.tasks.base import Objective, shuffled
 from bench.tasks.characters import Characters, Passages
 from bench.tasks.disturbed import WrongLabels
 from bench.tasks.gpt import GPT, GPTConfig
+from bench.tasks.lora import FineTuning
 from bench.tasks.supervised import mislabelled
 from bench.tasks.text import REPLACEMENT, encode, load_text
 
@@ -35,11 +36,19 @@ def contents(problem: Problem) -> tuple[list[Tensor], Any, Any]:
     return weights, [problem.batch(step) for step in range(3)], list(problem.held_out)
 
 
+def short(name: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Task:
+    monkeypatch.setattr(lora, "CACHE", cache)
+    more: Any = {"base_steps": 2} if isinstance(TASKS[name], FineTuning) else {}
+    return replace(TASKS[name], steps=3, **more)
+
+
 @pytest.mark.parametrize("name", ON_CPU)
-def test_a_task_is_a_function_of_its_seed(name: str) -> None:
+def test_a_task_is_a_function_of_its_seed(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if (reason := TASKS[name].missing()) is not None:
         pytest.skip(reason)
-    task = replace(TASKS[name], steps=3)
+    task = short(name, tmp_path, monkeypatch)
     first, again, other = (contents(task.start(seed)) for seed in (1, 1, 2))
     assert_same(first, again)
     assert_differ(first[0], other[0])
@@ -60,6 +69,35 @@ def test_the_registry_knows_what_each_task_is_for() -> None:
         "looked at": 3,
         "held out": 5,
     }
+
+
+def test_what_is_fine_tuned_was_trained_once_and_stays_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = short("lora", tmp_path, monkeypatch)
+    task.prepare()
+    (file,) = tmp_path.iterdir()
+    before = file.read_bytes()
+    problem = task.start(0)
+    assert sum(p.numel() for p in problem.objective.parameters()) == 16384
+    untouched = problem.held_out_loss()
+    learner: Any = problem.objective
+    (base,) = learner._base
+    with torch.no_grad():
+        alone = torch.stack([base(*batch) for batch in problem.held_out]).double().mean()
+    # At the start the change is nothing; the base has no gradient, and what is trained has one.
+    assert untouched == pytest.approx(alone.item())
+    problem.loss(0).backward()
+    assert all(p.grad is not None for p in problem.objective.parameters())
+    assert all(p.grad is None for p in base.parameters())
+    optimizer = torch.optim.SGD(problem.objective.parameters(), lr=1.0)
+    optimizer.step()
+    assert problem.held_out_loss() != untouched
+    task.prepare()
+    assert [(f, f.read_bytes()) for f in tmp_path.iterdir()] == [(file, before)]
+    other = replace(task, base_steps=3)  # type: ignore[call-arg]
+    other.prepare()
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_epochs_hold_every_example_once() -> None:

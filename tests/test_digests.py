@@ -133,7 +133,8 @@ def trained(maker: str, control: str) -> str:
         optimizer.step()
     states = [x for state in saved_states(optimizer).values() for _, x in sorted(state.items())]
     memory = rank_jobs_digests.in_layout_3(optimizer._controller.memory)
-    return digest_of([*params, *states, memory, *optimizer.knobs().values()])
+    known = rank_jobs_digests.known_of(optimizer)
+    return digest_of([*params, *states, memory, *known])
 
 
 @pytest.mark.parametrize("control", CONTROLS)

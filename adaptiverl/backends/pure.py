@@ -80,7 +80,7 @@ def update(state_tensor: Tensor, numbers: Tensor, inbox: Tensor, trace: Tensor) 
         _keep(state, state_tensor)
 
 
-def reduce_alignment(state: Tensor, sums: Sequence[Tensor]) -> None:
+def reduce_alignment(state: Tensor, sums: Sequence[Tensor], elements: float = 0.0) -> None:
     """The sums of a step's passes wait in the state for the next step, unless nothing took it."""
     kept = _state(state)
     if kept.active == 0:
@@ -89,7 +89,7 @@ def reduce_alignment(state: Tensor, sums: Sequence[Tensor]) -> None:
     for row in (row for table in sums for row in table.view(-1, 3).tolist()):
         totals = [total + number for total, number in zip(totals, row, strict=True)]
     kept.aligned_gu, kept.aligned_gg, kept.aligned_uu = totals
-    kept.aligned_pending = 1.0
+    kept.aligned_elements, kept.aligned_pending = elements, 1.0
     _keep(kept, state)
 
 
@@ -117,7 +117,10 @@ SCHEMAS: dict[str, tuple[str, Callable[..., None]]] = {
         "Tensor(d!) effective, Tensor[] tables, Tensor? found_inf) -> ()",
         advance,
     ),
-    "reduce_alignment_": ("(Tensor(a!) state, Tensor[] sums) -> ()", reduce_alignment),
+    "reduce_alignment_": (
+        "(Tensor(a!) state, Tensor[] sums, float elements=0.) -> ()",
+        reduce_alignment,
+    ),
     "update_": (
         "(Tensor(a!) state, Tensor numbers, Tensor(b!) inbox, Tensor(c!) trace) -> ()",
         update,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from adaptiverl.law.gradient import sense_gradient
 from adaptiverl.law.knobs import next_log_noise, next_logit_momentum, read_knobs
 from adaptiverl.law.registry import BY_NUMBER
 from adaptiverl.law.sensors import sense
@@ -56,6 +57,7 @@ def advance(
     """
     state.active, state.rewind = 1.0, 0.0
     state.step += 1
+    sense_gradient(state, control)
     law = BY_NUMBER[control.law]
     if law.sense(state, control):
         read_knobs(state, control)

@@ -100,32 +100,34 @@ class Ranks:
             joined.meet(inbox, self)
 
     def average_alignment(
-        self, alignments: Sequence[Tensor], actives: Sequence[Tensor | None]
+        self, told: Sequence[tuple[Tensor, Tensor]], actives: Sequence[Tensor | None]
     ) -> None:
         """This rank's sums become the mean of all ranks', in one collective; nothing waits.
 
         In a `Join`, whose messages are of one size, in one of each controller.
 
         Args:
-            alignments: Of each controller float64 [3]: Σ g·u, Σ g², Σ u² of this step.
-            actives: Of each: where it is 0, the step is skipped, and its sums, an earlier step's,
-                stay as they are to the bit; ``None``: no step can be.
+            told: Of each controller float64 [3], Σ g·u, Σ g², Σ u² of this step, and float64 [1],
+                the elements that they are over.
+            actives: Of each: where it is 0, the step is skipped, and its numbers, an earlier
+                step's, stay as they are to the bit; ``None``: no step can be.
         """
         if self.size == 1:
             return
-        joined = entered(self.group)
+        joined, sizes = entered(self.group), [len(part) for part in told[0]]
+        own = [torch.cat(parts) for parts in told]
         if joined is None:
-            together = torch.cat([*alignments])
+            together = torch.stack(own)
             all_reduce(together, self.group)
-            together /= self.size
-            means = together.split([len(sums) for sums in alignments])
+            means = (together / self.size).unbind()
         else:
-            means = tuple(self._mean_in_join(joined, sums) for sums in alignments)
-        for sums, mean, active in zip(alignments, means, actives, strict=True):
-            sums.copy_(mean if active is None else torch.where(active != 0, mean, sums))
+            means = tuple(self._mean_in_join(joined, numbers) for numbers in own)
+        for parts, mean, active in zip(told, means, actives, strict=True):
+            for part, new in zip(parts, mean.split(sizes), strict=True):
+                part.copy_(new if active is None else torch.where(active != 0, new, part))
 
-    def _mean_in_join(self, joined: Meetings, sums: Tensor) -> Tensor:
-        total = torch.cat([sums, sums.new_ones(1)])
+    def _mean_in_join(self, joined: Meetings, numbers: Tensor) -> Tensor:
+        total = torch.cat([numbers, numbers.new_ones(1)])
         joined.meet(total, self)
         return total[:-1] / total[-1]
 

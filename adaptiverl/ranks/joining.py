@@ -4,7 +4,7 @@ In such a context a rank that has left goes on taking part in what the others' D
 they have left too. It asks again and again how many are still there: an all-reduce of one number,
 to which a rank that trains brings 1 at the start of its forward pass. Of an optimizer whose ranks
 meet in `step`, `Join` knows nothing. So there every meeting is announced, by the same all-reduce
-with −1: a sum below 0 tells those that have left that four numbers are about to be added up, and
+with −1: a sum below 0 tells those that have left that a few numbers are about to be added up, and
 they bring zeros, as a rank without an observation does. They need not know how many forward passes
 come before a step, nor which optimizers there are.
 
@@ -30,14 +30,15 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from adaptiverl.devices import numbers_device
-from adaptiverl.layout import Inbox, names
+from adaptiverl.layout import AlignmentSums, Inbox, names
 from adaptiverl.ranks.collectives import all_reduce, broadcast
 
 if TYPE_CHECKING:
     from torch.distributed.algorithms.join import Join
 
-MESSAGE_SIZE = len(names(Inbox))
-"""float64 numbers that every meeting in a `Join` adds up"""
+MESSAGE_SIZE = max(len(names(Inbox)), len(names(AlignmentSums)) + 2)
+"""float64 numbers that every meeting in a `Join` adds up: an inbox, or sums, of how many elements
+and of how many ranks"""
 
 _optimizers: WeakKeyDictionary[torch.optim.Optimizer, Any] = WeakKeyDictionary()
 """All of ours that live, the oldest first, and for each who it decides together with"""
@@ -151,15 +152,16 @@ class Meetings:
         """Add up numbers over the ranks that are still there, in place; nothing waits.
 
         Args:
-            numbers: float64 [`MESSAGE_SIZE`].
+            numbers: float64, at most `MESSAGE_SIZE`.
             ranks: The optimizer's `Ranks`.
         """
         self._met.add(ranks)
         device = self.join._device
         all_reduce(torch.full((1,), -1.0, device=device), self.join._process_group)
-        message = numbers.to(self._device, copy=True)
+        message = torch.zeros(MESSAGE_SIZE, dtype=torch.float64, device=self._device)
+        message[: len(numbers)] = numbers.to(self._device)
         self._add_up(message)
-        numbers.copy_(message)
+        numbers.copy_(message[: len(numbers)])
 
     def _add_up(self, message: Tensor) -> None:
         self._any = True

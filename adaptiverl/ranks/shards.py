@@ -133,6 +133,11 @@ class Shards:
             return sums
         return sums * self._whole_numbers(pieces, sums.device)[:, None]
 
+    def elements_as_whole(self, elements: Sequence[int], indices: Sequence[int]) -> int:
+        """How many elements there were then (`as_whole`), of so many that lie here of each."""
+        pairs = zip(elements, indices, strict=True)
+        return sum(count * self._pieces.get(index, 1) for count, index in pairs)
+
     def _add_up_mesh(
         self,
         mesh: DeviceMesh,

@@ -94,7 +94,7 @@ class Around:
         self._decision: Decision | None = None
         self._seen: State | None = None
         self._directions: list[Direction] = []
-        if control.finds_lr:
+        if control.reads_sums:
             places = range(len(self.optimizers))
             self._directions = [Direction(self._seed, self._first_of(place)) for place in places]
         self._sums: dict[int, Tensor] = {}
@@ -194,9 +194,12 @@ class Around:
         """What is known so far of this step's alignment, to the controller."""
         if self._sums and self._decision is not None:
             controller = self._controller
-            controller.reduce_alignment([beside(s, controller.device) for s in self._sums.values()])
+            sums = [beside(s, controller.device) for s in self._sums.values()]
+            elements = sum(self._directions[place].elements for place in self._sums)
+            controller.reduce_alignment(sums, elements)
             active = self._decision.active if self._decision.skippable else None
-            self._ranks.average_alignment([controller.alignment], [active])
+            told = controller.alignment, controller.aligned_elements
+            self._ranks.average_alignment([told], [active])
 
     def _abandon(self, optimizer: Optimizer) -> None:
         """Its groups and gradients are the user's again."""
@@ -245,9 +248,11 @@ class Around:
     def _follows(self) -> bool:
         """The direction is still of use, as far as has been heard.
 
-        The slow climb needs none once the rate is found; the range test raises a held rate.
+        The slow climb needs none once the rate is found, unless somebody looks; the range test
+        raises a held rate.
         """
-        found = self._running.law == "alignment" and self._log.announcements.held
+        climbs = self._running.law == "alignment" and not self._control.gradient_sensors
+        found = climbs and self._log.announcements.held
         return bool(self._directions) and not found
 
     @property

@@ -118,10 +118,10 @@ def check_parameters(groups: Sequence[dict[str, Any]], control: Control) -> None
         ValueError: Parameters whose last bit hides it; shards, and noise.
     """
     noisy = control.noise_bounds[1] > 0
-    if not (control.finds_lr or noisy):
+    if not (control.reads_sums or noisy):
         return
     for param in (p for group in groups for p in group["params"]):
-        if control.finds_lr and torch.promote_types(param.dtype, torch.float32) != param.dtype:
+        if control.reads_sums and torch.promote_types(param.dtype, torch.float32) != param.dtype:
             raise ValueError(
                 f"steer() with Control(law={control.law!r}) compares the parameters before and "
                 f"after a step, and {param.dtype} rounds most of it away: keep them in float32, or "

@@ -63,6 +63,12 @@ class Direction:
         self._before = self._gathered([place.param for place in self._places])
         return sums
 
+    @property
+    def elements(self) -> float:
+        """That the sample stands for, of parameters with a gradient."""
+        pairs = zip(self._places, self._sizes(), strict=True)
+        return sum(place.weight * n for place, n in pairs if place.param.grad is not None)
+
     def end_step(self, rates: Sequence[Any], active: Tensor | None) -> None:
         """After it: where it went, per unit of each group's rate.
 

@@ -155,8 +155,9 @@ class Steering(Around):
         groups = self.param_groups
         numbers = [float(x) for x in numbers_of(groups[0])]
         loaded = loaded_memory(groups[0], self._controller)
-        arms = len(self._control.arms or ())
-        return readings(*self._controller.in_effect(numbers, loaded), arms)
+        arms, sums = len(self._control.arms or ()), self._control.reads_sums
+        learned = self._control.terms.learned
+        return readings(*self._controller.in_effect(numbers, loaded), arms, sums, learned)
 
     def found(self) -> Found | None:
         """What a search has found; None while it goes on. Waits for the device.

@@ -35,13 +35,17 @@ def reduce_alignment(
     for place, controller in enumerate(controllers):
         own = [buckets for buckets in passes if buckets[0].place == place]
         sums = [_in_one([bucket.sums for bucket in buckets]) for buckets in own]
+        elements = sum(bucket.elements_in_all for buckets in own for bucket in buckets)
         if shards:
             indices = [[i for bucket in buckets for i in bucket.indices] for buckets in own]
             sums = [shards.as_whole(*pair) for pair in zip(sums, indices, strict=True)]
-        controller.reduce_alignment([beside(s, here) for s in sums])
+            parts = [(b.elements, b.indices) for buckets in own for b in buckets]
+            elements = sum(shards.elements_as_whole(*part) for part in parts)
+        controller.reduce_alignment([beside(s, here) for s in sums], elements)
     made = [decisions[place, here] for place in range(len(controllers))]
     active = [decision.active if decision.skippable else None for decision in made]
-    ranks.average_alignment([controller.alignment for controller in controllers], active)
+    told = [(controller.alignment, controller.aligned_elements) for controller in controllers]
+    ranks.average_alignment(told, active)
 
 
 def _in_one(tensors: list[Tensor]) -> Tensor:

@@ -117,6 +117,8 @@ class Bucket:
             steps nothing here keeps a tensor alive.
         params: The parameters, or this rank's shards of them, likewise.
         indices: Their places in the optimizer.
+        elements: Of each, those that lie here.
+        elements_in_all: Their sum.
         squares: float64 [tensors], a place for one sum per tensor. Never cleared: who reads a sum
             has had it written in the same step.
     """
@@ -131,6 +133,8 @@ class Bucket:
     entries: list[Any] = field(default_factory=list)
     params: list[Tensor] = field(default_factory=list)
     indices: list[int] = field(default_factory=list)
+    elements: list[int] = field(default_factory=list)
+    elements_in_all: int = 0
     squares: Tensor = field(init=False)
     _sums: Tensor | None = None
     _table: AddressTable | None = None
@@ -218,6 +222,7 @@ class Bucket:
     def start(self) -> None:
         """A step's entries are about to be put here."""
         self.entries, self.params, self.indices = [], [], []
+        self.elements, self.elements_in_all = [], 0
         self._rows = self._host_rows = None
 
     def take(self, entry: ParameterEntry) -> None:
@@ -225,6 +230,8 @@ class Bucket:
         self.entries.append(entry)
         self.params.append(entry.param)
         self.indices.append(entry.index)
+        self.elements.append(entry.param.numel() * (2 if entry.param.is_complex() else 1))
+        self.elements_in_all += self.elements[-1]
 
     def move_gradients(self, addresses: array[int]) -> None:
         """The same tensors, their gradients at these addresses."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import jinja2
+from markupsafe import Markup, escape
 
 from bench.tables import markdown as table_of
 
@@ -54,16 +55,17 @@ def _is_bold(text: str) -> bool:
     return text.startswith("**")
 
 
-def _inline(text: str) -> jinja2.utils.markupsafe.Markup:
+def _inline(text: str) -> Markup:
     """A paragraph's `code` and **bold** and links, all else escaped."""
-    escaped = str(jinja2.utils.markupsafe.escape(text.removeprefix("- ")))
+    escaped = str(escape(text.removeprefix("- ")))
     escaped = re.sub(r"`([^`]+)`", r"<code>\1</code>", escaped)
     escaped = re.sub(r"\*\*([^*]+)\*\*", r"<b>\1</b>", escaped)
     # A link of the Markdown leads to a file of the repository, which the page may be far from.
     escaped = re.sub(r"\[([^\]]+)\]\([^)]+\)", r"\1", escaped)
-    return jinja2.utils.markupsafe.Markup(escaped)
+    return Markup(escaped)
 
 
-def _svg(path: Path) -> jinja2.utils.markupsafe.Markup:
+def _svg(path: Path) -> Markup:
     text = path.read_text(encoding="utf-8")
-    return jinja2.utils.markupsafe.Markup(text[text.index("<svg") :])
+    drawing = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    return Markup(drawing)

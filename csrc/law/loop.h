@@ -7,6 +7,7 @@
 
 #include "../layout.h"
 #include "../sums.h"
+#include "gradient.h"
 #include "knobs.h"
 #include "registry.h"
 #include "sensors.h"
@@ -100,6 +101,7 @@ ADAPTIVERL_BOTH void advance(State& state, const ControlNumbers& control, Inbox&
     return;
   }
   state.step += 1;
+  sense_gradient(state, control);
   with_law(control, [&](auto law) {
     if (law.sense(state, control)) {
       read_knobs(state, control);
@@ -117,15 +119,16 @@ ADAPTIVERL_BOTH void advance(State& state, const ControlNumbers& control, Inbox&
   });
 }
 
-// The sums of a step's passes over all tensors wait in the state for the next step, unless nothing
-// took this one.
-ADAPTIVERL_BOTH void keep_alignment(State& state, const AlignmentSums& total) {
+// The sums of a step's passes over all tensors, of so many elements, wait in the state for the next
+// step, unless nothing took this one.
+ADAPTIVERL_BOTH void keep_alignment(State& state, const AlignmentSums& total, double elements) {
   if (state.active == 0) {
     return;
   }
   state.aligned_gu = total.gu;
   state.aligned_gg = total.gg;
   state.aligned_uu = total.uu;
+  state.aligned_elements = elements;
   state.aligned_pending = 1;
 }
 
