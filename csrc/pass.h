@@ -3,7 +3,7 @@
 //
 //   kName                                 its operator is kName + "_step_"
 //   Variant, variant_of(row, scalars)     the forms of its loop, at most 6, and a tensor's
-//   Scalars, scalars_of(row, group, effective)
+//   Scalars, scalars_of(row, group, effective, decay_share)
 //   has_slot(variant, slot)               whether that form keeps state0, state1, state2
 //   gradient(scalars, variant, g, p)      the gradient that enters the state, but for the noise
 //   direction(scalars, variant, state0, state1, state2)
@@ -28,6 +28,7 @@
 
 #include "checks.h"
 #include "codecs.h"
+#include "decay.h"
 #include "isa.h"
 #include "lanes.h"
 #include "noise.h"
@@ -375,7 +376,9 @@ void step(const Arguments& given, bool noise_on_parameter, Update<Algorithm> upd
     const EffectiveGroup& effective = given.effective[row.group];
     const Common common = common_of(row, effective, given.state->noise, given.squares[i],
                                     given.gradient_scale, noise_on_parameter);
-    const auto scalars = Algorithm::scalars_of(row, given.groups[row.group], effective);
+    const Group& group = given.groups[row.group];
+    const auto scalars = Algorithm::scalars_of(row, group, effective,
+                                               decay_share(group, effective, given.state->anneal));
     SumLanes lanes = {};
     SumLanes* sums = given.sums == nullptr ? nullptr : &lanes;
     NoiseKey keyed = key;
