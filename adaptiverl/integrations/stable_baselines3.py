@@ -40,7 +40,8 @@ class AdaptivePolicy(ActorCriticPolicy):
         known = {id(parameter) for parameter in critic}
         actor = [parameter for parameter in self.parameters() if id(parameter) not in known]
         groups = [{"params": actor}, {"params": critic}]
-        self.optimizer = self.optimizer_class(groups, lr=lr_schedule(1), **self.optimizer_kwargs)
+        kwargs = {"lr": lr_schedule(1), **self.optimizer_kwargs}
+        self.optimizer = self.optimizer_class(groups, **kwargs)
 
 
 class AdaptiveCallback(BaseCallback):
