@@ -252,6 +252,12 @@ def test_a_rate_is_marked_where_it_is_higher_or_nothing_speaks_against_it(
 @pytest.mark.parametrize(
     ("arguments", "held_from", "left"),
     [
+        # 1 − √p with p = (t − 60)/40.
+        (
+            {"cooldown_shape": "1-sqrt"},
+            60,
+            {60: 1.0, 70: 0.5, 82: 1 - 0.55**0.5, 96: 1 - 0.9**0.5, 99: 1 - 0.975**0.5, 100: 0.0},
+        ),
         # T = 100. The default: from 60 on min(1, (100 − t)/40).
         ({}, 60, {1: 1.0, 59: 1.0, 60: 1.0, 70: 0.75, 80: 0.5, 90: 0.25, 99: 0.025, 100: 0.0}),
         ({"cooldown": 0.8}, 20, {19: 1.0, 20: 1.0, 30: 0.875, 60: 0.5, 100: 0.0}),

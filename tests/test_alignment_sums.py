@@ -232,7 +232,7 @@ def test_a_checkpoint_librarys_step_tells_the_controller_nothing(
     params = parameters(7)
     optimizer = AdaptiveAdamW(params, lr=1e-2, control=ALIGNED)
     told: list[Any] = []
-    monkeypatch.setattr(optimizer._controller, "reduce_alignment", told.append)
+    monkeypatch.setattr(optimizer._controller, "reduce_alignment", lambda *sums: told.append(sums))
     for rate, gradient in ((0.0, 0.0), (1e-2, 1.0)):
         optimizer.param_groups[0]["lr"] = rate
         params[0].grad = torch.full((7,), gradient)

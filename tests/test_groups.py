@@ -202,7 +202,7 @@ def test_a_graph_captures_a_step_of_all_controllers() -> None:
                 run.optimizer.observe(loss)
                 run.optimizer.step()
 
-            take = work
+            take: Callable[[], Any] = work
             if graphed:
                 take = recorded_graph.capture(work, run.optimizer, loss).replay
             for n in range(8):
@@ -387,7 +387,7 @@ def on_ranks(rank: int, size: int, wrapper: str) -> tuple[list[Any], list[bytes]
         fully_shard(model)
     params = list(model.parameters())
     groups = [{"params": params[:1]}, {"params": params[1:]}]
-    make = partial(AdaptiveAdamW, lr=1e-2, control=HEARS, seed=3)
+    make: Any = partial(AdaptiveAdamW, lr=1e-2, control=HEARS, seed=3)
     optimizer: Any = make(groups)
     if wrapper == "zero":
         net = DistributedDataParallel(model)
