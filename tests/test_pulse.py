@@ -398,7 +398,7 @@ def test_a_rate_that_was_cut_stays_cut_under_another_start() -> None:
 
 def test_each_groups_own_controller_is_told() -> None:
     params = parameters(*SHAPES)
-    groups = [{"params": params[:1]}, {"params": params[1:], "lr": 1e-3}]
+    groups: list[dict[str, Any]] = [{"params": params[:1]}, {"params": params[1:], "lr": 1e-3}]
     optimizer = AdaptiveAdamW(groups, lr=1e-2, control=replace(FREE, groups="own"))
     train(optimizer, params, 20, float)
     first, second = (optimizer.knobs(group=place) for place in range(2))

@@ -22,8 +22,8 @@ from bench.methods import METHODS, Method
 from bench.methods.base import Parameters
 from bench.methods.ours import Adaptive, Controls, Steered, find_lr, range_test
 from bench.pictures.pulse import draw
-from bench.run.cells import Cell, Outcome
-from bench.run.side_by_side import side_by_side
+from bench.run.cells import Cell
+from bench.run.side_by_side import run_together
 from bench.tasks import TASKS, Batch, Problem, Task
 
 USUAL = (
@@ -118,17 +118,8 @@ def ways(task: Task, laws: Sequence[str]) -> dict[str, Method]:
 
 
 def losses(cells: Sequence[Cell]) -> list[float]:
-    """The final loss of each, in order.
-
-    Raises:
-        RuntimeError: One failed.
-    """
-    found: dict[int, float] = {}
-    for cell, result in side_by_side(cells):
-        if not isinstance(result, Outcome):
-            raise RuntimeError(result)
-        found[id(cell)] = result.final
-    return [found[id(cell)] for cell in cells]
+    """The final loss of each, in order."""
+    return [outcome.final for outcome in run_together(cells)]
 
 
 def best_rate(task: Task, seeds: Sequence[int]) -> float:
