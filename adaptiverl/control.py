@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Any, Literal
 from adaptiverl.arms import GAINS, Arm, complete_bandit, shared_by
 from adaptiverl.fields import check_fields
 from adaptiverl.limits import BETA1, STAND_IN_LR, Limits, MomentumKind, limits_of
-from adaptiverl.terms import LAW_TERMS, Home, Horizon, Law, LawTerms, Mode, Pair, search_within
+from adaptiverl.terms import (
+    LAW_TERMS,
+    CooldownShape,
+    Home,
+    Horizon,
+    Law,
+    LawTerms,
+    Mode,
+    Pair,
+    search_within,
+)
 from adaptiverl.weights import Weights, complete_distilled
 
 if TYPE_CHECKING:
@@ -55,16 +65,22 @@ class Control:
             time, chosen by what the loss did under each (method.md#bandit). ``"distilled"``: a
             small network, fitted to schedules made in hindsight, moves all three knobs
             (method.md#distilled); the gains do not touch it.
-        horizon: T, how many steps the run will take, for a law that finds the rate, which is then
-            held, and annealed to zero at step T; after that nothing moves. ``"auto"``: the
-            framework says it, or ``optimizer.set_horizon``. ``None``, where nobody can say: half as
-            much is held, and never annealed.
-        cooldown: Last share of the horizon, in [0, 1), over which α falls linearly to zero. The
-            search ends where it begins. In ``"modulate"`` the scheduler anneals; leave its warm-up
-            out, because the search is one, and a factor found under a low rate stays.
+        horizon: T, how many steps the run will take: α is annealed to zero at step T, whatever the
+            law; after that nothing moves. ``"auto"``: the framework says it, or
+            ``optimizer.set_horizon``. ``None``, where nobody can say: never annealed, and of a rate
+            that is found half as much is held.
+        cooldown: Last share of the horizon, in [0, 1), over which α falls to zero. A search ends
+            where it begins, and losses no longer steer α. In ``"modulate"`` the scheduler anneals;
+            leave its warm-up out beside a search, because that is one, and a factor found under a
+            low rate stays.
+        cooldown_shape: What is left of α when the share p of the cooldown is over: ``"linear"``,
+            1 − p, or ``"1-sqrt"``, 1 − √p (method.md#cooldown).
         acquire_from: Where such a law starts to look: an α in ``"replace"``, a factor in
             ``"modulate"``. ``None``: a hundredth of the α at the start; the range test's is a rate
             of 1e-6.
+        reuse: (M, E), where the run goes through the same samples in E epochs of M updates before
+            it has others, as PPO does after a rollout: this law then reads the gradients of first
+            epochs alone (method.md#data-reuse). ``None``: an update is made of new samples.
         snapshot: Where the range test keeps the weights that it goes back to, until its search is
             over: on the ``"host"``, in pinned memory, or on the parameters' own ``"device"``.
             ``None``: on the host.
@@ -125,7 +141,9 @@ class Control:
     law: Law = "loss"
     horizon: Horizon = None
     cooldown: float = 0.4
+    cooldown_shape: CooldownShape = "linear"
     acquire_from: float | None = None
+    reuse: tuple[int, int] | None = None
     snapshot: Home | None = None
     arms: tuple[Arm, ...] | None = None
     window: int | None = None
@@ -174,6 +192,11 @@ class Control:
         return not self.terms.needs_loss
 
     @property
+    def anneals(self) -> bool:
+        """The rate comes down to zero at the horizon, by the controller."""
+        return self.horizon is not None and self.mode == "replace" and self.cooldown > 0
+
+    @property
     def reads_gradients(self) -> bool:
         """The law wants to know whether a gradient points along the last update."""
         return self.finds_lr or self.terms.learned
@@ -204,8 +227,8 @@ class Control:
 
     @property
     def is_frozen(self) -> bool:
-        """The knobs stay where they start: no gain is above 0, and no law does without gains."""
-        return self.terms.needs_loss and self.rests
+        """The knobs stay where they start: nothing that is observed moves one, nor the law."""
+        return self.rests and not self.finds_lr and not self.anneals
 
     @property
     def rests(self) -> bool:
@@ -225,8 +248,8 @@ class Control:
 
     @property
     def needs_no_loss(self) -> bool:
-        """A run without observations is no mistake: nothing is steered, or α by the gradients."""
-        return self.is_frozen or self.finds_lr
+        """A run without observations is no mistake: they move nothing, or α by the gradients."""
+        return self.rests or self.finds_lr
 
     def given_lr(self, lr: Any) -> Any:
         """What an optimizer was given as its rate; where it was given None, what stands in for it.
@@ -254,7 +277,12 @@ class Control:
         return cls(mode="modulate", noise_bounds=(0.0, 0.0), **gains)  # type: ignore[arg-type]
 
     @classmethod
-    def find_lr(cls, horizon: Horizon = None, groups: Groups = "one") -> Control:
+    def find_lr(
+        cls,
+        horizon: Horizon = None,
+        groups: Groups = "one",
+        reuse: tuple[int, int] | None = None,
+    ) -> Control:
         """Find the learning rate while training, by the alignment law, a slow climb.
 
         Nothing is kept and nothing is put back; μ and σ stay as they are.
@@ -263,8 +291,10 @@ class Control:
             horizon: T, how many optimizer steps the run will take; ``"auto"`` in a framework that
                 knows (docs/frameworks.md).
             groups: As the attribute: ``"own"`` finds a rate for each parameter group.
+            reuse: (minibatches, epochs) of PPO and others that go through a rollout several times;
+                as the attribute.
         """
-        return replace(cls._searching("alignment", horizon), groups=groups)
+        return replace(cls._searching("alignment", horizon), groups=groups, reuse=reuse)
 
     @classmethod
     def range_test(cls, horizon: Horizon = None) -> Control:

@@ -232,6 +232,9 @@ class ControlNumbers:
     window: float = real("losses for which an arm is in force")
     discount: float = real("γ")
     arms_key: float = real("tells these arms, and this window, from others; 0: no bandit")
+    cooldown_shape: float = real("a number of COOLDOWN_SHAPES")
+    reused_for: float = real("updates that are made of the same samples; 0: of none twice")
+    fresh_for: float = real("of them, those of samples that no other was made of before")
     weight_count: float = real("numbers of f_φ, which lie behind these; 0: none")
     hidden0: float = real("units of its first layer; 0: there is none")
     hidden1: float = real("of its second, likewise")
@@ -274,7 +277,7 @@ class Group:
     momentum: float = real("where μ starts: AdamW's β₁, SGD's momentum")
     hyper0: float = real("AdamW: β₂; SGD: dampening")
     hyper1: float = real("AdamW: eps; SGD: its options")
-    weight_decay: float = real("")
+    weight_decay: float = real("below 0: independent of the controller")
 
 
 @dataclass
@@ -342,6 +345,9 @@ REWARD_SOURCES = {"none": 0.0, "neg_loss": 1.0, "given": 2.0}
 REWARD_NONE, REWARD_NEG_LOSS, REWARD_GIVEN = REWARD_SOURCES.values()
 LAWS = {"loss": 0.0, "alignment": 1.0, "range_test": 2.0, "bandit": 3.0, "distilled": 4.0}
 """`Control.law` as a control number"""
+COOLDOWN_SHAPES = {"linear": 0.0, "1-sqrt": 1.0}
+"""`Control.cooldown_shape` as a control number"""
+COOLDOWN_1_SQRT = COOLDOWN_SHAPES["1-sqrt"]
 
 
 class Column(NamedTuple):

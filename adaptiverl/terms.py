@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 Mode = Literal["replace", "modulate"]
 Law = Literal["loss", "alignment", "range_test", "bandit", "distilled"]
 Home = Literal["host", "device"]
+CooldownShape = Literal["linear", "1-sqrt"]
 Horizon = int | Literal["auto"] | None
 Pair = tuple[float, float]
 
@@ -50,13 +51,13 @@ LAW_TERMS: dict[Law, LawTerms] = {
     "loss": LawTerms(True, (), {"replace": (0.01, 10.0), "modulate": (0.1, 10.0)}, start=1.0),
     "alignment": LawTerms(
         False,
-        ("horizon", "acquire_from"),
+        ("acquire_from", "reuse"),
         {"replace": ALIGNMENT_LR_BOUNDS, "modulate": ALIGNMENT_LR_BOUNDS},
         start=ALIGNMENT_START,
     ),
     "range_test": LawTerms(
         False,
-        ("horizon", "acquire_from", "snapshot"),
+        ("acquire_from", "snapshot"),
         {"replace": RAMP_LR_BOUNDS, "modulate": RAMP_LR_BOUNDS},
         start=RAMP_LR_BOUNDS[0],
         in_rates=True,

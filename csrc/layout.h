@@ -17,6 +17,8 @@ enum RewardSource { kRewardNone = 0, kRewardNegLoss = 1, kRewardGiven = 2 };
 
 enum LawNumber { kLawLoss = 0, kLawAlignment = 1, kLawRangeTest = 2, kLawBandit = 3, kLawDistilled = 4 };
 
+enum CooldownShape { kCooldownLinear = 0, kCooldown1Sqrt = 1 };
+
 // The controller's whole state, packed in this order as float64, counters included.
 struct State {
   double version = 7;                  // of the layout
@@ -168,6 +170,9 @@ struct ControlNumbers {
   double window;                // losses for which an arm is in force
   double discount;              // γ
   double arms_key;              // tells these arms, and this window, from others; 0: no bandit
+  double cooldown_shape;        // a number of COOLDOWN_SHAPES
+  double reused_for;            // updates that are made of the same samples; 0: of none twice
+  double fresh_for;             // of them, those of samples that no other was made of before
   double weight_count;          // numbers of f_φ, which lie behind these; 0: none
   double hidden0;               // units of its first layer; 0: there is none
   double hidden1;               // of its second, likewise
@@ -196,7 +201,7 @@ struct Group {
   double momentum;      // where μ starts: AdamW's β₁, SGD's momentum
   double hyper0;        // AdamW: β₂; SGD: dampening
   double hyper1;        // AdamW: eps; SGD: its options
-  double weight_decay;
+  double weight_decay;  // below 0: independent of the controller
 };
 
 // The same as this step uses them.

@@ -17,6 +17,7 @@ from adaptiverl.law import (
     alignment,
     arithmetic,
     bandit,
+    cooldown,
     distilled,
     draws,
     gradient,
@@ -33,8 +34,8 @@ LR, MOMENTUM = 1e-3, 0.9
 GROUPS = ((LR, MOMENTUM),)
 """lr and starting momentum of the groups that a twin steers unless others are given"""
 MODULES = (
-    *(arithmetic, sensors, gradient, loss, alignment, range_test, draws, bandit, distilled),
-    *(knobs, loop),
+    *(arithmetic, sensors, gradient, cooldown, loss, alignment, range_test),
+    *(draws, bandit, distilled, knobs, loop),
 )
 """Those of adaptiverl/law with a twin in csrc/law"""
 

@@ -349,7 +349,7 @@ BAD_BLOCKS: list[tuple[Callable[[Tensor], Any], str]] = [
     (lambda _: None, "got None"),
     (lambda b: torch.cat([b[:1] + 1, b[1:]]), r"got version 8\.0"),
     (lambda b: torch.cat([b[:1] * NAN, b[1:]]), "got version nan"),
-    # The first layout had 32 numbers, the fifth 63.
+    # The first layout had 32 numbers, the sixth 91.
     (lambda b: torch.cat([b[:1] - 1, b[1:]]), rf"got .* of shape \({MEMORY_SIZE},\) in layout 6"),
     (lambda b: torch.cat([b[:1] - 6, b[1:31]]), r"got torch\.float64 of shape \(31,\) in layout 1"),
 ]

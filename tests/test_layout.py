@@ -19,10 +19,13 @@ ROOT = Path(__file__).parent.parent
 # "operators" the compiled module. Names that only a type checker reads are no imports.
 FLOORS: tuple[set[str], ...] = (
     {"version", "kernels", "operators", "arguments"},
-    {"arms", "control", "fields", "layout", "limits", "terms", "devices", "kinds", "weights"},
+    {"arms", "control", "fields", "kinds", "layout", "limits", "terms", "devices", "weights"},
     {"law"},
     {"observations", "decision", "trace", "migrations", "controller"},
-    {"algorithms", "announcements", "backends", "codecs", "distributed", "log", "ranks", "step"},
+    {
+        *("algorithms", "announcements", "backends", "codecs", "decay", "distributed", "log"),
+        *("ranks", "step"),
+    },
     {
         "soundness",
         "checkpoint",
@@ -51,6 +54,7 @@ OUTSIDE: dict[str, set[str]] = {
     "algorithms": set(),
     "arms": set(),
     "control": set(),
+    "decay": set(),
     "fields": set(),
     "kinds": set(),
     "layout": set(),

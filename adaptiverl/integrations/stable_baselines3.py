@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from adaptiverl.integrations.checks import ScheduleWatch, check_horizon, tell_horizon
+import math
+
+from adaptiverl import Control
+from adaptiverl.integrations.checks import ScheduleWatch, check_horizon, tell_horizon, warn
 from adaptiverl.integrations.steering import Steered, knob_logs, steered
 
 try:
@@ -28,8 +31,9 @@ class AdaptiveCallback(BaseCallback):
     how many updates the run of a PPO or A2C takes. ``adaptive/lr``, ``adaptive/alpha``,
     ``adaptive/momentum`` and ``adaptive/noise`` are in the log.
 
-    Warned of once: a learning-rate schedule under ``Control(mode="replace")``, and a horizon that
-    is not the run's.
+    Warned of once: a learning-rate schedule under ``Control(mode="replace")``, a horizon that is
+    not the run's, and a control that looks for the rate and does not know how often PPO uses a
+    rollout.
 
     Raises:
         TypeError: When training starts: the policy's optimizer is none of ours.
@@ -54,6 +58,7 @@ class AdaptiveCallback(BaseCallback):
             updates = self._steered.knobs()["step"] + updates_of(self.model)
             tell_horizon(self._steered, updates)
             check_horizon(self._steered.control, updates, "total_timesteps, in updates")
+            check_reuse(self._steered.control, *updates_per_rollout(self.model))
 
     def _on_step(self) -> bool:
         for info in self.locals.get("infos", ()):
@@ -79,13 +84,24 @@ class AdaptiveCallback(BaseCallback):
 
 
 def updates_of(model: OnPolicyAlgorithm) -> int:
-    """How many steps its optimizer will take in this ``learn``.
-
-    Args:
-        model: PPO or A2C, which is one epoch of one batch. ``target_kl`` may end epochs earlier.
-    """
-    samples = model.n_steps * model.n_envs
+    """How many steps its optimizer will take in this ``learn``; ``target_kl`` may make it fewer."""
     left = model._total_timesteps - model.num_timesteps
-    rollouts = -(-left // samples)
-    batches = -(-samples // getattr(model, "batch_size", samples))
-    return int(rollouts * getattr(model, "n_epochs", 1) * batches)
+    rollouts = -(-left // (model.n_steps * model.n_envs))
+    return int(rollouts * math.prod(updates_per_rollout(model)))
+
+
+def updates_per_rollout(model: OnPolicyAlgorithm) -> tuple[int, int]:
+    """Minibatches and epochs: PPO's, or one of each, A2C's."""
+    samples = model.n_steps * model.n_envs
+    return -(-samples // getattr(model, "batch_size", samples)), getattr(model, "n_epochs", 1)
+
+
+def check_reuse(control: Control, minibatches: int, epochs: int) -> None:
+    """A search by the gradients knows which are of samples that were used before."""
+    if not control.finds_lr or epochs == 1 or control.reuse == (minibatches, epochs):
+        return
+    warn(
+        f"Each rollout is gone through {epochs} times, in {minibatches} minibatches, and "
+        f"Control(law={control.law!r}, reuse={control.reuse}) takes that for new samples: the rate "
+        f"can become a hundred times too high. Use Control.find_lr(reuse=({minibatches}, {epochs}))"
+    )

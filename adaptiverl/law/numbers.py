@@ -10,7 +10,15 @@ from typing import Any
 from adaptiverl.arms import DISCOUNT, Arm, key_of, window_of
 from adaptiverl.control import Control
 from adaptiverl.law.arithmetic import logit
-from adaptiverl.layout import ARMS, LAWS, REWARD_SOURCES, ArmNumbers, ControlNumbers, names
+from adaptiverl.layout import (
+    ARMS,
+    COOLDOWN_SHAPES,
+    LAWS,
+    REWARD_SOURCES,
+    ArmNumbers,
+    ControlNumbers,
+    names,
+)
 from adaptiverl.limits import Limits
 from adaptiverl.terms import NOMINAL_HORIZON, search_within
 from adaptiverl.weights import Weights
@@ -33,6 +41,8 @@ CONTROL_SIZE = len(OWN) + ARMS * ARM_SIZE
 
 def numbers_of(control: Control, limits: Limits) -> ControlNumbers:
     """Every number by its name; `layout.ControlNumbers` says what each is."""
+    minibatches, epochs = control.reuse or (0, 0)
+    minibatches, epochs = control.reuse or (0, 0)
     trend_center, trend_slope = control.plateau_trend
     variance_center, variance_slope = control.plateau_variance
     noisy = limits.noise_max > 0
@@ -77,6 +87,9 @@ def numbers_of(control: Control, limits: Limits) -> ControlNumbers:
         log_ramp_floor=math.log(limits.lr_floor),
         search_within=float(search_within(control.known_horizon, control.cooldown)),
         warm_up=warm_up(control),
+        cooldown_shape=COOLDOWN_SHAPES[control.cooldown_shape],
+        reused_for=float(minibatches * epochs if epochs > 1 else 0),
+        fresh_for=float(minibatches),
         **(_of_bandit(control) if control.arms else {}),
         **(_of_distilled(control.weights) if isinstance(control.weights, Weights) else {}),
     )
