@@ -28,13 +28,16 @@ SINCE_4 = (
     "climbing",
 )
 """Numbers of the controller's memory that its fifth layout was the first to have"""
-SINCE_5 = FIELDS[SLOT["arms_key"] : MEMORY_SIZE]
-"""The same of the sixth, and of all since"""
+SINCE_5 = FIELDS[SLOT["arms_key"] : SLOT["aligned_elements"]]
+"""The same of the sixth"""
+SINCE_6 = FIELDS[SLOT["aligned_elements"] : MEMORY_SIZE]
+"""The same of the seventh"""
 NEWER = (
     *FIELDS[SLOT["log_lr_clear"] : SLOT["held"]],
     "held_at",
     *SINCE_4,
     *SINCE_5,
+    *SINCE_6,
 )
 """Numbers of the controller's memory that it did not have when the digests were taken"""
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from adaptiverl import AdaptiveAdamW, Control
+from adaptiverl.control import Groups
 from adaptiverl.plots import BLUE, DPI, ORANGE, STYLE
 from bench.studies.storage import difference
 from bench.tasks import LAW_TASKS, TASKS, Problem
@@ -23,6 +24,9 @@ from bench.tasks.base import Objective
 FIRST_SEED = 600
 RATE, RATIOS = 1e-3, (0.1, 1.0, 10.0)
 STEPS = 1000
+DRAWN = 10.0
+"""The ratio that the picture is of"""
+CHOICES: tuple[Groups, ...] = ("one", "own")
 PRETRAINING, RANK = 300, 4
 LAWS: dict[str, Control] = {"find_lr": Control.find_lr(STEPS), "the loss law": Control()}
 
@@ -137,18 +141,15 @@ def draw(make: Callable[[int], Learner], title: str, path: Path) -> None:
     """Both groups' rates under one controller and under two."""
     from matplotlib import pyplot
 
-    with pyplot.rc_context(STYLE):
+    with pyplot.rc_context(STYLE):  # type: ignore[arg-type]
         figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.6), sharey=True, layout="constrained")
-        for ax, groups in zip(axes, ("one", "own"), strict=True):
-            run = train(make, replace(LAWS["find_lr"], groups=groups), 1.0, FIRST_SEED)
+        for ax, groups in zip(axes, CHOICES, strict=True):
+            run = train(make, replace(LAWS["find_lr"], groups=groups), DRAWN, FIRST_SEED)
             for group, colour in enumerate((BLUE, ORANGE)):
                 steps, rates = run.rates(group)
-                style = "--" if groups == "one" and group else "-"
-                ax.semilogy(
-                    steps, rates.clamp(min=1e-6), style, color=colour, label=f"group {group}"
-                )
-            ax.set(title=f'groups="{groups}"', xlabel="step", ylim=(1e-5, None))
-        axes[0].set(ylabel="learning rate")
+                ax.semilogy(steps, rates.clamp(min=1e-6), color=colour, label=f"group {group}")
+            ax.set(title=f'groups="{groups}"', xlabel="step")
+        axes[0].set(ylabel="learning rate", ylim=(1e-5, 1))
         axes[1].legend()
         figure.suptitle(title)
         figure.savefig(path, dpi=DPI)
@@ -172,8 +173,8 @@ def main(arguments: Sequence[str]) -> None:
     for name in given.tasks:
         for law in given.laws:
             plain: dict[float, list[float]] = {}
-            for groups in ("one", "own"):
-                cells = []
+            for groups in CHOICES:
+                cells: list[str] = []
                 for ratio in RATIOS:
                     control = replace(LAWS[law], groups=groups)
                     losses = [train(LEARNERS[name][1], control, ratio, s).loss for s in seeds]
