@@ -5,7 +5,9 @@
 #   make check   format, lint, types
 #   make bench   one optimizer step, side by side                  (ARGS= for more)
 #   make scenarios  what the knobs do when training improves, stalls, breaks or shifts
-#   make lr-robustness  thirteen methods from seven starting rates, on three tasks (ARGS= for more)
+#   make lr-robustness  every method from four starting rates, on three tasks (ARGS= for more)
+#   make study   does it work? the pre-registered study's quick form (ARGS=--full: an hour on two cores)
+#   make rl      PPO by ten methods from three starting rates       (ARGS="--quick", "--full")
 #   make codegen    the kernels' machine code for four GPUs, read without one
 #   make docs    the pages as a site in build/site; dead links and snippets that do not run fail
 #   make gpu     everything that only a GPU can show, as one report (PYTHON= one with torch for CUDA)
@@ -29,7 +31,7 @@ SOURCES := $(wildcard csrc/*.* csrc/law/*) setup.py pyproject.toml
 # A process for each core; every one loads torch. A file's tests may go to several.
 PARALLEL := --numprocesses auto --maxprocesses 8 --dist worksteal
 
-.PHONY: doors venv demo ddp test check bench scenarios lr-robustness codegen docs site gpu cuda-stack \
+.PHONY: doors venv demo ddp test check bench scenarios lr-robustness study rl codegen docs site gpu cuda-stack \
 	wheels format clean
 .DEFAULT_GOAL := help
 
@@ -73,6 +75,12 @@ scenarios: $(BUILT) $(TOOLS)
 
 lr-robustness: $(BUILT) $(TOOLS)
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.lr_robustness $${ARGS:---quick}
+
+study: $(BUILT) $(TOOLS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.study $(ARGS)
+
+rl: $(BUILT) $(TOOLS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.rl $${ARGS:---quick}
 
 codegen: $(BUILT) $(TOOLS)
 	$(BIN)/python -m adaptiverl.kernels.codegen

@@ -14,6 +14,10 @@ def _command(arguments: list[str]) -> int:
         from adaptiverl.probing.command import main as probe  # it needs torch's optimizers
 
         return probe(arguments[1:])
+    if arguments[:1] == ["hindsight"]:
+        from adaptiverl.hindsight.command import main as hindsight  # it needs torch
+
+        return hindsight(arguments[1:])
     return main(arguments)
 
 

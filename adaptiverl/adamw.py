@@ -11,6 +11,7 @@ from torch.optim.optimizer import ParamsT
 from adaptiverl.algorithms import ADAMW
 from adaptiverl.codecs import Storage
 from adaptiverl.control import Control
+from adaptiverl.decay import Decay, check_decay
 from adaptiverl.optimizer import AdaptiveOptimizer
 from adaptiverl.ranks.group import ProcessGroup
 
@@ -50,6 +51,10 @@ class AdaptiveAdamW(AdaptiveOptimizer, torch.optim.AdamW):
             updates below their last bit are not lost; False rounds to nearest.
         master_bits: 8 keeps an error term of 8 bits beside each parameter in bfloat16, which makes
             24 bits of its 16 (method.md#error-term). Other parameters have none.
+        decay: ``"coupled"``: weight decay is scaled by the learning rate in effect, as in torch.
+            ``"independent"``: by the group's own ``lr``, a scheduler's included, and the cooldown,
+            whatever the controller makes of the rate (method.md#weight-decay). A group may
+            choose for itself.
 
     Raises:
         ValueError: An argument out of range, a ``state_dtype`` that there is not, ``amsgrad=True``
@@ -88,6 +93,7 @@ class AdaptiveAdamW(AdaptiveOptimizer, torch.optim.AdamW):
         state_dtype: torch.dtype = torch.float32,
         stochastic_rounding: bool = True,
         master_bits: int | None = None,
+        decay: Decay = "coupled",
     ) -> None:
         if differentiable and not fused:  # both together torch refuses itself
             raise ValueError(
@@ -111,9 +117,11 @@ class AdaptiveAdamW(AdaptiveOptimizer, torch.optim.AdamW):
             fused=fused,
         )
         storage.check_parameters(type(self).__name__, self.param_groups)
+        self._choose_decay(decay)
 
     @classmethod
     def _check_group(cls, group: dict[str, Any], control: Control) -> None:
+        check_decay(group)
         # What loads is decoupled whatever it was, as in torch.optim.AdamW.
         if not group.get("decoupled_weight_decay", True):
             raise ValueError(

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from adaptiverl.decay import signed
 from adaptiverl.limits import BETA1, HEAVY_BALL, MomentumKind
 
 Group = Mapping[str, Any]
@@ -34,7 +35,7 @@ class Algorithm:
         slots_of: Those of `slots` that a group needs.
         start_of: The μ that a group starts from.
         numbers_of: A group's row of the group table: lr, the starting μ, two numbers of the rule's
-            own, weight decay. A number may be a tensor.
+            own, weight decay (`decay.signed`). A number may be a tensor.
     """
 
     name: str
@@ -54,7 +55,7 @@ def _adamw_slots(group: Group) -> tuple[str, ...]:
 
 def _adamw_numbers(group: Group) -> tuple[Any, Any, Any, Any, Any]:
     beta1, beta2 = group["betas"]
-    return group["lr"], beta1, beta2, group["eps"], group["weight_decay"]
+    return group["lr"], beta1, beta2, group["eps"], signed(group)
 
 
 ADAMW = Algorithm(
@@ -75,8 +76,10 @@ def _sgd_slots(group: Group) -> tuple[str, ...]:
 
 
 def _sgd_numbers(group: Group) -> tuple[Any, Any, Any, Any, Any]:
-    options = NESTEROV * bool(group["nesterov"]) + DECOUPLED * bool(group["decoupled_weight_decay"])
-    return group["lr"], group["momentum"], group["dampening"], options, group["weight_decay"]
+    decoupled = bool(group["decoupled_weight_decay"])
+    options = NESTEROV * bool(group["nesterov"]) + DECOUPLED * decoupled
+    decay = signed(group) if decoupled else group["weight_decay"]
+    return group["lr"], group["momentum"], group["dampening"], options, decay
 
 
 SGD = Algorithm(
@@ -94,7 +97,7 @@ SGD = Algorithm(
 
 def _lion_numbers(group: Group) -> tuple[Any, Any, Any, Any, Any]:
     beta1, beta2 = group["betas"]
-    return group["lr"], beta1, beta2, 0.0, group["weight_decay"]
+    return group["lr"], beta1, beta2, 0.0, signed(group)
 
 
 LION = Algorithm(

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from adaptiverl.control import Control
-from adaptiverl.law.numbers import annealed_over
 from adaptiverl.layout import SLOT
 
 logger = logging.getLogger("adaptiverl")
@@ -41,7 +40,7 @@ class Announcements:
     later step that finds the copy done, so that a line may come a few steps late.
 
     Args:
-        control: Of a law that finds the rate; any other has nothing to say.
+        control: A law that finds the rate, or a horizon; any other has nothing to say.
         optimizer: Its name, for people.
         speaks: Whether this process logs, asked when there is something to say: of many ranks, one
             does.
@@ -54,7 +53,7 @@ class Announcements:
         self._control, self._place = control, place
         self._optimizer = optimizer
         self._speaks = speaks
-        self._silent = not control.finds_lr
+        self._silent = not (control.finds_lr or control.anneals)
         self._looks = 0
         self._next_look: float = 0
         self._copy: Copy | None = None
@@ -107,6 +106,11 @@ class Announcements:
 
     def _tell(self, state: Tensor) -> None:
         numbers = state.tolist()  # all at once: a third of the time that three of them take
+        if self._control.finds_lr:
+            self._tell_of_search(numbers)
+        self._tell_of_end(numbers[SLOT["step"]])
+
+    def _tell_of_search(self, numbers: list[float]) -> None:
         step, held, log_lr = (numbers[SLOT[name]] for name in ("step", "held", "log_lr"))
         climbs = bool(numbers[SLOT["climbing"]])
         what = "learning rate"
@@ -128,11 +132,14 @@ class Announcements:
             if self._control.is_too_short:
                 message = "holds the %s it was given: %.3g, from step %.0f on"
             self._say(logging.INFO, message, what, readable_exp(log_lr), step)
+
+    def _tell_of_end(self, step: float) -> None:
         horizon = self._control.known_horizon
-        if self._told_held:  # only the horizon is still to be watched, and a step adds one at most
+        if self._told_held or not self._control.finds_lr:
+            # Only the horizon is still to be watched, and a step adds one at most.
             left = math.inf if horizon is None or not step <= horizon else horizon + 1 - step
             self._next_look = self._looks + min(LOOK_EVERY, left)
-        if horizon is not None and step > horizon and annealed_over(self._control):
+        if horizon is not None and step > horizon and self._control.anneals:
             self._silent = True
             if self._place > 0:
                 return

@@ -8,14 +8,28 @@ from typing import TYPE_CHECKING, Any, Literal
 from adaptiverl.arms import GAINS, Arm, complete_bandit, shared_by
 from adaptiverl.fields import check_fields
 from adaptiverl.limits import BETA1, STAND_IN_LR, Limits, MomentumKind, limits_of
-from adaptiverl.terms import LAW_TERMS, Home, Horizon, Law, LawTerms, Mode, Pair, search_within
+from adaptiverl.terms import (
+    LAW_TERMS,
+    CooldownShape,
+    Home,
+    Horizon,
+    Law,
+    LawTerms,
+    Mode,
+    Pair,
+    search_within,
+)
+from adaptiverl.weights import Weights, complete_distilled
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Mapping, Sequence
 
 Reward = Literal["neg_loss", "given", "none"]
 NoiseTarget = Literal["gradient", "parameter"]
 Groups = Literal["one", "own"]
+LEARNED_CHANGE: Pair = (0.8, 1.25)
+"""The distilled law's change of a knob: a hundredfold of α within 21 updates"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,17 +62,25 @@ class Control:
             which the weights go back to where they were (method.md#range-test). Nothing need be
             observed for these two, and `every`, the gains of α and `lr_change` do not touch them.
             μ and σ keep their laws either way. ``"bandit"``: one of several sets of gains at a
-            time, chosen by what the loss did under each (method.md#bandit).
-        horizon: T, how many steps the run will take, for a law that finds the rate, which is then
-            held, and annealed to zero at step T; after that nothing moves. ``"auto"``: the
-            framework says it, or ``optimizer.set_horizon``. ``None``, where nobody can say: half as
-            much is held, and never annealed.
-        cooldown: Last share of the horizon, in [0, 1), over which α falls linearly to zero. The
-            search ends where it begins. In ``"modulate"`` the scheduler anneals; leave its warm-up
-            out, because the search is one, and a factor found under a low rate stays.
+            time, chosen by what the loss did under each (method.md#bandit). ``"distilled"``: a
+            small network, fitted to schedules made in hindsight, moves all three knobs
+            (method.md#distilled); the gains do not touch it.
+        horizon: T, how many steps the run will take: α is annealed to zero at step T, whatever the
+            law; after that nothing moves. ``"auto"``: the framework says it, or
+            ``optimizer.set_horizon``. ``None``, where nobody can say: never annealed, and of a rate
+            that is found half as much is held.
+        cooldown: Last share of the horizon, in [0, 1), over which α falls to zero. A search ends
+            where it begins, and losses no longer steer α. In ``"modulate"`` the scheduler anneals;
+            leave its warm-up out beside a search, because that is one, and a factor found under a
+            low rate stays.
+        cooldown_shape: What is left of α when the share p of the cooldown is over: ``"linear"``,
+            1 − p, or ``"1-sqrt"``, 1 − √p (method.md#cooldown).
         acquire_from: Where such a law starts to look: an α in ``"replace"``, a factor in
             ``"modulate"``. ``None``: a hundredth of the α at the start; the range test's is a rate
             of 1e-6.
+        reuse: (M, E), where the run goes through the same samples in E epochs of M updates before
+            it has others, as PPO does after a rollout: this law then reads the gradients of first
+            epochs alone (method.md#data-reuse). ``None``: an update is made of new samples.
         snapshot: Where the range test keeps the weights that it goes back to, until its search is
             over: on the ``"host"``, in pinned memory, or on the parameters' own ``"device"``.
             ``None``: on the host.
@@ -71,8 +93,11 @@ class Control:
             0.95.
         gradient_sensors: Whatever the law, sense the gradient's size and alignment, for `knobs()`
             and the trace (method.md#gradient-sensors). Laws that find the rate always do.
+        weights: The distilled law's: a file that ``hindsight.distill`` made. ``None``: the one
+            that ships.
         lr_bounds: (α_min, α_max). ``None``: (lr/100, 10·lr) in ``"replace"``, (0.1, 10) in
-            ``"modulate"``; (1e-4, 1e4) times the α at the start with ``law="alignment"``, rates
+            ``"modulate"``; (1e-4, 1e4) times the α at the start with ``"alignment"`` and
+            ``"distilled"``, rates
             of (1e-6, 3) with ``law="range_test"``.
         momentum_bounds: (μ_min, μ_max). ``None``: (0.85, 0.99), for SGD (0.85, 0.95), widened to
             hold the starting μ.
@@ -116,12 +141,15 @@ class Control:
     law: Law = "loss"
     horizon: Horizon = None
     cooldown: float = 0.4
+    cooldown_shape: CooldownShape = "linear"
     acquire_from: float | None = None
+    reuse: tuple[int, int] | None = None
     snapshot: Home | None = None
     arms: tuple[Arm, ...] | None = None
     window: int | None = None
     discount: float | None = None
     gradient_sensors: bool = False
+    weights: Weights | str | os.PathLike[str] | None = None
     lr_bounds: Pair | None = None
     momentum_bounds: Pair | None = None
     noise_bounds: Pair = (0.0, 0.1)
@@ -136,6 +164,8 @@ class Control:
         check_fields(self)
         if self.law == "bandit":
             complete_bandit(self)
+        if self.law == "distilled":
+            complete_distilled(self)
 
     def limits(self, lr: float, momentum: float, kind: MomentumKind = BETA1) -> Limits:
         """The bounds in force for a start, those left at ``None`` filled in.
@@ -160,6 +190,16 @@ class Control:
     def finds_lr(self) -> bool:
         """The rate is looked for, whatever it was at the start."""
         return not self.terms.needs_loss
+
+    @property
+    def anneals(self) -> bool:
+        """The rate comes down to zero at the horizon, by the controller."""
+        return self.horizon is not None and self.mode == "replace" and self.cooldown > 0
+
+    @property
+    def reads_gradients(self) -> bool:
+        """The law wants to know whether a gradient points along the last update."""
+        return self.finds_lr or self.terms.learned
 
     @property
     def is_too_short(self) -> bool:
@@ -187,18 +227,19 @@ class Control:
 
     @property
     def is_frozen(self) -> bool:
-        """The knobs stay where they start: no gain is above 0, and no law does without gains."""
-        return self.terms.needs_loss and self.rests
+        """The knobs stay where they start: nothing that is observed moves one, nor the law."""
+        return self.rests and not self.finds_lr and not self.anneals
 
     @property
     def rests(self) -> bool:
-        """No gain is above 0: nothing that is observed moves a knob."""
-        return not any(getattr(arm, name) for arm in self.arms or (self,) for name in GAINS)
+        """No gain is above 0, nor has the law learned: nothing observed moves a knob."""
+        gains = any(getattr(arm, name) for arm in self.arms or (self,) for name in GAINS)
+        return not (gains or self.terms.learned)
 
     @property
     def reads_sums(self) -> bool:
         """The passes' sums are taken: the law needs them, or who looks."""
-        return self.finds_lr or self.gradient_sensors
+        return self.reads_gradients or self.gradient_sensors
 
     @property
     def hears_losses(self) -> bool:
@@ -207,8 +248,8 @@ class Control:
 
     @property
     def needs_no_loss(self) -> bool:
-        """A run without observations is no mistake: nothing is steered, or α by the gradients."""
-        return self.is_frozen or self.finds_lr
+        """A run without observations is no mistake: they move nothing, or α by the gradients."""
+        return self.rests or self.finds_lr
 
     def given_lr(self, lr: Any) -> Any:
         """What an optimizer was given as its rate; where it was given None, what stands in for it.
@@ -236,7 +277,12 @@ class Control:
         return cls(mode="modulate", noise_bounds=(0.0, 0.0), **gains)  # type: ignore[arg-type]
 
     @classmethod
-    def find_lr(cls, horizon: Horizon = None, groups: Groups = "one") -> Control:
+    def find_lr(
+        cls,
+        horizon: Horizon = None,
+        groups: Groups = "one",
+        reuse: tuple[int, int] | None = None,
+    ) -> Control:
         """Find the learning rate while training, by the alignment law, a slow climb.
 
         Nothing is kept and nothing is put back; μ and σ stay as they are.
@@ -245,8 +291,10 @@ class Control:
             horizon: T, how many optimizer steps the run will take; ``"auto"`` in a framework that
                 knows (docs/frameworks.md).
             groups: As the attribute: ``"own"`` finds a rate for each parameter group.
+            reuse: (minibatches, epochs) of PPO and others that go through a rollout several times;
+                as the attribute.
         """
-        return replace(cls._searching("alignment", horizon), groups=groups)
+        return replace(cls._searching("alignment", horizon), groups=groups, reuse=reuse)
 
     @classmethod
     def range_test(cls, horizon: Horizon = None) -> Control:
@@ -280,6 +328,21 @@ class Control:
         """
         more: dict[str, Any] = {"arms": arms, "window": window, "discount": discount}
         return cls(law="bandit", **more, **shared_by(arms, cls))
+
+    @classmethod
+    def distilled(
+        cls, horizon: Horizon, weights: Weights | str | os.PathLike[str] | None = None
+    ) -> Control:
+        """A small network moves α and μ, fitted to schedules made in hindsight, from any start.
+
+        Args:
+            horizon: T, how many optimizer steps the run will take; ``"auto"`` in a framework that
+                knows. There it also anneals.
+            weights: A file that ``hindsight.distill`` wrote; None: the one that ships.
+        """
+        rest = {f.name: 0.0 for f in fields(cls) if f.name.startswith("gain_")}
+        more: dict[str, Any] = {"weights": weights, "lr_change": LEARNED_CHANGE, **rest}
+        return cls(law="distilled", horizon=horizon, every=5, noise_bounds=(0.0, 0.0), **more)
 
     @classmethod
     def _searching(cls, law: Law, horizon: Horizon) -> Control:

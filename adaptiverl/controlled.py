@@ -165,7 +165,8 @@ class Controlled(Optimizer):
         place = self._controllers.index(controller)
         loaded = loaded_memory(self.param_groups[place], controller)
         arms, sums = len(self._control.arms or ()), self._control.reads_sums
-        return readings(*controller.in_effect(numbers, loaded), arms, sums)
+        learned = self._control.terms.learned
+        return readings(*controller.in_effect(numbers, loaded), arms, sums, learned)
 
     def trace(self, group: int = 0) -> Trace:
         """The last few thousand updates of the knobs, recorded on the device. Waits for it.

@@ -39,11 +39,12 @@ class Controller:
         observations: Another controller's, where several hear the same losses; ``None``: its own.
 
     Attributes:
-        state: float64 [99]: the state, `layout.State`.
+        state: float64 [103]: the state, `layout.State`.
         memory: What checkpoints keep: a view of the state, but for its last number.
         alignment: float64 [3], a view of the state: Σ g·u, Σ g², Σ u² of the last pass.
         aligned_elements: float64 [1], likewise: the elements that they are over.
-        numbers: float64 [116]: what the law reads of `control`, `layout.ControlNumbers`.
+        numbers: float64 [119 or a multiple]: what the law reads of `control`,
+            `layout.ControlNumbers`, and behind it the weights of f_φ, if there are any.
         ring: The trace as it is written.
         observations: The inbox, and what of it counts.
         ever_observed: Whether anything was.

@@ -7,6 +7,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from adaptiverl.arguments import check_choice, check_field, real_field, whole_number
+from adaptiverl.layout import COOLDOWN_SHAPES
 from adaptiverl.limits import NOISE_FLOOR_SHARE
 from adaptiverl.terms import LAW_TERMS, Pair
 
@@ -65,9 +66,12 @@ def _check_search(control: Control) -> None:
         _check_steps(control, "horizon", "where nobody can say", ", 'auto'")
     cooldown = _number(control, "cooldown")
     check_field("cooldown", cooldown, 0 <= cooldown < 1, "a share of the horizon, in [0, 1)")
+    check_choice("cooldown_shape", control.cooldown_shape, tuple(COOLDOWN_SHAPES))
     if control.acquire_from is not None:
         start = _number(control, "acquire_from")
         check_field("acquire_from", start, 0 < start < math.inf, "finite and > 0")
+    if control.reuse is not None:
+        _check_reuse(control)
     check_choice("snapshot", control.snapshot, (None, "host", "device"))
     for law, terms in LAW_TERMS.items():
         for name in terms.options:
@@ -78,6 +82,23 @@ def _check_search(control: Control) -> None:
                     f"law={control.law!r}: use Control(law={law!r}, {name}={value!r}), or leave "
                     "it out"
                 )
+
+
+def _check_reuse(control: Control) -> None:
+    given: Any = control.reuse
+    try:
+        minibatches, epochs = given
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"Control.reuse must be two whole numbers, (minibatches, epochs), got {given!r}"
+        ) from None
+    pair = tuple(
+        whole_number(number, f"Control.reuse[{i}]", "a whole number")
+        for i, number in enumerate((minibatches, epochs))
+    )
+    in_range = min(pair) >= 1 and math.prod(pair) <= 2**53
+    check_field("reuse", given, in_range, "(minibatches, epochs), each from 1, and 2**53 updates")
+    object.__setattr__(control, "reuse", pair)
 
 
 def _check_steps(control: Control, name: str, none_means: str, others: str = "") -> None:

@@ -1,4 +1,4 @@
-"""What the numbers of a record may be, and how a record's line says it (`layout.py`)."""
+"""What the numbers of a record may be, and how one is written down in `layout`'s table."""
 
 from __future__ import annotations
 

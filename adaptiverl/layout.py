@@ -1,8 +1,7 @@
 """The one table of what Python, C++, CUDA and Triton lay out alike, a line for each number.
 
 `csrc/layout.h` and `kernels/layout.py` are written from it: `python tests/layout_files.py`. A new
-number of the controller's state is a line in `State`, the next `LAYOUT_VERSION` and a migration
-(`migrations.py`).
+number of the state is a line in `State`, the next `LAYOUT_VERSION` and one in `migrations.py`.
 """
 
 from __future__ import annotations
@@ -157,6 +156,11 @@ class State:
     gradient_variance: float = number(0.0, SIZE, "of it around that")
     update_rms: float = number(0.0, SIZE, "of the direction of the update before")
 
+    moved_at: float = number(0.0, COUNT, "the step at which f_φ was last asked")
+    move_lr: float = number(0.0, REAL, "what it said: log-units of α in a whole run, at this pace")
+    move_momentum: float = number(0.0, REAL, "logit-units of μ, likewise")
+    move_noise: float = number(0.0, REAL, "log-units of σ, likewise")
+
     # What follows is of the step in progress; what comes before it is what checkpoints keep.
     active: float = number(1.0, FLAG, "0: no tensor takes this step")
     rewind: float = number(0.0, FLAG, "1: the weights go back to where the ramp began")
@@ -228,11 +232,18 @@ class ControlNumbers:
     window: float = real("losses for which an arm is in force")
     discount: float = real("γ")
     arms_key: float = real("tells these arms, and this window, from others; 0: no bandit")
+    cooldown_shape: float = real("a number of COOLDOWN_SHAPES")
+    reused_for: float = real("updates that are made of the same samples; 0: of none twice")
+    fresh_for: float = real("of them, those of samples that no other was made of before")
+    weight_count: float = real("numbers of f_φ, which lie behind these; 0: none")
+    hidden0: float = real("units of its first layer; 0: there is none")
+    hidden1: float = real("of its second, likewise")
     arm_count: float = real("arms that there are")
     arms: tuple[ArmNumbers, ...] = field(
         default=(),
         metadata={"kind": REAL, "doc": "the first `arm_count` of them", "record": ArmNumbers},
     )
+    weights: tuple[float, ...] = field(default=(), metadata={"behind": True})
 
 
 @dataclass
@@ -266,7 +277,7 @@ class Group:
     momentum: float = real("where μ starts: AdamW's β₁, SGD's momentum")
     hyper0: float = real("AdamW: β₂; SGD: dampening")
     hyper1: float = real("AdamW: eps; SGD: its options")
-    weight_decay: float = real("")
+    weight_decay: float = real("below 0: independent of the controller")
 
 
 @dataclass
@@ -325,14 +336,18 @@ TRACE_COLUMNS = (
     *("alignment", "alignment_direction", "alignment_mean", "held"),
     *("arm", "played_count", "played_mean", "window_reward"),
     *("gradient_rms", "gradient_variance", "update_rms"),
+    *("move_lr", "move_momentum", "move_noise"),
 )
 """What the trace keeps of the state at an update of the knobs, by the state's names"""
 
 REWARD_SOURCES = {"none": 0.0, "neg_loss": 1.0, "given": 2.0}
 """`Control.reward` as a control number"""
 REWARD_NONE, REWARD_NEG_LOSS, REWARD_GIVEN = REWARD_SOURCES.values()
-LAWS = {"loss": 0.0, "alignment": 1.0, "range_test": 2.0, "bandit": 3.0}
+LAWS = {"loss": 0.0, "alignment": 1.0, "range_test": 2.0, "bandit": 3.0, "distilled": 4.0}
 """`Control.law` as a control number"""
+COOLDOWN_SHAPES = {"linear": 0.0, "1-sqrt": 1.0}
+"""`Control.cooldown_shape` as a control number"""
+COOLDOWN_1_SQRT = COOLDOWN_SHAPES["1-sqrt"]
 
 
 class Column(NamedTuple):
@@ -350,8 +365,8 @@ class Column(NamedTuple):
 
 def columns(record: type) -> tuple[Column, ...]:
     """A record's numbers, in order."""
-    found: Any = dataclasses.fields(record)
-    return tuple(Column(f.name, f.default, **f.metadata) for f in found)
+    inside: Any = [f for f in dataclasses.fields(record) if "behind" not in f.metadata]
+    return tuple(Column(f.name, f.default, **f.metadata) for f in inside)
 
 
 def names(record: type) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from torch.optim.optimizer import ParamsT
 from adaptiverl.algorithms import LION
 from adaptiverl.codecs import Storage
 from adaptiverl.control import Control
+from adaptiverl.decay import Decay, check_decay
 from adaptiverl.optimizer import AdaptiveOptimizer
 from adaptiverl.ranks.group import ProcessGroup
 
@@ -49,6 +50,10 @@ class AdaptiveLion(AdaptiveOptimizer):
             updates below their last bit are not lost; False rounds to nearest.
         master_bits: 8 keeps an error term of 8 bits beside each parameter in bfloat16, which makes
             24 bits of its 16 (method.md#error-term). Other parameters have none.
+        decay: ``"coupled"``: weight decay is scaled by the learning rate in effect, as in torch.
+            ``"independent"``: by the group's own ``lr``, a scheduler's included, and the cooldown,
+            whatever the controller makes of the rate (method.md#weight-decay). A group may
+            choose for itself.
 
     Raises:
         ValueError: An argument out of range, a ``state_dtype`` that there is not, a start outside
@@ -81,6 +86,7 @@ class AdaptiveLion(AdaptiveOptimizer):
         state_dtype: torch.dtype = torch.float32,
         stochastic_rounding: bool = True,
         master_bits: int | None = None,
+        decay: Decay = "coupled",
     ) -> None:
         storage = Storage(state_dtype, stochastic_rounding, master_bits)
         self._prepare(control, max_grad_norm, seed, process_group, storage)
@@ -95,9 +101,11 @@ class AdaptiveLion(AdaptiveOptimizer):
         super().__init__(params, defaults)
         self._step_supports_amp_scaling = bool(fused)
         storage.check_parameters(type(self).__name__, self.param_groups)
+        self._choose_decay(decay)
 
     @classmethod
     def _check_group(cls, group: dict[str, Any], control: Control) -> None:
+        check_decay(group)
         if not group["lr"] >= 0:
             raise ValueError(f"lr must be at least 0, got {group['lr']!r}")
         decay = group["weight_decay"]

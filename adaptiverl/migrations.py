@@ -90,12 +90,12 @@ def add_bandit(memory: Tensor) -> Tensor:
 
 
 def add_sensors(memory: Tensor) -> Tensor:
-    """The seventh layout of the sixth's memory: no gradient was sensed.
+    """The seventh layout of the sixth's memory: no gradient was sensed, and f_φ never asked.
 
     Raises:
         ValueError: A memory of another size.
     """
-    return insert(memory, size=91, place=91, numbers=[0.0] * 6)
+    return insert(memory, size=91, place=91, numbers=[0.0] * 10)
 
 
 def insert(memory: Tensor, size: int, place: int, numbers: list[float]) -> Tensor:

@@ -15,6 +15,7 @@ from adaptiverl.checkpoint import load, save
 from adaptiverl.codecs import Storage
 from adaptiverl.control import Control
 from adaptiverl.controlled import Controlled
+from adaptiverl.decay import DecayChoice
 from adaptiverl.devices import outside_inference
 from adaptiverl.hooks import (
     check_closure,
@@ -42,7 +43,7 @@ from adaptiverl.step.state import complete
 DEFAULT_STORAGE = Storage()
 
 
-class AdaptiveOptimizer(Controlled, RunLength, Joins, Releases, torch.optim.Optimizer):
+class AdaptiveOptimizer(Controlled, RunLength, Joins, Releases, DecayChoice, torch.optim.Optimizer):
     """What an optimizer needs to be steered: `observe`, `update`, `knobs`, `trace`, one step."""
 
     grad_scale: Tensor

@@ -33,11 +33,17 @@ SENSORS = (
 
 
 OF_THE_GRADIENT = ("gradient_rms", "gradient_variance", "update_rms")
+OF_THE_DISTILLED = ("move_lr", "move_momentum", "move_noise")
 OF_THE_BANDIT = ("arm", "arm_draws", "window_left", "window_reward")
 
 
 def readings(
-    state: Any, lr: float, momentum: float, arms: int = 0, sums: bool = False
+    state: Any,
+    lr: float,
+    momentum: float,
+    arms: int = 0,
+    sums: bool = False,
+    learned: bool = False,
 ) -> dict[str, float]:
     """The knobs and sensors by name.
 
@@ -48,6 +54,7 @@ def readings(
         arms: How many arms the law of a bandit has.
         sums: The passes' sums are taken: a law that finds the rate, or
             ``Control(gradient_sensors=True)``.
+        learned: The law was fitted.
 
     Returns:
         ``lr`` and ``momentum`` of the first group's next step; ``alpha``, the knob α: a
@@ -61,9 +68,13 @@ def readings(
         ``arm``, the one in force, counted from 0; ``arm_draws``, times that one was chosen;
         ``window_left``, losses until the next; ``window_reward``, the last window's, in [-1, 1];
         and of each arm ``arm_count0``, windows, and ``arm_mean0``, their rewards' mean, discounted.
+        Of the distilled law ``move_lr``, ``move_momentum`` and ``move_noise``, what it last asked
+        for, in log- and logit-units of a whole run; ``held`` is there that updates once overshot.
     """
     knobs = {"lr": lr, "alpha": state.lr, "momentum": momentum, "noise": state.noise}
     names: tuple[str, ...] = SENSORS + (OF_THE_GRADIENT if sums else ())
+    if learned:
+        names += OF_THE_DISTILLED
     if arms:
         names += OF_THE_BANDIT + ARM_COUNTS[:arms] + ARM_MEANS[:arms]
     return knobs | {name: getattr(state, name) for name in names}

@@ -12,6 +12,7 @@ from adaptiverl.algorithms import SGD
 from adaptiverl.checkpoint import complete_count
 from adaptiverl.codecs import Storage
 from adaptiverl.control import Control
+from adaptiverl.decay import INDEPENDENT, Decay, check_decay
 from adaptiverl.optimizer import AdaptiveOptimizer
 from adaptiverl.ranks.group import ProcessGroup
 
@@ -59,6 +60,11 @@ class AdaptiveSGD(AdaptiveOptimizer, torch.optim.SGD):
             updates below their last bit are not lost; False rounds to nearest.
         master_bits: 8 keeps an error term of 8 bits beside each parameter in bfloat16, which makes
             24 bits of its 16 (method.md#error-term). Other parameters have none.
+        decay: ``"coupled"``: weight decay is scaled by the learning rate in effect, as in torch.
+            ``"independent"``: by the group's own ``lr``, a scheduler's included, and the cooldown,
+            whatever the controller makes of the rate; with
+            ``decoupled_weight_decay=True`` alone (method.md#weight-decay). A group may choose
+            for itself.
 
     Raises:
         ValueError: An argument out of range, a ``state_dtype`` that there is not,
@@ -96,6 +102,7 @@ class AdaptiveSGD(AdaptiveOptimizer, torch.optim.SGD):
         state_dtype: torch.dtype = torch.float32,
         stochastic_rounding: bool = True,
         master_bits: int | None = None,
+        decay: Decay = "coupled",
     ) -> None:
         if differentiable:
             raise ValueError(
@@ -120,15 +127,24 @@ class AdaptiveSGD(AdaptiveOptimizer, torch.optim.SGD):
         self.defaults["decoupled_weight_decay"] = decoupled_weight_decay
         self._fill_in()
         storage.check_parameters(type(self).__name__, self.param_groups)
+        self._choose_decay(decay)
 
     @classmethod
     def _check_group(cls, group: dict[str, Any], control: Control) -> None:
+        check_decay(group)
+        # torch's constructor has not heard of this option yet, nor have its checkpoints.
+        decoupled = group.get("decoupled_weight_decay", True)
+        if group.get("decay") == INDEPENDENT and not decoupled:
+            raise ValueError(
+                "decay='independent' needs decoupled_weight_decay=True in AdaptiveSGD, got False: "
+                "what is added to the gradient is multiplied by the learning rate in effect"
+            )
         momentum = group["momentum"]
         if not 0 <= momentum < 1:
             raise ValueError(
                 f"momentum must be in [0, 1), got {momentum!r}: the controller moves its logit"
             )
-        if momentum == 0 and control.finds_lr:
+        if momentum == 0 and control.reads_gradients:
             raise ValueError(
                 f"momentum must be above 0 with Control(law={control.law!r}), got {momentum!r}: "
                 "that law compares the gradient with the momentum buffer, and there is none. Use "

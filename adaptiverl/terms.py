@@ -6,8 +6,9 @@ import math
 from typing import Literal, NamedTuple
 
 Mode = Literal["replace", "modulate"]
-Law = Literal["loss", "alignment", "range_test", "bandit"]
+Law = Literal["loss", "alignment", "range_test", "bandit", "distilled"]
 Home = Literal["host", "device"]
+CooldownShape = Literal["linear", "1-sqrt"]
 Horizon = int | Literal["auto"] | None
 Pair = tuple[float, float]
 
@@ -42,19 +43,21 @@ class LawTerms(NamedTuple):
     """Both are learning rates: what the user gave sets the groups' ratios alone"""
     hears_losses: bool = False
     """It does without observations, but is the better for them"""
+    learned: bool = False
+    """It was fitted: it moves the knobs whatever the gains are, and reads the gradients, too"""
 
 
 LAW_TERMS: dict[Law, LawTerms] = {
     "loss": LawTerms(True, (), {"replace": (0.01, 10.0), "modulate": (0.1, 10.0)}, start=1.0),
     "alignment": LawTerms(
         False,
-        ("horizon", "acquire_from"),
+        ("acquire_from", "reuse"),
         {"replace": ALIGNMENT_LR_BOUNDS, "modulate": ALIGNMENT_LR_BOUNDS},
         start=ALIGNMENT_START,
     ),
     "range_test": LawTerms(
         False,
-        ("horizon", "acquire_from", "snapshot"),
+        ("acquire_from", "snapshot"),
         {"replace": RAMP_LR_BOUNDS, "modulate": RAMP_LR_BOUNDS},
         start=RAMP_LR_BOUNDS[0],
         in_rates=True,
@@ -65,6 +68,13 @@ LAW_TERMS: dict[Law, LawTerms] = {
         ("arms", "window", "discount"),
         {"replace": (0.01, 10.0), "modulate": (0.1, 10.0)},
         start=1.0,
+    ),
+    "distilled": LawTerms(
+        True,
+        ("horizon", "weights"),
+        {"replace": ALIGNMENT_LR_BOUNDS, "modulate": ALIGNMENT_LR_BOUNDS},
+        start=1.0,
+        learned=True,
     ),
 }
 

@@ -23,7 +23,8 @@ class Trace(Mapping[str, Tensor]):
     the bandit: arm, the one that made this update; played_count and played_mean, what was known of
     it when it was chosen; window_reward, the last window's. Other arms are as when they were last
     played, their counts times γ for each window since. Where sums are taken, else 0: gradient_rms,
-    gradient_variance, update_rms (method.md#gradient-sensors).
+    gradient_variance, update_rms (method.md#gradient-sensors). Of the distilled law: move_lr,
+    move_momentum, move_noise, what it asked for, in log- and logit-units of a whole run.
     """
 
     def __init__(self, rows: Tensor) -> None:

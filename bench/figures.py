@@ -2,7 +2,8 @@
 
 What is chosen is chosen on seeds A: the rate of the reference, which is AdamW with a cosine, and
 each method's best and worst start. What is reported is measured on seeds B, paired: the log of a
-loss over the reference's loss of the same seed.
+loss over the reference's loss of the same seed. Where nobody says which seeds are A, every seed is
+B once, and all others are A to it.
 """
 
 import math
@@ -17,11 +18,9 @@ from bench.run.rows import Row
 from bench.tasks import TASKS
 
 COSINE = "cosine"
-SHARE_A = 0.4
-"""Of a file's seeds, where nobody says which are A: the lowest ones."""
-
 Measure = Callable[[Row], float]
 IsA = Callable[[int], bool]
+Which = Callable[..., float]  # min or max
 Logs = Mapping[int, float]
 """By seed."""
 
@@ -75,12 +74,25 @@ def time_to(row: Row, target: float) -> float:
 # A task's table -----------------------------------------------------------------------------------
 
 
+class Fold(NamedTuple):
+    """Seeds that choose, and others that what is chosen is measured on."""
+
+    a: frozenset[int]
+    b: frozenset[int]
+
+
 @dataclass(frozen=True)
 class Cell:
-    """A task, a line and a rate: the runs by seed, those of seeds A apart."""
+    """A task, a line and a rate: its runs by seed."""
 
-    chosen_by: Mapping[int, Row]
-    runs: Mapping[int, Row]
+    every: Mapping[int, Row]
+    folds: Sequence[Fold]  # the table's
+
+    @property
+    def runs(self) -> dict[int, Row]:
+        """Those of seeds B."""
+        compared = frozenset().union(*(fold.b for fold in self.folds))
+        return {seed: row for seed, row in self.every.items() if seed in compared}
 
     def mean(self, measure: Measure = final) -> Estimate:
         return estimate([measure(row) for row in self.runs.values()])
@@ -89,8 +101,10 @@ class Cell:
     def diverged(self) -> int:
         return sum(row.diverged for row in self.runs.values())
 
-    def on_a(self) -> float:
-        return statistics.fmean(map(final, self.chosen_by.values()))
+    def on_a(self, fold: Fold) -> float | None:
+        """The mean final loss of its runs on seeds A; None where there is none."""
+        losses = [final(row) for seed, row in self.every.items() if seed in fold.a]
+        return statistics.fmean(losses) if losses else None
 
 
 @dataclass(frozen=True)
@@ -101,6 +115,7 @@ class Table:
     series: list[Series]  # the lines, in the order of the report
     cells: dict[tuple[Series, float], Cell]  # by line and rate
     initial: float  # mean held-out loss before the first step
+    folds: list[Fold]
 
     def line(self, series: Series) -> dict[float, Cell]:
         """By rate, where there are runs; a method of a fixed rate is at all rates the same."""
@@ -110,61 +125,83 @@ class Table:
             return {} if only is None else dict.fromkeys(self.rates, only)
         return {r: self.cells[series, r] for r in self.rates if (series, r) in self.cells}
 
-    def start(self, series: Series, which: Callable[..., float]) -> float | None:
+    def start(self, series: Series, which: Which, fold: Fold) -> float | None:
         """The rate with the lowest or highest mean on seeds A; None where one was not run."""
         line = self.line(series)
-        if len(line) < len(self.rates) or not all(cell.chosen_by for cell in line.values()):
-            return None
-        return which(line, key=lambda rate: line[rate].on_a())
+        return _chosen(line, which, fold) if len(line) == len(self.rates) else None
 
-    @property
-    def reference_rate(self) -> float | None:
+    def reference_rate(self, fold: Fold) -> float | None:
         """The cosine's best, of all its rates, on seeds A."""
-        cells = {
-            rate: cell
-            for (series, rate), cell in self.cells.items()
-            if series == Series(COSINE) and cell.chosen_by and cell.runs
-        }
-        return min(cells, key=lambda rate: cells[rate].on_a()) if cells else None
+        cells = {rate: c for (series, rate), c in self.cells.items() if series == Series(COSINE)}
+        return _chosen(cells, min, fold) if cells else None
 
-    @property
     def reference(self) -> Cell | None:
-        rate = self.reference_rate
-        return None if rate is None else self.cells[Series(COSINE), rate]
-
-    def logs(self, cells: Iterable[Cell], measure: Measure = final) -> Logs | None:
-        """By seed B: the mean over the cells of the log of a loss over the reference's."""
-        reference, cells = self.reference, list(cells)
-        if reference is None or not cells:
+        """The cosine's cell that most folds choose; for people: each fold has its own."""
+        rates = [rate for f in self.folds if (rate := self.reference_rate(f)) is not None]
+        if len(rates) < len(self.folds) or not rates:
             return None
-        seeds = set(reference.runs).intersection(*(cell.runs for cell in cells))
-        if not seeds:
-            return None
-        below = {seed: math.log(measure(reference.runs[seed])) for seed in seeds}
-        return {
-            seed: statistics.fmean(math.log(measure(cell.runs[seed])) for cell in cells)
-            - below[seed]
-            for seed in sorted(seeds)
-        }
+        return self.cells[Series(COSINE), statistics.mode(rates)]
 
     def over_all_starts(self, series: Series, measure: Measure = final) -> Logs | None:
         line = self.line(series)
-        return self.logs(line.values(), measure) if len(line) == len(self.rates) else None
+        complete = len(line) == len(self.rates)
+        return self._logs(lambda fold: list(line.values()) if complete else [], measure)
 
-    def from_start(
-        self, series: Series, which: Callable[..., float], measure: Measure = final
-    ) -> Logs | None:
-        rate = self.start(series, which)
-        return None if rate is None else self.logs([self.line(series)[rate]], measure)
+    def from_start(self, series: Series, which: Which, measure: Measure = final) -> Logs | None:
+        line = self.line(series)
+
+        def chosen(fold: Fold) -> list[Cell]:
+            rate = self.start(series, which, fold)
+            return [] if rate is None else [line[rate]]
+
+        return self._logs(chosen, measure)
+
+    def _logs(self, cells_of: Callable[[Fold], list[Cell]], measure: Measure) -> Logs | None:
+        """By seed B: the mean over a fold's cells of the log of a loss over the reference's."""
+        found: dict[int, float] = {}
+        for fold in self.folds:
+            rate, cells = self.reference_rate(fold), cells_of(fold)
+            if rate is None or not cells:
+                return None
+            below = self.cells[Series(COSINE), rate]
+            for seed in sorted(fold.b):
+                if all(seed in cell.every for cell in (below, *cells)):
+                    logs = [math.log(measure(cell.every[seed])) for cell in cells]
+                    found[seed] = statistics.fmean(logs) - math.log(measure(below.every[seed]))
+        return found or None
+
+    def runs_from(self, series: Series, which: Which) -> list[Row]:
+        """On seeds B, each from the start that its fold chose."""
+        line, found = self.line(series), []
+        for fold in self.folds:
+            rate = self.start(series, which, fold)
+            if rate is not None:
+                found += [row for seed, row in line[rate].every.items() if seed in fold.b]
+        return found
 
     def diverged(self, series: Series) -> tuple[int, int]:
         line = {id(cell): cell for cell in self.line(series).values()}.values()
         return sum(cell.diverged for cell in line), sum(len(cell.runs) for cell in line)
 
-    def target(self) -> float | None:
-        """The constant rate's mean final loss at its best rate, by seeds A."""
-        rate = self.start(Series("constant"), min)
-        return None if rate is None else self.cells[Series("constant"), rate].on_a()
+    def times(self, series: Series) -> list[float] | None:
+        """Of every run on seeds B, to the constant rate's mean loss at its best on seeds A."""
+        found = []
+        for fold in self.folds:
+            rate = self.start(Series("constant"), min, fold)
+            if rate is None:
+                return None
+            target = self.cells[Series("constant"), rate].on_a(fold)
+            assert target is not None
+            runs = [row for cell in self.line(series).values() for row in cell.every.values()]
+            found += [time_to(row, target) for row in runs if row.seed in fold.b]
+        return found
+
+
+def _chosen(line: Mapping[float, Cell], which: Which, fold: Fold) -> float | None:
+    means = {rate: cell.on_a(fold) for rate, cell in line.items()}
+    if None in means.values() or not means:
+        return None
+    return which(means, key=means.__getitem__)
 
 
 def estimate(values: Iterable[float]) -> Estimate:
@@ -199,27 +236,28 @@ def difference(one: Logs | None, other: Logs | None) -> Logs | None:
 
 
 def tables(rows: Iterable[Row], is_a: IsA | None = None) -> list[Table]:
-    """By task. Without ``is_a`` the lowest `SHARE_A` of a task's seeds are A, one at least."""
+    """By task. Without ``is_a`` every seed is compared once, and the others choose."""
     by_task: dict[str, list[Row]] = {}
     for row in rows:
         by_task.setdefault(row.task, []).append(row)
     names = sorted(by_task, key=_place(TASKS))
-    return [_table(task, by_task[task], is_a or _lowest(by_task[task])) for task in names]
+    return [_table(task, by_task[task], is_a) for task in names]
 
 
-def _lowest(rows: Sequence[Row]) -> IsA:
-    """None are where there is no cosine, and so nothing to choose, or a single seed."""
-    seeds = sorted({row.seed for row in rows})
-    chooses = len(seeds) > 1 and any(row.method == COSINE for row in rows)
-    return set(seeds[: max(1, round(SHARE_A * len(seeds)))] if chooses else []).__contains__
+def _folds(seeds: frozenset[int], is_a: IsA | None) -> list[Fold]:
+    if is_a is None:
+        return [Fold(seeds - {seed}, frozenset({seed})) for seed in sorted(seeds)]
+    a = frozenset(filter(is_a, seeds))
+    return [Fold(a, seeds - a)]
 
 
-def _table(task: str, rows: list[Row], is_a: IsA) -> Table:
+def _table(task: str, rows: list[Row], is_a: IsA | None) -> Table:
     groups: dict[tuple[Series, float], list[Row]] = {}
     for row in rows:
         groups.setdefault((Series(row.method, row.factor), row.rate), []).append(row)
     place = _place(METHODS)
     lines = {series for series, _ in groups}
+    folds = _folds(frozenset(row.seed for row in rows), is_a)
     fixed = {name for name, method in METHODS.items() if method.fixed_rate is not None}
     return Table(
         task=task,
@@ -229,14 +267,9 @@ def _table(task: str, rows: list[Row], is_a: IsA) -> Table:
             or {row.rate for row in rows}
         ),
         series=sorted(lines, key=lambda s: (s.factor != 1, place(s.method), s)),
-        cells={
-            key: Cell(
-                {row.seed: row for row in group if is_a(row.seed)},
-                {row.seed: row for row in group if not is_a(row.seed)},
-            )
-            for key, group in groups.items()
-        },
+        cells={key: Cell({row.seed: row for row in group}, folds) for key, group in groups.items()},
         initial=statistics.fmean({row.seed: row.initial for row in rows}.values()),
+        folds=folds,
     )
 
 

@@ -21,14 +21,14 @@ from bench.tasks import TASKS
 NOTHING = "–"
 
 HOW_TO_READ = """\
-- What is chosen is chosen on seeds A, and what is shown is measured on seeds B, which are others:
-  no lowest or highest of several noisy means is a result.
-- A cell is the final held-out loss, the mean over the seeds B; 2.237(3) is 2.237 with a standard
+- A cell is the final held-out loss, the mean over the seeds; 2.237(3) is 2.237 with a standard
   error of 0.003. † marks runs that diverged: their loss ended above the one before training, or not
   finite, and counts as the one before training.
-- Bold: the reference, AdamW with a cosine at its best rate. "All starts", "worst start" and "best
-  start" are ratios to it: geometric means over the starting rates, and at the rate with the highest
-  and lowest mean on seeds A. Runs are paired, the errors are over seeds B."""
+- "All starts", "worst start" and "best start" are ratios to the reference, AdamW with a cosine at
+  its best rate (bold): geometric means over the starting rates, and at the rate with the highest
+  and lowest mean.
+- No lowest or highest of several noisy means is a result: for every seed the best and worst rates
+  are chosen on the other seeds. Runs are paired; errors are over seeds."""
 
 
 def report(rows: Sequence[Row], about: str = "", is_a: IsA | None = None) -> str:
@@ -36,7 +36,7 @@ def report(rows: Sequence[Row], about: str = "", is_a: IsA | None = None) -> str
     parts = ["# How far off the learning rate may be", HOW_TO_READ]
     for table in every:
         parts += [f"## {task_title(table)}", task_table(table)]
-    if any(table.reference for table in every):
+    if any(table.reference() for table in every):
         parts += ["## All starts ÷ best-tuned cosine", overview(every, Table.over_all_starts)]
         parts += ["## Worst start ÷ best-tuned cosine", overview(every, worst_start)]
     parts.append(" ".join([provenance(rows), about]).strip())
@@ -71,7 +71,7 @@ def task_table(table: Table) -> str:
 
 def task_lines(table: Table) -> tuple[list[str], list[list[str]]]:
     """Headings and lines."""
-    reference = table.reference
+    reference = table.reference()
     digits = _decimals(reference.mean().value if reference else table.initial)
     lines = []
     for series in table.series:

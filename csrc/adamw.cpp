@@ -23,7 +23,7 @@ struct AdamW {
   };
 
   static Scalars scalars_of(const TensorRow& row, const Group& group,
-                            const EffectiveGroup& effective) {
+                            const EffectiveGroup& effective, double decay_share) {
     const double beta2 = group.hyper0;
     const double bias1 = 1 - *at<const double>(row.mu_product);
     const double bias2 = 1 - std::pow(beta2, static_cast<double>(*at<const float>(row.step)));
@@ -33,7 +33,7 @@ struct AdamW {
     scalars.one_minus_beta2 = static_cast<float>(1 - beta2);
     scalars.bias2_sqrt = static_cast<float>(std::sqrt(bias2));
     scalars.eps = static_cast<float>(group.hyper1);
-    scalars.decay = static_cast<float>(1 - effective.lr * group.weight_decay);
+    scalars.decay = static_cast<float>(1 - decay_share);
     scalars.step_size = static_cast<float>(effective.lr / bias1);
     return scalars;
   }

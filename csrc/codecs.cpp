@@ -12,10 +12,6 @@
 namespace adaptiverl {
 namespace {
 
-// Scales below are 0; those above stand for a block with something that is not finite.
-constexpr float kSmallestScale = 0x1p-120f;
-constexpr float kLargestScale = 0x1p100f;
-
 static_assert(kBlock % kCodeBlock == 0, "a run that is stepped at once ends with a block of codes");
 
 #define ADAPTIVERL_LOOPS "codecs.inc"

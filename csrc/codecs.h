@@ -80,6 +80,10 @@ void encode_with_errors(const float* values, int64_t count, const uint16_t* bits
 // Elements that share a scale.
 constexpr int64_t kCodeBlock = 128;
 
+// Scales below are 0; those above stand for a block with something that is not finite.
+constexpr float kSmallestScale = 0x1p-120f;
+constexpr float kLargestScale = 0x1p100f;
+
 // The scales of a tensor's codes, which lie behind them.
 template <typename T>
 uint16_t* scales_behind(T* codes, int64_t numel) {

@@ -15,7 +15,9 @@ constexpr int kArms = 8;
 
 enum RewardSource { kRewardNone = 0, kRewardNegLoss = 1, kRewardGiven = 2 };
 
-enum LawNumber { kLawLoss = 0, kLawAlignment = 1, kLawRangeTest = 2, kLawBandit = 3 };
+enum LawNumber { kLawLoss = 0, kLawAlignment = 1, kLawRangeTest = 2, kLawBandit = 3, kLawDistilled = 4 };
+
+enum CooldownShape { kCooldownLinear = 0, kCooldown1Sqrt = 1 };
 
 // The controller's whole state, packed in this order as float64, counters included.
 struct State {
@@ -102,6 +104,10 @@ struct State {
   double gradient_rms_mean = 0;        // its average
   double gradient_variance = 0;        // of it around that
   double update_rms = 0;               // of the direction of the update before
+  double moved_at = 0;                 // the step at which f_φ was last asked
+  double move_lr = 0;                  // what it said: log-units of α in a whole run, at this pace
+  double move_momentum = 0;            // logit-units of μ, likewise
+  double move_noise = 0;               // log-units of σ, likewise
   double active = 1;                   // 0: no tensor takes this step
   double rewind = 0;                   // 1: the weights go back to where the ramp began
 };
@@ -164,6 +170,12 @@ struct ControlNumbers {
   double window;                // losses for which an arm is in force
   double discount;              // γ
   double arms_key;              // tells these arms, and this window, from others; 0: no bandit
+  double cooldown_shape;        // a number of COOLDOWN_SHAPES
+  double reused_for;            // updates that are made of the same samples; 0: of none twice
+  double fresh_for;             // of them, those of samples that no other was made of before
+  double weight_count;          // numbers of f_φ, which lie behind these; 0: none
+  double hidden0;               // units of its first layer; 0: there is none
+  double hidden1;               // of its second, likewise
   double arm_count;             // arms that there are
   ArmNumbers arms[kArms];       // the first `arm_count` of them
 };
@@ -189,7 +201,7 @@ struct Group {
   double momentum;      // where μ starts: AdamW's β₁, SGD's momentum
   double hyper0;        // AdamW: β₂; SGD: dampening
   double hyper1;        // AdamW: eps; SGD: its options
-  double weight_decay;
+  double weight_decay;  // below 0: independent of the controller
 };
 
 // The same as this step uses them.
@@ -255,6 +267,9 @@ struct TraceRow {
   double gradient_rms;
   double gradient_variance;
   double update_rms;
+  double move_lr;
+  double move_momentum;
+  double move_noise;
 };
 
 ADAPTIVERL_BOTH TraceRow trace_row(const State& state) {
@@ -281,7 +296,10 @@ ADAPTIVERL_BOTH TraceRow trace_row(const State& state) {
       state.window_reward,
       state.gradient_rms,
       state.gradient_variance,
-      state.update_rms};
+      state.update_rms,
+      state.move_lr,
+      state.move_momentum,
+      state.move_noise};
 }
 
 }  // namespace adaptiverl

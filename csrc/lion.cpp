@@ -20,13 +20,14 @@ struct Lion {
     float lr;
   };
 
-  static Scalars scalars_of(const TensorRow&, const Group& group, const EffectiveGroup& effective) {
+  static Scalars scalars_of(const TensorRow&, const Group& group, const EffectiveGroup& effective,
+                            double decay_share) {
     Scalars scalars;
     scalars.momentum = static_cast<float>(effective.momentum);
     scalars.one_minus_momentum = static_cast<float>(1 - effective.momentum);
     scalars.beta2 = static_cast<float>(group.hyper0);
     scalars.one_minus_beta2 = static_cast<float>(1 - group.hyper0);
-    scalars.decay = static_cast<float>(1 - effective.lr * group.weight_decay);
+    scalars.decay = static_cast<float>(1 - decay_share);
     scalars.lr = static_cast<float>(effective.lr);
     return scalars;
   }

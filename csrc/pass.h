@@ -3,7 +3,7 @@
 //
 //   kName                                 its operator is kName + "_step_"
 //   Variant, variant_of(row, scalars)     the forms of its loop, at most 6, and a tensor's
-//   Scalars, scalars_of(row, group, effective)
+//   Scalars, scalars_of(row, group, effective, decay_share)
 //   has_slot(variant, slot)               whether that form keeps state0, state1, state2
 //   gradient(scalars, variant, g, p)      the gradient that enters the state, but for the noise
 //   direction(scalars, variant, state0, state1, state2)
@@ -28,6 +28,7 @@
 
 #include "checks.h"
 #include "codecs.h"
+#include "decay.h"
 #include "isa.h"
 #include "lanes.h"
 #include "noise.h"
@@ -176,28 +177,37 @@ inline Common common_of(const TensorRow& row, const EffectiveGroup& effective, d
 // Elements whose random bits are drawn at once where they are stored as in `Stored`.
 constexpr int64_t kDrawn = kOctet * kQuadBatch;
 
-// Ways to store a tensor, all rounded by chance, that have loops of their own: bfloat16 throughout;
-// parameter and gradient alone; state alone, the others being float32.
-enum class Stored { kHalves, kHalfWeights, kHalfState, kOther };
+// Ways to store a tensor, all rounded by chance, that have loops of their own: parameter and
+// gradient in float32, or all in bfloat16 but for the state where that is named.
+enum class Stored { kHalves, kHalfWeights, kHalfState, kBlockState, kHalvesAndBlocks, kOther };
 
 inline Stored stored_as(const Codecs& codecs) {
-  const bool weights = codecs.param == Codec::kBFloat16 && codecs.grad == Codec::kBFloat16;
-  const bool by_chance = weights && codecs.stochastic_rounding;
-  if (codecs.slots == Codec::kFloat32) {
-    return by_chance ? Stored::kHalfWeights : Stored::kOther;
-  }
-  if (codecs.slots != Codec::kBFloat16) {
+  const bool halves = codecs.param == Codec::kBFloat16 && codecs.grad == Codec::kBFloat16 &&
+                      codecs.stochastic_rounding;
+  const bool plain = codecs.param == Codec::kFloat32 && codecs.grad == Codec::kFloat32;
+  if (!halves && !plain) {
     return Stored::kOther;
   }
-  const bool plain = codecs.param == Codec::kFloat32 && codecs.grad == Codec::kFloat32;
-  return by_chance ? Stored::kHalves : plain ? Stored::kHalfState : Stored::kOther;
+  if (codecs.slots == Codec::kBFloat16) {
+    return halves ? Stored::kHalves : Stored::kHalfState;
+  }
+  if (codecs.slots == Codec::kBlocks) {
+    return halves ? Stored::kHalvesAndBlocks : Stored::kBlockState;
+  }
+  return halves ? Stored::kHalfWeights : Stored::kOther;
 }
 
-// Where a run of whole lines lies as it is stored; the block `octet` of words rounds the first.
+inline bool in_blocks(Stored stored) {
+  return stored == Stored::kBlockState || stored == Stored::kHalvesAndBlocks;
+}
+
+// Where a run of whole lines, or of whole blocks, lies as it is stored; the block `octet` of words
+// rounds the first.
 struct StoredRun {
   void* param;
   const void* grad;
   void* slot[kSlots];
+  uint16_t* scales[kSlots];  // null where slots are not in blocks
   int64_t count;
   NoiseKey key;
   uint64_t octet;
@@ -205,17 +215,27 @@ struct StoredRun {
 
 inline StoredRun stored_run(const TensorRow& row, Stored stored, NoiseKey key, int64_t begin,
                             int64_t count) {
-  const int64_t weight = stored == Stored::kHalfState ? sizeof(float) : sizeof(uint16_t);
-  const int64_t entry = stored == Stored::kHalfWeights ? sizeof(float) : sizeof(uint16_t);
-  const auto slot = [&](int64_t address) {
-    return address == 0 ? nullptr : at<void>(address + begin * entry);
-  };
-  return StoredRun{at<void>(row.param + begin * weight),
-                   at<const void>(row.grad + begin * weight),
-                   {slot(row.state0), slot(row.state1), slot(row.state2)},
-                   count,
-                   key,
-                   octet_of(row.offset + begin)};
+  const bool plain = stored == Stored::kHalfState || stored == Stored::kBlockState;
+  const int64_t weight = plain ? sizeof(float) : sizeof(uint16_t);
+  const int64_t entry = in_blocks(stored)                ? sizeof(uint8_t)
+                        : stored == Stored::kHalfWeights ? sizeof(float)
+                                                         : sizeof(uint16_t);
+  StoredRun run = {};
+  run.param = at<void>(row.param + begin * weight);
+  run.grad = at<const void>(row.grad + begin * weight);
+  const int64_t states[kSlots] = {row.state0, row.state1, row.state2};
+  for (int i = 0; i < kSlots; ++i) {
+    if (states[i] != 0) {
+      run.slot[i] = at<void>(states[i] + begin * entry);
+      run.scales[i] = in_blocks(stored)
+                          ? scales_behind(at<uint8_t>(states[i]), row.numel) + begin / kCodeBlock
+                          : nullptr;
+    }
+  }
+  run.count = count;
+  run.key = key;
+  run.octet = octet_of(row.offset + begin);
+  return run;
 }
 
 // The loop of one algorithm: all elements of a run. `xi` is null where there is no noise; then the
@@ -249,20 +269,25 @@ void step_float32(Update<Algorithm> update, const TensorRow& row, const Common& 
   }
 }
 
-// Of a piece that is stored as in `Stored` the whole lines, where its bits begin with a block of
-// words and there is no noise. Returns how many elements these are.
+// Of a piece that is stored as in `Stored` the whole lines, or the whole blocks of codes, where its
+// bits begin with a block of words and there is no noise. Returns how many elements these are.
 template <typename Algorithm>
 int64_t step_stored(UpdateStored<Algorithm> update, const TensorRow& row, const Codecs& codecs,
                     const Common& common, const typename Algorithm::Scalars& scalars, NoiseKey key,
                     int64_t begin, int64_t elements, SumLanes* sums) {
   const Stored stored = stored_as(codecs);
-  const int64_t count = elements / kHalfLine * kHalfLine;
+  const int variant = Algorithm::variant_of(row, scalars);
+  if (in_blocks(stored) && (!Algorithm::has_slot(variant, 0) || Algorithm::has_slot(variant, 2))) {
+    return 0;
+  }
+  const int64_t whole = in_blocks(stored) ? kCodeBlock : kHalfLine;
+  const int64_t count = elements / whole * whole;
   if (stored == Stored::kOther || row.error != 0 || common.noise != Noise::kNone ||
       (row.offset + begin) % kOctet != 0) {
     return 0;
   }
   const StoredRun run = stored_run(row, stored, key, begin, count);
-  update(stored, common, scalars, Algorithm::variant_of(row, scalars), run, sums);
+  update(stored, common, scalars, variant, run, sums);
   return count;
 }
 
@@ -351,7 +376,9 @@ void step(const Arguments& given, bool noise_on_parameter, Update<Algorithm> upd
     const EffectiveGroup& effective = given.effective[row.group];
     const Common common = common_of(row, effective, given.state->noise, given.squares[i],
                                     given.gradient_scale, noise_on_parameter);
-    const auto scalars = Algorithm::scalars_of(row, given.groups[row.group], effective);
+    const Group& group = given.groups[row.group];
+    const auto scalars = Algorithm::scalars_of(row, group, effective,
+                                               decay_share(group, effective, given.state->anneal));
     SumLanes lanes = {};
     SumLanes* sums = given.sums == nullptr ? nullptr : &lanes;
     NoiseKey keyed = key;

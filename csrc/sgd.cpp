@@ -35,7 +35,7 @@ struct SGD {
   };
 
   static Scalars scalars_of(const TensorRow& row, const Group& group,
-                            const EffectiveGroup& effective) {
+                            const EffectiveGroup& effective, double decay_share) {
     const int options = static_cast<int>(group.hyper1);
     const bool decoupled = (options & kOptionDecoupled) != 0;
     // The first gradient goes undampened into a buffer of zeros: it is the buffer then, as in
@@ -45,7 +45,7 @@ struct SGD {
     scalars.weight_decay = static_cast<float>(decoupled ? 0 : group.weight_decay);
     scalars.momentum = static_cast<float>(effective.momentum);
     scalars.one_minus_dampening = static_cast<float>(first ? 1 : 1 - group.hyper0);
-    scalars.decay = static_cast<float>(decoupled ? 1 - effective.lr * group.weight_decay : 1);
+    scalars.decay = static_cast<float>(decoupled ? 1 - decay_share : 1);
     scalars.lr = static_cast<float>(effective.lr);
     scalars.nesterov = (options & kOptionNesterov) != 0;
     return scalars;

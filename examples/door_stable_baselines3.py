@@ -1,16 +1,15 @@
-"""Stable-Baselines3: PPO that finds its own rate, under the usual linear schedule."""
+"""Stable-Baselines3: PPO whose actor and critic find a rate each."""
 
 from __future__ import annotations
-
-from dataclasses import replace
 
 from stable_baselines3 import PPO
 
 from adaptiverl import AdaptiveAdamW, Control
-from adaptiverl.integrations.stable_baselines3 import AdaptiveCallback
+from adaptiverl.integrations.stable_baselines3 import AdaptiveCallback, AdaptivePolicy
 
-control = replace(Control.find_lr("auto"), mode="modulate")
+rollout = {"n_steps": 256, "batch_size": 64, "n_epochs": 10}
+control = Control.find_lr("auto", groups="own", reuse=(256 // 64, 10))
 kwargs = {"eps": 1e-5, "weight_decay": 0.0, "control": control}
 policy = {"optimizer_class": AdaptiveAdamW, "optimizer_kwargs": kwargs}
-model = PPO("MlpPolicy", "CartPole-v1", lambda left: 3e-4 * left, n_steps=256, policy_kwargs=policy)
+model = PPO(AdaptivePolicy, "CartPole-v1", policy_kwargs=policy, seed=0, device="cpu", **rollout)
 model.learn(8192, callback=AdaptiveCallback())

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from adaptiverl.kernels.decay import decay_share
 from adaptiverl.kernels.layout import (
     EFFECTIVE_LR,
     EFFECTIVE_MOMENTUM,
     GROUP_HYPER0,
     GROUP_HYPER1,
-    GROUP_WEIGHT_DECAY,
     MU_PRODUCT,
     STEP,
 )
@@ -20,20 +20,19 @@ ROOT_SCALE = tl.constexpr(2.0**12)
 
 
 @triton.jit
-def scalars(row, group, effective):
+def scalars(row, group, effective, controller):
     """What all elements of a tensor share: computed in float64, each cast once."""
     lr = tl.load(effective + EFFECTIVE_LR)
     momentum = tl.load(effective + EFFECTIVE_MOMENTUM)
     beta2 = tl.load(group + GROUP_HYPER0)
     eps = tl.load(group + GROUP_HYPER1).to(tl.float32)
-    weight_decay = tl.load(group + GROUP_WEIGHT_DECAY)
     step = tl.load(tl.load(row + STEP).to(tl.pointer_type(tl.float32))).to(tl.float64)
     mu_product = tl.load(tl.load(row + MU_PRODUCT).to(tl.pointer_type(tl.float64)))
     bias2_sqrt = tl.sqrt(1.0 - tl.exp(step * tl.log(beta2)))
     step_size = (lr / (1.0 - mu_product)).to(tl.float32)
     # A product for the statement order's quotient, and the other end of `_scaled_root`.
     inverse_bias2_sqrt = (1.0 / (bias2_sqrt * ROOT_SCALE)).to(tl.float32)
-    decay = (1.0 - lr * weight_decay).to(tl.float32)
+    decay = (1.0 - decay_share(group, effective, controller)).to(tl.float32)
     one_minus_momentum = (1.0 - momentum).to(tl.float32)
     one_minus_beta2 = (1.0 - beta2).to(tl.float32)
     beta2 = beta2.to(tl.float32)

@@ -28,10 +28,25 @@ class Row(NamedTuple):
     """As the user set it; so are `hyper1` and `weight_decay`"""
     hyper1: Tensor
     weight_decay: Tensor
+    decay_share: Tensor
+    """What decoupled weight decay takes off"""
     step: Tensor
     """Which step of this tensor it is, from 1 on"""
     mu_product: Tensor | None
     """The product of the momenta of its steps; None where the algorithm does not keep it"""
+
+
+def decay_share(group: Tensor, lr: Tensor, anneal: Tensor) -> Tensor:
+    """What decoupled weight decay takes off a parameter (method.md#weight-decay).
+
+    Args:
+        group: float64 [5], a `layout.Group`. Below 0 its weight decay is independent of the
+            controller: it goes by the rate that is there, and by what the cooldown leaves.
+        lr: Of this step.
+        anneal: The controller's.
+    """
+    own_lr, _, _, _, weight_decay = group.unbind()
+    return torch.where(weight_decay < 0, own_lr * anneal * -weight_decay, lr * weight_decay)
 
 
 class Elements(Protocol):
@@ -75,7 +90,7 @@ class AdamW:
             one_minus_beta2=1 - beta2,
             bias2_sqrt=(1 - beta2**row.step).sqrt(),
             eps=row.hyper1,
-            decay=1 - row.lr * row.weight_decay,
+            decay=1 - row.decay_share,
             step_size=row.lr / (1 - row.mu_product),
         )
 
@@ -124,7 +139,7 @@ class SGD:
             weight_decay=torch.where(decoupled, 0, row.weight_decay),
             momentum=row.momentum,
             one_minus_dampening=torch.where(first, 1, 1 - dampening),
-            decay=torch.where(decoupled, 1 - row.lr * row.weight_decay, 1),
+            decay=torch.where(decoupled, 1 - row.decay_share, 1),
             lr=row.lr,
             nesterov=options - DECOUPLED * decoupled,
         )
@@ -163,7 +178,7 @@ class Lion:
             one_minus_momentum=1 - row.momentum,
             beta2=row.hyper0,
             one_minus_beta2=1 - row.hyper0,
-            decay=1 - row.lr * row.weight_decay,
+            decay=1 - row.decay_share,
             lr=row.lr,
         )
 

@@ -25,7 +25,7 @@ MAXIMIZE = tl.constexpr(12)
 ERROR = tl.constexpr(13)
 
 # State: The controller's whole state, packed in this order as float64, counters included.
-STATE_COLUMNS = tl.constexpr(99)
+STATE_COLUMNS = tl.constexpr(103)
 STATE_VERSION = tl.constexpr(0)
 STATE_STEP = tl.constexpr(1)
 STATE_SEED_LOW = tl.constexpr(2)
@@ -123,8 +123,12 @@ STATE_GRADIENT_RMS = tl.constexpr(93)
 STATE_GRADIENT_RMS_MEAN = tl.constexpr(94)
 STATE_GRADIENT_VARIANCE = tl.constexpr(95)
 STATE_UPDATE_RMS = tl.constexpr(96)
-STATE_ACTIVE = tl.constexpr(97)
-STATE_REWIND = tl.constexpr(98)
+STATE_MOVED_AT = tl.constexpr(97)
+STATE_MOVE_LR = tl.constexpr(98)
+STATE_MOVE_MOMENTUM = tl.constexpr(99)
+STATE_MOVE_NOISE = tl.constexpr(100)
+STATE_ACTIVE = tl.constexpr(101)
+STATE_REWIND = tl.constexpr(102)
 
 # Group: A parameter group's numbers as the user set them; hyper0 and hyper1 are the algorithm's.
 GROUP_COLUMNS = tl.constexpr(5)

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from adaptiverl.kernels.decay import decay_share
 from adaptiverl.kernels.layout import (
     EFFECTIVE_LR,
     EFFECTIVE_MOMENTUM,
     GROUP_HYPER0,
-    GROUP_WEIGHT_DECAY,
 )
 
 
 @triton.jit
-def scalars(row, group, effective):
+def scalars(row, group, effective, controller):
     """What all elements of a tensor share: computed in float64, each cast once."""
     lr = tl.load(effective + EFFECTIVE_LR)
     momentum = tl.load(effective + EFFECTIVE_MOMENTUM)
     beta2 = tl.load(group + GROUP_HYPER0)
-    decay = (1.0 - lr * tl.load(group + GROUP_WEIGHT_DECAY)).to(tl.float32)
+    decay = (1.0 - decay_share(group, effective, controller)).to(tl.float32)
     one_minus_momentum = (1.0 - momentum).to(tl.float32)
     one_minus_beta2 = (1.0 - beta2).to(tl.float32)
     momentum = momentum.to(tl.float32)

@@ -17,7 +17,7 @@ from typing import Protocol
 import torch
 from adaptiverl.kernels import error_term, normals, rounding
 from adaptiverl.kernels.block_tensor import Blocks, any_rounded, shown
-from adaptiverl.kernels.elements import ELEMENTS, Elements, Row, Slot
+from adaptiverl.kernels.elements import ELEMENTS, Elements, Row, Slot, decay_share
 from torch import Tensor
 
 
@@ -47,6 +47,7 @@ class Knobs(Protocol):
     seed_high: Tensor
     active: Tensor
     noise: Tensor
+    anneal: Tensor
 
 
 # The pass
@@ -147,7 +148,7 @@ def _step_tensor(
 
     param = real(entry.param)
     dtype = torch.promote_types(param.dtype, torch.float32)
-    scalars = element.scalars(_numbers(entry, group, lr, momentum))
+    scalars = element.scalars(_numbers(entry, group, lr, momentum, knobs.anneal))
     s = type(scalars)(*_beside(param, dtype, *scalars))
     stored = [None if slot is None else real(slot) for slot in entry.slots]
     slots = [None if slot is None else shown(slot).to(dtype) for slot in stored]
@@ -175,11 +176,14 @@ def _step_tensor(
     _write(param, p, active)
 
 
-def _numbers(entry: ParameterEntry, group: Tensor, lr: Tensor, momentum: Tensor) -> Row:
+def _numbers(
+    entry: ParameterEntry, group: Tensor, lr: Tensor, momentum: Tensor, anneal: Tensor
+) -> Row:
     _, _, hyper0, hyper1, weight_decay = group.unbind()
     step = entry.step.to(group.dtype)
     product = None if entry.mu_product is None else entry.mu_product[0]
-    return Row(lr, momentum, hyper0, hyper1, weight_decay, step, product)
+    share = decay_share(group, lr, anneal)
+    return Row(lr, momentum, hyper0, hyper1, weight_decay, share, step, product)
 
 
 def _noise(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from adaptiverl.kernels.decay import decay_share
 from adaptiverl.kernels.layout import (
     EFFECTIVE_LR,
     EFFECTIVE_MOMENTUM,
@@ -19,7 +20,7 @@ DECOUPLED = tl.constexpr(2)
 
 
 @triton.jit
-def scalars(row, group, effective):
+def scalars(row, group, effective, controller):
     """What all elements of a tensor share: computed in float64, each cast once."""
     lr = tl.load(effective + EFFECTIVE_LR)
     momentum = tl.load(effective + EFFECTIVE_MOMENTUM).to(tl.float32)
@@ -31,7 +32,8 @@ def scalars(row, group, effective):
     nesterov = (options & NESTEROV) != 0
     # The first gradient goes undampened into a buffer of zeros: it is the buffer then, as in torch.
     one_minus_dampening = tl.where(step <= 1, 1.0, 1.0 - dampening).to(tl.float32)
-    decay = tl.where(decoupled, 1.0 - lr * weight_decay, 1.0).to(tl.float32)
+    decay = 1.0 - decay_share(group, effective, controller)
+    decay = tl.where(decoupled, decay, 1.0).to(tl.float32)
     weight_decay = tl.where(decoupled, 0.0, weight_decay).to(tl.float32)
     return weight_decay, momentum, one_minus_dampening, decay, lr.to(tl.float32), nesterov
 

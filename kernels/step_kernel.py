@@ -321,7 +321,7 @@ def step_kernel(
     table, _, _ = chunk_of(rows, chunks, CHUNK)
     group = tl.load(table + GROUP)
     knobs = effective + group * EFFECTIVE_COLUMNS
-    scalars = SCALARS(table, groups + group * GROUP_COLUMNS, knobs)
+    scalars = SCALARS(table, groups + group * GROUP_COLUMNS, knobs, state)
     scale = 1.0
     if gradient_scale is not None:
         scale = tl.load(gradient_scale).to(tl.float32)

@@ -183,6 +183,12 @@ def the_controllers_bandit_is_the_law() -> None:
     _is_the_law(control, ("arm", "arm_draws"), ("window_reward", "played_count", "played_mean"))
 
 
+@check(anywhere=True)
+def the_controllers_network_is_the_law() -> None:
+    """The same of a law whose weights lie behind the control's numbers."""
+    _is_the_law(Control.distilled(400), ("moved_at",), ("move_lr", "move_momentum"))
+
+
 def _is_the_law(control: Control, exact: tuple[str, ...] = (), close: tuple[str, ...] = ()) -> None:
     generator = torch.Generator().manual_seed(3)
     course = 2 + torch.exp(-torch.arange(400) / 130) + 0.4 * torch.randn(400, generator=generator)

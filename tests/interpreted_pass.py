@@ -392,6 +392,8 @@ def test_step_is_the_oracles_with_few_options(
     [
         ("adamw.py", "exp_avg_sq * beta2 +", "exp_avg_sq * beta2 + 2 *", "adamw"),
         ("sgd.py", "one_minus_dampening * g", "one_minus_dampening * -g", "sgd"),
+        ("decay.py", "weight_decay < 0", "weight_decay < -9", "adamw"),
+        ("decay.py", "* tl.load(state + STATE_ANNEAL)", "", "lion"),
         ("step_kernel.py", "load(grad, inside", "load(param, inside", "lion"),
     ],
 )

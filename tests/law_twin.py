@@ -17,6 +17,8 @@ from adaptiverl.law import (
     alignment,
     arithmetic,
     bandit,
+    cooldown,
+    distilled,
     draws,
     gradient,
     knobs,
@@ -31,7 +33,10 @@ from adaptiverl.layout import SLOT, ControlNumbers, State
 LR, MOMENTUM = 1e-3, 0.9
 GROUPS = ((LR, MOMENTUM),)
 """lr and starting momentum of the groups that a twin steers unless others are given"""
-MODULES = (arithmetic, sensors, gradient, loss, alignment, range_test, draws, bandit, knobs, loop)
+MODULES = (
+    *(arithmetic, sensors, gradient, cooldown, loss, alignment, range_test),
+    *(draws, bandit, distilled, knobs, loop),
+)
 """Those of adaptiverl/law with a twin in csrc/law"""
 
 

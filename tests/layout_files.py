@@ -61,7 +61,8 @@ def c_struct(record: type, state: type) -> str:
 def c_enum(name: str, prefix: str, numbers: dict[str, float]) -> str:
     """Names and numbers of a choice: kRewardNegLoss for neg_loss."""
     members = ", ".join(
-        f"k{prefix}{key.title().replace('_', '')} = {number:g}" for key, number in numbers.items()
+        f"k{prefix}{re.sub('[_-]', '', key.title())} = {number:g}"
+        for key, number in numbers.items()
     )
     return f"enum {name} {{ {members} }};\n"
 
@@ -104,6 +105,7 @@ def header(state: type = layout.State) -> str:
             f"constexpr int kArms = {layout.ARMS};\n",
             c_enum("RewardSource", "Reward", layout.REWARD_SOURCES),
             c_enum("LawNumber", "Law", layout.LAWS),
+            c_enum("CooldownShape", "Cooldown", layout.COOLDOWN_SHAPES),
             *(c_struct(record, state) for record in records),
             c_trace(layout.TRACE_COLUMNS),
             "}  // namespace adaptiverl\n",

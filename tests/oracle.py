@@ -235,6 +235,9 @@ class OracleController:
         spike_clip: float = 5.0,
         plateau_trend: tuple[float, float] = (0.6, 0.2),
         plateau_variance: tuple[float, float] = (1.5, 0.1),
+        horizon: int | None = None,
+        cooldown: float = 0.4,
+        cooldown_shape: str = "linear",
     ) -> None:
         if mode not in ("replace", "modulate"):
             raise ValueError(f"mode must be 'replace' or 'modulate', got {mode!r}")
@@ -248,6 +251,10 @@ class OracleController:
         self.lr_change = lr_change
         self.plateau_trend = plateau_trend
         self.plateau_variance = plateau_variance
+        self.horizon = horizon
+        self.cooldown = cooldown
+        self.cooldown_shape = cooldown_shape
+        self.anneals = horizon is not None and mode == "replace" and cooldown > 0
 
         self.lr_start = 1.0 if mode == "modulate" else lr
         self.momentum_start = momentum
@@ -276,6 +283,7 @@ class OracleController:
         self.step = 0
         self.updates = 0
         self.nonfinite = 0
+        self.anneal = 1.0
         # What came since the laws last acted.
         self._observed = False
         self._rewarded = False
@@ -289,6 +297,7 @@ class OracleController:
             reward: Its reward, likewise; only where the reward is ``"given"``.
         """
         self.step += 1
+        self.anneal = self._left_of_the_rate()
         self._observe(loss, reward)
         if self.every is not None and self.step % self.every == 0:
             self._act()
@@ -350,6 +359,8 @@ class OracleController:
         worse, better = max(loss, 0.0), max(reward, 0.0)
 
         change = self.gains_lr[0] * reward - self.gains_lr[1] * worse
+        if self._cools and not self._alarmed:
+            change = 0.0
         change = clip(change, log(self.lr_change[0]), log(self.lr_change[1]))
         self.log_lr = clip(self.log_lr + change, *self.log_lr_bounds)
 
@@ -363,15 +374,28 @@ class OracleController:
         self._observed = self._rewarded = self._alarmed = False
 
     @property
+    def _cools(self) -> bool:
+        """Whether no more than the last share of the horizon is left."""
+        return self.horizon is not None and self.step >= (1.0 - self.cooldown) * self.horizon
+
+    def _left_of_the_rate(self) -> float:
+        """The cooldown's factor (method.md#cooldown)."""
+        if not self.anneals:
+            return 1.0
+        assert self.horizon is not None
+        left = clip((self.horizon - self.step) / (self.cooldown * self.horizon), 0.0, 1.0)
+        return left if self.cooldown_shape == "linear" else 1.0 - (1.0 - left) ** 0.5
+
+    @property
     def lr(self) -> float:
         """Alpha in effect; the start itself, to the bit, while it has not moved.
 
         The clip, here as in the other knobs, takes off the last bit by which exp(log(bound)) may
-        overshoot.
+        overshoot. Annealed it is below its lower bound, then, as far as to 0.
         """
         if self.log_lr == log(self.lr_start):
-            return self.lr_start
-        return clip(math.exp(self.log_lr), *self.lr_bounds)
+            return self.lr_start * self.anneal
+        return clip(math.exp(self.log_lr), *self.lr_bounds) * self.anneal
 
     @property
     def momentum(self) -> float:
@@ -1012,12 +1036,12 @@ class OracleAlignmentController(OracleController):
         lr: float,
         momentum: float,
         mode: str = "replace",
-        horizon: int | None = None,
-        cooldown: float = 0.4,
         acquire_from: float | None = None,
+        reuse: tuple[int, int] | None = None,
         lr_bounds: tuple[float, float] | None = None,
         **rest: Any,
     ) -> None:
+        self.minibatches, self.epochs = reuse or (1, 1)
         start = 1.0 if mode == "modulate" else lr
         if lr_bounds is None:
             lr_bounds = (1e-4 * start, 1e4 * start)
@@ -1028,11 +1052,8 @@ class OracleAlignmentController(OracleController):
         _check_start("acquire_from", acquire_from, lr_bounds)
         self.log_lr = log(acquire_from)
 
-        self.horizon = horizon
-        self.cooldown = cooldown
-        self.anneals = horizon is not None and mode == "replace" and cooldown > 0
         # Who has no one to anneal keeps half of what the search found.
-        self.kept = 0.5 if horizon is None and mode == "replace" else 1.0
+        self.kept = 0.5 if self.horizon is None and mode == "replace" else 1.0
 
         self.alignment = 0.0
         self.alignment_square = 0.0
@@ -1042,7 +1063,6 @@ class OracleAlignmentController(OracleController):
         self.log_lr_downhill = -math.inf
         self.log_lr_doubted = -math.inf
         self.held = False
-        self.anneal = 1.0
         self._finite = 0
         self._sums: tuple[float, float, float] | None = None
 
@@ -1056,14 +1076,16 @@ class OracleAlignmentController(OracleController):
         left = math.inf if self.horizon is None else self.horizon - (self.step + 1)
         if not self.held and left <= self.cooldown * (self.horizon or 0):
             self._hold()
-        if self.anneals:
-            self.anneal = clip(left / (self.cooldown * (self.horizon or 0)), 0.0, 1.0)
         super().advance(loss, reward)
 
     def _read_sums(self) -> None:
         sums, self._sums = self._sums, None
         # Without a gradient, or without an update before it, there is no angle between the two.
         if sums is None or sums[1] == 0 or sums[2] == 0:
+            return
+        # They are of the step before this one, which counts from 0 here and has not begun.
+        epoch = (self.step - 1) // self.minibatches % self.epochs
+        if epoch > 0:
             return
         z = self._standardised(*sums)
         self.alignment_direction = clip(z, -1.0, 1.0)
@@ -1118,11 +1140,6 @@ class OracleAlignmentController(OracleController):
         self.held = True
         found = self.log_lr if self.log_lr_downhill == -math.inf else self.log_lr_downhill
         self.log_lr = clip(found + log(self.kept), *self.log_lr_bounds)
-
-    @property
-    def lr(self) -> float:
-        """Alpha in effect, annealed: below its lower bound, then, as far as to 0."""
-        return super().lr * self.anneal
 
 
 def _above_its_error(mean: float) -> float:
@@ -1198,6 +1215,7 @@ class OracleRangeTestController(OracleController):
         rest |= {"gain_lr_reward": 0.0, "gain_lr_loss": 0.0}
         # What was given need not lie inside: this law does not start there.
         around = (min(bounds[0], start), max(bounds[1], start))
+        rest |= {"horizon": horizon, "cooldown": cooldown}
         super().__init__(lr=lr, momentum=momentum, mode=mode, lr_bounds=around, **rest)
         self.lr_bounds = bounds
         self.log_lr_bounds = (log(bounds[0]), log(bounds[1]))
@@ -1207,8 +1225,6 @@ class OracleRangeTestController(OracleController):
         self.log_given = log(start)
 
         self.last_step = math.inf if horizon is None else (1.0 - cooldown) * horizon
-        self.cooling = cooldown * horizon if horizon and mode == "replace" else 0.0
-        self.horizon = horizon
         alone = horizon is None and mode == "replace"
         self.share = 0.5 / max(1.0, (self.length / 1000) ** (1 / 3))
         self.kept = 0.5 if alone else 1.0
@@ -1226,7 +1242,6 @@ class OracleRangeTestController(OracleController):
         self._told: float | None = None
         self.searching = self.held = self.rewind = False
         self.search_steps = self.held_at = 0
-        self.anneal = 1.0
         self.active = True
         self._sums: tuple[float, float, float] | None = None
         self._forget()
@@ -1252,10 +1267,8 @@ class OracleRangeTestController(OracleController):
         """Do one optimizer step: the search first, then `OracleController`'s."""
         self.active, self.rewind = True, False
         now = self.step + 1
-        left = ((self.horizon or 0) - now) / self.cooling if self.cooling else 1.0
         if self.climbing:
             self._climb(now)
-            self.anneal = clip(left, 0.0, 1.0)
         else:
             h = self._cosine()
             z = None if h is None else self._standardised(h)
@@ -1263,12 +1276,17 @@ class OracleRangeTestController(OracleController):
                 self._creep(z, now)
             else:
                 self._search(z)
-            self.anneal = 1.0
-            if self.held:
-                risen = min(1.0, (now - self.held_at) / (0.03 * self.length))
-                self.anneal = risen * clip(left, 0.0, 1.0)
         super().advance(loss, reward)
         self._tell(loss)
+
+    def _left_of_the_rate(self) -> float:
+        """And the warm-up's, unless a climb was the warm-up."""
+        if self.climbing:
+            return super()._left_of_the_rate()
+        if not self.held:
+            return 1.0
+        risen = min(1.0, (self.step - self.held_at) / (0.03 * self.length))
+        return risen * super()._left_of_the_rate()
 
     def update(self, loss: float, reward: float | None = None) -> None:
         """Do one epoch-wise update, as `OracleController` does."""
@@ -1635,3 +1653,82 @@ class OracleBanditController(OracleController):
             if name.startswith(prefix):
                 return self.known(int(name.removeprefix(prefix)))[place]
         raise AttributeError(name)
+
+
+class OracleDistilledController(OracleAlignmentController):
+    """A network moves all three knobs, from the sensors (method.md#distilled).
+
+    Keywords are the fields of `Control` under their own names. ``weights`` has the units of each
+    hidden layer as ``hidden``, and as ``numbers`` each layer's matrix row by row, a row's bias
+    behind it.
+
+    Attributes:
+        held: Whether updates were ever sure to overshoot.
+        held_at: The step at which they were.
+        moved_at: The step of the last update.
+        move_lr: What the network then said of log alpha, for a whole run.
+        move_momentum: Of logit mu.
+        move_noise: Of log sigma.
+    """
+
+    def __init__(
+        self, *, weights: Any, horizon: int | None, lr: float, momentum: float, **rest: Any
+    ) -> None:
+        super().__init__(lr=lr, momentum=momentum, **rest)
+        self.log_lr = log(self.lr_start)
+        self.horizon = horizon
+        self.held_at = self.moved_at = 0
+        self.move_lr = self.move_momentum = self.move_noise = 0.0
+        self.layers: list[Floats] = []
+        left, inputs = np.array(weights.numbers), 8
+        for units in (*weights.hidden, 3):
+            size = units * (inputs + 1)
+            self.layers.append(left[:size].reshape(units, inputs + 1))
+            left, inputs = left[size:], units
+
+    def advance(self, loss: float | None = None, reward: float | None = None) -> None:
+        """Do one optimizer step: the sums first, then `OracleController`'s."""
+        self._read_sums()
+        OracleController.advance(self, loss, reward)
+
+    def _search(self, z: float) -> None:
+        self.overshoot = max(0.0, self.overshoot + (z**2 - (z + 0.3) ** 2) / 2)
+        if self.overshoot > 5.0:
+            self.held, self.held_at = True, self.step + 1
+
+    def _said(self, run: float) -> Floats:
+        ratio = self.variance_sensor.ratio
+        seen = [
+            self.loss_direction,
+            self.plateau,
+            1.0 - 1.0 / (1.0 + ratio),
+            clip(self.alignment, -1.0, 1.0),
+            self.alignment_mean,
+            min(self.step / run, 1.0),
+            float(self.held),
+            min((self.step - self.held_at) / run, 1.0) if self.held else 0.0,
+        ]
+        values = np.array(seen)
+        for place, layer in enumerate(self.layers):
+            if place:
+                values = values / (1.0 + np.abs(values))
+            values = layer[:, :-1] @ values + layer[:, -1]
+        return values
+
+    def _act(self) -> None:
+        if not self._observed:
+            return
+        elapsed, self.moved_at = self.step - self.moved_at, self.step
+        low, high = (log(change) for change in self.lr_change)
+        if self.horizon is not None and self.step <= self.horizon:
+            run = float(self.horizon)
+            said = self._said(run)
+            if self._alarmed:
+                said = np.array([low * run / max(elapsed, 1), 0.0, 0.0])
+            self.move_lr, self.move_momentum, self.move_noise = map(float, said)
+            moves = np.clip(said * (elapsed / run), low, high)
+            self.log_lr = clip(self.log_lr + moves[0], *self.log_lr_bounds)
+            self.logit_momentum = clip(self.logit_momentum + moves[1], *self.logit_momentum_bounds)
+            if self.noise_bounds[1] > 0:
+                self.log_noise = clip(self.log_noise + moves[2], *self.log_noise_bounds)
+        super()._act()

@@ -32,6 +32,8 @@ LONG = PIECE + 4467
 SIZES = [0, 1, 2, 3, 4, 5, 15, 16, 17, 63, 65, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK + 2]
 
 SEED, STEP, SIGMA = (0xDEADBEEF << 32) + 0x12345678, 41, 0.1
+ANNEAL = 0.375
+"""What the cooldown leaves, in every state: independent weight decay goes by it"""
 PATHS = ("compiled", "reference")
 
 Floats = NDArray[np.float64]
@@ -119,7 +121,7 @@ def _adamw_sums(twin: Twin, grad: Floats, group: Sequence[float], **options: Any
 ADAMW = Case(
     name="adamw",
     optimizer=AdaptiveAdamW,
-    groups=double([[1e-2, 0.9, 0.99, 1e-6, 0.1], [3e-3, 0.8, 0.95, 1e-4, 0.3]]),
+    groups=double([[1e-2, 0.9, 0.99, 1e-6, 0.1], [3e-3, 0.8, 0.95, 1e-4, -0.3]]),
     effective=double([[5e-3, 0.85], [4e-3, 0.7]]),
     kept=(2, 3),
     start=_adamw_start,
@@ -170,7 +172,7 @@ SGD = Case(
         [
             [1e-2, 0.9, 0.2, 0, 0.1],
             [3e-3, 0.8, 0.0, NESTEROV, 0.3],
-            [3e-3, 0.8, 0.5, DECOUPLED, 0.4],
+            [3e-3, 0.8, 0.5, DECOUPLED, -0.4],
             [3e-3, 0.8, 0.0, NESTEROV + DECOUPLED, 0.2],
             [3e-3, 0.8, 0.3, 0, 0.0],
         ]
@@ -216,7 +218,7 @@ def _lion_sums(twin: Twin, grad: Floats, group: Sequence[float], **options: Any)
 LION = Case(
     name="lion",
     optimizer=AdaptiveLion,
-    groups=double([[1e-3, 0.9, 0.98, 0.0, 0.1], [3e-4, 0.8, 0.9, 0.0, 0.3]]),
+    groups=double([[1e-3, 0.9, 0.98, 0.0, 0.1], [3e-4, 0.8, 0.9, 0.0, -0.3]]),
     effective=double([[5e-3, 0.85], [4e-3, 0.7]]),
     kept=(1,),
     start=_lion_start,
@@ -237,13 +239,14 @@ def state_of(
     """The state of a controller that decided just this."""
     low, high = float(seed & 0xFFFFFFFF), float(seed >> 32)
     state = State(step=step, seed_low=low, seed_high=high, active=active, noise=noise)
+    state.anneal = ANNEAL
     return torch.tensor(astuple(state), dtype=torch.float64)
 
 
 def knobs_of(state: Tensor) -> Any:
     """The same as the reference reads it."""
     found = State(*state.tolist())
-    names = ("step", "seed_low", "seed_high", "active", "noise")
+    names = ("step", "seed_low", "seed_high", "active", "noise", "anneal")
     return SimpleNamespace(
         **{name: torch.tensor(getattr(found, name), dtype=torch.float64) for name in names}
     )
@@ -611,6 +614,9 @@ class Twin:
         elements = entry.offset + np.arange(reals.size).reshape(reals.shape)
         group = self.case.groups[entry.group].tolist() if group is None else group
         lr, momentum = self.case.effective[entry.group].tolist() if effective is None else effective
+        if group[4] < 0:  # independent: whatever lr is, this is what the decay takes off
+            share = group[0] * ANNEAL * -group[4]
+            group = [*group[:4], share / lr if lr else 0.0]
         self.param, slots = self.case.step(
             self,
             reals,

@@ -33,6 +33,7 @@ MORE: dict[str, dict[str, Any]] = {
     "alignment": {"horizon": STEPS},
     "range_test": {"horizon": 300},
     "bandit": {"window": 3},
+    "distilled": {"horizon": STEPS},
 }
 CONTROLS: dict[str, Control] = {
     law: replace(BUSY, law=law, **MORE.get(law, {}))  # type: ignore[arg-type]

@@ -28,10 +28,10 @@ SINCE_4 = (
     "climbing",
 )
 """Numbers of the controller's memory that its fifth layout was the first to have"""
-SINCE_6 = FIELDS[SLOT["aligned_elements"] : MEMORY_SIZE]
-"""The same of the seventh"""
 SINCE_5 = FIELDS[SLOT["arms_key"] : SLOT["aligned_elements"]]
 """The same of the sixth"""
+SINCE_6 = FIELDS[SLOT["aligned_elements"] : MEMORY_SIZE]
+"""The same of the seventh"""
 NEWER = (
     *FIELDS[SLOT["log_lr_clear"] : SLOT["held"]],
     "held_at",

@@ -12,6 +12,7 @@ from oracle import (
     OracleAlignmentController,
     OracleBanditController,
     OracleController,
+    OracleDistilledController,
     OracleRangeTestController,
 )
 from tolerances import assert_close
@@ -57,18 +58,27 @@ BANDIT_COURSES = COURSES + tuple(
 ARM_COURSES = tuple(f"arm_{what}{arm}" for what in ("count", "mean") for arm in range(8))
 BANDIT_COUNTERS = ("arm", "arm_draws", "window_left", "window_broken")
 """Likewise."""
-EXACT = RANGE_TEST_COUNTERS + BANDIT_COUNTERS
+DISTILLED_COURSES = (
+    *ALIGNMENT_COURSES[: ALIGNMENT_COURSES.index("log_lr_downhill")],
+    *("move_lr", "move_momentum", "move_noise"),
+)
+"""Of the distilled law."""
+DISTILLED_COUNTERS = (*COUNTERS, "held_at", "moved_at")
+"""Likewise."""
+EXACT = RANGE_TEST_COUNTERS + BANDIT_COUNTERS + DISTILLED_COUNTERS
 
 ORACLES = {
     "loss": OracleController,
     "alignment": OracleAlignmentController,
     "range_test": OracleRangeTestController,
     "bandit": OracleBanditController,
+    "distilled": OracleDistilledController,
 }
 NAMES = {
     "loss": COURSES + COUNTERS[:3],
     "alignment": ALIGNMENT_COURSES + COUNTERS,
     "range_test": RANGE_TEST_COURSES + RANGE_TEST_COUNTERS,
+    "distilled": DISTILLED_COURSES + DISTILLED_COUNTERS,
     "bandit": BANDIT_COURSES + ARM_COURSES + COUNTERS[:3] + BANDIT_COUNTERS,
 }
 

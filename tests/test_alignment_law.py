@@ -252,6 +252,12 @@ def test_a_rate_is_marked_where_it_is_higher_or_nothing_speaks_against_it(
 @pytest.mark.parametrize(
     ("arguments", "held_from", "left"),
     [
+        # 1 − √p with p = (t − 60)/40.
+        (
+            {"cooldown_shape": "1-sqrt"},
+            60,
+            {60: 1.0, 70: 0.5, 82: 1 - 0.55**0.5, 96: 1 - 0.9**0.5, 99: 1 - 0.975**0.5, 100: 0.0},
+        ),
         # T = 100. The default: from 60 on min(1, (100 − t)/40).
         ({}, 60, {1: 1.0, 59: 1.0, 60: 1.0, 70: 0.75, 80: 0.5, 90: 0.25, 99: 0.025, 100: 0.0}),
         ({"cooldown": 0.8}, 20, {19: 1.0, 20: 1.0, 30: 0.875, 60: 0.5, 100: 0.0}),
@@ -327,6 +333,21 @@ def test_nothing_to_read_moves_nothing(twin: str, nothing: Sums | None) -> None:
         assert search_of(after) == search_of(before)
     # What there was is read once.
     assert (after.step, after.aligned_pending) == (before.step + 3, float(nothing is not None))
+
+
+@both
+def test_of_samples_that_are_used_again_only_the_first_epoch_is_read(twin: str) -> None:
+    # Steps 1 and 2, 7 and 8, … are of new samples; a step's sums are read in the next.
+    control = Control(law="alignment", reuse=(2, 3))
+    states = course(twin, control, sweeps(with_cosine(x / 100) for x in range(1, 15)))
+    read = [0, 1, 2, 2, 2, 2, 2, 7, 8, 8, 8, 8, 8, 13]
+    assert_close([state.alignment for state in states], [x / 100 for x in read], "alignment_law")
+    moved = [before.log_lr != after.log_lr for before, after in itertools.pairwise(states)]
+    assert moved == [x in (2, 3, 8, 9, 14) for x in range(2, 15)]
+    # Where no sample is used twice, nothing is left out.
+    once = Control(law="alignment", reuse=(2, 1))
+    steps = sweeps(sums_of(cosines(300, 150, seed=4)))
+    assert_equal(course(twin, once, steps), course(twin, ALIGNED, steps))
 
 
 def test_the_sums_of_all_tensors_are_added_in_order() -> None:
@@ -425,6 +446,7 @@ def test_oracle_every_pair(mode: str, i: int, j: int) -> None:
 SWEEP: list[dict[str, Any]] = [
     {},
     {"horizon": 1800, "acquire_from": 0.05, "every": 7},
+    {"reuse": (3, 2), "horizon": 1700},
     {"acquire_from": 1e-4, "lr_bounds": (5e-5, 3e-3), "noise_bounds": (0.01, 0.2)},
     # What is α's other law's must have no effect.
     {"gain_lr_reward": 3.0, "gain_lr_loss": 2.0, "lr_change": (0.5, 2.0), "every": 1},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import logging
 import math
 import re
@@ -85,11 +86,15 @@ def test_a_run_says_once_when_and_at_what_rate_it_settled(
     assert math.isclose(float(match[1]) * annealed, knobs["alpha"], rel_tol=5e-3)
 
 
-def test_a_run_beyond_its_horizon_is_warned_of_once(said: Said) -> None:
-    optimizer = AdaptiveAdamW([new_weight()], lr=1e-2, control=Control.find_lr(50))
+@pytest.mark.parametrize(
+    "control",
+    [Control.find_lr(50), dataclasses.replace(Control.frozen(), mode="replace", horizon=50)],
+)
+def test_a_run_beyond_its_horizon_is_warned_of_once(control: Control, said: Said) -> None:
+    optimizer = AdaptiveAdamW([new_weight()], lr=1e-2, control=control)
     train(optimizer, 50)
     held = said()
-    assert len(held) <= 1
+    assert len(held) <= control.finds_lr
     train(optimizer, 3 * LOOK_EVERY)
     ((level, message),) = said()[len(held) :]
     assert level == logging.WARNING

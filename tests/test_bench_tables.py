@@ -34,6 +34,10 @@ def row(method: str, rate: float, seed: int, last: float, **more: Any) -> Row:
     return Row(**{"task": "tiny", "method": method, "seconds": 0.5, **usual, **made, **more})
 
 
+def is_a(seed: int) -> bool:
+    return seed < 2
+
+
 def rows_of(method: str, rate: float, *finals: float, **more: Any) -> list[Row]:
     """One row per final loss; seeds 0 and 1 are A, the others B."""
     return [row(method, rate, seed, last, **more) for seed, last in enumerate(finals)]
@@ -52,11 +56,14 @@ LOGS = [0.0, math.log(2)]
 
 
 def test_what_is_chosen_is_chosen_on_seeds_a_and_measured_on_seeds_b() -> None:
-    (table,) = tables(HAND)
-    assert table.reference_rate == 1e-3
-    assert set(table.cells[Series("cosine"), 1e-3].runs) == {2, 3, 4}
+    (table,) = tables(HAND, is_a)
+    (fold,) = table.folds
+    assert table.reference_rate(fold) == 1e-3
+    reference = table.reference()
+    assert reference is not None
+    assert set(reference.runs) == {2, 3, 4}
     ours = Series("alignment")
-    assert (table.start(ours, max), table.start(ours, min)) == (1e-3, 1e-2)
+    assert (table.start(ours, max, fold), table.start(ours, min, fold)) == (1e-3, 1e-2)
     # Over 1.0, 0.8, 1.25 from 1e-3: 0.5, 1, 1; from 1e-2: 2, 2, and 2.5, which diverged, over 1.25.
     half = math.log(2)
     worst, best = table.from_start(ours, max), table.from_start(ours, min)
@@ -70,23 +77,36 @@ def test_what_is_chosen_is_chosen_on_seeds_a_and_measured_on_seeds_b() -> None:
     found = ratio(every)
     assert found == pytest.approx((math.exp(mean), math.exp(mean) * spread))
     assert table.diverged(ours) == (1, 6)
-    assert table.target() == pytest.approx(1.0)
+    assert [row.final for row in table.runs_from(ours, min)] == [2.0, 1.6, 2.5]
 
 
-def test_seeds_a_can_be_named() -> None:
-    (table,) = tables(HAND, lambda seed: seed == 4)
-    assert table.reference_rate == 1e-2
-    assert set(table.cells[Series("cosine"), 1e-2].runs) == {0, 1, 2, 3}
+def test_where_nobody_names_seeds_a_each_is_compared_with_what_the_others_choose() -> None:
+    # At 1e-2 the cosine is much better with seed 2, and worse with the others.
+    rows = [
+        *rows_of("cosine", 1e-3, 1.0, 1.0, 1.0),
+        *rows_of("cosine", 1e-2, 1.2, 1.2, 0.2),
+        *rows_of("constant", 1e-3, 0.5, 0.5, 1.0),
+        *rows_of("constant", 1e-2, 1.0, 1.0, 0.1),
+    ]
+    (table,) = tables(rows)
+    assert [table.reference_rate(fold) for fold in table.folds] == [1e-2, 1e-2, 1e-3]
+    best = table.from_start(Series("constant"), min)
+    # Without seed 0: means 0.75 and 0.55; without seed 2: 0.5 and 1.0.
+    expected = {0: math.log(1.0 / 1.2), 1: math.log(1.0 / 1.2), 2: 0.0}
+    assert best == pytest.approx(expected)
+    reference = table.reference()
+    assert reference is table.cells[Series("cosine"), 1e-2]
+    assert set(reference.runs) == {0, 1, 2}
 
 
 def test_the_reference_may_have_rates_that_nobody_starts_from() -> None:
-    (table,) = tables([*HAND, *rows_of("cosine", 3e-3, 0.5, 0.5, 0.6, 0.6, 0.6)])
+    (table,) = tables([*HAND, *rows_of("cosine", 3e-3, 0.5, 0.5, 0.6, 0.6, 0.6)], is_a)
     assert table.rates == [1e-3, 1e-2]
-    assert table.reference_rate == 3e-3
+    assert table.reference_rate(table.folds[0]) == 3e-3
 
 
 def test_a_method_of_a_fixed_rate_is_at_every_start_the_same() -> None:
-    (table,) = tables([*HAND, *rows_of("default", 1e-3, 1.0, 1.0, 1.0, 1.0, 1.0)])
+    (table,) = tables([*HAND, *rows_of("default", 1e-3, 1.0, 1.0, 1.0, 1.0, 1.0)], is_a)
     assert table.rates == [1e-3, 1e-2]
     every, best = table.over_all_starts(Series("default")), table.from_start(Series("default"), min)
     assert every == best == pytest.approx({2: 0, 3: math.log(1.25), 4: -math.log(1.25)})
@@ -97,14 +117,14 @@ def test_a_method_of_a_fixed_rate_is_at_every_start_the_same() -> None:
 def test_without_its_runs_there_is_no_figure(missing: tuple[str, float | None]) -> None:
     method, rate = missing
     rest = [r for r in HAND if r.method != method or rate not in (None, r.rate)]
-    (table,) = tables(rest)
+    (table,) = tables(rest, is_a)
     assert table.over_all_starts(Series("alignment")) is None
     assert table.from_start(Series("alignment"), max) is None
     assert ratio(None) is None
 
 
 def test_only_seeds_that_both_have_are_compared() -> None:
-    (table,) = tables([*HAND, row("alignment", 1e-3, 9, 1.0)])
+    (table,) = tables([*HAND, row("alignment", 1e-3, 9, 1.0)], is_a)
     logs = table.from_start(Series("alignment"), max)
     assert logs is not None
     assert set(logs) == {2, 3, 4}
@@ -144,8 +164,17 @@ def line_of(text: str, title: str, heading: str) -> list[str]:
     return [cell.strip() for cell in line.strip("|").split("|")][1:]
 
 
+def test_the_target_is_the_constant_rate_s_on_seeds_a() -> None:
+    curves = {"curve": (1.5, 1.0)}
+    (table,) = tables([*HAND, *rows_of("loss", 1e-3, 1.0, 1.0, 1.0, **curves)], is_a)
+    # 1.0 at 1e-3, which seeds A find better than 1.1 at 1e-2.
+    assert table.times(Series("loss")) == [1.0]
+    (without,) = tables([r for r in HAND if r.method != "constant"], is_a)
+    assert without.times(Series("alignment")) is None
+
+
 def test_the_report_by_hand() -> None:
-    text = report(HAND, "A day.")
+    text = report(HAND, "A day.", is_a)
     cosine = line_of(text, "AdamW cosine to 0", "## tiny")
     # All starts: the square root of 1 and 0.1, by seed over 1, 0.8 and 1.25.
     assert cosine == ["**1.02(13)**", "0.100(0)", "0.316(20)", "0.100(13)", "1.000(0)", "0 of 6"]

@@ -130,8 +130,8 @@ def test_it_is_torchs_class_with_its_arguments_in_their_places(name: str) -> Non
     for mine, torchs in zip(ours, theirs, strict=False):
         assert (mine.name, mine.kind, mine.default) == (torchs.name, torchs.kind, torchs.default)
     own = ["control", "max_grad_norm", "seed", "process_group"]
-    own += ["state_dtype", "stochastic_rounding"]
-    assert [p.name for p in ours[len(theirs) :]][-6:] == own
+    own += ["state_dtype", "stochastic_rounding", "master_bits", "decay"]
+    assert [p.name for p in ours[len(theirs) :]][-8:] == own
     assert issubclass(kind, TORCHS[name])
     params, options = parameters((3,)), {"maximize": True, "foreach": True, "weight_decay": 0.5}
     mine, torchs = kind(params, 2e-3, **options), TORCHS[name](params, 2e-3, **options)

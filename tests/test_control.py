@@ -32,13 +32,12 @@ PAIRS = (
     "plateau_trend",
     "plateau_variance",
 )
-OF_THE_SEARCH = ("horizon", "cooldown", "acquire_from")
 NUMBERS = (*BETAS, *GAINS, "noise_floor", "spike_clip", "cooldown", "acquire_from")
 
 
 def alone(name: str, value: Any) -> Control:
     """A control with this, and with the law that reads it."""
-    arguments: dict[str, Any] = {"law": "alignment" if name in OF_THE_SEARCH else "loss"}
+    arguments: dict[str, Any] = {"law": "alignment" if name == "acquire_from" else "loss"}
     return Control(**(arguments | {name: value}))
 
 
@@ -47,9 +46,10 @@ OUT_OF_RANGE: list[tuple[str, Any, str]] = [
     ("mode", None, "one of ('replace', 'modulate')"),
     ("reward", "loss", "one of ('neg_loss', 'given', 'none')"),
     ("reward", None, "one of ('neg_loss', 'given', 'none')"),
-    ("law", "gradient", "one of ('loss', 'alignment', 'range_test', 'bandit')"),
-    ("law", None, "one of ('loss', 'alignment', 'range_test', 'bandit')"),
+    ("law", "gradient", "one of ('loss', 'alignment', 'range_test', 'bandit', 'distilled')"),
+    ("law", None, "one of ('loss', 'alignment', 'range_test', 'bandit', 'distilled')"),
     ("snapshot", "cpu", "one of (None, 'host', 'device')"),
+    *[("cooldown_shape", x, "one of ('linear', '1-sqrt')") for x in ("sqrt", None, 0.5)],
     *[("noise_target", x, "one of ('gradient', 'parameter')") for x in ("weights", None, "grad")],
     *[("every", x, "from 1 to 2**53, or None for epoch-wise control") for x in (0, -1)],
     *[(name, x, "in (0, 1]") for name in BETAS for x in (0, -0.1, 1.0000001, NAN, INF)],
@@ -83,6 +83,10 @@ OUT_OF_RANGE: list[tuple[str, Any, str]] = [
     ],
     *[("cooldown", x, "a share of the horizon, in [0, 1)") for x in (-0.1, 1.0, 1.1, NAN, INF)],
     *[("acquire_from", x, "finite and > 0") for x in (0.0, -1e-3, INF, NAN)],
+    *[
+        ("reuse", x, "(minibatches, epochs), each from 1, and 2**53 updates")
+        for x in ((0, 4), (4, 0), (4, -1), (2**27, 2**27))
+    ],
 ]
 
 
@@ -93,6 +97,7 @@ OF_ANOTHER_TYPE: list[tuple[str, Any, str]] = [
     *[(name, None, "a number") for name in (*BETAS, *GAINS, "spike_clip")],
     *[("every", x, WHOLE) for x in (2.5, True, "10", NAN)],
     *[("horizon", x, WHOLE.replace(" or", ", 'auto' or")) for x in (2.5, True, "10", NAN)],
+    *[("reuse", x, "two whole numbers, (minibatches, epochs)") for x in (4, 0.5, (4,), (4, 4, 4))],
     *[
         (name, x, "a pair of numbers")
         for name in PAIRS
@@ -144,7 +149,7 @@ def test_a_change_that_is_refused_leaves_the_record() -> None:
     assert control == Control(every=20, lr_bounds=(1e-5, 1e-2))
 
 
-@pytest.mark.parametrize(("name", "value"), [("horizon", 100), ("acquire_from", 1e-5)])
+@pytest.mark.parametrize(("name", "value"), [("acquire_from", 1e-5), ("reuse", (4, 4))])
 def test_the_law_of_losses_has_no_use_for_what_is_the_alignment_laws(name: str, value: Any) -> None:
     message = (
         f"Control.{name} is the alignment law's, got {value!r} beside law='loss': use "
@@ -175,7 +180,8 @@ def test_the_law_of_losses_has_no_use_for_what_is_the_alignment_laws(name: str, 
         *[{"law": "alignment", "horizon": x} for x in (1, 2**53, None)],
         *[{"law": "alignment", "horizon": 10, "cooldown": x} for x in (0, 0.0, 0.5, 0.99)],
         {"law": "alignment", "acquire_from": 1e-300},
-        # As harmless beside the law of losses as any default.
+        *[{"law": law, "horizon": 10, "cooldown_shape": "1-sqrt"} for law in ("loss", "bandit")],
+        # As harmless without a horizon as any default.
         {"law": "loss", "cooldown": 0.2},
     ],
     ids=str,
@@ -202,11 +208,14 @@ def test_defaults_are_the_contract() -> None:
         "law": "loss",
         "horizon": None,
         "cooldown": 0.4,
+        "cooldown_shape": "linear",
         "acquire_from": None,
+        "reuse": None,
         "snapshot": None,
         "arms": None,
         "window": None,
         "discount": None,
+        "weights": None,
         "lr_bounds": None,
         "momentum_bounds": None,
         "noise_bounds": (0.0, 0.1),
@@ -420,6 +429,8 @@ FROZEN = dataclasses.asdict(Control.frozen())
         *((Control(**(FROZEN | {name: 0.01})), False, False, False) for name in GAINS),
         (Control(law="alignment"), False, False, True),
         # No gain is above 0, yet α is to move, and nobody need tell it a loss.
+        (Control(**(FROZEN | {"mode": "replace", "horizon": 9})), False, True, True),
+        (Control(**(FROZEN | {"horizon": 9})), True, True, True),
         (Control.range_test(), False, True, True),
         (Control.find_lr(), False, True, True),
     ],

@@ -361,7 +361,7 @@ def test_adopt_refuses(change: Callable[[Tensor], Any], message: str) -> None:
     for loss in (3.0, 2.0):
         driver.step(loss)
     before = driver.everything()
-    expected = r"'adaptive_state' must be a float64 tensor of 97 numbers whose first is 7, "
+    expected = r"'adaptive_state' must be a float64 tensor of 101 numbers whose first is 7, "
     with pytest.raises(ValueError, match=f"^{expected}{message}.*nothing was changed$"):
         driver.controller.adopt(change(Controller(Control(), LR, MOMENTUM).memory))
     assert_bits(driver.everything(), before)
@@ -375,7 +375,8 @@ def test_adopt_refuses(change: Callable[[Tensor], Any], message: str) -> None:
 def test_state_starts_as_the_law_does(
     law: Any, mode: Any, momentum: float, noise_bounds: Any
 ) -> None:
-    control = Control(law=law, mode=mode, noise_bounds=noise_bounds)
+    told: Any = {"horizon": 100} if law == "distilled" else {}
+    control = Control(law=law, mode=mode, noise_bounds=noise_bounds, **told)
     controller = Controller(control, 0.3, momentum, seed=2**64 - 2)
     # All but the flags of the step in progress is what checkpoints keep.
     assert (controller.state.shape, controller.memory.shape) == ((len(SLOT),), (MEMORY_SIZE,))
@@ -434,11 +435,11 @@ def test_opcheck(operator: str, arguments: Callable[[Driver], tuple[Any, ...]]) 
 FLOATS: dict[str, Any] = {"dtype": torch.float64}
 IN_ADVANCE = "state numbers inbox trace groups effective rows found_inf".split()
 WRONG: list[tuple[str, Any, str]] = [
-    ("state", torch.zeros(91, **FLOATS), "state must hold 99 numbers, got 91"),
-    ("state", torch.zeros(99), "state must be float64"),
-    ("numbers", torch.zeros(7, **FLOATS), "numbers must hold at least 1 records of 116"),
+    ("state", torch.zeros(101, **FLOATS), "state must hold 103 numbers, got 101"),
+    ("state", torch.zeros(103), "state must be float64"),
+    ("numbers", torch.zeros(7, **FLOATS), "numbers must hold at least 1 records of 119"),
     ("inbox", torch.zeros(4), "inbox must be float64"),
-    ("trace", torch.zeros(23, **FLOATS), "trace must hold at least 2 records of 23"),
+    ("trace", torch.zeros(20, **FLOATS), "trace must hold at least 2 records of 26"),
     ("groups", torch.zeros(2, 4, **FLOATS), "groups must hold at least 1 records of 5"),
     ("effective", torch.zeros(1, 2, **FLOATS), "effective must hold at least 3 records of 2"),
     ("rows", [torch.zeros(1, 12, dtype=torch.int64)], r"rows must be of shape \[tensors, 14\]"),

@@ -91,6 +91,15 @@ def choose_arms(rank: int, size: int) -> tuple[bytes, dict[str, float]]:
     return memory_of(optimizer), optimizer.knobs()
 
 
+def ask_the_network(rank: int, size: int) -> tuple[bytes, dict[str, float]]:
+    """Losses of one's own, as above; the sums of gradients are each rank's whole."""
+    optimizer = make(Control.distilled(STEPS))
+    for step in range(STEPS):
+        bad = [math.nan] if (rank, step) == (1, 10) else []
+        take_step(optimizer, *losses_of(rank, step), *bad)
+    return memory_of(optimizer), optimizer.knobs()
+
+
 def average_rewards(rank: int, size: int) -> tuple[bytes, dict[str, float]]:
     """Rewards arrive on some ranks, at some steps, at some of the micro-batches."""
     optimizer = make(Control(every=1, reward="given"))
@@ -315,6 +324,14 @@ def test_all_ranks_choose_the_same_arms(crew: Crew) -> None:
     knobs = results[0][1]
     assert knobs["arm_draws"] == 1 + (STEPS - 1) // 3
     assert min(knobs["arm_count0"], knobs["arm_count1"]) > 0
+    assert knobs["nonfinite"] == 1
+
+
+def test_all_ranks_ask_the_network_alike(crew: Crew) -> None:
+    results = crew.run(2, ask_the_network)
+    assert same(results)
+    knobs = results[0][1]
+    assert knobs["move_lr"] != 0
     assert knobs["nonfinite"] == 1
 
 

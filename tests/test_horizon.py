@@ -17,7 +17,12 @@ from adaptiverl import AdaptiveAdamW, AdaptiveLion, AdaptiveSGD, Control
 
 SGD = partial(AdaptiveSGD, momentum=0.9)
 KINDS = [AdaptiveAdamW, SGD, AdaptiveLion]
-MAKERS = [Control.find_lr, Control.range_test]
+MAKERS = [
+    Control.find_lr,
+    Control.range_test,
+    lambda horizon: Control(horizon=horizon),
+    lambda horizon: Control(law="bandit", horizon=horizon),
+]
 SHORT = pytest.mark.filterwarnings("ignore:.*leaves the search for a learning rate")
 T = 20
 

@@ -332,6 +332,46 @@ def test_replay_refuses(
         replay(losses, control, lr=1e-3, rewards=rewards)
 
 
+# --- With a horizon ---------------------------------------------------------------------------
+
+
+@both
+@pytest.mark.parametrize("law", ["loss", "bandit"])
+@pytest.mark.parametrize(
+    ("arguments", "left"),
+    [
+        # T = 100: 1 − p, or 1 − √p, with p = (t − 60)/40 from 60 on.
+        ({}, {59: 1.0, 60: 1.0, 61: 0.975, 80: 0.5, 99: 0.025, 100: 0.0, 120: 0.0}),
+        ({"cooldown_shape": "1-sqrt"}, {60: 1.0, 70: 0.5, 96: 1 - 0.9**0.5, 100: 0.0, 120: 0.0}),
+        # A scheduler anneals; losses rest all the same.
+        ({"mode": "modulate"}, {1: 1.0, 61: 1.0, 100: 1.0, 120: 1.0}),
+    ],
+    ids=str,
+)
+def test_losses_steer_until_the_cooldown_which_only_a_lost_loss_lowers(
+    twin: str, law: Any, arguments: dict[str, Any], left: dict[int, float]
+) -> None:
+    control = Control(every=1, gain_lr_reward=0.01, horizon=100, **arguments)
+    if law == "bandit":
+        control = Control.bandit([control], window=7)
+    falling = [9.0 - 0.05 * t for t in range(120)]
+    falling[89] = NAN
+    states = course(twin, control, observed(falling))
+    unsaid = course(twin, replace(control, horizon=None), observed(falling))
+    rates = [state.log_lr for state in states]
+    assert rates[:59] == [state.log_lr for state in unsaid[:59]]
+    assert rates[0] < rates[58] < unsaid[-1].log_lr
+    assert set(rates[59:89]) == {rates[58]}
+    # The reflex, 0.01 + 0.05, and again nothing.
+    assert_close(rates[89], rates[58] - 0.06, "law")
+    assert set(rates[89:]) == {rates[89]}
+    # The other knobs keep their laws.
+    assert states[-1].logit_momentum == unsaid[-1].logit_momentum > states[58].logit_momentum
+    for t, share in left.items():
+        assert_close(states[t - 1].anneal, share, "law")
+        assert_close(states[t - 1].lr, share * math.exp(rates[t - 1]), "law")
+
+
 # --- Against the oracle -----------------------------------------------------------------------
 
 
@@ -384,6 +424,9 @@ SWEEP: list[dict[str, Any]] = [
     },
     {"every": 1, "noise_bounds": (0.0, 0.0), "spike_clip": 2.0, "momentum_bounds": (0.8, 0.95)},
     {"every": 3, "noise_floor": 0.02, "plateau_variance": (0.5, 0.4), "beta_variance": 0.01},
+    {"every": 7, "horizon": 2400, "cooldown": 0.3},
+    {"every": 3, "horizon": 2300, "reward": "given", "cooldown_shape": "1-sqrt"},
+    {"every": None, "mode": "modulate", "horizon": 2000},
 ]
 
 
@@ -437,6 +480,8 @@ MUTANTS: dict[str, Callable[..., Any]] = {
     "next_logit_momentum": lambda x, r, w, c: x + c.gain_momentum_reward * r,
     "next_log_noise": lambda x, p, i, c: x + c.gain_noise_plateau * p,
     "sigmoid": lambda x: 1 / (1 + math.exp(-1.001 * x)),
+    "annealing": lambda step, control: 1.0,
+    "is_cooling": lambda state, control: False,
 }
 
 
@@ -444,12 +489,13 @@ MUTANTS: dict[str, Callable[..., Any]] = {
 def test_the_sweep_sees_a_mutant(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """An error in any one equation makes both comparisons above raise."""
     losses = [x for x in loss_stream(400, seed=11) if not abs(x) > 1e9]
-    control = Control(every=1)
-    compared({"every": 1}, losses)
+    arguments = {"every": 1, "horizon": 380, "cooldown_shape": "1-sqrt"}
+    control = Control(**arguments)  # type: ignore[arg-type]
+    compared(arguments, losses)
     compiled = course("compiled", control, observed(losses))
     break_law(monkeypatch, name, MUTANTS[name])
     with pytest.raises(AssertionError, match="law: "):
-        compared({"every": 1}, losses)
+        compared(arguments, losses)
     with pytest.raises(AssertionError, match="Arrays are not equal"):
         assert_equal(compiled, course("python", control, observed(losses)))
 

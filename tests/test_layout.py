@@ -19,10 +19,13 @@ ROOT = Path(__file__).parent.parent
 # "operators" the compiled module. Names that only a type checker reads are no imports.
 FLOORS: tuple[set[str], ...] = (
     {"version", "kernels", "operators", "arguments"},
-    {"arms", "control", "fields", "kinds", "layout", "limits", "terms", "devices"},
+    {"arms", "control", "fields", "kinds", "layout", "limits", "terms", "devices", "weights"},
     {"law"},
     {"observations", "decision", "trace", "migrations", "controller"},
-    {"algorithms", "announcements", "backends", "codecs", "distributed", "log", "ranks", "step"},
+    {
+        *("algorithms", "announcements", "backends", "codecs", "decay", "distributed", "log"),
+        *("ranks", "step"),
+    },
     {
         "soundness",
         "checkpoint",
@@ -43,13 +46,15 @@ TOOLS: dict[str, set[str]] = {
     "plots": set(),
     "replay": {"control", "law", "layout", "limits", "plots"},
     "probing": {"control", "plots", "steering"},
-    "__main__": {"probing", "replay"},
+    "hindsight": {"arguments", "control", "law", "layout", "operators", "weights"},
+    "__main__": {"hindsight", "probing", "replay"},
 }
 # What a room may import from outside, where that is not torch; the standard library may all use.
 OUTSIDE: dict[str, set[str]] = {
     "algorithms": set(),
     "arms": set(),
     "control": set(),
+    "decay": set(),
     "fields": set(),
     "kinds": set(),
     "layout": set(),
@@ -57,6 +62,7 @@ OUTSIDE: dict[str, set[str]] = {
     "limits": set(),
     "terms": set(),
     "version": set(),
+    "weights": set(),
     "plots": {"matplotlib"},
     "replay": set(),
     # What an event file holds, and what protobuf raises where it is damaged.
@@ -194,7 +200,7 @@ def test_imports_go_down(module: str) -> None:
 @pytest.mark.parametrize("module", sorted(m for m in FILES if m.startswith("law.")))
 def test_the_law_reads_control_numbers_and_no_control(module: str) -> None:
     reads_control = {
-        "law.numbers": {"arms", "control", "limits", "terms"},
+        "law.numbers": {"arms", "control", "limits", "terms", "weights"},
         "law.replay": {"control"},
     }.get(module, set())
     assert rooms(imported(TREES[module])) <= {"law", "layout"} | reads_control

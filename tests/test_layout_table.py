@@ -61,6 +61,7 @@ def test_control_numbers_are_packed_by_name() -> None:
         law="range_test",
         horizon=8000,
         cooldown=0.25,
+        cooldown_shape="1-sqrt",
         acquire_from=4e-4,
     )
     names = members((CSRC / "layout.h").read_text(), "ControlNumbers")
@@ -96,8 +97,9 @@ def test_control_numbers_are_packed_by_name() -> None:
     row = Controller(given, LR, MOMENTUM).numbers.tolist()
     assert row[len(names) :] == [0.0] * (CONTROL_SIZE - len(names))  # arms, which it has none of
     found = dict(zip(names, row, strict=False))
-    of_bandit = ("window", "discount", "arms_key", "arm_count")
-    assert [found.pop(name) for name in of_bandit] == [0.0] * 4
+    others = ("window", "discount", "arms_key", "arm_count", "weight_count", "hidden0", "hidden1")
+    assert [found.pop(name) for name in others] == [0.0] * 7
+    assert found.pop("cooldown_shape") == 1.0
     assert found == expected
     # No two alike, so that none can stand in another's place.
     assert len(set(expected.values())) == len(expected)
@@ -188,7 +190,7 @@ def test_twins_have_the_same_constants_and_the_same_functions_in_the_same_order(
     # kOvershootSize is OVERSHOOT_SIZE.
     numbers = {re.sub(r"\B([A-Z])", r"_\1", n).upper(): float(x) for n, x in found.items()}
     ours = {n: x for n, x in vars(module).items() if n.isupper() and isinstance(x, float)}
-    imported = {name for name in ours if name.startswith("REWARD_")}
+    imported = {name for name in ours if name.startswith(("REWARD_", "COOLDOWN_"))}
     assert numbers == {name: x for name, x in ours.items() if name not in imported}
     python = re.findall(r"^def (\w+)", path.read_text(), re.M)
     compiled = re.findall(r"^ *ADAPTIVERL_BOTH (?:static )?[\w&]+ (\w+)\(", text, re.M)

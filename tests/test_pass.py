@@ -102,6 +102,10 @@ BY_HAND: dict[str, tuple[Case, list[float], list[float], tuple[float, ...], floa
     "sgd, decoupled": (SGD, [9, 9, 0, DECOUPLED, 0.2], [0.1, 0.9], (0.93, 0.8164), 0.95),
     # c = 0.05 > 0, m = 0.1; c = 0.14 > 0, m = 0.18: two steps of 0.1 beside the decay of 0.02.
     "lion": (LION, [9, 9, 0.8, 0, 0.2], [0.1, 0.9], (0.88, 0.7624), 0.18),
+    # Independent, with a group's rate of 0.2: 0.2·0.375·0.4 = 0.03 of p, whatever lr is.
+    "adamw, independent": (ADAMW, [0.2, 9, 0, 0, -0.4], [0.1, 0.9], (0.87, 0.7439), 0.095),
+    "sgd, independent": (SGD, [0.2, 9, 0, DECOUPLED, -0.4], [0.1, 0.9], (0.92, 0.7974), 0.95),
+    "lion, independent": (LION, [0.2, 9, 0.8, 0, -0.4], [0.1, 0.9], (0.87, 0.7439), 0.18),
 }
 
 
@@ -236,7 +240,9 @@ MUTANTS: dict[str, tuple[str, ModuleType, str, str]] = {
     "noise without the rate": (ON_P, reference, "square, lr)", "square, None)"),
     "noise scaled as the gradient": (ON_P, reference, "square, lr)", "square, gradient_scale)"),
     "noise of the other sign": (ON_P, reference, "p = p + _noise(", "p = p - _noise("),
-    "no decay": ("adamw", elements, "1 - row.lr * row.weight_decay", "1 - row.lr * 0"),
+    "no decay": ("adamw", elements, "decay=1 - row.decay_share", "decay=1 + 0 * row.lr"),
+    "independent decay by the rate": ("adamw", elements, "own_lr * anneal", "lr"),
+    "independent decay not annealed": ("adamw", elements, "own_lr * anneal", "own_lr"),
     "no maximum": ("adamw", elements, "torch.maximum(max_exp_avg_sq, v)", "v"),
     "no second correction": ("adamw", elements, "/ s.bias2_sqrt + s.eps", "+ s.eps"),
     "no eps": ("adamw", elements, "/ s.bias2_sqrt + s.eps", "/ s.bias2_sqrt"),
@@ -244,8 +250,8 @@ MUTANTS: dict[str, tuple[str, ModuleType, str, str]] = {
     "lion's decay without the rate": (
         "lion",
         elements,
-        "decay=1 - row.lr * row.weight_decay,\n            lr=row.lr",
-        "decay=1 - row.weight_decay,\n            lr=row.lr",
+        "decay=1 - row.decay_share,\n            lr=row.lr",
+        "decay=1 - row.decay_share / row.lr,\n            lr=row.lr",
     ),
     "the new moment's sign": (
         "lion",
@@ -260,8 +266,8 @@ MUTANTS: dict[str, tuple[str, ModuleType, str, str]] = {
     "decoupled without the rate": (
         "sgd",
         elements,
-        "torch.where(decoupled, 1 - row.lr * row.weight_decay, 1)",
-        "torch.where(decoupled, 1 - row.weight_decay, 1)",
+        "torch.where(decoupled, 1 - row.decay_share, 1)",
+        "torch.where(decoupled, 1 - row.decay_share / row.lr, 1)",
     ),
 }
 
@@ -282,6 +288,7 @@ def test_the_comparison_sees_a_mutant(name: str, monkeypatch: pytest.MonkeyPatch
         monkeypatch.setattr(normals, "normals", mutant.normals)
     else:
         monkeypatch.setattr(reference, "ELEMENTS", mutant.ELEMENTS)
+        monkeypatch.setattr(reference, "decay_share", mutant.decay_share)
     target = "parameter" if of == ON_P else "gradient"
     for case in CASES.values():
         if of not in (ANY, ON_P, case.name):

@@ -118,6 +118,7 @@ COURSES = {
         replace(Control.epochwise(), law="bandit", window=3, reward="given"),
         observed(loss_stream(100, 7), reward_stream(100, 7)),
     ),
+    "distilled": (Control.distilled(400), alignment_stream(400, 150, 8)),
     "modulate": (Control(mode="modulate"), observed(loss_stream(100, 5))),
 }
 

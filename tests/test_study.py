@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_bench_tables import is_a as first_two
 from test_bench_tables import rows_of
 
 from bench.figures import tables
@@ -119,7 +120,7 @@ def rows_for(search: float, prodigy: float, **more: Any) -> list[Row]:
     ],
 )
 def test_verdicts_by_hand(search: float, prodigy: float, expected: str) -> None:
-    lines = verdicts(tables(rows_for(search, prodigy)))
+    lines = verdicts(tables(rows_for(search, prodigy), first_two))
     marks = {"**holds**": "holds", "**does not hold**": "misses", "**it did fail**": "failed"}
     found = [next((v for k, v in marks.items() if k in line), "not") for line in lines]
     assert found == expected.split()
@@ -127,8 +128,11 @@ def test_verdicts_by_hand(search: float, prodigy: float, expected: str) -> None:
 
 def test_a_difference_within_two_errors_is_a_tie() -> None:
     rows = rows_for(0.99, 1.0)
-    assert "**does not hold**" in verdicts(tables(rows))[1]
-    assert "lack the cosine" in verdicts(tables([r for r in rows if r.method != "cosine"]))[0]
+    assert "**does not hold**" in verdicts(tables(rows, first_two))[1]
+    assert (
+        "lack the cosine"
+        in verdicts(tables([r for r in rows if r.method != "cosine"], first_two))[0]
+    )
 
 
 def update(step: int, lr: float, reward: float, loss: float) -> Update:

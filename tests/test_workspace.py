@@ -123,6 +123,20 @@ def test_a_bandit_chooses_within_a_graph(arms: list[Control] | None) -> None:
     assert_same_bits(*ends)
 
 
+def test_the_network_is_asked_within_a_graph() -> None:
+    ends = []
+    for graphed in (False, True):
+        run = Run(control=Control.distilled(60))
+        run.step()
+        step = run.capture().replay if graphed else run.step
+        for n in range(45):
+            run.loss.fill_(3.0 - 0.05 * n + (n % 3) / 4)
+            step()
+        ends.append(run.end())
+        assert run.optimizer.knobs()["move_lr"] != 0
+    assert_same_bits(*ends)
+
+
 # Lifetimes
 
 

@@ -69,7 +69,7 @@ def tell_horizon(optimizer: Steered, steps: float) -> None:
 
 
 def check_horizon(control: Control, steps: float, named: str) -> None:
-    """The alignment law's horizon is as long as the run.
+    """A control's horizon is as long as the run.
 
     Args:
         control: The optimizer's.
@@ -82,7 +82,8 @@ def check_horizon(control: Control, steps: float, named: str) -> None:
         return
     if control.mode == "modulate":  # A scheduler anneals, and the horizon ends the search alone.
         ends = (1 - control.cooldown) * horizon
-        what = f"the search for the factor lasts until step {ends:.0f} at most"
+        until = "the search for the factor lasts" if control.finds_lr else "losses steer the factor"
+        what = f"{until} until step {ends:.0f} at most"
     elif horizon < steps:
         what = f"the last {steps - horizon:.0f} steps train nothing"
     else:

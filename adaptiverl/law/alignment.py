@@ -9,6 +9,7 @@ import math
 
 from adaptiverl.law.arithmetic import clip, ema, ratio
 from adaptiverl.law.base import Law
+from adaptiverl.law.cooldown import annealing, is_cooling
 from adaptiverl.law.knobs import bounded_log_lr
 from adaptiverl.layout import ControlNumbers, State
 
@@ -117,22 +118,26 @@ def acquire(state: State, control: ControlNumbers, score: float) -> None:
     state.log_lr = bounded_log_lr(log_lr, state.log_lr, control)
 
 
-def annealing(step: float, control: ControlNumbers) -> float:
-    """min(1, (T − t)/(cooldown·T)), not below 0; 1 where the controller does not anneal."""
-    if control.annealed_over == 0:
-        return 1.0
-    left = (control.horizon - step) / control.annealed_over
-    return clip(left, 0.0, 1.0)
+def skip_reused(state: State, control: ControlNumbers) -> None:
+    """Nothing is read of a gradient whose samples an update was made of before.
+
+    The pending sums are of the step before (method.md#data-reuse).
+    """
+    if control.reused_for > 0:
+        made = math.fmod(state.step - 2, control.reused_for)
+        if made >= control.fresh_for:
+            state.aligned_pending = 0.0
 
 
 def sense(state: State, control: ControlNumbers) -> bool:
     """α of one step: search, hold, anneal (method.md#cooldown)."""
+    skip_reused(state, control)
     score = sense_alignment(state)
     if state.held == 0 and score is not None:
         acquire(state, control, score)
     else:
         state.log_lr = bounded_log_lr(state.log_lr, state.log_lr, control)
-    if state.held == 0 and state.step >= control.hold_by:
+    if state.held == 0 and is_cooling(state, control):
         hold(state, control)
     state.anneal = annealing(state.step, control)
     return True

@@ -5,6 +5,7 @@ from __future__ import annotations
 from adaptiverl.law.alignment import sense_alignment
 from adaptiverl.law.arithmetic import clip
 from adaptiverl.law.base import Law
+from adaptiverl.law.cooldown import annealing, is_cooling
 from adaptiverl.law.knobs import bounded_log_lr
 from adaptiverl.layout import ControlNumbers, State
 
@@ -22,19 +23,18 @@ def next_log_lr(
 
 
 def sense(state: State, control: ControlNumbers) -> bool:
-    """Nothing but losses; what is left of a run that another law annealed is taken back.
-
-    Where the pass's sums are taken they are sensed as well, for who looks.
-    """
+    """The cooldown; where the pass's sums are taken they are sensed as well, for who looks."""
     sense_alignment(state)
-    if state.anneal == 1:
-        return False
-    state.anneal = 1.0
-    return True
+    anneal = annealing(state.step, control)
+    moved = anneal != state.anneal
+    state.anneal = anneal
+    return moved
 
 
 def act(state: State, control: ControlNumbers, reward_direction: float, worsening: float) -> None:
-    """α's part of an update."""
+    """α's part of an update; in the cooldown the regression reflex alone moves it."""
+    if is_cooling(state, control) and state.nonfinite_pending == 0:
+        reward_direction, worsening = 0.0, 0.0
     state.log_lr = next_log_lr(state.log_lr, reward_direction, worsening, control)
 
 

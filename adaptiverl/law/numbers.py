@@ -10,9 +10,18 @@ from typing import Any
 from adaptiverl.arms import DISCOUNT, Arm, key_of, window_of
 from adaptiverl.control import Control
 from adaptiverl.law.arithmetic import logit
-from adaptiverl.layout import ARMS, LAWS, REWARD_SOURCES, ArmNumbers, ControlNumbers, names
+from adaptiverl.layout import (
+    ARMS,
+    COOLDOWN_SHAPES,
+    LAWS,
+    REWARD_SOURCES,
+    ArmNumbers,
+    ControlNumbers,
+    names,
+)
 from adaptiverl.limits import Limits
 from adaptiverl.terms import NOMINAL_HORIZON, search_within
+from adaptiverl.weights import Weights
 
 UNANNEALED_SHARE = 0.5
 """Of the rate that would be held, what is held where nobody anneals: the noise of the batches then
@@ -32,6 +41,8 @@ CONTROL_SIZE = len(OWN) + ARMS * ARM_SIZE
 
 def numbers_of(control: Control, limits: Limits) -> ControlNumbers:
     """Every number by its name; `layout.ControlNumbers` says what each is."""
+    minibatches, epochs = control.reuse or (0, 0)
+    minibatches, epochs = control.reuse or (0, 0)
     trend_center, trend_slope = control.plateau_trend
     variance_center, variance_slope = control.plateau_variance
     noisy = limits.noise_max > 0
@@ -76,7 +87,11 @@ def numbers_of(control: Control, limits: Limits) -> ControlNumbers:
         log_ramp_floor=math.log(limits.lr_floor),
         search_within=float(search_within(control.known_horizon, control.cooldown)),
         warm_up=warm_up(control),
+        cooldown_shape=COOLDOWN_SHAPES[control.cooldown_shape],
+        reused_for=float(minibatches * epochs if epochs > 1 else 0),
+        fresh_for=float(minibatches),
         **(_of_bandit(control) if control.arms else {}),
+        **(_of_distilled(control.weights) if isinstance(control.weights, Weights) else {}),
     )
 
 
@@ -88,6 +103,16 @@ def _of_bandit(control: Control) -> dict[str, Any]:
         "arms_key": float(key_of(control)),
         "arm_count": float(len(arms)),
         "arms": arms,
+    }
+
+
+def _of_distilled(weights: Weights) -> dict[str, Any]:
+    first, second = (*weights.hidden, 0, 0)[:2]
+    return {
+        "weight_count": float(len(weights.numbers)),
+        "hidden0": float(first),
+        "hidden1": float(second),
+        "weights": weights.numbers,
     }
 
 
@@ -107,11 +132,13 @@ def arm_numbers(arm: Arm) -> ArmNumbers:
 
 
 def packed(control: ControlNumbers) -> list[float]:
-    """The row that C++ reads, of `CONTROL_SIZE` numbers."""
+    """The row that C++ reads: `CONTROL_SIZE` numbers, or, with weights behind, a multiple."""
     row = [getattr(control, name) for name in OWN]
     for arm in control.arms:
         row += astuple(arm)
-    return row + [0.0] * (CONTROL_SIZE - len(row))
+    row += [0.0] * (CONTROL_SIZE - len(row))
+    row += control.weights
+    return row + [0.0] * (-len(row) % CONTROL_SIZE)
 
 
 def unpacked(row: Sequence[float]) -> ControlNumbers:
@@ -119,6 +146,7 @@ def unpacked(row: Sequence[float]) -> ControlNumbers:
     control = ControlNumbers(**dict(zip(OWN, row, strict=False)))  # type: ignore[arg-type]
     starts = [len(OWN) + arm * ARM_SIZE for arm in range(int(control.arm_count))]
     control.arms = tuple(ArmNumbers(*row[start : start + ARM_SIZE]) for start in starts)
+    control.weights = tuple(row[CONTROL_SIZE : CONTROL_SIZE + int(control.weight_count)])
     return control
 
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 import math
 
 from adaptiverl.law import alignment, sensors
-from adaptiverl.law.alignment import annealing, next_overshoot
+from adaptiverl.law.alignment import next_overshoot
 from adaptiverl.law.arithmetic import clip, ema, ratio
 from adaptiverl.law.base import Law
+from adaptiverl.law.cooldown import annealing, is_cooling
 from adaptiverl.law.knobs import bounded_log_lr
 from adaptiverl.layout import ControlNumbers, State
 
@@ -205,7 +206,7 @@ def end(state: State, control: ControlNumbers) -> None:
 
 def search(state: State, control: ControlNumbers, score: float | None) -> None:
     """One step of the search: up the ramp, until it is sure that updates overshoot."""
-    late = state.step >= control.hold_by
+    late = is_cooling(state, control)
     if state.searching == 0:
         if control.search_within == 0 or late:
             state.held = 1.0

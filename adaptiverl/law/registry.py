@@ -5,6 +5,7 @@ from __future__ import annotations
 from adaptiverl.law.alignment import ALIGNMENT
 from adaptiverl.law.bandit import BANDIT
 from adaptiverl.law.base import Law
+from adaptiverl.law.distilled import DISTILLED
 from adaptiverl.law.loss import LOSS
 from adaptiverl.law.range_test import RANGE_TEST
 from adaptiverl.layout import LAWS
@@ -14,6 +15,7 @@ BY_NUMBER: dict[float, Law] = {
     LAWS["alignment"]: ALIGNMENT,
     LAWS["range_test"]: RANGE_TEST,
     LAWS["bandit"]: BANDIT,
+    LAWS["distilled"]: DISTILLED,
 }
 
 

@@ -97,6 +97,11 @@ def _parser() -> argparse.ArgumentParser:
         help="run a training script until a range test has found its learning rate",
         add_help=False,  # `probing` has it, who reads the rest of the line
     )
+    commands.add_parser(
+        "hindsight",
+        help="work out the best schedule of a small training, offline",
+        add_help=False,
+    )
     command.add_argument(
         "file",
         metavar="FILE",

@@ -156,7 +156,8 @@ class Steering(Around):
         numbers = [float(x) for x in numbers_of(groups[0])]
         loaded = loaded_memory(groups[0], self._controller)
         arms, sums = len(self._control.arms or ()), self._control.reads_sums
-        return readings(*self._controller.in_effect(numbers, loaded), arms, sums)
+        learned = self._control.terms.learned
+        return readings(*self._controller.in_effect(numbers, loaded), arms, sums, learned)
 
     def found(self) -> Found | None:
         """What a search has found; None while it goes on. Waits for the device.

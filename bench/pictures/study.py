@@ -97,9 +97,7 @@ def _curves(every: Sequence[Table], path: Path) -> None:
 
 def _curve(axes: Axes, table: Table, name: str) -> list[float]:
     """Draw it, and give the middle line's losses after the first tenth of the run."""
-    rate = table.start(Series(name), min)
-    runs = [] if rate is None else list(table.line(Series(name))[rate].runs.values())
-    lines = [heights(row) for row in runs if row.curve]
+    lines = [heights(row) for row in table.runs_from(Series(name), min) if row.curve]
     if not lines or len(set(map(len, lines))) > 1:
         return []
     steps = [table.steps * look / (len(lines[0]) - 1) for look in range(len(lines[0]))]

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bench.rl.environments import TASKS, Task
 from bench.rl.learners import EPSILON, Adam
-from bench.rl.ppo import EPOCHS, MINIBATCHES, PER_ROLLOUT, UPDATES, Run, Training, loss
+from bench.rl.ppo import MINIBATCHES, PER_ROLLOUT, Run, Training, loss
 from bench.rl.rollout import COPIES, Samples, Worlds
 
 RATES = (2.5e-5, 2.5e-4, 2.5e-3, 2.5e-2)
@@ -48,15 +48,14 @@ class Watched(Training):
         lived = self.worlds.roll_out()
         self.new_returns()
         mine, others = lived.taken(self.mine), lived.taken(self.others)
-        for _ in range(EPOCHS):
+        for _ in range(self.task.epochs):
             order = self.worlds.drawn(PER_ROLLOUT).argsort(1)
             for numbers in order.chunk(MINIBATCHES, 1):
                 self.compare(mine.taken(numbers), others.taken(numbers))
                 self.update(mine.taken(numbers))
 
     def compare(self, mine: Samples, others: Samples) -> None:
-        directions = [direction for _, learner in self.learners for direction in [learner]]
-        optimizers = [learner.optimizer for learner in directions]  # type: ignore[attr-defined]
+        optimizers = [learner.optimizer for _, learner in self.learners]  # type: ignore[attr-defined]
         states = [[o.state[p] for p in o.param_groups[0]["params"]] for o in optimizers]
         if not states[0][0]:
             return
@@ -66,7 +65,8 @@ class Watched(Training):
         ]
         parameters, split = self.agents.parameters, len(self.agents.actor)
         for batch, kept in ((mine, self.reused), (others, self.fresh)):
-            gradients = torch.autograd.grad(loss(self.agents, batch)[0].sum(), parameters)
+            losses, _ = loss(self.agents, batch, self.task.value_clip)
+            gradients = torch.autograd.grad(losses.sum(), parameters)
             sums = torch.stack([_sums(g, u) for g, u in zip(gradients, last, strict=True)])
             actor, critic = sums[:split].sum(0), sums[split:].sum(0)
             parts = torch.stack([actor + critic, actor, critic])  # (parts, three sums, runs)
@@ -92,36 +92,34 @@ def main(arguments: Sequence[str]) -> None:
     runs = [Run(method, rate, seed) for rate in RATES for seed in seeds]
     watched = Watched(TASKS[given.task], runs, given.steps)
     watched.run()
-    print(f"{given.task}, {given.steps:,} steps, {given.seeds} seeds, mean h by epoch\n")
-    print("| rate | of | " + " | ".join(_headings()) + " | fresh over reused |")
-    print("| --- | --- |" + " ---: |" * (2 * EPOCHS + 3))
+    print(f"{given.task}, {given.steps:,} steps, {given.seeds} seeds: mean h\n")
+    print(f"| rate | of | {' | '.join(COLUMNS)} | critic's share of Σg² |")
+    print("| --- | --- |" + " ---: |" * (len(COLUMNS) + 1))
     for i, rate in enumerate(RATES):
         mine = slice(i * given.seeds, (i + 1) * given.seeds)
+        share = float(torch.stack(watched.share)[:, mine].mean())
         for j, part in enumerate(PARTS):
-            print(f"| {rate:g} | {part} | {' | '.join(_cells(watched, j, mine))} |", flush=True)
-        share = torch.stack(watched.share)[:, mine].mean()
-        print(
-            f"| {rate:g} | critic's share of Σg² | {float(share):.3f} |" + " |" * (2 * EPOCHS + 2)
-        )
+            cells = [f"{number:+.3f}" for number in _means(watched, j, mine)]
+            print(f"| {rate:g} | {part} | {' | '.join(cells)} | {share:.3f} |", flush=True)
 
 
-def _headings() -> list[str]:
-    return ["first update", *(f"{kind} {e + 1}" for kind in ("reused", "fresh") for e in range(4))]
+COLUMNS = (
+    "first epoch",
+    "the same, other samples",
+    "last epoch",
+    "the same, other samples",
+)
 
 
-def _cells(watched: Watched, part: int, mine: slice) -> list[str]:
-    first, means = 0.0, []
-    for kept in (watched.reused, watched.fresh):
-        # The first update had no other before it.
-        h = torch.stack([kept[0] * float("nan"), *kept])[:, part, mine].nan_to_num(nan=0.0)
-        by_update = h.view(-1, UPDATES, h.shape[1]).mean((0, 2))
-        means.append(by_update.view(EPOCHS, MINIBATCHES))
-        first = float(by_update[0]) if kept is watched.reused else first
-    reused, fresh = means
-    reused_later = reused.flatten()[1:].mean()
-    ratio = float(fresh.flatten()[1:].mean() / reused_later)
-    numbers = [first, *reused.mean(1).tolist(), *fresh.mean(1).tolist(), ratio]
-    return [f"{number:.3f}" for number in numbers]
+def _means(watched: Watched, part: int, mine: slice) -> list[float]:
+    numbers = []
+    for epoch in (0, watched.task.epochs - 1):
+        for kept in (watched.reused, watched.fresh):
+            # The first update had no other before it.
+            h = torch.stack([kept[0].new_zeros(kept[0].shape), *kept])[:, part, mine]
+            by_epoch = h.nan_to_num().view(-1, watched.task.epochs, MINIBATCHES * h.shape[1])
+            numbers.append(float(by_epoch[:, epoch].mean()))
+    return numbers
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ action is ignored, the reward is 0, and what is returned is the next episode's f
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,22 +24,29 @@ FASTEST = np.array([[4 * np.pi], [9 * np.pi]])  # of the two joints, in radians 
 
 
 class Task(NamedTuple):
-    """What gymnasium has under this name."""
+    """What is learnt, and how PPO goes about it."""
 
-    name: str
+    name: str  # gymnasium's, and perhaps what differs from CleanRL
     inputs: int  # numbers of an observation
     actions: int
     published: float  # mean return of CleanRL's PPO after 500,000 steps, and its spread
     spread: float
 
     start: float  # an episode's first state is drawn from ±this
+    epochs: int = 4  # how often each rollout is gone through
+    value_clip: float = 0.2
+    """How far a value may move from that in the rollout, before its loss is the clipped one"""
+
+    @property
+    def is_cart(self) -> bool:
+        return self.name.startswith("CartPole")
 
     def make(self, count: int) -> Any:
-        return CartPoleVectorEnv(count) if self.name == "CartPole-v1" else Acrobots(count)
+        return CartPoleVectorEnv(count) if self.is_cart else Acrobots(count)
 
     def observed(self, state: Floats) -> NDArray[np.float32]:
         """(4, environments) to (environments, numbers)."""
-        return (state.T if self.name == "CartPole-v1" else seen(state)).astype(np.float32)
+        return (state.T if self.is_cart else seen(state)).astype(np.float32)
 
 
 TASKS = {
@@ -46,6 +54,8 @@ TASKS = {
     for task in (
         Task("CartPole-v1", 4, 2, 490.0, 6.0, 0.05),
         Task("Acrobot-v1", 6, 3, -86.0, 1.0, 0.1),
+        # Stable-Baselines3's defaults: values are not clipped, and a rollout is used ten times.
+        Task("CartPole-v1-ten-epochs", 4, 2, 490.0, 6.0, 0.05, epochs=10, value_clip=math.inf),
     )
 }
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from adaptiverl import AdaptiveAdamW, Control
 
-UPDATES = 16  # of the parameters, from one rollout
 EPSILON = 1e-5  # Adam's, as in CleanRL
 
 Told = Literal["nothing", "loss", "return"]
@@ -38,13 +37,26 @@ class Learner(ABC):
         """What each run's next update would use."""
 
 
+class Length(NamedTuple):
+    """Of a run."""
+
+    rollouts: int
+    minibatches: int  # that a rollout is cut into
+    epochs: int  # times that it is gone through
+
+    @property
+    def updates(self) -> int:
+        """Of the parameters, in the whole run."""
+        return self.rollouts * self.minibatches * self.epochs
+
+
 @dataclass(frozen=True)
 class Method(ABC):
     name: str  # in the rows
     title: str  # for people
 
     @abstractmethod
-    def start(self, parameters: Sequence[Tensor], rate: float, rollouts: int) -> Learner:
+    def start(self, parameters: Sequence[Tensor], rate: float, length: Length) -> Learner:
         """The learner for stacked parameters (runs, …), all runs alike."""
 
 
@@ -81,8 +93,8 @@ class AdamLearner(Learner):
 class Adam(Method):
     anneals: bool = True
 
-    def start(self, parameters: Sequence[Tensor], rate: float, rollouts: int) -> Learner:
-        return AdamLearner(parameters, rate, rollouts, self.anneals)
+    def start(self, parameters: Sequence[Tensor], rate: float, length: Length) -> Learner:
+        return AdamLearner(parameters, rate, length.rollouts, self.anneals)
 
 
 class KlLearner(Learner):
@@ -115,8 +127,14 @@ class KlLearner(Learner):
 
 @dataclass(frozen=True)
 class KlAdaptive(Method):
-    def start(self, parameters: Sequence[Tensor], rate: float, rollouts: int) -> Learner:
+    def start(self, parameters: Sequence[Tensor], rate: float, length: Length) -> Learner:
         return KlLearner(parameters, rate)
+
+
+def groups_of(mine: list[nn.Parameter]) -> list[dict[str, list[nn.Parameter]]]:
+    """The actor's and the critic's, which come one after the other and have as many parameters."""
+    half = len(mine) // 2
+    return [{"params": mine[:half]}, {"params": mine[half:]}]
 
 
 def each(parameters: Sequence[Tensor]) -> Iterator[list[nn.Parameter]]:
@@ -145,7 +163,7 @@ class Steered(Learner):
         self.rolled = 0
         self.optimizers = [
             AdaptiveAdamW(
-                *(mine, rate),
+                *(groups_of(mine), rate),
                 eps=EPSILON,
                 weight_decay=0.0,
                 control=control,
@@ -159,7 +177,8 @@ class Steered(Learner):
         for optimizer, mine in zip(self.optimizers, returns, strict=True):
             if self.anneals:
                 rate = annealed(self.rate, self.rolled, self.rollouts)
-                optimizer.param_groups[0]["lr"] = rate
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
             if self.told == "return" and mine:
                 mean = sum(mine) / len(mine)
                 given = optimizer.control.reward == "given"
@@ -177,12 +196,12 @@ class Steered(Learner):
 
 @dataclass(frozen=True)
 class Adaptive(Method):
-    control: Callable[[int], Control]  # what steers, by the number of updates of the run
+    control: Callable[[Length], Control]  # what steers
     told: Told = "nothing"
     anneals: bool = False  # CleanRL's schedule goes on, and the control multiplies it
 
-    def start(self, parameters: Sequence[Tensor], rate: float, rollouts: int) -> Learner:
-        control = self.control(rollouts * UPDATES)
+    def start(self, parameters: Sequence[Tensor], rate: float, length: Length) -> Learner:
+        control = self.control(length)
         if self.anneals:
             control = replace(control, mode="modulate")
-        return Steered(parameters, rate, rollouts, control, self.told, self.anneals)
+        return Steered(parameters, rate, length.rollouts, control, self.told, self.anneals)

@@ -11,12 +11,10 @@ from torch import Tensor, nn
 
 from bench.rl.agents import Agents
 from bench.rl.environments import Task
-from bench.rl.learners import Learner, Method
+from bench.rl.learners import Learner, Length, Method
 from bench.rl.rollout import COPIES, LENGTH, Samples, Worlds
 
-EPOCHS = 4
 MINIBATCHES = 4
-UPDATES = EPOCHS * MINIBATCHES  # of the parameters, from one rollout
 PER_ROLLOUT = COPIES * LENGTH  # environment steps of a run
 CLIP = 0.2
 ENTROPY = 0.01
@@ -42,6 +40,7 @@ class Training:
     """
 
     def __init__(self, task: Task, runs: Sequence[Run], steps: int) -> None:
+        self.task = task
         seeds = [run.seed for run in runs]
         self.agents = Agents(task, seeds)
         self.worlds = Worlds(task, self.agents, seeds)
@@ -51,13 +50,18 @@ class Training:
         self.learners: list[tuple[slice, Learner]] = []
         for mine, method, rate in alike(runs):
             parameters = [part(parameter, mine) for parameter in self.agents.parameters]
-            self.learners.append((mine, method.start(parameters, rate, self.rollouts)))
+            length = Length(self.rollouts, MINIBATCHES, task.epochs)
+            self.learners.append((mine, method.start(parameters, rate, length)))
         self.ended: list[list[int]] = []
         """How many episodes of each run had ended after each rollout"""
+        self.highest_rates = [0.0] * len(runs)
+        """Of those in effect after a rollout"""
 
     def run(self) -> None:
         for _ in range(self.rollouts):
             self.rollout()
+            now = [rate for _, learner in self.learners for rate in learner.rates()]
+            self.highest_rates = [*map(max, self.highest_rates, now)]
 
     def rollout(self) -> None:
         """Live through one, and learn from it."""
@@ -65,7 +69,7 @@ class Training:
         returns = self.new_returns()
         for mine, learner in self.learners:
             learner.roll(returns[mine])
-        for _ in range(EPOCHS):
+        for _ in range(self.task.epochs):
             order = self.worlds.drawn(PER_ROLLOUT).argsort(1)
             for numbers in order.chunk(MINIBATCHES, 1):
                 self.update(samples.taken(numbers))
@@ -79,7 +83,7 @@ class Training:
     def update(self, batch: Samples) -> None:
         """Every run's parameters take a step."""
         parameters = self.agents.parameters
-        losses, divergences = loss(self.agents, batch)
+        losses, divergences = loss(self.agents, batch, self.task.value_clip)
         gradients = torch.autograd.grad(losses.sum(), parameters)
         squares = sum(g.square().flatten(1).sum(1) for g in gradients)
         shrunk = (LARGEST_NORM / (torch.as_tensor(squares).sqrt() + 1e-6)).clamp(max=1)
@@ -107,7 +111,7 @@ def part(stack: Tensor, mine: slice) -> nn.Parameter:
     return parameter
 
 
-def loss(agents: Agents, batch: Samples) -> tuple[Tensor, Tensor]:
+def loss(agents: Agents, batch: Samples, value_clip: float) -> tuple[Tensor, Tensor]:
     """Of every run, each (runs,): its loss, and how far its policy is from the one that acted.
 
     The latter is an estimate of the Kullback–Leibler divergence, in nats, without a graph.
@@ -127,6 +131,6 @@ def loss(agents: Agents, batch: Samples) -> tuple[Tensor, Tensor]:
     policy = mean(torch.maximum(-advantages * ratio, -advantages * clipped))
     entropy = mean(-(log_probabilities.exp() * log_probabilities).sum(2))
     values = agents.values(batch.observations)
-    near = batch.values + (values - batch.values).clamp(-CLIP, CLIP)
+    near = batch.values + (values - batch.values).clamp(-value_clip, value_clip)
     far = torch.maximum((values - batch.returns).square(), (near - batch.returns).square())
     return policy - ENTROPY * entropy + VALUE * mean(far) / 2, divergences

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from bench.rl import agents, environments, learners, ppo, rollout
-from bench.rl.learners import Adaptive, Method
+from bench.rl.learners import Adaptive, Length, Method
 from bench.run.fingerprint import ROOT, c_code, python_code
 
 Key = tuple[str, str, float, int, int]
@@ -27,7 +27,7 @@ class Row:
         steps: Of the environments.
         final: Mean return of the last hundred episodes.
         area: Mean over the rollouts of the mean return of the last twenty episodes by then.
-        last_rate: That of the last update.
+        highest_rate: Of those in effect after a rollout.
         seconds: Its share of the processor's time.
         fingerprint: Of the method's definition and of the code.
     """
@@ -39,7 +39,7 @@ class Row:
     steps: int
     final: float
     area: float
-    last_rate: float
+    highest_rate: float
     seconds: float
     fingerprint: str
     commit: str
@@ -78,7 +78,7 @@ def fingerprint(method: Method) -> str:
     said = repr(method)
     if isinstance(method, Adaptive):
         files += sorted([*ROOT.glob("adaptiverl/law/*.py"), *ROOT.glob("csrc/law/*.h")])
-        said = f"{method.name} {method.control(10_000)} {method.told} {method.anneals}"
+        said = f"{method.name} {method.control(Length(1000, 4, 4))} {method.told} {method.anneals}"
     code = {".py": python_code, ".h": c_code}
     parts = [said, *(code[path.suffix](path.read_text("utf-8")) for path in files)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]

@@ -97,9 +97,8 @@ def train(keys: Sequence[Key], revision: str) -> list[Row]:
     training = Training(TASKS[task], [Run(METHODS[m], r, s) for _, m, r, s, _ in keys], steps)
     training.run()
     share = (time.process_time() - begin) / len(keys)
-    rates = [rate for _, learner in training.learners for rate in learner.rates()]
     rows = []
-    for i, (key, rate) in enumerate(zip(keys, rates, strict=True)):
+    for i, (key, rate) in enumerate(zip(keys, training.highest_rates, strict=True)):
         _, method, start, seed, _ = key
         final, area = measured(training.worlds.finished[i], [ended[i] for ended in training.ended])
         digits = (round(final, 2), round(area, 2), float(f"{rate:.3g}"), round(share, 2))

@@ -60,16 +60,16 @@ def is_a(seed: int) -> bool:
 
 
 FULL = (
-    Part("digits-mlp", "all", SEVEN, 4, 6),
-    Part("digits-cnn", "main", SEVEN, 4, 5),
-    Part("autoencoder", "all", SEVEN, 4, 6),
-    Part("diabetes", "all", SEVEN, 4, 6),
-    Part("fashion-500", "main", FOUR, 1, 3),
-    Part("chars-0.2m", "main", FOUR, 1, 3),
+    Part("digits-mlp", "all", SEVEN, 3, 5),
+    Part("digits-cnn", "main", FOUR, 2, 4),
+    Part("autoencoder", "all", SEVEN, 3, 5),
+    Part("diabetes", "all", SEVEN, 3, 5),
+    Part("fashion-500", "few", FOUR, 1, 3),
+    Part("chars-0.2m", "main", FOUR, 1, 2),
     Part("chars-0.2m-4x", "few", THREE, 1, 2),
     Part("chars-0.8m", "few", THREE, 1, 2),
     Part("chars-0.8m-4x", "few", THREE, 1, 2),
-    Part("lora", "main", FOUR, 1, 3),
+    Part("lora", "main", FOUR, 1, 2),
 )
 _QUICK = (
     *(Part(task, "all", FOUR, 2, 3) for task in ABLATED),

@@ -14,10 +14,10 @@ from bench.figures import (
     Table,
     area,
     difference,
+    estimate,
     final,
     ratio,
     tables,
-    time_to,
     together,
 )
 from bench.machine import RESULTS
@@ -176,11 +176,10 @@ def _times(every: Sequence[Table], series: Series) -> list[str]:
     """The share of runs that reach their task's target, and the median time until then."""
     times = []
     for table in every:
-        target = table.target()
-        if target is None or not _has_curves(table):
+        found = table.times(series) if _has_curves(table) else None
+        if found is None:
             return [NOTHING, NOTHING]
-        runs = [row for cell in table.line(series).values() for row in cell.runs.values()]
-        times += [time_to(row, target) for row in runs]
+        times += found
     if not times:
         return [NOTHING, NOTHING]
     reached = sum(map(math.isfinite, times)) / len(times)
@@ -228,10 +227,8 @@ def _task(table: Table) -> Section:
 
 def _perplexity(table: Table, series: Series) -> str:
     """Per character, from the best start."""
-    rate = table.start(series, min)
-    if rate is None or not table.line(series)[rate].runs:
-        return NOTHING
-    return with_error(table.line(series)[rate].mean(lambda row: math.exp(final(row))), 3)
+    runs = table.runs_from(series, min)
+    return with_error(estimate(math.exp(final(row)) for row in runs), 3) if runs else NOTHING
 
 
 # Ablations ----------------------------------------------------------------------------------------

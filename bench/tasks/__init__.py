@@ -102,6 +102,7 @@ WRONG = data.mislabelled_digits, _mlp(64, 64, 10)
 FRIEDMAN = data.friedman, _mlp(10, 64, 64, 1)
 MOONS = data.moons, _tanh(2, 32, 32, 2)
 CNN = data.digits, partial(small_cnn, 16, 32)
+NORMALIZED_CNN = data.digits, partial(small_cnn, 16, 32, normalized=True)
 GRU = data.sources, CharacterGRU, per_character
 CLOTHES = data.flat_fashion, _mlp(784, 32, 10)
 
@@ -119,6 +120,13 @@ _LAW: tuple[Task, ...] = (
     _unseen("sin256", "sin, 256 a step (squared error)", *SINES, steps=2000, batch=256, **SQUARED),
     _unseen("auto-tanh", "auto with tanh (squared error)", *SIGNED_AE, batch=32, **SQUARED),
     _unseen("digits16", "digits, 16 a step (nats)", data.digits, _mlp(64, 128, 128, 10), batch=16),
+    _unseen(
+        "digits-cnn-bn",
+        "digits-cnn-32 with BatchNorm (nats); not side by side: --engine processes",
+        *NORMALIZED_CNN,
+        steps=600,
+        batch=32,
+    ),
     _unseen("digits-deep", "seven layers on digits (nats)", data.digits, _mlp(*[64] * 7, 10)),
 )
 LAW_TASKS = {task.name: task for task in _LAW}

@@ -112,19 +112,20 @@ def autoencoder() -> nn.Sequential:
     return nn.Sequential(perceptron(64, 32, 8), perceptron(8, 32, 64))
 
 
-def convolutions(first: int, second: int) -> list[nn.Module]:
-    """Two convolutions of 3 by 3, each halved by a maximum, then flat."""
-    return [
-        *(nn.Conv2d(1, first, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
-        *(nn.Conv2d(first, second, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
-        nn.Flatten(),
-    ]
+def convolutions(first: int, second: int, normalized: bool = False) -> list[nn.Module]:
+    """Two convolutions of 3 by 3, each halved by a maximum, then flat; with BatchNorm or not."""
+    layers: list[nn.Module] = []
+    for inputs, outputs in ((1, first), (first, second)):
+        layers.append(nn.Conv2d(inputs, outputs, 3, padding=1))
+        layers += [nn.BatchNorm2d(outputs)] if normalized else []
+        layers += [nn.ReLU(), nn.MaxPool2d(2)]
+    return [*layers, nn.Flatten()]
 
 
-def small_cnn(first: int = 8, second: int = 16) -> nn.Sequential:
+def small_cnn(first: int = 8, second: int = 16, normalized: bool = False) -> nn.Sequential:
     """Of pictures of 8 by 8, float32 (batch, 64)."""
-    pictures = nn.Unflatten(1, (1, 8, 8))
-    return nn.Sequential(pictures, *convolutions(first, second), nn.Linear(4 * second, 10))
+    layers = convolutions(first, second, normalized)
+    return nn.Sequential(nn.Unflatten(1, (1, 8, 8)), *layers, nn.Linear(4 * second, 10))
 
 
 class Scaled(nn.Module):

@@ -7,6 +7,7 @@
 #include "../layout.h"
 #include "arithmetic.h"
 #include "base.h"
+#include "cooldown.h"
 
 namespace adaptiverl {
 
@@ -95,18 +96,20 @@ ADAPTIVERL_BOTH void acquire(State& state, const ControlNumbers& control, double
   state.log_lr = bounded_log_lr(log_lr, state.log_lr, control);
 }
 
-ADAPTIVERL_BOTH double annealing(double step, const ControlNumbers& control) {
-  if (control.annealed_over == 0) {
-    return 1.0;
+ADAPTIVERL_BOTH void skip_reused(State& state, const ControlNumbers& control) {
+  if (control.reused_for > 0) {
+    const double made = fmod(state.step - 2, control.reused_for);
+    if (made >= control.fresh_for) {
+      state.aligned_pending = 0;
+    }
   }
-  const double left = (control.horizon - step) / control.annealed_over;
-  return clip(left, 0.0, 1.0);
 }
 
 struct AlignmentLaw : Law {
   static constexpr bool needs_loss = false;
 
   ADAPTIVERL_BOTH static bool sense(State& state, const ControlNumbers& control) {
+    skip_reused(state, control);
     double score = 0;
     const bool sensed = sense_alignment(state, score);
     if (state.held == 0 && sensed) {
@@ -114,7 +117,7 @@ struct AlignmentLaw : Law {
     } else {
       state.log_lr = bounded_log_lr(state.log_lr, state.log_lr, control);
     }
-    if (state.held == 0 && state.step >= control.hold_by) {
+    if (state.held == 0 && is_cooling(state, control)) {
       hold(state, control);
     }
     state.anneal = annealing(state.step, control);

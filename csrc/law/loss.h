@@ -5,6 +5,7 @@
 #include "alignment.h"
 #include "arithmetic.h"
 #include "base.h"
+#include "cooldown.h"
 #include "knobs.h"
 
 namespace adaptiverl {
@@ -19,18 +20,21 @@ ADAPTIVERL_BOTH double next_log_lr(double log_lr, double reward_direction, doubl
 struct LossLaw : Law {
   static constexpr bool needs_loss = true;
 
-  ADAPTIVERL_BOTH static bool sense(State& state, const ControlNumbers&) {
+  ADAPTIVERL_BOTH static bool sense(State& state, const ControlNumbers& control) {
     double score = 0;
     sense_alignment(state, score);
-    if (state.anneal == 1) {
-      return false;
-    }
-    state.anneal = 1;
-    return true;
+    const double anneal = annealing(state.step, control);
+    const bool moved = anneal != state.anneal;
+    state.anneal = anneal;
+    return moved;
   }
 
   ADAPTIVERL_BOTH static void act(State& state, const ControlNumbers& control,
                                   double reward_direction, double worsening) {
+    if (is_cooling(state, control) && state.nonfinite_pending == 0) {
+      reward_direction = 0;
+      worsening = 0;
+    }
     state.log_lr = next_log_lr(state.log_lr, reward_direction, worsening, control);
   }
 };

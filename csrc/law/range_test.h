@@ -9,6 +9,7 @@
 #include "alignment.h"
 #include "arithmetic.h"
 #include "base.h"
+#include "cooldown.h"
 #include "knobs.h"
 #include "sensors.h"
 
@@ -180,7 +181,7 @@ ADAPTIVERL_BOTH void end(State& state, const ControlNumbers& control) {
 
 ADAPTIVERL_BOTH void search(State& state, const ControlNumbers& control, bool sensed,
                             double score) {
-  bool late = state.step >= control.hold_by;
+  bool late = is_cooling(state, control);
   if (state.searching == 0) {
     if (control.search_within == 0 || late) {
       state.held = 1;

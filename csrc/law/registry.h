@@ -4,6 +4,7 @@
 #include "../layout.h"
 #include "alignment.h"
 #include "bandit.h"
+#include "distilled.h"
 #include "loss.h"
 #include "range_test.h"
 
@@ -21,6 +22,8 @@ ADAPTIVERL_BOTH void with_law(const ControlNumbers& control, const Visit& visit)
       return visit(RangeTestLaw{});
     case kLawBandit:
       return visit(BanditLaw{});
+    case kLawDistilled:
+      return visit(DistilledLaw{});
   }
 }
 
