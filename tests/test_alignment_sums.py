@@ -225,6 +225,22 @@ def test_their_place_stays_where_it_is() -> None:
     assert [bucket.sums.data_ptr() for bucket in optimizer._round.plan._sorted] == places
 
 
+@pytest.mark.parametrize("control", [ALIGNED, Control(gradient_sensors=True)], ids=["law", "asked"])
+def test_the_gradients_size_is_that_of_those_that_there_are(control: Control) -> None:
+    """Clipped to a norm of 2, of 7 elements of 12: the other tensor has no gradient."""
+    params = parameters(7, 5)
+    optimizer = AdaptiveAdamW(params, lr=1e-2, control=control, max_grad_norm=2.0)
+    for _ in range(3):
+        params[0].grad, params[1].grad = torch.full((7,), 3.0), None
+        optimizer.step(loss=1.0)
+    knobs = optimizer.knobs()
+    assert knobs["gradient_rms"] == pytest.approx(2 / 7**0.5)
+    assert knobs["gradient_variance"] == pytest.approx(0, abs=1e-12)
+    # The sums of the second step are of the first one's direction, 0.1·g/√(0.001·g²).
+    assert knobs["update_rms"] == pytest.approx(0.1 / 0.001**0.5, rel=1e-3)
+    assert "gradient_rms" not in AdaptiveAdamW(params, lr=1e-2).knobs()
+
+
 def test_a_checkpoint_librarys_step_tells_the_controller_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

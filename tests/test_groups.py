@@ -295,12 +295,16 @@ def test_a_later_group_goes_on_from_the_first_at_the_same_factor() -> None:
     assert run.optimizer._controllers[2].read().aligned_pending == 0, "it has the first's sums"
 
 
-def test_a_group_at_a_rate_of_0_is_told_from_the_constructors() -> None:
-    run = Run(FIND, rates=(0.0, 0.03)).step(3)
+def test_a_group_at_a_rate_of_0_does_not_search_before_it_has_one() -> None:
+    """It starts from the constructor's rate. Its directions move nothing, so none is too long."""
+    run = Run(FIND, rates=(0.0, 0.03)).step(30)
     frozen, second = (run.optimizer.knobs(g) for g in (0, 1))
-    assert (frozen["lr"], frozen["step"]) == (0.0, 3.0)
-    assert frozen["alpha"] > 0
-    assert second["lr"] > 0
+    assert (frozen["lr"], frozen["step"]) == (0.0, 30.0)
+    assert frozen["alpha"] == pytest.approx(0.01 / 100)
+    assert second["alpha"] > 10 * 0.03 / 100
+    run.optimizer.param_groups[0]["lr"] = 0.01
+    run.step(5)
+    assert frozen["alpha"] < run.optimizer.knobs(0)["lr"] < 0.01
 
 
 # Checkpoints
@@ -377,8 +381,8 @@ def test_a_horizon_that_is_said_late_is_every_controllers() -> None:
 HEARS = replace(FIND, every=3, gain_momentum_loss=0.04)
 
 
-def on_ranks(rank: int, size: int, wrapper: str) -> tuple[list[Any], list[bytes]]:
-    """How many numbers the collectives of a step add up; every controller's memory, and weights."""
+def on_ranks(rank: int, size: int, wrapper: str) -> tuple[list[Any], list[bytes], list[float]]:
+    """What the collectives of a step add up; every controller's memory, and weights; elements."""
     model = Products()
     net: Any = model
     if wrapper == "ddp":
@@ -403,7 +407,8 @@ def on_ranks(rank: int, size: int, wrapper: str) -> tuple[list[Any], list[bytes]
             optimizer.step()
         ours = [numbers for _, numbers, _ in seen if numbers in (4, 8)]
     whole = [p.full_tensor() if isinstance(p, DTensor) else p for p in model.parameters()]
-    return ours, [*(bits(one.memory) for one in inner._controllers), *map(bits, whole)]
+    sizes = [one.read().aligned_elements for one in inner._controllers]
+    return ours, [*(bits(one.memory) for one in inner._controllers), *map(bits, whole)], sizes
 
 
 @pytest.mark.parametrize("wrapper", ["ddp", "fsdp", "zero"])
@@ -413,3 +418,7 @@ def test_ranks_agree_to_the_bit_and_meet_once_for_all_controllers(crew: Crew, wr
     assert results[0][0] == [4, 8]  # losses, and both groups' sums together
     first, second = results[0][1][:2]
     assert first != second
+    # Of how many elements, as the sums are: of ZeRO's the mean over ranks, which is half of all.
+    numels = [p.numel() for p in Products().parameters()]
+    expected = [numels[0], sum(numels[1:])]
+    assert results[0][2] == [n / 2 if wrapper == "zero" else n for n in expected]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ def reduce_alignment(
     decisions: Mapping[Home, Decision],
     shards: Shards,
     ranks: Ranks,
+    resting: Collection[int] = (),
 ) -> None:
     """To each controller its own passes' sums: over all tensors, shards and ranks.
 
@@ -30,9 +31,13 @@ def reduce_alignment(
         decisions: The step's.
         shards: Those of the optimizer.
         ranks: Those that decide together: they meet once for all controllers.
+        resting: Controllers whose group has a rate of 0: its directions are taken by no parameter,
+            so that they say nothing of any rate.
     """
     here = controllers[0].device
     for place, controller in enumerate(controllers):
+        if place in resting:
+            continue
         own = [buckets for buckets in passes if buckets[0].place == place]
         sums = [_in_one([bucket.sums for bucket in buckets]) for buckets in own]
         elements = sum(bucket.elements_in_all for buckets in own for bucket in buckets)

@@ -100,6 +100,8 @@ class Round:
         self.plan = self.new_plan()
         self.gradient_scale = GradientScale(max_grad_norm, self.workspace)
         self._group_table: GroupTable | None = None
+        self._resting: set[int] = set()
+        """Of several controllers those whose group has a rate of 0 in this step"""
         self.snapshot: Snapshot | None = None
         if law_of(control.law).goes_back:
             self.snapshot = Snapshot(algorithm, self.workspace, control.snapshot == "device")
@@ -189,8 +191,11 @@ class Round:
         if found_inf is not None:
             found_inf = beside(found_inf.to(torch.float32), here)
         decisions: Decisions = {}
+        if len(self.controllers) > 1:
+            self._resting = {i for i, group in enumerate(groups) if not any_rate([group])}
         for place, one in enumerate(controller.observations.to_each(self.controllers)):
-            home, effective = (place, here), table.effective_of(place)
+            home = place, here
+            effective = table.effective if place == 0 else table.effective_of(place)
             rows = [b.rows() for b in buckets if b.backend.addressed and b.home == home]
             decisions[home] = one.advance(table.numbers, effective, rows, found_inf)
         self.count([bucket for bucket in buckets if bucket.device != here], decisions)
@@ -382,7 +387,8 @@ class Round:
         if self._losses is not None and not self._searches:
             self._losses.end_step(samples)
         if decisions[0, self.controller.device].aligned and not idle:
-            reduce_alignment(self.controllers, passes, decisions, self._shards, self._ranks)
+            told = passes, decisions, self._shards, self._ranks
+            reduce_alignment(self.controllers, *told, self._resting)
         if not is_fake(self.controller.state):
             for place, controller in enumerate(self.controllers):
                 self._log.announcements_of(place).look(controller.state)

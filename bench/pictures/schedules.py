@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from adaptiverl.hindsight import Schedule
+from adaptiverl.trace import Trace
 from bench.pictures import picture
 
 COLOURS = {"smoothing": "#0072b2", "hypergradients": "#d55e00"}
@@ -25,3 +26,16 @@ def draw(tasks: Mapping[str, Mapping[str, Schedule]], path: Path) -> None:
         grid[0, 0].set_ylabel("learning rate α")
         grid[1, 0].set_ylabel("momentum μ")
         grid[0, 0].legend(fontsize=8)
+
+
+def draw_rates(traces: Mapping[str, Trace], title: str, path: Path) -> None:
+    """α of runs that differ in where they start."""
+    with picture(path, 5.5, 3.4, 90) as figure:
+        axes = figure.subplots()
+        for name, trace in traces.items():
+            axes.plot(trace["step"], trace["lr"], label=name)
+        axes.set_yscale("log")
+        axes.set_title(title, fontsize=11)
+        axes.set_xlabel("step")
+        axes.set_ylabel("learning rate α")
+        axes.legend(fontsize=8)

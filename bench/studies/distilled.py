@@ -18,16 +18,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from adaptiverl import Control, hindsight
+from adaptiverl import AdaptiveAdamW, Control, hindsight
 from adaptiverl.hindsight import Examples, Schedule
+from adaptiverl.trace import Trace
 from adaptiverl.weights import SHIPPED, Weights
 from bench.methods import METHODS
 from bench.methods.base import Method
 from bench.methods.ours import Adaptive
+from bench.pictures.schedules import draw_rates
 from bench.run.cells import Cell
 from bench.run.side_by_side import run_together
 from bench.studies.grid import RATES
-from bench.studies.hindsight import CHOSEN, OUT, USUAL, training
+from bench.studies.hindsight import CHOSEN, OUT, STEPS, USUAL, training
 from bench.tasks import LAW_TASKS, Task
 
 STARTS = (1e-4, 1e-3, 1e-2)
@@ -35,6 +37,7 @@ SEEN, JUDGED = range(704, 708), range(820, 824)
 """Seeds of the examples, and those that the laws are judged on"""
 SHAPES: dict[str, tuple[int, ...]] = {"linear map": (), "network of 16": (16,)}
 SHIPPED_SHAPE = "network of 16"
+UNSEEN = "auto-tanh"
 UNFITTED = {"find_lr": "alignment", "range test": "range-test", "loss law": "loss"}
 
 
@@ -83,6 +86,22 @@ def judge(task: Task, fits: Mapping[str, Weights]) -> dict[str, list[float]]:
     return found
 
 
+def traces(task: Task, seed: int = JUDGED[0]) -> dict[str, Trace]:
+    """What the law that ships does with α from each start, on a task that it was not fitted to."""
+    found = {}
+    for start in STARTS:
+        problem = task.start(seed)
+        control = Control.distilled(task.steps)
+        optimizer = AdaptiveAdamW(problem.objective.parameters(), start, control=control, seed=seed)
+        for step in range(task.steps):
+            loss = problem.loss(step)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step(loss=loss.detach())
+        found[f"from {start:g}"] = optimizer.trace()
+    return found
+
+
 def summary(found: Sequence[Mapping[str, Sequence[float]]]) -> None:
     """Geometric means over the tasks, and the worst cell."""
     print("\nall tasks, geometric mean; the worst\n")
@@ -100,8 +119,13 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--schedules", type=Path, default=OUT, help=f"their folder ({OUT})")
     parser.add_argument("--steps", type=int, default=0, help="of the judged runs (the schedules')")
     parser.add_argument("--ship", action="store_true", help="also fit to all, and write the file")
+    parser.add_argument("--draw", type=Path, help=f"judge nothing: train {UNSEEN}, draw α there")
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
+    if given.draw is not None:
+        task = replace(LAW_TASKS[UNSEEN], steps=STEPS)
+        draw_rates(traces(task), task.title, given.draw)
+        return
     made: dict[str, Examples] = {}
     for name in given.tasks:
         steps = Schedule.load(given.schedules / f"{name}-descend.json").steps
