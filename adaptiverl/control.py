@@ -66,9 +66,9 @@ class Control:
             small network, fitted to schedules made in hindsight, moves all three knobs
             (method.md#distilled); the gains do not touch it.
         horizon: T, how many steps the run will take: α is annealed to zero at step T, whatever the
-            law; after that nothing moves. ``"auto"``: the framework says it, or
-            ``optimizer.set_horizon``. ``None``, where nobody can say: never annealed, and of a rate
-            that is found half as much is held.
+            law, but for the distilled one, which goes by what it has learned; after that nothing
+            moves. ``"auto"``: the framework says it, or ``optimizer.set_horizon``. ``None``, where
+            nobody can say: never annealed, and of a rate that is found half as much is held.
         cooldown: Last share of the horizon, in [0, 1), over which α falls to zero. A search ends
             where it begins, and losses no longer steer α. In ``"modulate"`` the scheduler anneals;
             leave its warm-up out beside a search, because that is one, and a factor found under a
@@ -194,7 +194,8 @@ class Control:
     @property
     def anneals(self) -> bool:
         """The rate comes down to zero at the horizon, by the controller."""
-        return self.horizon is not None and self.mode == "replace" and self.cooldown > 0
+        told = self.horizon is not None and not self.terms.learned
+        return told and self.mode == "replace" and self.cooldown > 0
 
     @property
     def reads_gradients(self) -> bool:

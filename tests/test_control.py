@@ -209,6 +209,8 @@ def test_defaults_are_the_contract() -> None:
         "horizon": None,
         "cooldown": 0.4,
         "cooldown_shape": "linear",
+        "groups": "one",
+        "gradient_sensors": False,
         "acquire_from": None,
         "reuse": None,
         "snapshot": None,
@@ -438,6 +440,22 @@ FROZEN = dataclasses.asdict(Control.frozen())
 def test_who_needs_a_loss(control: Control, frozen: bool, rests: bool, needs_no_loss: bool) -> None:
     found = (control.is_frozen, control.rests, control.needs_no_loss)
     assert found == (frozen, rests, needs_no_loss)
+
+
+@pytest.mark.parametrize(
+    ("control", "anneals"),
+    [
+        *((make(9), True) for make in (Control.find_lr, Control.range_test)),
+        *((Control(law=law, horizon=9), True) for law in ("loss", "bandit")),
+        (Control(horizon="auto"), True),
+        (Control(), False),
+        (Control(horizon=9, cooldown=0), False),
+        (Control(horizon=9, mode="modulate"), False),
+        (Control.distilled(9), False),
+    ],
+)
+def test_who_anneals_is_warned_of_steps_beyond_the_horizon(control: Control, anneals: bool) -> None:
+    assert control.anneals == anneals
 
 
 def test_epochwise_moves_when_told() -> None:
