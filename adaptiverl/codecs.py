@@ -155,7 +155,7 @@ class Storage:
                 f"stochastic_rounding must be True or False, got {self.stochastic_rounding!r}"
             )
         bits = self.master_bits
-        if bits is not None and (isinstance(bits, bool) or bits != 8):
+        if bits is not None and (type(bits) is not int or bits != 8):
             raise ValueError(
                 f"master_bits must be 8, an error term of 8 bits beside each bfloat16 parameter, "
                 f"or None, got {bits!r}"

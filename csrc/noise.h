@@ -1,4 +1,4 @@
-// How strong one tensor's noise is, and where it goes. The normals themselves are philox.h.
+// How strong one tensor's noise is, and where it goes. The normals themselves are normals.h.
 #pragma once
 
 #include <cmath>

@@ -1,7 +1,7 @@
-// Noise as a function of its place (method.md#random-numbers): the key, and Box-Muller from the
-// generator's words to normals. The generator itself is philox.inc. Only IEEE +, -, *, sqrt and
-// integer arithmetic, so that every instruction set, vector width and position in a loop gives the
-// same bits. Built without contraction into fused multiply-adds.
+// Noise as a function of its place (method.md#random-numbers): the key. The generator is
+// philox.inc, and box_muller.inc makes normals of its words. Only IEEE +, -, *, sqrt and integer
+// arithmetic, so that every instruction set, vector width and position in a loop gives the same
+// bits. Built without contraction into fused multiply-adds.
 #pragma once
 
 #include <cstdint>

@@ -1,15 +1,15 @@
-"""Stable-Baselines3: PPO that finds its own rate; it is told that a rollout is used ten times."""
+"""Stable-Baselines3: PPO whose actor and critic find a rate each."""
 
 from __future__ import annotations
 
 from stable_baselines3 import PPO
 
 from adaptiverl import AdaptiveAdamW, Control
-from adaptiverl.integrations.stable_baselines3 import AdaptiveCallback
+from adaptiverl.integrations.stable_baselines3 import AdaptiveCallback, AdaptivePolicy
 
 rollout = {"n_steps": 256, "batch_size": 64, "n_epochs": 10}
-control = Control.find_lr("auto", reuse=(256 // 64, 10))
+control = Control.find_lr("auto", groups="own", reuse=(256 // 64, 10))
 kwargs = {"eps": 1e-5, "weight_decay": 0.0, "control": control}
 policy = {"optimizer_class": AdaptiveAdamW, "optimizer_kwargs": kwargs}
-model = PPO("MlpPolicy", "CartPole-v1", policy_kwargs=policy, seed=0, device="cpu", **rollout)
+model = PPO(AdaptivePolicy, "CartPole-v1", policy_kwargs=policy, seed=0, device="cpu", **rollout)
 model.learn(8192, callback=AdaptiveCallback())

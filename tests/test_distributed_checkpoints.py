@@ -174,6 +174,7 @@ def zero_around(params: Any, **options: Any) -> Any:
     """What is no group's entry goes into a partial: ZeRO puts the rest into its checkpoints."""
     codecs.SMALL = 0  # these processes run nothing that it is anything to
     given = {key: FED_OPTIONS[key] for key in ("control", "seed")} | options
+    given.pop("dtype", None)
     own: Any = partial(AdaptiveAdamW, **given)
     return ZeroRedundancyOptimizer(params, own, lr=FED_OPTIONS["lr"])
 
@@ -209,8 +210,8 @@ class Told:
         self.zero.step(loss=self.loss)
 
 
-def zero_alone(steps: int, **options: Any) -> Answer:
-    params = [nn.Parameter(p) for p in whole_parameters()]
+def zero_alone(steps: int, dtype: torch.dtype = torch.float32, **options: Any) -> Answer:
+    params = [nn.Parameter(p) for p in whole_parameters(dtype)]
     optimizer = AdaptiveAdamW(params, **FED_OPTIONS | {"max_grad_norm": None} | options)
     feed(optimizer, params, range(steps), None)
     return [bits(p) for p in params], optimizer.knobs()
@@ -234,7 +235,8 @@ def zero_owns_nothing(rank: int, size: int) -> tuple[bytes, bytes, int]:
 
 
 def zero_save(rank: int, size: int, path: str, steps: int, options: dict[str, Any]) -> None:
-    params: list[Tensor] = number_parameters([nn.Parameter(p) for p in whole_parameters()])
+    dtype = options.get("dtype", torch.float32)
+    params: list[Tensor] = number_parameters([nn.Parameter(p) for p in whole_parameters(dtype)])
     optimizer = zero_around(params, **options)
     feed(Told(optimizer), params, range(steps), None)  # type: ignore[arg-type]
     optimizer.consolidate_state_dict(to=0)
@@ -386,7 +388,7 @@ def test_zero_with_a_rank_that_owns_nothing(crew: Crew) -> None:
     assert memory == others_memory
 
 
-@pytest.mark.parametrize("options", [{}, SHORT, BLOCKS], ids=str)
+@pytest.mark.parametrize("options", [{}, SHORT, BLOCKS, MASTER], ids=str)
 def test_zero_from_two_ranks_to_three(
     crew: Crew, tmp_path: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
+from adaptiverl.kernels.block_tensor import Blocks
 from pass_cases import (
     ADAMW,
     CASES,
@@ -145,6 +146,28 @@ def test_any_number_of_threads_gives_the_same_bits(stored: tuple[Any, ...]) -> N
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@each_case
+@pytest.mark.parametrize("weights", [SINGLE, HALF])
+def test_blocks_without_a_scale_are_the_references(case: Case, weights: torch.dtype) -> None:
+    """Of the compiled loops, which encode a block while the next one is stepped."""
+    entry = stored_in(entry_of(case, (5 * blocks.BLOCK + 9,)), weights, weights, torch.int8)
+    parts = entry.grad.split(blocks.BLOCK)
+    for part, value in zip(parts[1:5], (torch.nan, 0.0, 1e-38, torch.inf), strict=True):
+        part[40:] = value
+    for slot in entry.slots:
+        if slot is not None:
+            slot[blocks.BLOCK : 4 * blocks.BLOCK] = 0  # 0 and what is next to it have no scale
+    parts[3].fill_(1e-38)
+    found = [copy_of(entry), copy_of(entry)]
+    for path, each in zip(PATHS, found, strict=True):
+        step(path, case, [each], state_of())
+    for ours, theirs in zip(*map(written, found), strict=True):
+        assert torch.equal(ours.nan_to_num(7), theirs.nan_to_num(7))
+        if isinstance(ours, Blocks):  # whose scale says NaN or 0 whatever the codes are
+            codes, other = (blocks.parts(x.buffer, x.numel(), x.kind)[0] for x in (ours, theirs))
+            assert torch.equal(codes, other)
 
 
 @each_path

@@ -20,9 +20,19 @@ from bench import step
 from bench.speed import measure
 from bench.speed.contenders import CLIP_SHARE, CONTENDERS, SIGMA, Contender
 from bench.speed.measure import Here
-from bench.speed.names import FOREACH, FUSED, IDLE, IN_A_STEP, NOISE, ON_SMALL_NETS, OURS, SHORT
+from bench.speed.names import (
+    CODED,
+    FOREACH,
+    FUSED,
+    IDLE,
+    IN_A_STEP,
+    NOISE,
+    ON_SMALL_NETS,
+    OURS,
+    SHORT,
+)
 from bench.speed.shapes import SHAPES, Workload
-from bench.speed.tables import STEP_COLUMNS, median_ratio, with_ratios
+from bench.speed.tables import STEP_COLUMNS, Row, joined, median_ratio, with_ratios
 from bench.speed.workspace import Workspace
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,7 +40,7 @@ CPU = torch.device("cpu")
 SMALL = Workload("small")
 STEPS = [name for name in CONTENDERS if name != IDLE]
 NOISY = [name for name in STEPS if CONTENDERS[name].sigma > 0]
-QUIET = [name for name in STEPS if name not in NOISY and name != SHORT]
+QUIET = [name for name in STEPS if name not in NOISY and name not in (SHORT, CODED)]
 OPTIONS = ["--parameters", "small", "--rounds", "2", "--device", "cpu"]
 
 
@@ -87,6 +97,17 @@ def test_state_in_bfloat16_is_the_gradients_rounded_by_chance() -> None:
     assert not torch.equal(first, expected.to(torch.bfloat16))
     assert_close(first.float(), expected, "rounded_bfloat16")
     assert not flat(moment for moment, _ in workspace.moments[torch.float32]).any()
+
+
+def test_state_in_codes_is_the_optimizers_own() -> None:
+    workspace = Workspace(SMALL, CPU)
+    stepper = CONTENDERS[CODED].build(workspace)
+    before = flat(workspace.params)
+    stepper.step()
+    kept = [stepper.optimizer.state[p]["exp_avg"].numel() for p in workspace.params]
+    assert stepper.optimizer.memory()["exp_avg"] < 4 * sum(kept)
+    assert not torch.equal(flat(workspace.params), before)
+    assert not any(flat(pair).any() for lent in workspace.moments.values() for pair in lent)
 
 
 def rms(gradient: torch.Tensor) -> float:
@@ -193,6 +214,20 @@ def test_rows_by_hand() -> None:
     assert theirs["speedups"] == {FUSED: 4}
     assert theirs["ratio_to_other"] is None
     assert their_fused["ratio_to_fused"] == 1
+
+
+def test_rows_measured_twice_are_joined_round_by_round() -> None:
+    """A process that is slower wherever it starts first is as slow as the other once both did."""
+    fast, slow = [1.0, 2.0], [4.0, 8.0]
+
+    def rows(ours: list[float], its: list[float]) -> list[Row]:
+        return [
+            {"of": "", "seconds": ours, "host_seconds": ours},
+            {"of": "another", "seconds": its, "host_seconds": its},
+        ]
+
+    found = joined(rows(slow, fast), rows(fast, slow))
+    assert found == rows([2.0, 4.0], [2.0, 4.0])
 
 
 def test_saved_files_carry_the_rows_and_what_they_depend_on(

@@ -3,23 +3,45 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
-from adaptiverl import Control
 from adaptiverl.integrations.checks import ScheduleWatch, check_horizon, tell_horizon, warn
 from adaptiverl.integrations.steering import Steered, knob_logs, steered
 
 try:
     from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+    from stable_baselines3.common.policies import ActorCriticPolicy
 except ImportError as error:
     raise ImportError(
         "adaptiverl.integrations.stable_baselines3 needs stable-baselines3, which is not there "
         f"({error}): pip install 'stable-baselines3>=2.4'"
     ) from error
 
-__all__ = ["AdaptiveCallback"]
+__all__ = ["AdaptiveCallback", "AdaptivePolicy"]
 
 REMEDY = "give policy_kwargs={'optimizer_class': AdaptiveAdamW, ...} to PPO, A2C or DQN"
+
+
+class AdaptivePolicy(ActorCriticPolicy):
+    """``"MlpPolicy"`` whose optimizer has two groups: the actor's and the critic's.
+
+    What both share is the actor's. ``Control(groups="own")`` then finds a rate for each.
+
+    Examples:
+        >>> model = PPO(AdaptivePolicy, "CartPole-v1", policy_kwargs=policy_kwargs)
+    """
+
+    def _build(self, lr_schedule: Any) -> None:
+        super()._build(lr_schedule)
+        critic = [*self.mlp_extractor.value_net.parameters(), *self.value_net.parameters()]
+        if not self.share_features_extractor:
+            critic += self.vf_features_extractor.parameters()
+        known = {id(parameter) for parameter in critic}
+        actor = [parameter for parameter in self.parameters() if id(parameter) not in known]
+        groups = [{"params": actor}, {"params": critic}]
+        kwargs = {"lr": lr_schedule(1), **self.optimizer_kwargs}
+        self.optimizer = self.optimizer_class(groups, **kwargs)
 
 
 class AdaptiveCallback(BaseCallback):
@@ -32,8 +54,8 @@ class AdaptiveCallback(BaseCallback):
     ``adaptive/momentum`` and ``adaptive/noise`` are in the log.
 
     Warned of once: a learning-rate schedule under ``Control(mode="replace")``, a horizon that is
-    not the run's, and a control that looks for the rate and does not know how often PPO uses a
-    rollout.
+    not the run's, and, where PPO's values are not clipped (``clip_range_vf``), a control that looks
+    for one rate of actor and critic, or does not know how often a rollout is used.
 
     Raises:
         TypeError: When training starts: the policy's optimizer is none of ours.
@@ -58,7 +80,8 @@ class AdaptiveCallback(BaseCallback):
             updates = self._steered.knobs()["step"] + updates_of(self.model)
             tell_horizon(self._steered, updates)
             check_horizon(self._steered.control, updates, "total_timesteps, in updates")
-            check_reuse(self._steered.control, *updates_per_rollout(self.model))
+            if getattr(self.model, "clip_range_vf", None) is None:
+                check_search(self._steered, *updates_per_rollout(self.model))
 
     def _on_step(self) -> bool:
         for info in self.locals.get("infos", ()):
@@ -96,12 +119,17 @@ def updates_per_rollout(model: OnPolicyAlgorithm) -> tuple[int, int]:
     return -(-samples // getattr(model, "batch_size", samples)), getattr(model, "n_epochs", 1)
 
 
-def check_reuse(control: Control, minibatches: int, epochs: int) -> None:
-    """A search by the gradients knows which are of samples that were used before."""
-    if not control.finds_lr or epochs == 1 or control.reuse == (minibatches, epochs):
+def check_search(optimizer: Steered, minibatches: int, epochs: int) -> None:
+    """A search by the gradients reads new samples only, and actor and critic have one each."""
+    control = optimizer.control
+    counted = control.reuse == (minibatches, epochs)
+    apart = control.groups == "own" and len(optimizer.param_groups) > 1
+    if not control.finds_lr or epochs == 1 or (counted and apart):
         return
     warn(
-        f"Each rollout is gone through {epochs} times, in {minibatches} minibatches, and "
-        f"Control(law={control.law!r}, reuse={control.reuse}) takes that for new samples: the rate "
-        f"can become a hundred times too high. Use Control.find_lr(reuse=({minibatches}, {epochs}))"
+        f"Each rollout is gone through {epochs} times, in {minibatches} minibatches, by an actor "
+        f"and a critic, and Control(law={control.law!r}, groups={control.groups!r}, "
+        f"reuse={control.reuse}) over {len(optimizer.param_groups)} group(s) takes that for new "
+        "samples or for one net: the rate can become a hundred times too high. Use AdaptivePolicy "
+        f"and Control.find_lr(horizon, groups='own', reuse=({minibatches}, {epochs}))"
     )

@@ -131,6 +131,12 @@ class KlAdaptive(Method):
         return KlLearner(parameters, rate)
 
 
+def groups_of(mine: list[nn.Parameter]) -> list[dict[str, list[nn.Parameter]]]:
+    """The actor's and the critic's, which come one after the other and have as many parameters."""
+    half = len(mine) // 2
+    return [{"params": mine[:half]}, {"params": mine[half:]}]
+
+
 def each(parameters: Sequence[Tensor]) -> Iterator[list[nn.Parameter]]:
     """Every run's own parameters, in the stacks' memory, gradients too."""
     for run in range(parameters[0].shape[0]):
@@ -157,7 +163,7 @@ class Steered(Learner):
         self.rolled = 0
         self.optimizers = [
             AdaptiveAdamW(
-                *(mine, rate),
+                *(groups_of(mine), rate),
                 eps=EPSILON,
                 weight_decay=0.0,
                 control=control,
@@ -171,7 +177,8 @@ class Steered(Learner):
         for optimizer, mine in zip(self.optimizers, returns, strict=True):
             if self.anneals:
                 rate = annealed(self.rate, self.rolled, self.rollouts)
-                optimizer.param_groups[0]["lr"] = rate
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
             if self.told == "return" and mine:
                 mean = sum(mine) / len(mine)
                 given = optimizer.control.reward == "given"

@@ -37,6 +37,11 @@ def find_lr(length: Length) -> Control:
     return Control.find_lr(length.updates, reuse=(length.minibatches, length.epochs))
 
 
+def find_own(length: Length) -> Control:
+    """The same, and actor and critic have a rate each."""
+    return Control.find_lr(length.updates, groups="own", reuse=(length.minibatches, length.epochs))
+
+
 def find_lr_untold(length: Length) -> Control:
     """As if every update were made of new samples."""
     return Control.find_lr(length.updates)
@@ -54,6 +59,13 @@ METHODS: dict[str, Method] = {
         KlAdaptive("kl", "Adam, rate by the KL divergence"),
         Adaptive("find-lr", "find_lr, first epochs", find_lr),
         Adaptive("find-lr-annealed", "find_lr, first epochs, × annealed", find_lr, anneals=True),
+        Adaptive("own", "find_lr, first epochs, rates of their own", find_own),
+        Adaptive(
+            "own-annealed",
+            "find_lr, first epochs, rates of their own, × annealed",
+            find_own,
+            anneals=True,
+        ),
         Adaptive("find-lr-untold", "find_lr, all epochs", find_lr_untold),
         Adaptive(
             "untold-annealed", "find_lr, all epochs, × annealed", find_lr_untold, anneals=True

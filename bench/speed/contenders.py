@@ -81,7 +81,7 @@ def ours(
             capturable=w.device.type == "cuda", control=control,
             max_grad_norm=w.gradient_norm * CLIP_SHARE if clip else None, **storage,
         )  # fmt: skip
-        if not idle:
+        if not idle and state_dtype in w.moments:  # codes are the optimizer's own
             w.lend_moments(optimizer, state_dtype, w.device)
 
         def step() -> None:
@@ -115,6 +115,7 @@ CONTENDERS: dict[str, Contender] = {
     names.FROZEN_UNTOLD: Contender(ours(Control.frozen(), observes=False), *AGAINST_FUSED),
     names.PLAIN: Contender(ours(NO_NOISE), *AGAINST_FUSED),
     names.SHORT: Contender(ours(NO_NOISE, state_dtype=torch.bfloat16), *AGAINST_FUSED),
+    names.CODED: Contender(ours(NO_NOISE, state_dtype=torch.int8), *AGAINST_FUSED),
     names.ALIGNMENT: Contender(ours(ALIGNED), 0, (names.OURS, names.FUSED)),
     names.PLAIN_NOISE: Contender(torchs(fused=True, noise=PlainNoise), SIGMA),
     names.TUNED_NOISE: Contender(torchs(fused=True, noise=TunedNoise), SIGMA),

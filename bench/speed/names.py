@@ -12,13 +12,14 @@ FROZEN_UNTOLD = "AdaptiveAdamW, frozen, not told a loss"
 PLAIN, CLIP = "AdaptiveAdamW, σ off", "AdaptiveAdamW with clipping"
 NOISE, ALL = "AdaptiveAdamW with noise", "AdaptiveAdamW with noise and clipping"
 IDLE = "the controller alone"
-SHORT = "AdaptiveAdamW, bfloat16 state"
+SHORT, CODED = "AdaptiveAdamW, bfloat16 state", "AdaptiveAdamW, int8 state"
 
 IN_A_STEP = (
     FUSED,
     FOREACH,
     SINGLE,
     OURS,
+    CODED,
     ALIGNMENT,
     PLAIN_NOISE,
     TUNED_NOISE,

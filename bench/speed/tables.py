@@ -1,6 +1,7 @@
 """From seconds to medians, ratios, Markdown tables and files."""
 
 import json
+import math
 import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -37,6 +38,18 @@ def with_ratios(rows: Sequence[Row]) -> list[Row]:
         }
         done.append(row | ratios)
     return done
+
+
+def joined(first: Sequence[Row], second: Sequence[Row]) -> list[Row]:
+    """Rows that were measured twice as one: of each round the geometric mean of the two times."""
+    return [
+        row
+        | {
+            key: [math.sqrt(a * b) for a, b in zip(row[key], again[key], strict=True)]
+            for key in ("seconds", "host_seconds")
+        }
+        for row, again in zip(first, second, strict=True)
+    ]
 
 
 def median_ratio(above: Sequence[float], below: Sequence[float]) -> float:

@@ -118,6 +118,7 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--tasks", nargs="*", default=list(USUAL), choices=TASKS, metavar="TASK")
     parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--steps", type=int, help="of a run (default: the task's)")
     parser.add_argument("--fifths", action="store_true", help="every fifth of a run, in columns")
     parser.add_argument("--lr", type=float, default=1e-3)
@@ -129,11 +130,12 @@ def main(arguments: Sequence[str]) -> None:
     warnings.filterwarnings("ignore", ".*of the updates of parameters")
     if not given.no_moments:
         print_moments()
+    seeds = range(given.first, given.first + given.seeds)
     for name in given.tasks:
         task = TASKS[name]
         if given.steps is not None:
             task = dataclasses.replace(task, steps=given.steps)
-        print_trainings(task, given.ways, range(given.seeds), given.lr, given.fifths)
+        print_trainings(task, given.ways, seeds, given.lr, given.fifths)
 
 
 def print_moments() -> None:
@@ -159,7 +161,7 @@ def print_trainings(
         for i in shown:
             pairs = [losses[i] for losses in found], [losses[i] for losses in plain]
             mean, error = difference(*pairs)
-            cells.append(f"{mean:+.2%} ± {error:.2%}")
+            cells.append(f"{mean:+.2%}" + (f" ± {error:.2%}" if len(pairs[0]) > 1 else ""))
         print(f"| {way} | {' | '.join(cells)} |", flush=True)
 
 
