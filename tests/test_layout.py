@@ -47,7 +47,7 @@ TOOLS: dict[str, set[str]] = {
     "plots": set(),
     "replay": {"control", "law", "layout", "limits", "plots"},
     "probing": {"control", "plots", "steering"},
-    "hindsight": {"arguments", "control", "law", "layout", "operators", "weights"},
+    "hindsight": {"arguments", "control", "kernels", "law", "layout", "weights"},
     "__main__": {"hindsight", "probing", "replay"},
 }
 # What a room may import from outside, where that is not torch; the standard library may all use.

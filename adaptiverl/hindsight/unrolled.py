@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from adaptiverl.hindsight.training import Training
+from adaptiverl.kernels.normals import normals
 
 
 class Point(NamedTuple):
@@ -118,11 +119,12 @@ def _gradient(training: Training, params: Tensor, step: int) -> tuple[Tensor, Te
 
 def _with_noise(training: Training, gradient: Tensor, noise: Tensor, step: int) -> Tensor:
     """g + σ·RMS(g)·ξ of each tensor, ξ as AdaptiveAdamW draws it (method.md#noise)."""
-    noised = []
+    device = gradient.device
+    key = [torch.tensor(word, device=device) for word in (training.seed, 0)]
+    count, noised = torch.tensor(step + 1, device=device), []
     for index, g in enumerate(training.tensors(gradient).values()):
         flat = g.flatten(1) if g.dim() > 1 else g[:, None]
-        drawn = torch.empty(flat.shape[1], dtype=torch.float32)
-        torch.ops.adaptiverl.normals_(training.seed, 0, index, step + 1, 0, drawn)
+        drawn = normals(key, index, count, 0, flat.shape[1], torch.float32)
         rms = root(flat.double().square().mean(1))
         noised.append(flat + (noise * rms).to(flat.dtype)[:, None] * drawn.to(flat.dtype))
     return torch.cat(noised, 1)
