@@ -15,7 +15,14 @@ from adaptiverl.devices import outside_inference
 from adaptiverl.footprint import bytes_by_part
 from adaptiverl.log import Log
 from adaptiverl.readings import readings
-from adaptiverl.step.memory import STATE_KEY, controller_of, device_beside, hold, loaded_memory
+from adaptiverl.step.memory import (
+    STATE_KEY,
+    controller_of,
+    device_beside,
+    hold,
+    loaded_memory,
+    settle,
+)
 from adaptiverl.step.round import Round
 from adaptiverl.trace import Trace
 
@@ -139,6 +146,14 @@ class Controlled(Optimizer):
         self._add_controller(start)
         if self.state or self._controller.ever_observed:
             self._controllers[-1].go_on_from(self._controller)
+
+    def _settle(self) -> None:
+        settle(self.param_groups, self._controllers, self._log)
+
+    @property
+    def _others(self) -> Sequence[Controller]:
+        """Whom the first one hears for."""
+        return self._controllers[1:]
 
     # What the user asks it
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from adaptiverl.arguments import whole_number
 from adaptiverl.control import Control
 from adaptiverl.decision import Decision
+from adaptiverl.devices import beside
 from adaptiverl.law.numbers import numbers_of, packed
 from adaptiverl.law.registry import law_of
 from adaptiverl.layout import ALIGNMENT, FIELDS, MEMORY_SIZE, SLOT, State
@@ -39,11 +40,11 @@ class Controller:
         observations: Another controller's, where several hear the same losses; ``None``: its own.
 
     Attributes:
-        state: float64 [103]: the state, `layout.State`.
+        state: float64 [120]: the state, `layout.State`.
         memory: What checkpoints keep: a view of the state, but for its last number.
         alignment: float64 [3], a view of the state: Σ g·u, Σ g², Σ u² of the last pass.
         aligned_elements: float64 [1], likewise: the elements that they are over.
-        numbers: float64 [119 or a multiple]: what the law reads of `control`,
+        numbers: float64 [120 or a multiple]: what the law reads of `control`,
             `layout.ControlNumbers`, and behind it the weights of f_φ, if there are any.
         ring: The trace as it is written.
         observations: The inbox, and what of it counts.
@@ -229,6 +230,37 @@ class Controller:
             ring = one.ring.on(one.device)
             torch.ops.adaptiverl.update_(one.state, one.numbers, one.inbox, ring)
         self.observations.taken()
+
+    def pulse(
+        self,
+        held_out: Tensor | float,
+        share: Callable[[Tensor], None],
+        others: Sequence[Controller] = (),
+    ) -> None:
+        """One held-out loss, and what follows from it for α (method.md#pulse); nothing waits.
+
+        Args:
+            held_out: One real number, as a loss in `observe`.
+            share: Makes of `layout.PulseSums`, float64 [4], those of all ranks that decide
+                together.
+            others: The other groups' controllers, who are told the same.
+
+        Raises:
+            TypeError: Something without a real value.
+            ValueError: More than one element.
+        """
+        value = as_number(held_out, "validation_loss", self.device)
+        here = self.state.new_ones(4)  # held-out loss, 1, ℓ̄ and 1; ℓ̄ is 0 until one is known
+        if isinstance(value, Tensor):
+            here[0].copy_(value.reshape(()))
+        else:
+            here[0].fill_(value)
+        here[2].copy_(self.state[SLOT["loss_mean"]])
+        here[3].copy_(self.state[SLOT["loss_count"]].clamp(max=1))
+        share(here)
+        for one in (self, *others):
+            told = beside(here, one.device)
+            torch.ops.adaptiverl.pulse_(one.state, one.numbers, told)
 
     def adopt(self, memory: Tensor, *, as_one: bool = False) -> None:
         """Take over a loaded memory, at this one's own address; the trace starts empty.

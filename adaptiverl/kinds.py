@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import field
 from typing import Any, NamedTuple
@@ -52,3 +53,27 @@ def real(doc: str) -> Any:
 def address(doc: str) -> Any:
     """An int64 of the address table."""
     return number(0, REAL, doc)
+
+
+class Column(NamedTuple):
+    """One number of a record."""
+
+    name: str
+    default: float
+    kind: Kind
+    doc: str
+    array: str = ""
+    """Of which array it is an element"""
+    record: type | None = None
+    """It is as many of these as there may be arms, and no number"""
+
+
+def columns(record: type) -> tuple[Column, ...]:
+    """A record's numbers, in order."""
+    inside: Any = [f for f in dataclasses.fields(record) if "behind" not in f.metadata]
+    return tuple(Column(f.name, f.default, **f.metadata) for f in inside)
+
+
+def names(record: type) -> tuple[str, ...]:
+    """The names alone."""
+    return tuple(column.name for column in columns(record))

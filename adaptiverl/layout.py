@@ -6,10 +6,8 @@ number of the state is a line in `State`, the next `LAYOUT_VERSION` and one in `
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
 
 from adaptiverl.kinds import (
     AS_IT_CAME,
@@ -27,6 +25,9 @@ from adaptiverl.kinds import (
     number,
     real,
 )
+from adaptiverl.kinds import Column as Column
+from adaptiverl.kinds import columns as columns
+from adaptiverl.kinds import names as names
 
 LAYOUT_VERSION = 7
 ARMS = 8
@@ -161,6 +162,26 @@ class State:
     move_momentum: float = number(0.0, REAL, "logit-units of μ, likewise")
     move_noise: float = number(0.0, REAL, "log-units of σ, likewise")
 
+    pulse: float = number(0.0, AS_IT_CAME, "the newest held-out loss as it came")
+    pulses: float = number(0.0, COUNT, "held-out losses that were told, in all")
+    pulse_readings: float = number(0.0, COUNT, "n, readings of them")
+    pulses_waiting: float = number(0.0, COUNT, "losses that the next reading is the mean of")
+    pulse_waiting: float = number(0.0, REAL, "their mean so far")
+    pulse_at: float = number(0.0, COUNT, "the step of the last reading")
+    pulse_reading: float = number(0.0, REAL, "y, the last one")
+    pulse_change: float = number(0.0, REAL, "its difference from the one before")
+    pulse_roughness: float = number(0.0, SIZE, "average size of second differences, from 0")
+    pulse_roughness_weight: float = number(0.0, SHARE, "it over this starts at its first sample")
+    pulse_mean: float = number(0.0, REAL, "ȳ, which looks back over five readings")
+    pulse_least: float = number(0.0, REAL, "the least ȳ")
+    pulse_limit: float = number(0.0, REAL, "a ȳ above this is one that has worsened")
+    pulse_training: float = number(0.0, AS_IT_CAME, "ℓ̄ at the least ȳ; NaN: none was told")
+    pulse_rest: float = number(0.0, COUNT, "readings before α may be cut again")
+    pulse_cuts: float = number(0.0, COUNT, "times that α was cut")
+    log_lr_ceiling: float = number(
+        -math.inf, LOGARITHM_OR_OFF, "what the last cut left: nothing raises α above; −∞: none"
+    )
+
     # What follows is of the step in progress; what comes before it is what checkpoints keep.
     active: float = number(1.0, FLAG, "0: no tensor takes this step")
     rewind: float = number(0.0, FLAG, "1: the weights go back to where the ramp began")
@@ -238,6 +259,7 @@ class ControlNumbers:
     weight_count: float = real("numbers of f_φ, which lie behind these; 0: none")
     hidden0: float = real("units of its first layer; 0: there is none")
     hidden1: float = real("of its second, likewise")
+    pulse_spacing: float = real("steps between two readings of a held-out loss, at least")
     arm_count: float = real("arms that there are")
     arms: tuple[ArmNumbers, ...] = field(
         default=(),
@@ -254,6 +276,16 @@ class Inbox:
     loss_count: float = real("")
     reward_sum: float = real("")
     reward_count: float = real("")
+
+
+@dataclass
+class PulseSums:
+    """A held-out loss, and ℓ̄ where one is told: sums over the ranks that decide together."""
+
+    held_out: float = real("")
+    held_out_count: float = real("")
+    training: float = real("")
+    training_count: float = real("0: none is told")
 
 
 @dataclass
@@ -337,6 +369,7 @@ TRACE_COLUMNS = (
     *("arm", "played_count", "played_mean", "window_reward"),
     *("gradient_rms", "gradient_variance", "update_rms"),
     *("move_lr", "move_momentum", "move_noise"),
+    *("pulse", "pulse_mean", "pulse_limit", "pulse_cuts"),
 )
 """What the trace keeps of the state at an update of the knobs, by the state's names"""
 
@@ -348,30 +381,6 @@ LAWS = {"loss": 0.0, "alignment": 1.0, "range_test": 2.0, "bandit": 3.0, "distil
 COOLDOWN_SHAPES = {"linear": 0.0, "1-sqrt": 1.0}
 """`Control.cooldown_shape` as a control number"""
 COOLDOWN_1_SQRT = COOLDOWN_SHAPES["1-sqrt"]
-
-
-class Column(NamedTuple):
-    """One number of a record."""
-
-    name: str
-    default: float
-    kind: Kind
-    doc: str
-    array: str = ""
-    """Of which array it is an element"""
-    record: type | None = None
-    """It is as many of these as there may be arms, and no number"""
-
-
-def columns(record: type) -> tuple[Column, ...]:
-    """A record's numbers, in order."""
-    inside: Any = [f for f in dataclasses.fields(record) if "behind" not in f.metadata]
-    return tuple(Column(f.name, f.default, **f.metadata) for f in inside)
-
-
-def names(record: type) -> tuple[str, ...]:
-    """The names alone."""
-    return tuple(column.name for column in columns(record))
 
 
 FIELDS = names(State)

@@ -90,12 +90,12 @@ def add_bandit(memory: Tensor) -> Tensor:
 
 
 def add_sensors(memory: Tensor) -> Tensor:
-    """The seventh layout of the sixth's memory: no gradient was sensed, and f_φ never asked.
+    """The seventh layout of the sixth's memory: no gradient sensed, f_φ never asked, no pulse told.
 
     Raises:
         ValueError: A memory of another size.
     """
-    return insert(memory, size=91, place=91, numbers=[0.0] * 10)
+    return insert(memory, size=91, place=91, numbers=[0.0] * 26 + [-math.inf])
 
 
 def insert(memory: Tensor, size: int, place: int, numbers: list[float]) -> Tensor:

@@ -27,6 +27,7 @@ from adaptiverl.hooks import (
 )
 from adaptiverl.horizon import RunLength
 from adaptiverl.log import Log
+from adaptiverl.pulse import Pulses
 from adaptiverl.ranks.dtensors import to_whole
 from adaptiverl.ranks.group import ProcessGroup, Ranks
 from adaptiverl.ranks.joining import Joins
@@ -43,7 +44,9 @@ from adaptiverl.step.state import complete
 DEFAULT_STORAGE = Storage()
 
 
-class AdaptiveOptimizer(Controlled, RunLength, Joins, Releases, DecayChoice, torch.optim.Optimizer):
+class AdaptiveOptimizer(
+    Controlled, RunLength, Pulses, Joins, Releases, DecayChoice, torch.optim.Optimizer
+):
     """What an optimizer needs to be steered: `observe`, `update`, `knobs`, `trace`, one step."""
 
     grad_scale: Tensor

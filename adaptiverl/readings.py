@@ -35,6 +35,7 @@ SENSORS = (
 OF_THE_GRADIENT = ("gradient_rms", "gradient_variance", "update_rms")
 OF_THE_DISTILLED = ("move_lr", "move_momentum", "move_noise")
 OF_THE_BANDIT = ("arm", "arm_draws", "window_left", "window_reward")
+OF_PULSES = ("pulse", "pulses", "pulse_readings", "pulse_mean", "pulse_limit", "pulse_cuts")
 
 
 def readings(
@@ -77,6 +78,8 @@ def readings(
         names += OF_THE_DISTILLED
     if arms:
         names += OF_THE_BANDIT + ARM_COUNTS[:arms] + ARM_MEANS[:arms]
+    if state.pulses > 0:
+        names += OF_PULSES
     return knobs | {name: getattr(state, name) for name in names}
 
 

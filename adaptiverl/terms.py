@@ -71,7 +71,7 @@ LAW_TERMS: dict[Law, LawTerms] = {
     ),
     "distilled": LawTerms(
         True,
-        ("horizon", "weights"),
+        ("weights",),
         {"replace": ALIGNMENT_LR_BOUNDS, "modulate": ALIGNMENT_LR_BOUNDS},
         start=1.0,
         learned=True,

@@ -24,7 +24,9 @@ class Trace(Mapping[str, Tensor]):
     it when it was chosen; window_reward, the last window's. Other arms are as when they were last
     played, their counts times γ for each window since. Where sums are taken, else 0: gradient_rms,
     gradient_variance, update_rms (method.md#gradient-sensors). Of the distilled law: move_lr,
-    move_momentum, move_noise, what it asked for, in log- and logit-units of a whole run.
+    move_momentum, move_noise, what it asked for, in log- and logit-units of a whole run. Of pulses:
+    pulse, the newest held-out loss; pulse_mean and pulse_limit, what is compared; pulse_cuts, times
+    that α was cut.
     """
 
     def __init__(self, rows: Tensor) -> None:

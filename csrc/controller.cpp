@@ -139,6 +139,14 @@ void update_controller(Tensor state_tensor, Tensor numbers, Tensor inbox, Tensor
   update(*state, *control, *records<Inbox>(inbox, "inbox", 1), ring, capacity_of(trace));
 }
 
+void pulse_controller(Tensor state_tensor, Tensor numbers, Tensor sums) {
+  const Home home(state_tensor, "state");
+  home.check(numbers, "numbers");
+  home.check(sums, "sums");
+  const ControlNumbers* control = records<ControlNumbers>(numbers, "numbers", 1);
+  pulse(*state_of(state_tensor), *control, *records<PulseSums>(sums, "sums", 1));
+}
+
 }  // namespace
 }  // namespace adaptiverl
 
@@ -151,6 +159,7 @@ STABLE_TORCH_LIBRARY(adaptiverl, m) {
   m.def("count_steps_(Tensor rows, Tensor state, Tensor groups, Tensor effective) -> ()");
   m.def("reduce_alignment_(Tensor(a!) state, Tensor[] sums, float elements=0.) -> ()");
   m.def("update_(Tensor(a!) state, Tensor numbers, Tensor(b!) inbox, Tensor(c!) trace) -> ()");
+  m.def("pulse_(Tensor(a!) state, Tensor numbers, Tensor sums) -> ()");
   m.def("read_groups_(Tensor state, Tensor groups, Tensor(a!) effective) -> ()");
   m.def(
       "start_(Tensor(a!) state, Tensor numbers, float lr, float momentum, float seed_low, "
@@ -174,6 +183,7 @@ STABLE_TORCH_LIBRARY_IMPL(adaptiverl, CPU, m) {
   m.impl("count_steps_", TORCH_BOX(&adaptiverl::count_steps));
   m.impl("reduce_alignment_", TORCH_BOX(&adaptiverl::reduce_alignment));
   m.impl("update_", TORCH_BOX(&adaptiverl::update_controller));
+  m.impl("pulse_", TORCH_BOX(&adaptiverl::pulse_controller));
   m.impl("read_groups_", TORCH_BOX(&adaptiverl::read_groups));
   m.impl("start_", TORCH_BOX(&adaptiverl::start_controller));
 }

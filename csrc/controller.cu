@@ -84,6 +84,10 @@ __global__ void update_kernel(State* state, const ControlNumbers* control, Inbox
   update(*state, *control, *inbox, ring, capacity);
 }
 
+__global__ void pulse_kernel(State* state, const ControlNumbers* control, const PulseSums* sums) {
+  pulse(*state, *control, *sums);
+}
+
 struct SumTables {
   const AlignmentSums* rows[kMaxTables];
   int64_t sizes[kMaxTables];
@@ -202,6 +206,17 @@ void update_controller(Tensor state_tensor, Tensor numbers, Tensor inbox, Tensor
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
+void pulse_controller(Tensor state_tensor, Tensor numbers, Tensor sums) {
+  const Home home(state_tensor, "state");
+  home.check(numbers, "numbers");
+  home.check(sums, "sums");
+  const torch::stable::accelerator::DeviceGuard guard(state_tensor.get_device());
+  pulse_kernel<<<1, 1, 0, current_stream(state_tensor)>>>(
+      state_of(state_tensor), records<ControlNumbers>(numbers, "numbers", 1),
+      records<PulseSums>(sums, "sums", 1));
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
 void read_groups(Tensor state_tensor, Tensor groups, Tensor effective) {
   const Home home(state_tensor, "state");
   home.check(groups, "groups");
@@ -223,5 +238,6 @@ STABLE_TORCH_LIBRARY_IMPL(adaptiverl, CUDA, m) {
   m.impl("advance_", TORCH_BOX(&adaptiverl::advance_controller));
   m.impl("reduce_alignment_", TORCH_BOX(&adaptiverl::reduce_alignment));
   m.impl("update_", TORCH_BOX(&adaptiverl::update_controller));
+  m.impl("pulse_", TORCH_BOX(&adaptiverl::pulse_controller));
   m.impl("read_groups_", TORCH_BOX(&adaptiverl::read_groups));
 }

@@ -108,6 +108,23 @@ struct State {
   double move_lr = 0;                  // what it said: log-units of α in a whole run, at this pace
   double move_momentum = 0;            // logit-units of μ, likewise
   double move_noise = 0;               // log-units of σ, likewise
+  double pulse = 0;                    // the newest held-out loss as it came
+  double pulses = 0;                   // held-out losses that were told, in all
+  double pulse_readings = 0;           // n, readings of them
+  double pulses_waiting = 0;           // losses that the next reading is the mean of
+  double pulse_waiting = 0;            // their mean so far
+  double pulse_at = 0;                 // the step of the last reading
+  double pulse_reading = 0;            // y, the last one
+  double pulse_change = 0;             // its difference from the one before
+  double pulse_roughness = 0;          // average size of second differences, from 0
+  double pulse_roughness_weight = 0;   // it over this starts at its first sample
+  double pulse_mean = 0;               // ȳ, which looks back over five readings
+  double pulse_least = 0;              // the least ȳ
+  double pulse_limit = 0;              // a ȳ above this is one that has worsened
+  double pulse_training = 0;           // ℓ̄ at the least ȳ; NaN: none was told
+  double pulse_rest = 0;               // readings before α may be cut again
+  double pulse_cuts = 0;               // times that α was cut
+  double log_lr_ceiling = -INFINITY;   // what the last cut left: nothing raises α above; −∞: none
   double active = 1;                   // 0: no tensor takes this step
   double rewind = 0;                   // 1: the weights go back to where the ramp began
 };
@@ -176,6 +193,7 @@ struct ControlNumbers {
   double weight_count;          // numbers of f_φ, which lie behind these; 0: none
   double hidden0;               // units of its first layer; 0: there is none
   double hidden1;               // of its second, likewise
+  double pulse_spacing;         // steps between two readings of a held-out loss, at least
   double arm_count;             // arms that there are
   ArmNumbers arms[kArms];       // the first `arm_count` of them
 };
@@ -186,6 +204,14 @@ struct Inbox {
   double loss_count;
   double reward_sum;
   double reward_count;
+};
+
+// A held-out loss, and ℓ̄ where one is told: sums over the ranks that decide together.
+struct PulseSums {
+  double held_out;
+  double held_out_count;
+  double training;
+  double training_count;  // 0: none is told
 };
 
 // Of one tensor, of several or of all.
@@ -270,6 +296,10 @@ struct TraceRow {
   double move_lr;
   double move_momentum;
   double move_noise;
+  double pulse;
+  double pulse_mean;
+  double pulse_limit;
+  double pulse_cuts;
 };
 
 ADAPTIVERL_BOTH TraceRow trace_row(const State& state) {
@@ -299,7 +329,11 @@ ADAPTIVERL_BOTH TraceRow trace_row(const State& state) {
       state.update_rms,
       state.move_lr,
       state.move_momentum,
-      state.move_noise};
+      state.move_noise,
+      state.pulse,
+      state.pulse_mean,
+      state.pulse_limit,
+      state.pulse_cuts};
 }
 
 }  // namespace adaptiverl

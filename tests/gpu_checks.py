@@ -408,6 +408,33 @@ def short_steps_replay_bit_for_bit() -> None:
     assert_same_bits(*outcomes)
 
 
+@check()
+def pulses_replay_bit_for_bit() -> None:
+    """A held-out loss that a replay tells cuts the rate as one told outside, which never waits."""
+    outcomes = []
+    for graphed in (True, False):
+        params = parameters(SIZES)
+        optimizer = AdaptiveAdamW(params, 1e-3, control=Control(every=1), capturable=True)
+        loss, held_out = (torch.full((), 9.0, device=Where.device) for _ in range(2))
+
+        def step(optimizer: Any = optimizer, loss: Any = loss, held_out: Any = held_out) -> None:
+            observe_and_step(optimizer, loss)
+            optimizer.pulse(held_out)
+
+        set_gradients(params, 0)
+        step()
+        again = captured(step).replay if graphed else step
+        with contextlib.nullcontext() if graphed else waiting_is_an_error():
+            for _ in range(12):
+                loss -= 0.25
+                held_out += 1.0
+                again()
+        torch.cuda.synchronize()
+        assert optimizer.knobs()["pulse_cuts"] == 2
+        outcomes.append(everything(optimizer, params))
+    assert_same_bits(*outcomes)
+
+
 @check(anywhere=True)
 def the_noise_is_the_cpus() -> None:
     """The first moment after one step of σ near 1 is the gradient and its noise."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
 from typing import Any
@@ -24,6 +25,7 @@ from adaptiverl.law import (
     knobs,
     loop,
     loss,
+    pulse,
     range_test,
     sensors,
 )
@@ -35,7 +37,7 @@ GROUPS = ((LR, MOMENTUM),)
 """lr and starting momentum of the groups that a twin steers unless others are given"""
 MODULES = (
     *(arithmetic, sensors, gradient, cooldown, loss, alignment, range_test),
-    *(draws, bandit, distilled, knobs, loop),
+    *(draws, bandit, distilled, knobs, pulse, loop),
 )
 """Those of adaptiverl/law with a twin in csrc/law"""
 
@@ -95,6 +97,12 @@ class PythonTwin(Twin):
             self.put(**dict(zip(SUMS, (*step.sums, ELEMENTS, 1.0), strict=True)))
         return replace(state)
 
+    def pulse(self, held_out: float) -> State:
+        """A held-out loss between two steps."""
+        told = self.state.loss_mean if self.state.loss_count > 0 else math.nan
+        pulse.pulse(self.state, self.numbers, held_out, told)
+        return replace(self.state)
+
     def effective(self) -> list[list[float]]:
         """Every group's rate and momentum as a step uses them."""
         state = self.state
@@ -129,6 +137,11 @@ class CompiledTwin(Twin):
         if step.sums is not None:
             rows = torch.tensor([step.sums], dtype=torch.float64)
             self.controller.reduce_alignment([rows], ELEMENTS)
+        return self.controller.read()
+
+    def pulse(self, held_out: float) -> State:
+        """A held-out loss between two steps."""
+        self.controller.pulse(held_out, lambda sums: None)
         return self.controller.read()
 
     def effective(self) -> list[list[float]]:

@@ -86,6 +86,7 @@ def header(state: type = layout.State) -> str:
         layout.ArmNumbers,
         layout.ControlNumbers,
         layout.Inbox,
+        layout.PulseSums,
         layout.AlignmentSums,
         layout.Group,
         layout.EffectiveGroup,

@@ -361,7 +361,7 @@ def test_adopt_refuses(change: Callable[[Tensor], Any], message: str) -> None:
     for loss in (3.0, 2.0):
         driver.step(loss)
     before = driver.everything()
-    expected = r"'adaptive_state' must be a float64 tensor of 101 numbers whose first is 7, "
+    expected = r"'adaptive_state' must be a float64 tensor of 118 numbers whose first is 7, "
     with pytest.raises(ValueError, match=f"^{expected}{message}.*nothing was changed$"):
         driver.controller.adopt(change(Controller(Control(), LR, MOMENTUM).memory))
     assert_bits(driver.everything(), before)
@@ -396,6 +396,9 @@ def test_read_groups_is_what_the_step_used() -> None:
     assert_bits([effective, d.controller.state], [d.effective, state])
 
 
+FLOATS: dict[str, Any] = {"dtype": torch.float64}
+
+
 def opcheck_arguments() -> list[tuple[str, Callable[[Driver], tuple[Any, ...]]]]:
     """An operator's name, and what makes arguments for it."""
     sums = torch.tensor([[1.0, 2.0, 3.0], [0.5, 0.25, 0.125]], dtype=torch.float64)
@@ -418,6 +421,7 @@ def opcheck_arguments() -> list[tuple[str, Callable[[Driver], tuple[Any, ...]]]]
         ("observe_numbers_", lambda d: (d.controller.inbox, 1.0, None)),
         ("observe_numbers_", lambda d: (d.controller.inbox, 1.0, 2.0)),
         ("update_", memory),
+        ("pulse_", lambda d: (d.controller.state, d.controller.numbers, torch.ones(4, **FLOATS))),
         *[("reduce_alignment_", reduce(t)) for t in ([], [sums], [sums[:1], sums])],
         ("start_", lambda d: (d.controller.state, d.controller.numbers, LR, MOMENTUM, 1.0, 2.0)),
         ("read_groups_", lambda d: (d.controller.state, d.groups, d.effective)),
@@ -432,14 +436,13 @@ def test_opcheck(operator: str, arguments: Callable[[Driver], tuple[Any, ...]]) 
     torch.library.opcheck(getattr(torch.ops.adaptiverl, operator).default, arguments(driver))
 
 
-FLOATS: dict[str, Any] = {"dtype": torch.float64}
 IN_ADVANCE = "state numbers inbox trace groups effective rows found_inf".split()
 WRONG: list[tuple[str, Any, str]] = [
-    ("state", torch.zeros(101, **FLOATS), "state must hold 103 numbers, got 101"),
-    ("state", torch.zeros(103), "state must be float64"),
-    ("numbers", torch.zeros(7, **FLOATS), "numbers must hold at least 1 records of 119"),
+    ("state", torch.zeros(118, **FLOATS), "state must hold 120 numbers, got 118"),
+    ("state", torch.zeros(120), "state must be float64"),
+    ("numbers", torch.zeros(7, **FLOATS), "numbers must hold at least 1 records of 120"),
     ("inbox", torch.zeros(4), "inbox must be float64"),
-    ("trace", torch.zeros(20, **FLOATS), "trace must hold at least 2 records of 26"),
+    ("trace", torch.zeros(20, **FLOATS), "trace must hold at least 2 records of 30"),
     ("groups", torch.zeros(2, 4, **FLOATS), "groups must hold at least 1 records of 5"),
     ("effective", torch.zeros(1, 2, **FLOATS), "effective must hold at least 3 records of 2"),
     ("rows", [torch.zeros(1, 12, dtype=torch.int64)], r"rows must be of shape \[tensors, 14\]"),

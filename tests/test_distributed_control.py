@@ -223,6 +223,18 @@ def epochwise(rank: int, size: int) -> tuple[bytes, dict[str, float], list[Any]]
     return memory_of(optimizer), optimizer.knobs(), seen
 
 
+def pulses(rank: int, size: int, law: str) -> tuple[bytes, dict[str, float], list[Any]]:
+    """Held-out losses that worsen by their mean alone; the last one is one rank's NaN."""
+    optimizer = make(EVERY_STEP if law == "loss" else Control.find_lr(60))
+    for step in range(STEPS):
+        take_step(optimizer, 9.0 - 0.1 * step * (1 - rank))
+        with counted_collectives() as seen:
+            optimizer.pulse(step * rank + 1.0 if step < STEPS - 1 else (1.0, math.nan)[rank])
+    state = optimizer._controller.read()
+    decided = [x for n, x in vars(state).items() if "pulse" in n or n.startswith("log_lr")]
+    return bits(torch.tensor(decided, dtype=torch.float64)), optimizer.knobs(), seen
+
+
 def collectives(rank: int, size: int) -> dict[str, list[Any]]:
     """Every collective of a step, by what kind of step it is."""
     found: dict[str, list[Any]] = {}
@@ -415,6 +427,18 @@ def test_epochwise_updates_meet_when_they_are_called(crew: Crew) -> None:
     assert knobs["updates"] == 4
     assert knobs["loss"] == 3.0 - 1.5 + 0.5
     assert seen == [(2, 4, torch.float64)] * 4
+
+
+@pytest.mark.parametrize("law", ["loss", "alignment"])
+def test_all_ranks_cut_by_the_mean_of_their_pulses(crew: Crew, law: str) -> None:
+    results = crew.run(2, pulses, law)
+    assert same(results)
+    _, knobs, seen = results[0]
+    assert seen == [(2, 4, torch.float64)]
+    # The first four are read and not judged; then a cut at once, and one in five readings.
+    assert (knobs["pulse_readings"], knobs["pulse_cuts"]) == (STEPS - 1, 4)
+    assert math.isnan(knobs["pulse"])
+    assert results[0][1]["lr"] == results[1][1]["lr"] < 1e-3
 
 
 def test_collectives_of_a_step(crew: Crew) -> None:

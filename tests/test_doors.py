@@ -182,7 +182,7 @@ def test_stable_baselines3(run: Any, tmp_path: Path) -> None:
     assert_same(loaded.state_dict(), optimizer.state_dict())
 
 
-def small_ppo(control: Any, learning_rate: Any = 3e-4) -> Any:
+def small_ppo(control: Any, learning_rate: Any = 3e-4, **more: Any) -> Any:
     from stable_baselines3 import PPO
 
     from adaptiverl.integrations.stable_baselines3 import AdaptivePolicy
@@ -196,6 +196,7 @@ def small_ppo(control: Any, learning_rate: Any = 3e-4) -> Any:
         policy_kwargs=policy,
         device="cpu",
         seed=0,
+        **more,
     )
 
 
@@ -248,6 +249,15 @@ def test_stable_baselines3_warns(control: Any, learning_rate: Any, said: str) ->
     with pytest.warns(UserWarning, match=said) as caught:
         small_ppo(control, learning_rate).learn(3 * 64, callback=AdaptiveCallback())
     assert sum("Control(" in str(warning.message) for warning in caught) == 1
+
+
+def test_stable_baselines3_clips_values_and_is_not_warned_of() -> None:
+    needs("stable_baselines3", "gymnasium")
+    from adaptiverl.integrations.stable_baselines3 import AdaptiveCallback
+
+    model = small_ppo(Control.find_lr("auto"), clip_range_vf=0.2)
+    model.learn(3 * 64, callback=AdaptiveCallback())
+    assert model.policy.optimizer.knobs()["step"] == 12
 
 
 def test_stable_baselines3_needs_one_of_ours() -> None:

@@ -213,11 +213,50 @@ def test_epochwise_control_with_a_reward(framework: str, tmp_path: Path) -> None
     assert run.optimizer.trace()["reward"].tolist() == expected
 
 
+@every_trainer
+def test_evaluations_are_pulses(framework: str, tmp_path: Path) -> None:
+    metric = {"huggingface": "eval_loss", "lightning": "val_loss"}[framework]
+    run = trained(framework, tmp_path, validated=True, epochs=4, callback={"pulse": metric})
+    knobs = run.optimizer.knobs()
+    assert (knobs["pulses"], knobs["pulse"]) == (4, run.evaluations[-1])
+    assert len(run.evaluations) == 4
+    run.evaluate()
+    assert run.optimizer.knobs()["pulses"] == 4, "an evaluation outside of training is not ours"
+    silent = trained(framework, tmp_path, validated=True, epochs=4)
+    assert "pulses" not in silent.optimizer.knobs()
+    assert silent.knobs[-1]["lr"] == run.knobs[-1]["lr"], "it got better, so nothing moved"
+
+
+@every_trainer
+@pytest.mark.parametrize(
+    ("control", "metric", "message"),
+    [
+        (Control.frozen(), None, r"AdaptiveCallback\(pulse='\w+'\) lowers.*all its gains are 0"),
+        (EPOCHWISE, None, r"Control\(every=None\) the knobs are told evaluations alone"),
+        (
+            QUICK,
+            "x_loss",
+            r"'x_loss' after each evaluation, with pulse='x_loss'.*'(eval|val)_loss'",
+        ),
+    ],
+)
+def test_pulses_that_can_come_to_nothing(
+    framework: str, control: Control, metric: str | None, message: str, tmp_path: Path
+) -> None:
+    name = metric or {"huggingface": "eval_loss", "lightning": "val_loss"}[framework]
+    with pytest.raises(ValueError, match=message):
+        trained(framework, tmp_path, control=control, validated=True, callback={"pulse": name})
+
+
 # --- what is refused, and what is warned of -------------------------------------------------------
 
 GIVEN = Control(mode="modulate", every=None, reward="given")
 STEPS = r"Trainer(State\.max_steps|\.estimated_stepping_batches)"
 MISUSES: dict[str, tuple[dict[str, Any], str]] = {
+    "a pulse without evaluations": (
+        {"callback": {"pulse": "val_loss"}},
+        r"pulse='val_loss'\) looks at evaluations, and this trainer makes none.*or leave pulse out",
+    ),
     "a reward and a monitor under step-wise control": (
         {"callback": {"reward": "accuracy", "monitor": "val_loss"}},
         r"monitor='val_loss', reward='accuracy'\) is ignored.*every=2.*Leave it out",

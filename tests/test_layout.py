@@ -33,6 +33,7 @@ FLOORS: tuple[set[str], ...] = (
         "footprint",
         "hooks",
         "horizon",
+        "pulse",
         "readings",
         "release",
         "optimizer",

@@ -93,6 +93,7 @@ def test_control_numbers_are_packed_by_name() -> None:
         "log_ramp_floor": math.log(0.04),
         "search_within": 1200.0,
         "warm_up": 240.0,
+        "pulse_spacing": 80.0,
     }
     row = Controller(given, LR, MOMENTUM).numbers.tolist()
     assert row[len(names) :] == [0.0] * (CONTROL_SIZE - len(names))  # arms, which it has none of

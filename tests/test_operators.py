@@ -71,6 +71,7 @@ class Arguments:
             },
             "reduce_alignment_": {"state": state, "sums": [double(2, 3)]},
             "update_": {"state": state, "numbers": numbers, "inbox": inbox, "trace": trace},
+            "pulse_": {"state": state, "numbers": numbers, "sums": double(4)},
             "read_groups_": {"state": state, **read},
             "sum_squares_": {
                 "rows": self.rows,
@@ -90,7 +91,7 @@ class Arguments:
 
 
 NAMES = tuple(Arguments().of_all())
-ON_DEVICE = NAMES[:6]
+ON_DEVICE = NAMES[:7]
 """Those that there are for CUDA as well"""
 
 

@@ -25,6 +25,7 @@ OPERATORS = (
     "count_steps_",
     "reduce_alignment_",
     "update_",
+    "pulse_",
     "read_groups_",
     "start_",
     "rewind_",

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from adaptiverl.law import knobs, loop
+from adaptiverl.law import pulse as pulse_law
 from adaptiverl.law.numbers import unpacked
 from adaptiverl.law.registry import BY_NUMBER
 from adaptiverl.layout import FIELDS, TRACE_COLUMNS, ControlNumbers, State
@@ -93,6 +94,15 @@ def reduce_alignment(state: Tensor, sums: Sequence[Tensor], elements: float = 0.
     _keep(kept, state)
 
 
+def pulse(state_tensor: Tensor, numbers: Tensor, sums: Tensor) -> None:
+    """A held-out loss, of all ranks that decide together (method.md#pulse)."""
+    state = _state(state_tensor)
+    held_out, held_outs, training, trainings = sums.tolist()
+    told = training / trainings if trainings > 0 else math.nan
+    pulse_law.pulse(state, _control(numbers), held_out / held_outs, told)
+    _keep(state, state_tensor)
+
+
 def read_groups(state: Tensor, groups: Tensor, effective: Tensor) -> None:
     """Every group's rate and momentum as a step would use them now."""
     _read_groups(_state(state), groups, effective)
@@ -125,6 +135,7 @@ SCHEMAS: dict[str, tuple[str, Callable[..., None]]] = {
         "(Tensor(a!) state, Tensor numbers, Tensor(b!) inbox, Tensor(c!) trace) -> ()",
         update,
     ),
+    "pulse_": ("(Tensor(a!) state, Tensor numbers, Tensor sums) -> ()", pulse),
     "read_groups_": ("(Tensor state, Tensor groups, Tensor(a!) effective) -> ()", read_groups),
     "start_": (
         "(Tensor(a!) state, Tensor numbers, float lr, float momentum, float seed_low, "

@@ -56,6 +56,41 @@ def check_metrics(where: str, control: Control, monitor: str | None, reward: str
         )
 
 
+def check_pulse(where: str, control: Control, pulse: str | None, evaluates: bool) -> None:
+    """A metric that pulses are to come from can do something.
+
+    Args:
+        where: The callback's name, for the message.
+        control: The optimizer's.
+        pulse: The metric that is the held-out loss, or None where none was named.
+        evaluates: Whether the framework is to evaluate during training; or it is not for this rank
+            to say that it isn't.
+
+    Raises:
+        ValueError: A control that moves nothing; epoch-wise control, which hears that loss anyway.
+    """
+    if pulse is None:
+        return
+    if control.is_frozen:
+        raise ValueError(
+            f"{where}(pulse={pulse!r}) lowers the learning rate where that metric worsens, and "
+            "this Control moves nothing, for all its gains are 0: use another Control, or leave "
+            "pulse out"
+        )
+    if control.every is None:
+        raise ValueError(
+            f"{where}(pulse={pulse!r}) compares a held-out loss with the training's, and with "
+            "Control(every=None) the knobs are told evaluations alone: leave pulse out, or give "
+            "Control an `every`"
+        )
+    if not evaluates:
+        warn(
+            f"{where}(pulse={pulse!r}) looks at evaluations, and this trainer makes none, so "
+            f"Control(law={control.law!r}) is told of no held-out loss: evaluate during the run, "
+            "or leave pulse out"
+        )
+
+
 def tell_horizon(optimizer: Steered, steps: float) -> None:
     """Resolve ``Control(horizon="auto")``, on every rank; where nobody knows, the step says so.
 

@@ -13,6 +13,7 @@ from adaptiverl.integrations.checks import (
     UpdateWatch,
     check_horizon,
     check_metrics,
+    check_pulse,
     tell_horizon,
 )
 from adaptiverl.integrations.steering import (
@@ -64,12 +65,14 @@ class AdaptiveCallback(TrainerCallback):
         monitor: With ``Control(every=None)``: the metric that is the loss, by default
             ``"eval_loss"``.
         reward: With ``Control(every=None, reward="given")``: the metric that is the reward.
+        pulse: The metric of evaluations in training that goes to `optimizer.pulse`, such as
+            ``"eval_loss"`` (method.md#pulse); none by default.
 
     Raises:
         TypeError: `trainer` is no Trainer. When training begins: the trainer's optimizer is none
             of ours.
         ValueError: After an evaluation: no such metric. When training begins: `monitor` is of none
-            of several evaluation data sets; `reward`, and a control that takes none.
+            of several evaluation data sets; `reward` or `pulse`, and a control that takes none.
         RuntimeError: When training begins: no trainer was given, and none is found.
 
     Examples:
@@ -88,6 +91,7 @@ class AdaptiveCallback(TrainerCallback):
         trainer: Trainer | None = None,
         monitor: str | None = None,
         reward: str | None = None,
+        pulse: str | None = None,
     ) -> None:
         if trainer is not None and not isinstance(trainer, Trainer):
             raise TypeError(
@@ -97,6 +101,7 @@ class AdaptiveCallback(TrainerCallback):
             )
         self._monitor = monitor
         self._reward = reward
+        self._pulse = pulse
         self._wrapped: WeakSet[Trainer] = WeakSet()
         self._trainer: Trainer | None = None
         self._schedule: ScheduleWatch | None = None
@@ -117,6 +122,8 @@ class AdaptiveCallback(TrainerCallback):
         self._attach(trainer)
         optimizer = self._optimizer
         tell_horizon(optimizer, state.max_steps)
+        evaluates = trainer.args.eval_strategy != "no" or not state.is_world_process_zero
+        check_pulse(type(self).__name__, optimizer.control, self._pulse, evaluates)
         self._check_monitored_data(trainer, optimizer)
         self._schedule = self._updates = None
         if state.is_world_process_zero:
@@ -137,11 +144,14 @@ class AdaptiveCallback(TrainerCallback):
         metrics: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Epoch-wise control: one update after each evaluation in training."""
+        """Epoch-wise control: one update after each evaluation in training; otherwise a pulse."""
         trainer = self._trainer
-        if trainer is None or not trainer.is_in_train or self._optimizer.control.every is not None:
+        if trainer is None or not trainer.is_in_train:
             return
         metrics = metrics or {}
+        if self._optimizer.control.every is not None:
+            self._tell_pulse(trainer, metrics)
+            return
         several = isinstance(trainer.eval_dataset, dict)
         if several and self._loss_name not in metrics:
             return  # Each data set is evaluated by itself; the monitored one has its turn.
@@ -152,6 +162,14 @@ class AdaptiveCallback(TrainerCallback):
         self._optimizer.update(loss, reward)
         if self._updates is not None:
             self._updates.updated(state.global_step)
+
+    def _tell_pulse(self, trainer: Trainer, metrics: dict[str, float]) -> None:
+        if self._pulse is None:
+            return
+        if isinstance(trainer.eval_dataset, dict) and self._pulse not in metrics:
+            return  # Each data set is evaluated by itself; the one that is meant has its turn.
+        asked_by = f"pulse={self._pulse!r}"
+        self._optimizer.pulse(metric(metrics, self._pulse, type(self).__name__, asked_by))
 
     @property
     def _optimizer(self) -> Steered:

@@ -12,6 +12,7 @@ from adaptiverl.integrations.checks import (
     UpdateWatch,
     check_horizon,
     check_metrics,
+    check_pulse,
     tell_horizon,
 )
 from adaptiverl.integrations.steering import Steered, knob_logs, metric, rescaled, steered
@@ -59,19 +60,24 @@ class AdaptiveCallback(Callback):
         monitor: With ``Control(every=None)``: the logged metric that is the loss, by default
             ``"val_loss"``; log it with ``sync_dist=True`` where there are several processes.
         reward: With ``Control(every=None, reward="given")``: the metric that is the reward.
+        pulse: The logged metric of validations in `fit` that goes to `optimizer.pulse`, such as
+            ``"val_loss"`` (method.md#pulse); none by default. With ``sync_dist=True``, likewise.
 
     Raises:
         TypeError: When training starts: the module's optimizer is none of ours.
-        ValueError: When training starts: several optimizers; `reward`, and a control that takes
-            none. After a validation: no such metric.
+        ValueError: When training starts: several optimizers; `reward` or `pulse`, and a control
+            that takes none. After a validation: no such metric.
 
     Examples:
         >>> trainer = Trainer(callbacks=[AdaptiveCallback()])
     """
 
-    def __init__(self, monitor: str | None = None, reward: str | None = None) -> None:
+    def __init__(
+        self, monitor: str | None = None, reward: str | None = None, pulse: str | None = None
+    ) -> None:
         self._monitor = monitor
         self._reward = reward
+        self._pulse = pulse
         self._stepped = False
         self._schedule: ScheduleWatch | None = None
         self._updates: UpdateWatch | None = None
@@ -82,6 +88,8 @@ class AdaptiveCallback(Callback):
         optimizer = _optimizer(trainer)
         tell_horizon(optimizer, _steps(trainer, pl_module))
         name, control = type(self).__name__, optimizer.control
+        evaluates = bool(trainer.enable_validation) or not trainer.is_global_zero
+        check_pulse(name, control, self._pulse, evaluates)
         self._schedule = self._updates = None
         if not trainer.is_global_zero:
             return
@@ -126,11 +134,12 @@ class AdaptiveCallback(Callback):
             pl_module.log_dict(knob_logs(_optimizer(trainer)))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Epoch-wise control: one update after each validation in training."""
+        """Epoch-wise control: one update after each validation in training; otherwise a pulse."""
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         optimizer = _optimizer(trainer)
         if optimizer.control.every is not None:
+            self._tell_pulse(trainer, optimizer)
             return
         name = "val_loss" if self._monitor is None else self._monitor
         loss = metric(trainer.callback_metrics, name, type(self).__name__)
@@ -140,6 +149,11 @@ class AdaptiveCallback(Callback):
         optimizer.update(loss, reward)
         if self._updates is not None:
             self._updates.updated(trainer.global_step)
+
+    def _tell_pulse(self, trainer: Trainer, optimizer: Steered) -> None:
+        if self._pulse is not None:
+            named = type(self).__name__, f"pulse={self._pulse!r}"
+            optimizer.pulse(metric(trainer.callback_metrics, self._pulse, *named))
 
 
 def _optimizer(trainer: Trainer) -> Steered:

@@ -54,8 +54,8 @@ class AdaptiveCallback(BaseCallback):
     ``adaptive/momentum`` and ``adaptive/noise`` are in the log.
 
     Warned of once: a learning-rate schedule under ``Control(mode="replace")``, a horizon that is
-    not the run's, and a control that looks for the rate of actor and critic together, or does not
-    know how often PPO uses a rollout.
+    not the run's, and, where PPO's values are not clipped (``clip_range_vf``), a control that looks
+    for one rate of actor and critic, or does not know how often a rollout is used.
 
     Raises:
         TypeError: When training starts: the policy's optimizer is none of ours.
@@ -80,7 +80,8 @@ class AdaptiveCallback(BaseCallback):
             updates = self._steered.knobs()["step"] + updates_of(self.model)
             tell_horizon(self._steered, updates)
             check_horizon(self._steered.control, updates, "total_timesteps, in updates")
-            check_search(self._steered, *updates_per_rollout(self.model))
+            if getattr(self.model, "clip_range_vf", None) is None:
+                check_search(self._steered, *updates_per_rollout(self.model))
 
     def _on_step(self) -> bool:
         for info in self.locals.get("infos", ()):
@@ -121,9 +122,9 @@ def updates_per_rollout(model: OnPolicyAlgorithm) -> tuple[int, int]:
 def check_search(optimizer: Steered, minibatches: int, epochs: int) -> None:
     """A search by the gradients reads new samples only, and actor and critic have one each."""
     control = optimizer.control
-    counted = epochs == 1 or control.reuse == (minibatches, epochs)
+    counted = control.reuse == (minibatches, epochs)
     apart = control.groups == "own" and len(optimizer.param_groups) > 1
-    if not control.finds_lr or (counted and apart):
+    if not control.finds_lr or epochs == 1 or (counted and apart):
         return
     warn(
         f"Each rollout is gone through {epochs} times, in {minibatches} minibatches, by an actor "

@@ -44,6 +44,10 @@ class Steered(Protocol):
         """One observation and one update of the knobs, now."""
         ...
 
+    def pulse(self, validation_loss: Tensor | float) -> None:
+        """Tell the controller a loss on data that is not trained on."""
+        ...
+
     def set_horizon(self, steps: int) -> None:
         """How many optimizer steps the run takes, for ``Control(horizon="auto")``."""
         ...
@@ -127,7 +131,9 @@ def rate_in_effect(optimizer: Any, scheduled: float, logs: Mapping[str, float]) 
     return scheduled * (logs["adaptive/lr"] / current)
 
 
-def metric(metrics: Mapping[str, Any], name: str, where: str) -> Any:
+def metric(
+    metrics: Mapping[str, Any], name: str, where: str, asked_by: str = "Control(every=None)"
+) -> Any:
     """One metric of an evaluation.
 
     Raises:
@@ -136,7 +142,7 @@ def metric(metrics: Mapping[str, Any], name: str, where: str) -> Any:
     if name not in metrics:
         raise ValueError(
             f"{where} looks for the metric {name!r} after each evaluation, with "
-            f"Control(every=None), and this one has {_listed(metrics)}: name another one in "
+            f"{asked_by}, and this one has {_listed(metrics)}: name another one in "
             f"{where}(...), or log that metric"
         )
     return metrics[name]

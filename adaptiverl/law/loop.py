@@ -6,6 +6,7 @@ import math
 
 from adaptiverl.law.gradient import sense_gradient
 from adaptiverl.law.knobs import next_log_noise, next_logit_momentum, read_knobs
+from adaptiverl.law.pulse import below_ceiling
 from adaptiverl.law.registry import BY_NUMBER
 from adaptiverl.law.sensors import sense
 from adaptiverl.layout import REWARD_GIVEN, REWARD_NONE, ControlNumbers, State
@@ -25,6 +26,7 @@ def act(state: State, control: ControlNumbers) -> None:
     worsening = max(loss_direction, 0.0)
     improving = max(reward_direction, 0.0)
     BY_NUMBER[control.law].act(state, control, reward_direction, worsening)
+    below_ceiling(state)
     state.logit_momentum = next_logit_momentum(
         state.logit_momentum, reward_direction, worsening, control
     )
@@ -60,6 +62,7 @@ def advance(
     sense_gradient(state, control)
     law = BY_NUMBER[control.law]
     if law.sense(state, control):
+        below_ceiling(state)
         read_knobs(state, control)
     if loss is not None:
         sense(state, control, loss, reward)

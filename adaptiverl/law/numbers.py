@@ -31,6 +31,8 @@ RAMP_SHARE = 0.5
 one less, by the cube root of its length"""
 WARM_UP = 0.03
 """Share of the run over which α rises to the held rate: the moments start anew"""
+PULSE_SPACING = 0.01
+"""Share of the run between two readings of a held-out loss, at least (method.md#pulse)"""
 
 OWN = names(ControlNumbers)[:-1]
 """The control numbers but for the arms"""
@@ -90,6 +92,7 @@ def numbers_of(control: Control, limits: Limits) -> ControlNumbers:
         cooldown_shape=COOLDOWN_SHAPES[control.cooldown_shape],
         reused_for=float(minibatches * epochs if epochs > 1 else 0),
         fresh_for=float(minibatches),
+        pulse_spacing=PULSE_SPACING * (control.known_horizon or 0),
         **(_of_bandit(control) if control.arms else {}),
         **(_of_distilled(control.weights) if isinstance(control.weights, Weights) else {}),
     )

@@ -99,6 +99,20 @@ class Ranks:
         else:
             joined.meet(inbox, self)
 
+    def add_up(self, sums: Tensor) -> None:
+        """This rank's four numbers become the sums over all ranks; nothing waits.
+
+        Args:
+            sums: float64 [4]; a rank that has left a `Join` brings zeros.
+        """
+        if self.size == 1:
+            return
+        joined = entered(self.group)
+        if joined is None:
+            all_reduce(sums, self.group)
+        else:
+            joined.meet(sums, self)
+
     def average_alignment(
         self, told: Sequence[tuple[Tensor, Tensor]], actives: Sequence[Tensor | None]
     ) -> None:

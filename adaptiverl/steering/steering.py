@@ -13,6 +13,7 @@ from adaptiverl.control import Control
 from adaptiverl.devices import outside_inference
 from adaptiverl.hooks import check_epochwise, check_stepwise
 from adaptiverl.law.range_test import CLIMB_FROM
+from adaptiverl.pulse import Pulses
 from adaptiverl.ranks.dtensors import to_whole
 from adaptiverl.ranks.group import ProcessGroup
 from adaptiverl.readings import readings
@@ -43,7 +44,7 @@ class Found(NamedTuple):
     """Updates pointed downhill below it and overshot above; and the loss, if told, says so too"""
 
 
-class Steering(Around):
+class Steering(Around, Pulses):
     """The controller over one or several optimizers; `steer` makes it."""
 
     warns_of_schedulers = True

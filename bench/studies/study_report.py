@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.figures import (
+    COSINE,
     Logs,
     Measure,
     Series,
@@ -33,6 +34,7 @@ from bench.tables import (
     best_start,
     overview_lines,
     provenance,
+    rate_text,
     ratio_text,
     task_lines,
     task_title,
@@ -222,7 +224,18 @@ def _task(table: Table) -> Section:
         if is_language:
             added.append(_perplexity(table, series))
         full.append([*line[:-1], *added, line[-1]])
-    return Section(task_title(table), (), [*front, *more, diverged], full, level=3, ours=OURS)
+    headings = [*front, *more, diverged]
+    return Section(task_title(table), _reference(table), headings, full, level=3, ours=OURS)
+
+
+def _reference(table: Table) -> list[str]:
+    """It may be at a rate that nobody else starts from, and so in no column."""
+    rates = [rate for fold in table.folds if (rate := table.reference_rate(fold)) is not None]
+    if not rates:
+        return []
+    cell = table.cells[Series(COSINE), rates[0]]
+    ended = with_error(cell.mean(), 4)
+    return [f"The reference, the cosine from {rate_text(rates[0])}, ends at {ended}."]
 
 
 def _perplexity(table: Table, series: Series) -> str:

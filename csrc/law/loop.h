@@ -9,6 +9,7 @@
 #include "../sums.h"
 #include "gradient.h"
 #include "knobs.h"
+#include "pulse.h"
 #include "registry.h"
 #include "sensors.h"
 
@@ -29,6 +30,7 @@ ADAPTIVERL_BOTH void act(State& state, const ControlNumbers& control) {
   const double worsening = fmax(loss_direction, 0.0);
   const double improving = fmax(reward_direction, 0.0);
   with_law(control, [&](auto law) { law.act(state, control, reward_direction, worsening); });
+  below_ceiling(state);
   state.logit_momentum =
       next_logit_momentum(state.logit_momentum, reward_direction, worsening, control);
   state.log_noise = next_log_noise(state.log_noise, state.plateau, improving, control);
@@ -86,6 +88,13 @@ ADAPTIVERL_BOTH void update(State& state, const ControlNumbers& control, Inbox& 
   });
 }
 
+// A held-out loss, of all ranks that decide together: the means of what they brought.
+ADAPTIVERL_BOTH void pulse(State& state, const ControlNumbers& control, const PulseSums& sums) {
+  const bool told = sums.training_count > 0;
+  pulse(state, control, sums.held_out / sums.held_out_count,
+        told ? sums.training / sums.training_count : NAN);
+}
+
 // One optimizer step. A step that the gradient scaler skips changes nothing, and takes its
 // observation with it (method.md#skipped-steps). One that nothing was observed for, at a rate of
 // zero, is no step of training either: this is how a checkpoint library makes an optimizer's state.
@@ -104,6 +113,7 @@ ADAPTIVERL_BOTH void advance(State& state, const ControlNumbers& control, Inbox&
   sense_gradient(state, control);
   with_law(control, [&](auto law) {
     if (law.sense(state, control)) {
+      below_ceiling(state);
       read_knobs(state, control);
     }
     if (sense_inbox(state, control, inbox)) {
