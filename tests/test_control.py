@@ -195,7 +195,9 @@ def test_defaults_are_the_contract() -> None:
     assert dataclasses.asdict(Control()) == {
         "mode": "replace",
         "every": 10,
+        "groups": "one",
         "reward": "neg_loss",
+        "gradient_sensors": False,
         "beta_loss": 0.02,
         "beta_reward": 0.02,
         "beta_variance": 0.02,

@@ -26,10 +26,8 @@ REMEDY = "give policy_kwargs={'optimizer_class': AdaptiveAdamW, ...} to PPO, A2C
 class AdaptivePolicy(ActorCriticPolicy):
     """``"MlpPolicy"`` whose optimizer has two groups: the actor's and the critic's.
 
-    What both share is the actor's. ``Control(groups="own")`` then finds a rate for each.
-
-    Examples:
-        >>> model = PPO(AdaptivePolicy, "CartPole-v1", policy_kwargs=policy_kwargs)
+    What both share is the actor's. ``Control(groups="own")`` then finds a rate for each. It is
+    given to PPO in the place of ``"MlpPolicy"``.
     """
 
     def _build(self, lr_schedule: Any) -> None:
@@ -61,7 +59,7 @@ class AdaptiveCallback(BaseCallback):
         TypeError: When training starts: the policy's optimizer is none of ours.
 
     Examples:
-        >>> model.learn(100_000, callback=AdaptiveCallback())
+        >>> callback = AdaptiveCallback()  # model.learn(100_000, callback=callback)
     """
 
     def __init__(self) -> None:
