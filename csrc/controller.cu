@@ -189,8 +189,8 @@ void reduce_alignment(Tensor state_tensor, std::vector<Tensor> sums, double elem
     list.rows[list.count] = records<AlignmentSums>(table, "sums", 0);
     list.sizes[list.count++] = rows_in(table);
   }
-  reduce_alignment_kernel<<<1, kThreads, 0, current_stream(state_tensor)>>>(
-      state_of(state_tensor), list, elements);
+  reduce_alignment_kernel<<<1, kThreads, 0, current_stream(state_tensor)>>>(state_of(state_tensor),
+                                                                            list, elements);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 

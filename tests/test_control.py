@@ -211,8 +211,6 @@ def test_defaults_are_the_contract() -> None:
         "horizon": None,
         "cooldown": 0.4,
         "cooldown_shape": "linear",
-        "groups": "one",
-        "gradient_sensors": False,
         "acquire_from": None,
         "reuse": None,
         "snapshot": None,
