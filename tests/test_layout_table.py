@@ -98,8 +98,8 @@ def test_control_numbers_are_packed_by_name() -> None:
     row = Controller(given, LR, MOMENTUM).numbers.tolist()
     assert row[len(names) :] == [0.0] * (CONTROL_SIZE - len(names))  # arms, which it has none of
     found = dict(zip(names, row, strict=False))
-    others = ("window", "discount", "arms_key", "arm_count", "weight_count", "hidden0", "hidden1")
-    others += ("reused_for", "fresh_for")
+    others = ["window", "discount", "arms_key", "arm_count", "weight_count", "hidden0", "hidden1"]
+    others += ["reused_for", "fresh_for"]
     assert [found.pop(name) for name in others] == [0.0] * 9
     assert found.pop("cooldown_shape") == 1.0
     assert found == expected

@@ -102,10 +102,11 @@ def test_state_in_bfloat16_is_the_gradients_rounded_by_chance() -> None:
 def test_state_in_codes_is_the_optimizers_own() -> None:
     workspace = Workspace(SMALL, CPU)
     stepper = CONTENDERS[CODED].build(workspace)
+    optimizer: Any = stepper.optimizer
     before = flat(workspace.params)
     stepper.step()
-    kept = [stepper.optimizer.state[p]["exp_avg"].numel() for p in workspace.params]
-    assert stepper.optimizer.memory()["exp_avg"] < 4 * sum(kept)
+    kept = [optimizer.state[p]["exp_avg"].numel() for p in workspace.params]
+    assert optimizer.memory()["exp_avg"] < 4 * sum(kept)
     assert not torch.equal(flat(workspace.params), before)
     assert not any(flat(pair).any() for lent in workspace.moments.values() for pair in lent)
 
