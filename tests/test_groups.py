@@ -271,6 +271,22 @@ def test_a_group_that_starts_outside_the_bounds_is_named_and_not_added() -> None
     assert len(run.optimizer.param_groups) == len(run.optimizer._controllers) == 2
 
 
+@pytest.mark.parametrize("groups", ["one", "own"])
+@pytest.mark.parametrize(
+    ("betas", "message"), [((1.0, 0.9), r"betas\[0\] .* got 1.0"), ((0.9, -1), r"betas\[1\]")]
+)
+def test_a_group_whose_momentum_is_none_is_not_added(
+    groups: Any, betas: tuple[float, float], message: str
+) -> None:
+    run = Run(replace(FIND, groups=groups)).step()
+    before = len(run.optimizer._controllers)
+    with pytest.raises(ValueError, match=message):
+        run.optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))], "betas": betas})
+    assert len(run.optimizer.param_groups) == 2
+    assert len(run.optimizer._controllers) == before
+    run.step()
+
+
 def test_groups_that_were_put_there_by_hand_are_refused() -> None:
     run = Run(FIND).step()
     before = run.end()
