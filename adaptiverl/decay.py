@@ -36,7 +36,7 @@ def check_decay(group: Mapping[str, Any]) -> None:
     weight_decay = group.get("weight_decay", 0)
     if isinstance(weight_decay, Tensor):
         return
-    if not isinstance(weight_decay, Real) or not 0 <= weight_decay < math.inf:
+    if not isinstance(weight_decay, Real) or not 0 <= float(weight_decay) < math.inf:
         raise ValueError(f"weight_decay must be finite and at least 0, got {weight_decay!r}")
 
 
