@@ -136,11 +136,15 @@ class Table:
         return _chosen(cells, min, fold) if cells else None
 
     def reference(self) -> Cell | None:
-        """The cosine's cell that most folds choose; for people: each fold has its own."""
+        """The cosine's cell that most folds choose; for people: each fold has its own.
+
+        None where one cannot choose, or where the study was stopped before any seed B.
+        """
         rates = [rate for f in self.folds if (rate := self.reference_rate(f)) is not None]
         if len(rates) < len(self.folds) or not rates:
             return None
-        return self.cells[Series(COSINE), statistics.mode(rates)]
+        cell = self.cells[Series(COSINE), statistics.mode(rates)]
+        return cell if cell.runs else None
 
     def over_all_starts(self, series: Series, measure: Measure = final) -> Logs | None:
         line = self.line(series)

@@ -15,16 +15,19 @@ from test_bench_tables import is_a as first_two
 from test_bench_tables import rows_of
 
 from bench.figures import tables
+from bench.machine import RESULTS
 from bench.methods import ABLATIONS, METHODS
 from bench.run.rows import Row, write
-from bench.studies import diagnostics, registration, study
+from bench.studies import diagnostics, registration, study, study_report
 from bench.studies.diagnostics import Update, correlations
 from bench.studies.plan import ALL, FULL, LISTS, QUICK, Part, cells_of, is_a
 from bench.studies.study_page import Section, html, markdown, sort_key
+from bench.studies.study_report import Study, report
 from bench.studies.verdicts import verdicts
 from bench.tasks import TASKS
 
 PROTOCOL = Path(study.__file__).with_name("protocol.md").read_text(encoding="utf-8")
+OLD_ROWS = RESULTS / "lr-robustness-2026-11-24.csv"
 COUNTS = {"all": 18, "main": 13, "few": 6}
 
 
@@ -158,6 +161,22 @@ def test_correlations_by_hand(tmp_path: Path) -> None:
     assert [u.step for u in read] == [0, 1, 2, 3]
     assert [u.lr for u in read] == pytest.approx([u.lr for u in trace], rel=1e-6)
     assert diagnostics.read(tmp_path / "absent.csv") == []
+
+
+def test_a_study_that_was_stopped_before_seeds_b_is_reported() -> None:
+    rows = [replace(row, seed=1000 + row.seed) for row in rows_for(0.8, 1.0)]
+    sections = report(Study(rows, [], ""), {})
+    (task,) = [section for section in sections if section.title.startswith("lora")]
+    assert {cell for line in task.lines for cell in line[1:]} == {"–", "0 of 0"}
+
+
+def test_the_returns_are_those_that_nothing_was_chosen_by(tmp_path: Path) -> None:
+    for name, final in (("2026-11-27", 1), ("2026-11-28", 2), ("development-2026-11-29", 3)):
+        text = f"task,method,rate,seed,final\nCartPole-v1,adam,0.001,100,{final}\n"
+        (tmp_path / f"rl-{name}.csv").write_text(text)
+    (section,) = study_report._returns(tmp_path)
+    assert "rl-2026-11-28.csv" in section.text[0]
+    assert section.lines[0][3] == "2.0"
 
 
 # --- The page ---------------------------------------------------------------------------------
@@ -319,10 +338,11 @@ def test_from_the_command_to_the_files(
         (["--methods", "sgd"], "no method is called 'sgd'; there are constant"),
         (["--seeds", "0"], "argument --seeds: must be a whole number from 1"),
         (["--report", "nowhere.csv"], "nowhere.csv cannot be read"),
+        (["--report", str(OLD_ROWS), "--out", __file__], "--out .* must be a folder"),
     ],
 )
 def test_wrong_arguments_are_named(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert study.main(arguments) == 2
-    assert message in capsys.readouterr().err
+    assert re.search(message, capsys.readouterr().err)

@@ -116,6 +116,12 @@ def _report_only(given: argparse.Namespace) -> int:
     rows: list[Row] = newest(read(given.report))
     if not rows:
         raise RequestError(f"{given.report} holds no rows; give a file that this command wrote")
+    try:
+        given.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RequestError(
+            f"--out {given.out} must be a folder that can be written: {error}"
+        ) from None
     traces = diagnostics.read(diagnostics.beside(given.report))
     print("Wrote " + ", ".join(map(str, publish(Study(rows, traces, ""), given.out))))
     return 0

@@ -234,6 +234,8 @@ def _reference(table: Table) -> list[str]:
     if not rates:
         return []
     cell = table.cells[Series(COSINE), rates[0]]
+    if not cell.runs:
+        return []
     ended = with_error(cell.mean(), 4)
     return [f"The reference, the cosine from {rate_text(rates[0])}, ends at {ended}."]
 
@@ -306,8 +308,11 @@ def _diagnostics(traces: Sequence[Update], pictures: Mapping[str, Path]) -> list
 
 
 def _returns(folder: Path = RESULTS) -> list[Section]:
-    """The newest file of `bench.rl`'s rows: a final return each, higher being better."""
-    files = sorted(folder.glob("rl-*.csv"))
+    """The newest file of `bench.rl`'s rows: a final return each, higher being better.
+
+    What was chosen by is in files of other names, ``rl-development-…``.
+    """
+    files = sorted(folder.glob("rl-[0-9]*.csv"))
     if not files:
         return []
     with files[-1].open(newline="", encoding="utf-8") as stream:
