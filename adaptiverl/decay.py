@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from numbers import Real
 from typing import Any, Literal, get_args
 
-from torch import Tensor
-
 from adaptiverl.control import Control
 
 Decay = Literal["coupled", "independent"]
@@ -34,9 +32,7 @@ def check_decay(group: Mapping[str, Any]) -> None:
             f"{decay!r}"
         )
     weight_decay = group.get("weight_decay", 0)
-    if isinstance(weight_decay, Tensor):
-        return
-    if not isinstance(weight_decay, Real) or not 0 <= float(weight_decay) < math.inf:
+    if isinstance(weight_decay, Real) and not 0 <= float(weight_decay) < math.inf:
         raise ValueError(f"weight_decay must be finite and at least 0, got {weight_decay!r}")
 
 
