@@ -60,6 +60,7 @@ class Log:
         self._looks_at_rates = control.mode == "replace" and not control.is_frozen
         self._rates: tuple[int, list[float]] = (0, [])
         self._warned_of_shards = False
+        self._pulsed = False
 
     @property
     def announcements(self) -> Announcements:
@@ -254,6 +255,22 @@ class Log:
                 "than half of the run or less than that before the cooldown: the rate that was "
                 "given is held instead, with a warm-up and the cooldown"
             )
+
+    def warn_if_endless(self, control: Control) -> None:
+        """Once, where the law has a horizon and was given none: every pulse is then a reading.
+
+        Args:
+            control: As it runs now.
+        """
+        if self._pulsed or not control.finds_lr or control.known_horizon is not None:
+            return
+        self._pulsed = True
+        _warn(
+            f"pulse() with Control(law={control.law!r}, horizon=None): nobody knows how long "
+            "the run is, so that each pulse is judged by itself, however soon after the last, and "
+            "a rate that was cut stays what it is. Give a horizon, or pulse at most once in a "
+            "hundredth of the run"
+        )
 
     def look_at_rates(self, groups: Sequence[dict[str, Any]]) -> None:
         """A step is about to use these groups' rates; a scheduler may have moved them.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 from adaptiverl.control import Control
 from adaptiverl.controller import Controller
 from adaptiverl.devices import outside_inference
+from adaptiverl.log import Log
 from adaptiverl.ranks.dtensors import to_whole
 from adaptiverl.ranks.group import Ranks
 from adaptiverl.step.horizon import check_horizon
@@ -22,8 +22,7 @@ class Pulses:
     _running: Control
     _controller: Controller
     _ranks: Ranks
-    _pulsed = False
-    """Whether it was warned that no horizon is known"""
+    _log: Log
 
     @torch._disable_dynamo
     @outside_inference
@@ -50,21 +49,7 @@ class Pulses:
         check_pulse(self._running, self._controller)
         self._settle()
         self._controller.pulse(to_whole(validation_loss), self._ranks.add_up, self._others)
-        self._warn_if_endless()
-
-    def _warn_if_endless(self) -> None:
-        """Once, where the law has a horizon and was given none: every pulse is then a reading."""
-        if self._pulsed or not self._running.finds_lr or self._running.known_horizon is not None:
-            return
-        self._pulsed = True
-        warnings.warn(
-            f"pulse() with Control(law={self._running.law!r}, horizon=None): nobody knows how long "
-            "the run is, so that each pulse is judged by itself, however soon after the last, and "
-            "a rate that was cut stays what it is. Give a horizon, or pulse at most once in a "
-            "hundredth of the run",
-            UserWarning,
-            stacklevel=4,
-        )
+        self._log.warn_if_endless(self._running)
 
     @property
     def _others(self) -> Sequence[Controller]:
