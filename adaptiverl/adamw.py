@@ -122,6 +122,10 @@ class AdaptiveAdamW(AdaptiveOptimizer, torch.optim.AdamW):
     @classmethod
     def _check_group(cls, group: dict[str, Any], control: Control) -> None:
         check_decay(group)
+        for i, beta in enumerate(group["betas"]):
+            # The host might wait for a tensor; torch looks at those of the constructor.
+            if not isinstance(beta, Tensor) and not 0 <= beta < 1:
+                raise ValueError(f"betas[{i}] must be in [0, 1), got {beta!r}")
         # What loads is decoupled whatever it was, as in torch.optim.AdamW.
         if not group.get("decoupled_weight_decay", True):
             raise ValueError(

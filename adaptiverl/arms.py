@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from adaptiverl.arguments import check_field, real_field, whole_number
 from adaptiverl.layout import ARMS
-from adaptiverl.terms import Pair
+from adaptiverl.terms import LAW_TERMS, Pair
 
 if TYPE_CHECKING:
     from adaptiverl.control import Control
@@ -59,12 +59,16 @@ def complete_bandit(control: Control) -> None:
 
 
 def shared_by(arms: Any, kind: type) -> dict[str, Any]:
-    """What is the same for all arms: as the first that is a control, if any is, has it."""
+    """What is the same for all arms: as the first that is a control, if any is, has it.
+
+    What only another law has is left to the check of the arms, which names that law.
+    """
     given = arms if isinstance(arms, Sequence) else ()
     first = next((arm for arm in given if isinstance(arm, kind)), None)
     if first is None:
         return {}
-    return {n: x for n, x in vars(first).items() if n not in (*OPTIONS, *ARM_FIELDS, "law")}
+    others = {*ARM_FIELDS, "law"}.union(*(terms.options for terms in LAW_TERMS.values()))
+    return {n: x for n, x in vars(first).items() if n not in others}
 
 
 def arms_of(control: Control) -> tuple[Arm, ...]:

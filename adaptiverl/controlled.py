@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from adaptiverl.algorithms import Algorithm
+from adaptiverl.arguments import whole_number
 from adaptiverl.codecs import Storage
 from adaptiverl.control import Control
 from adaptiverl.controller import Controller
@@ -196,12 +197,11 @@ class Controlled(Optimizer):
 
     def _controller_of(self, asked: str, group: int) -> Controller:
         count = len(self.param_groups)
-        if isinstance(group, bool) or not isinstance(group, int) or not 0 <= group < count:
-            raise ValueError(
-                f"{asked}(group) takes the place of a parameter group, from 0 to {count - 1}, got "
-                f"{group!r}"
-            )
-        return controller_of(self._controllers, group)
+        expected = f"the place of a parameter group, from 0 to {count - 1}"
+        place = whole_number(group, f"{asked}(group)", expected, ValueError)
+        if not 0 <= place < count:
+            raise ValueError(f"{asked}(group) must be {expected}, got {group!r}")
+        return controller_of(self._controllers, place)
 
     def memory(self) -> dict[str, int]:
         """Bytes that everything takes on this rank, by part, counted from the tensors.

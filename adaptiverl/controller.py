@@ -44,7 +44,7 @@ class Controller:
         memory: What checkpoints keep: a view of the state, but for its last number.
         alignment: float64 [3], a view of the state: Σ g·u, Σ g², Σ u² of the last pass.
         aligned_elements: float64 [1], likewise: the elements that they are over.
-        numbers: float64 [120 or a multiple]: what the law reads of `control`,
+        numbers: float64 [123 or a multiple]: what the law reads of `control`,
             `layout.ControlNumbers`, and behind it the weights of f_φ, if there are any.
         ring: The trace as it is written.
         observations: The inbox, and what of it counts.

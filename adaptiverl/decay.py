@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any, Literal, get_args
+
+from torch import Tensor
 
 from adaptiverl.control import Control
 
@@ -14,7 +18,10 @@ OPTION = "decay"
 
 
 def check_decay(group: Mapping[str, Any]) -> None:
-    """A group's choice, if it makes one, is one that there is.
+    """A group's choice, if it makes one, is one that there is; so is its weight decay.
+
+    A number below 0, which torch's groups may have, is what the group table says independent by.
+    One that is a tensor is not looked at: the host might wait for it.
 
     Raises:
         ValueError: It is not.
@@ -26,6 +33,11 @@ def check_decay(group: Mapping[str, Any]) -> None:
             f"'independent' (by the group's own lr, whatever the controller makes of it), got "
             f"{decay!r}"
         )
+    weight_decay = group.get("weight_decay", 0)
+    if isinstance(weight_decay, Tensor):
+        return
+    if not isinstance(weight_decay, Real) or not 0 <= float(weight_decay) < math.inf:
+        raise ValueError(f"weight_decay must be finite and at least 0, got {weight_decay!r}")
 
 
 def signed(group: Mapping[str, Any]) -> Any:

@@ -57,6 +57,10 @@ def limits_of(control: Control, lr: float, momentum: float, kind: MomentumKind) 
         factor = "the factor 1.0 of Control(mode='modulate')"
         name = "lr" if control.mode == "replace" else factor
         _check_start(name, control.start_lr(lr), "lr_bounds", (low, high))
+    if not 0 <= momentum < 1:
+        raise ValueError(
+            f"{kind.name} must be in [0, 1), got {momentum!r}: the controller moves its logit"
+        )
     widened = (min(kind.bounds[0], momentum), max(kind.bounds[1], momentum))
     momentum_low, momentum_high = control.momentum_bounds or widened
     if control.momentum_bounds is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -108,9 +107,6 @@ class AdaptiveLion(AdaptiveOptimizer):
         check_decay(group)
         if not group["lr"] >= 0:
             raise ValueError(f"lr must be at least 0, got {group['lr']!r}")
-        decay = group["weight_decay"]
-        if not 0 <= decay < math.inf:
-            raise ValueError(f"weight_decay must be finite and at least 0, got {decay!r}")
         betas = group["betas"]
         if not isinstance(betas, (tuple, list)) or len(betas) != 2:
             raise ValueError(f"betas must be a pair of numbers, got {betas!r}")

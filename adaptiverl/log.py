@@ -35,6 +35,8 @@ UNREWARDED = 100
 """Losses without a reward, before the warning"""
 UNREWARDED_UPDATES = 5
 """The same under epoch-wise control"""
+ROUNDING = 1e-9
+"""log-units by which two controllers' factors may differ that have heard the same"""
 
 
 class Log:
@@ -77,17 +79,19 @@ class Log:
         return f"{self.optimizer} (parameter group {place})" if own else self.optimizer
 
     def tell_of_controllers(
-        self, several: bool, memory: Tensor, controllers: int, groups: int
+        self, several: bool, memories: Sequence[Tensor], controllers: int, groups: int
     ) -> None:
         """A checkpoint was loaded: of one controller for all groups or of several, as here or not.
 
         Args:
             several: Its groups' memories differ.
-            memory: The first of them.
+            memories: Those.
             controllers: How many there are here.
             groups: How many groups there are.
         """
-        if several and controllers < groups:
+        first = _log_factor(memories[0])
+        parted = any(abs(_log_factor(one) - first) > ROUNDING for one in memories)
+        if several and parted and controllers < groups:
             _warn(
                 f"the checkpoint has a controller for each of its {groups} parameter groups, and "
                 "Control(groups='one') has one: it goes on from the first group's, so that the "
@@ -95,7 +99,8 @@ class Log:
                 "Control(groups='own') to go on as it was"
             )
         # Where losses alone decide, all of them move alike.
-        same = several or controllers == 1 or not self._control.finds_lr or not memory[SLOT["step"]]
+        same = several or controllers == 1 or not self._control.finds_lr
+        same = same or not memories[0][SLOT["step"]]
         if not same and self._ranks.is_first():
             logger.info(
                 "%s has a controller for each of its %d parameter groups, and the checkpoint had "
@@ -283,6 +288,11 @@ class Log:
                 "way that makes no shard one run of elements: should σ rise, each shard draws its "
                 "own noise, which depends on the number of ranks. Shard(0) does not have this"
             )
+
+
+def _log_factor(memory: Tensor) -> float:
+    """What α is over its start, as a logarithm: every layout has both where today's has."""
+    return float(memory[SLOT["log_lr"]] - memory[SLOT["log_lr_start"]])
 
 
 def _rate(lr: Tensor | float) -> float:

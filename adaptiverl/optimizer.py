@@ -135,6 +135,7 @@ class AdaptiveOptimizer(
         self._controller.observe(to_whole(loss), to_whole(reward))
         self._log.look_at_reward(self._controller.ever_rewarded)
 
+    @torch._disable_dynamo
     @outside_inference
     def update(self, loss: Tensor | float, reward: Tensor | float | None = None) -> None:
         """Epoch-wise control, ``Control(every=None)``: one observation and one update.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from adaptiverl.control import Control
@@ -24,6 +25,7 @@ class Pulses:
     _pulsed = False
     """Whether it was warned that no horizon is known"""
 
+    @torch._disable_dynamo
     @outside_inference
     def pulse(self, validation_loss: Tensor | float) -> None:
         """Tell the controller the loss on data that is not trained on; nothing waits.

@@ -384,7 +384,11 @@ def test_step_is_the_oracles_with_every_option(
 def test_step_is_the_oracles_with_few_options(
     case: Case, steps: int, gradient_scale: float | None, sums: bool
 ) -> None:
-    check(case, [make(case, 1030, steps=steps, maximize=sums)], 0.0, gradient_scale, sums)
+    entries = [
+        make(case, 1030, steps=steps, maximize=sums),
+        make(case, 40, index=1, group=1, steps=steps, maximize=sums),
+    ]
+    check(case, entries, 0.0, gradient_scale, sums)
 
 
 @pytest.mark.parametrize(

@@ -673,3 +673,18 @@ def test_a_lost_arm_is_none_that_is_read() -> None:
         state = driven.step(Step(None, None))
         assert (state.arm, state.updates) == (7, 1)
         assert driven.step(Step(None, 3.0)).arm in (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("arm", "law"),
+    [
+        (Control.distilled(100), "distilled"),
+        (Control.find_lr(100, reuse=(4, 3)), "alignment"),
+        (Control.bandit(), "bandit"),
+    ],
+)
+def test_an_arm_of_another_law_is_told_its_law(arm: Control, law: str) -> None:
+    """Not that something which only that law has is beside law="bandit"."""
+    message = rf"^Control.arms\[0\] must be of law='loss', got law='{law}'"
+    with pytest.raises(ValueError, match=message):
+        Control.bandit([arm, Control()])

@@ -190,6 +190,17 @@ def test_closures_losses_and_schedulers_in_a_compiled_step() -> None:
     assert_same(ends[0], ends[1])
 
 
+@pytest.mark.parametrize("tell", ["pulse", "update"])
+def test_a_compiled_loop_may_tell_losses(tell: str) -> None:
+    """Each loss is another number, and dynamo has nothing to say of any: a warning is an error."""
+    run = Run(control=Control(every=None if tell == "update" else 10))
+    told = torch.compile(lambda loss: getattr(run.optimizer, tell)(loss), backend="eager")
+    for loss in (2.0, 1.5, 1.0):
+        told(loss)
+    knobs = run.optimizer.knobs()
+    assert knobs["pulses" if tell == "pulse" else "updates"] == 3
+
+
 @pytest.mark.parametrize("fused", [False, True])
 def test_a_gradient_scaler_in_a_compiled_step(fused: bool) -> None:
     ends = []

@@ -139,6 +139,8 @@ WRONG: list[tuple[Any, dict[str, Any], str]] = [
         r"needs decoupled_weight_decay=True in AdaptiveSGD, got False",
     ),
 ]
+# Below 0 it would be taken for the other choice, of the other sign.
+NEGATIVE = "weight_decay must be finite and at least 0, got -0.1"
 
 
 @pytest.mark.parametrize(("kind", "options", "message"), WRONG)
@@ -156,3 +158,23 @@ def test_wrong_input(kind: Any, options: dict[str, Any], message: str) -> None:
         with pytest.raises(ValueError, match=message):
             optimizer.load_state_dict(damaged)
     assert repr(snapshot(optimizer, [])) == repr(before)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_weight_decay_below_0_is_no_way_to_say_independent(kind: Any) -> None:
+    params = parameters((3,))
+    optimizer = kind(params, LR, weight_decay=LAMBDA)
+    descend(optimizer, params, 1)
+    before = repr(snapshot(optimizer, params))
+    with pytest.raises(ValueError, match=NEGATIVE):
+        optimizer.add_param_group({"params": parameters((2,)), "weight_decay": -0.1})
+    damaged = copy.deepcopy(optimizer.state_dict())
+    damaged["param_groups"][0]["weight_decay"] = -0.1
+    with pytest.raises(ValueError, match=NEGATIVE):
+        optimizer.load_state_dict(damaged)
+    assert repr(snapshot(optimizer, params)) == before
+    optimizer.param_groups[0]["weight_decay"] = -0.1
+    kept = params[0].clone()
+    with pytest.raises(ValueError, match=NEGATIVE):
+        descend(optimizer, params, 1)
+    assert torch.equal(params[0], kept)

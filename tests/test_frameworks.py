@@ -284,6 +284,11 @@ MISUSES: dict[str, tuple[dict[str, Any], str]] = {
         {"control": Control.find_lr(horizon=6), "accumulate": 2},
         rf"horizon=6\) and a run of 3 steps \({STEPS}\): it ends 3 steps before",
     ),
+    "a horizon that is not the run's, under a law that has no cooldown": (
+        {"control": Control.distilled(horizon=4)},
+        rf"horizon=4\) and a run of 6 steps \({STEPS}\): that law moves the knobs as if the run "
+        r"ended at step 4\. Give horizon=6",
+    ),
     "epoch-wise control without evaluations": (
         {"control": EPOCHWISE},
         "makes none: give (TrainingArguments an eval_strategy|it a validation_step)",

@@ -232,6 +232,11 @@ def test_with_one_controller_a_group_has_its_rate_and_the_sensors_of_all() -> No
     assert {**second, "lr": 0} == {**first, "lr": 0}
 
 
+def test_a_group_may_be_told_by_any_whole_number() -> None:
+    run = Run(FIND).step()
+    assert run.optimizer.knobs(torch.tensor(1)) == run.optimizer.knobs(1)
+
+
 @pytest.mark.parametrize("group", [2, -1, True, "1"])
 @pytest.mark.parametrize("ask", ["knobs", "trace"])
 def test_a_group_that_there_is_not_is_refused(ask: str, group: Any) -> None:
@@ -269,6 +274,22 @@ def test_a_group_that_starts_outside_the_bounds_is_named_and_not_added() -> None
     with pytest.raises(ValueError, match="parameter group 2, "):
         run.optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))], "lr": 1.0})
     assert len(run.optimizer.param_groups) == len(run.optimizer._controllers) == 2
+
+
+@pytest.mark.parametrize("groups", ["one", "own"])
+@pytest.mark.parametrize(
+    ("betas", "message"), [((1.0, 0.9), r"betas\[0\] .* got 1.0"), ((0.9, -1), r"betas\[1\]")]
+)
+def test_a_group_whose_momentum_is_none_is_not_added(
+    groups: Any, betas: tuple[float, float], message: str
+) -> None:
+    run = Run(replace(FIND, groups=groups)).step()
+    before = len(run.optimizer._controllers)
+    with pytest.raises(ValueError, match=message):
+        run.optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))], "betas": betas})
+    assert len(run.optimizer.param_groups) == 2
+    assert len(run.optimizer._controllers) == before
+    run.step()
 
 
 def test_groups_that_were_put_there_by_hand_are_refused() -> None:
@@ -350,6 +371,14 @@ def test_from_own_to_one_it_warns_and_goes_on_from_the_first() -> None:
         by_dict(own, one)
     assert one.optimizer.knobs()["lr"] == own.optimizer.knobs()["lr"]
     assert one.optimizer.knobs(1)["lr"] == pytest.approx(3 * one.optimizer.knobs()["lr"])
+
+
+def test_from_own_to_one_is_no_matter_where_all_moved_alike() -> None:
+    own, one = Run(SILENT).step(STEPS), Run(replace(SILENT, groups="one"))
+    by_dict(own, one)  # without a warning, which is an error here
+    for group in (0, 1):
+        rate = own.optimizer.knobs(group)["lr"]
+        assert one.optimizer.knobs(group)["lr"] == pytest.approx(rate)
 
 
 def test_a_damaged_memory_of_one_group_leaves_all_as_they_were() -> None:

@@ -38,7 +38,7 @@ class Arguments:
         param, grad, exp_avg, exp_avg_sq = (t.data_ptr() for t in self.arrays[i])
         step, mu_product = (t.data_ptr() for t in self.counts[i])
         addresses = [param, grad, exp_avg, exp_avg_sq, 0, step, mu_product]
-        return [*addresses, numel, 0, i, 0, numel, 0]
+        return [*addresses, numel, 0, i, 0, numel, 0, 0]
 
     def of(self, operator: str) -> dict[str, Any]:
         return self.of_all()[operator]

@@ -229,7 +229,7 @@ def test_without_matplotlib_the_table_is_still_there(
 
 def test_the_alignment_law_needs_gradients_and_says_so(tmp_path: Path, say: Any) -> None:
     file = write_csv(tmp_path / "a.csv", curve())
-    for preset in ("range_test", "find_lr"):
+    for preset in ("range_test", "find_lr", "distilled"):
         said = say(file, "--preset", preset, "--lr", "1e-4").refused()
         assert f"{preset} reads the gradients, which a recorded loss does not have" in said
         assert "choose from default, gpt2_small, production, epochwise" in said

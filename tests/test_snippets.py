@@ -123,8 +123,9 @@ def found(name: str) -> Any:
     for framework, package in (("huggingface", "transformers"), ("lightning", "lightning")):
         if module.endswith(framework):
             page_names.needed(package)
-    if module.endswith("accelerate"):
-        page_names.needed("accelerate")
+    for package in ("accelerate", "stable_baselines3"):
+        if module.endswith(package):
+            page_names.needed(package)
     return getattr(importlib.import_module(module), attribute)
 
 

@@ -115,7 +115,9 @@ def check_horizon(control: Control, steps: float, named: str) -> None:
     horizon = control.known_horizon
     if horizon is None or horizon == steps or not 0 < steps < math.inf:
         return
-    if control.mode == "modulate":  # A scheduler anneals, and the horizon ends the search alone.
+    if control.terms.learned:
+        what = f"that law moves the knobs as if the run ended at step {horizon}"
+    elif control.mode == "modulate":  # A scheduler anneals, and the horizon ends the search alone.
         ends = (1 - control.cooldown) * horizon
         until = "the search for the factor lasts" if control.finds_lr else "losses steer the factor"
         what = f"{until} until step {ends:.0f} at most"

@@ -25,7 +25,7 @@ class Handle(str):
     """The controller as a group has it: text to look at and to compare, its memory to save.
 
     A group stays a dictionary of hyperparameters that JSON takes and that equals another. Who
-    pickles or deep-copies a group, as checkpoint libraries do, has the memory: float64 [53].
+    pickles or deep-copies a group, as checkpoint libraries do, has the memory itself.
 
     Args:
         controller: The optimizer's.
@@ -122,7 +122,7 @@ def _adopt_loaded(groups: Groups, controllers: Sequence[Controller], log: Log) -
     several = any(_text(memory) != _text(found[0]) for memory in found)
     # One may be another of these controllers' own.
     memories = [None if memory is None else memory.clone() for memory in loaded]
-    log.tell_of_controllers(several, found[0], len(controllers), len(groups))
+    log.tell_of_controllers(several, found, len(controllers), len(groups))
     for place, (controller, memory) in enumerate(zip(controllers, memories, strict=False)):
         if memory is not None:
             controller.adopt(memory, as_one=place > 0 and not several)
