@@ -40,12 +40,15 @@ class Weights:
 
     Raises:
         ValueError: Layers that there cannot be, too many or too few numbers, one out of range.
+        TypeError: Layers that are no tuple of whole numbers.
     """
 
     hidden: tuple[int, ...]
     numbers: tuple[float, ...]
 
     def __post_init__(self) -> None:
+        if not isinstance(self.hidden, tuple) or any(type(n) is not int for n in self.hidden):
+            raise TypeError(f"hidden must be a tuple of whole numbers, got {self.hidden!r}")
         if len(self.hidden) > DEEPEST or not all(1 <= n <= WIDEST for n in self.hidden):
             raise ValueError(
                 f"hidden must be at most {DEEPEST} layers of 1 to {WIDEST} units, got {self.hidden}"
@@ -86,16 +89,16 @@ class Weights:
         try:
             content: Any = json.loads(Path(path).read_text(encoding="utf-8"))
             found = content["format"], content["version"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise _refusal(path, f"it is no such file ({error!r})") from None
         if found != (FORMAT, VERSION):
             raise _refusal(path, f"it is {found[0]!r}, version {found[1]!r}")
         try:
             asked = tuple(content["features"]), tuple(content["outputs"])
-            hidden = tuple(int(n) for n in content["hidden"])
+            hidden = tuple(content["hidden"])
             numbers = tuple(float(x) for x in content["numbers"])
             checksum = content["checksum"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
             raise _refusal(path, f"it is damaged ({error!r})") from None
         if asked != (FEATURES, OUTPUTS):
             raise _refusal(path, f"it is for the features {asked[0]} and the outputs {asked[1]}")
@@ -103,7 +106,7 @@ class Weights:
             raise _refusal(path, f"its checksum is {checksum!r}, not {_checksum(numbers)}")
         try:
             return cls(hidden, numbers)
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
             raise _refusal(path, str(error)) from None
 
 

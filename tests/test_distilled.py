@@ -249,6 +249,10 @@ def change(**values: Any) -> Callable[[dict[str, Any]], None]:
         (change(hidden=[4]), "numbers must be 51 for hidden=.4,., got 27"),
         (change(hidden=[64]), "layers of 1 to 32 units"),
         (change(features=["plateau"]), "for the features"),
+        (change(numbers=[10**400]), "it is damaged"),
+        (change(hidden=[math.inf]), "must be a tuple of whole numbers, got .inf,."),
+        (change(hidden=[4.7]), "must be a tuple of whole numbers, got .4.7,."),
+        (change(hidden="4"), "must be a tuple of whole numbers, got .'4',."),
     ],
 )
 def test_a_file_that_is_none_or_damaged(tmp_path: Path, edit: Any, found: str) -> None:
@@ -271,6 +275,7 @@ def test_a_file_that_is_none_or_damaged(tmp_path: Path, edit: Any, found: str) -
         (lambda: Control(weights="a"), ValueError, "weights is the distilled law's, got 'a'"),
         (lambda: drawn((), size=2 * LARGEST), ValueError, "numbers must be within"),
         (lambda: Weights((1, 1, 1), ()), ValueError, "at most 2 layers"),
+        (lambda: Weights(16, ()), TypeError, "hidden must be a tuple of whole numbers, got 16"),  # type: ignore[arg-type]
         (
             lambda: AdaptiveSGD([torch.zeros(1)], 1.0, control=Control.distilled(9, drawn(()))),
             ValueError,

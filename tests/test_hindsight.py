@@ -223,6 +223,62 @@ def test_bad_input(call: Callable[[], Any], message: str) -> None:
         call()
 
 
+def frozen_first(seed: int, same: bool = True) -> tuple[nn.Module, Any]:
+    model, batch = make(seed)
+    first = make(0 if same else seed)[0][0].requires_grad_(False)  # type: ignore[index]
+    return nn.Sequential(first, *list(model.children())[1:]), batch
+
+
+def one_run(make: Any = make, loss: Any = error) -> Training:
+    return hindsight.training_of(make, loss, [(POINTS, truth(POINTS))], STEPS, (0, 1))
+
+
+def test_what_asks_for_no_gradient_is_not_trained() -> None:
+    training = one_run(frozen_first)
+    assert [list(run.start) for run in training.runs] == [["2.weight", "2.bias"]] * 2
+    still = hindsight.final_losses(training, cosine(0.0, STEPS))
+    expected = [error(frozen_first(seed)[0], POINTS, truth(POINTS)) for seed in (0, 1)]
+    torch.testing.assert_close(still, torch.stack(expected).detach())
+
+
+@pytest.mark.parametrize(
+    ("given", "kind", "message"),
+    [
+        (
+            {"make": lambda seed: frozen_first(seed, same=False)},
+            ValueError,
+            r"0\.\w+, which is not trained, differs between seeds 0 and 1",
+        ),
+        ({"make": lambda seed: make(seed)[0]}, TypeError, r"make\(0\) must .* got Sequential"),
+        (
+            {"make": lambda seed: (make(0)[0].requires_grad_(False), make(seed)[1])},
+            ValueError,
+            "must have a parameter to be trained, got none",
+        ),
+        (
+            {"make": lambda seed: (make(seed)[0], lambda step: make(seed)[1](step)[0])},
+            TypeError,
+            r"Run.batch\(0\) must return a tuple of tensors, got Tensor",
+        ),
+        (
+            {"loss": lambda model, x, y: (model(x) - y).square()},
+            ValueError,
+            r"Training.loss must return a scalar, got shape \(8, 1\)",
+        ),
+        (
+            {"loss": lambda model, x, y: error(model, x, y).detach()},
+            ValueError,
+            "must depend on the parameters",
+        ),
+    ],
+)
+def test_what_the_user_s_functions_give_is_looked_at(
+    given: dict[str, Any], kind: type[Exception], message: str
+) -> None:
+    with pytest.raises(kind, match=message):
+        hindsight.final_losses(one_run(**given), cosine(0.1, STEPS))
+
+
 @pytest.mark.parametrize("text", ["nothing", "{}", '{"version": 9}', '{"knots": [[1]]}'])
 def test_a_file_that_is_no_schedule(tmp_path: Path, text: str) -> None:
     path = tmp_path / "a.json"
@@ -261,9 +317,26 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         (f"{script}:gone", "no function 'gone'"),
         ("gone.py:f", "no file 'gone.py'"),
         ("gone", "give FILE.py:FUNCTION"),
+        (str(script), "small.py is a file without its function"),
+        (f"{script}:loss", "asks for model, x, expected a function without arguments"),
     ]:
         assert command.main([what]) == 2
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("place", ["small.py", "small.py/below", "taken"])
+def test_the_output_is_looked_at_before_the_work(
+    place: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "small.py").write_text(SCRIPT)
+    (tmp_path / "taken" / "schedule.json").mkdir(parents=True)
+    monkeypatch.setattr(command, "report", lambda *_: pytest.fail("it has worked"))
+    out = str(tmp_path / place)
+    assert command.main([f"{tmp_path / 'small.py'}:small", "--out", out]) == 2
+    assert f"--out {out} must be a folder that" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("module", ["adaptiverl.__main__", "adaptiverl.hindsight.__main__"])

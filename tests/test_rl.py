@@ -244,11 +244,18 @@ def test_tables_and_requests(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     (row,) = complete(path, plan(["CartPole-v1"], ["adam"], [1e-3], [0], PER_ROLLOUT), workers=1)
     append(path, [replace(row, final=10.0), replace(row, seed=1, final=14.0)])
     assert "| Adam, annealed | 12 ± 2 | 10 |" in report(newest(read(path)))
+    gone = replace(row, method="a method that was taken out")
+    append(tmp_path / "old.csv", [gone, row])
+    assert complete(tmp_path / "old.csv", [row.key], workers=1) == [row]
     assert main(["--report", str(path)]) == 0
     assert "12 ± 2" in capsys.readouterr().out
     for wrong, said in (
         (["--methods", "adamw"], "no method is called 'adamw'; there are adam, "),
         (["--report", __file__], "has the columns"),
+        (["--report", str(tmp_path)], "cannot be read"),
+        (["--report", str(tmp_path / "absent.csv")], "absent.csv holds no rows"),
+        (["--out", str(tmp_path)], "must be a file that rows can be added to"),
+        (["--out", str(path / "below.csv")], "must be a file that rows can be added to"),
         (["--quick", "--full"], "not allowed with"),
     ):
         assert main(wrong) == 2

@@ -613,9 +613,11 @@ def test_memory_is_counted_by_part(
         assert parts["exp_avg"] == parts["exp_avg_sq"] == 3 * count * state_dtype.itemsize
     own = parts.pop("controller")
     assert sum(parts.values()) == pytest.approx(3 * count * per_parameter, rel=1e-3)
-    # The controller's memory, and for each tensor a row of addresses, a count, a product, a sum.
+    # The controller's memory, and for each tensor a row of addresses, a count, a product, a sum;
+    # plain torch reads nothing by address.
     memory = optimizer._controller.memory
-    assert own >= memory.nbytes + 3 * (14 * 8 + 4 + 8 + 8)
+    row = 14 * 8 if WHY_PURE is None else 0
+    assert own >= memory.nbytes + 3 * (row + 4 + 8 + 8)
     assert own < 4096
 
 

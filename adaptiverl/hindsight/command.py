@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import runpy
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from adaptiverl.hindsight.cosines import best_cosine, cosine
 from adaptiverl.hindsight.hypergradients import descend
@@ -34,16 +35,31 @@ def main(arguments: Sequence[str]) -> int:
     given = _parser().parse_args(arguments)
     try:
         training = training_in(given.what)
-        folder = Path(given.out)
-        folder.mkdir(parents=True, exist_ok=True)
-        report(training, given.rounds, folder / NAME)
+        report(training, given.rounds, writable(Path(given.out)))
     except HindsightError as error:  # the file's own errors keep their traceback
         print(f"hindsight: {error}", file=sys.stderr)
         return 2
-    except FileExistsError:
-        print(f"hindsight: --out {given.out} is a file, expected a folder", file=sys.stderr)
-        return 2
     return 0
+
+
+def writable(folder: Path) -> Path:
+    """Where the schedule will be, found out before the work is done.
+
+    Raises:
+        HindsightError: It cannot be written.
+    """
+    path = folder / NAME
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with path.open("ab"):
+            pass
+    except OSError as error:
+        raise HindsightError(
+            f"--out {folder} must be a folder that {NAME} can be written to: {error}"
+        ) from None
+    if path.stat().st_size == 0:
+        path.unlink()
+    return path
 
 
 def training_in(what: str) -> Training:
@@ -53,12 +69,20 @@ def training_in(what: str) -> Training:
         HindsightError: There is none.
     """
     path, _, name = what.rpartition(":")
+    if Path(what).is_file():
+        raise HindsightError(f"{what} is a file without its function: give {what}:FUNCTION")
     if not path or not Path(path).is_file():
         raise HindsightError(f"there is no file {path or what!r}: give FILE.py:FUNCTION")
     sys.path.insert(0, str(Path(path).parent))
     found = runpy.run_path(path).get(name)
     if not callable(found):
         raise HindsightError(f"{path} has no function {name!r}: give FILE.py:FUNCTION")
+    wanted = _required(found)
+    if wanted:
+        raise HindsightError(
+            f"{name}() in {path} asks for {', '.join(wanted)}, expected a function without "
+            "arguments: give them defaults"
+        )
     training = found()
     if not isinstance(training, Training):
         raise HindsightError(
@@ -114,6 +138,16 @@ def _parser() -> _Parser:
     parser.add_argument("--rounds", type=_whole, default=30, help="moves of each way (30)")
     parser.add_argument("--out", default=OUT, help=f"folder of {NAME} ({OUT})")
     return parser
+
+
+def _required(function: Callable[..., Any]) -> list[str]:
+    """Arguments without a default, by name."""
+    try:
+        given = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # a callable that does not tell
+        return []
+    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [p.name for p in given if p.default is p.empty and p.kind not in several]
 
 
 def _whole(text: str) -> int:

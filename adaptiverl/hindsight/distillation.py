@@ -102,7 +102,7 @@ def distill(found: Sequence[Examples], hidden: tuple[int, ...] = (16,), seed: in
     """
     if not found:
         raise ValueError("distill() needs the examples of one task at least, got none")
-    count_of(hidden)
+    Weights(tuple(hidden), (0.0,) * count_of(hidden))  # which refuses layers before the fit
     inputs = torch.cat([one.features for one in found])
     wanted = torch.cat([one.moves for one in found])
     shares = torch.cat([torch.full((len(one.moves),), 1 / len(one.moves)) for one in found])

@@ -68,6 +68,8 @@ class Training:
         _check("runs", list(self.runs), bool(self.runs), "one Run at least")
         first = _shapes(self.runs[0])
         dtypes = {tensor.dtype for tensor in self.runs[0].start.values()}
+        if not dtypes:
+            raise ValueError("Training.runs[0] must have a parameter to be trained, got none")
         if len(dtypes) != 1:
             raise ValueError(
                 "Training.runs[0] must have parameters of one dtype, got "
@@ -97,6 +99,12 @@ class Training:
     def stacked_batch(self, step: int, copies: int = 1) -> Batch:
         """The tensors of a step of all runs, each (copies·runs, …)."""
         batches = [run.batch(step) for run in self.runs] * copies
+        for batch in batches:
+            if not isinstance(batch, (tuple, list)):
+                raise TypeError(
+                    f"Run.batch({step}) must return a tuple of tensors, got "
+                    f"{type(batch).__name__}: return (x, y), or (x,) where there is one"
+                )
         return tuple(torch.stack(tensors) for tensors in zip(*batches, strict=True))
 
 
@@ -120,18 +128,22 @@ def training_of(
         **options: Others of `Training`.
 
     Returns:
-        The training. Buffers stay as they are at the start; a module that writes to one, as batch
-        normalisation does, is refused by torch.func.
+        The training. Buffers, and parameters that ask for no gradient, stay as they are at the
+        start; a module that writes to a buffer, as batch normalisation does, is refused by
+        torch.func.
 
     Raises:
-        ValueError: No batch to judge on; as `Training`.
+        ValueError: No batch to judge on; something that is not trained differs between seeds; as
+            `Training`.
+        TypeError: ``make`` gives something else.
     """
-    made = [make(seed) for seed in seeds]
+    made = [_made(make, seed) for seed in seeds]
     held_out = list(judged_on)
     _check("judged_on", held_out, bool(held_out), "one batch at least")
-    runs = [Run({n: p.detach().clone() for n, p in m.named_parameters()}, b) for m, b in made]
-    if not runs:
+    if not made:
         raise ValueError("training_of() needs one seed at least, got none")
+    _check_frozen([model for model, _ in made])
+    runs = [Run(_trained(model), batch) for model, batch in made]
     objective = _Objective(made[0][0], loss)
     named = {f"model.{name}": name for name in runs[0].start}
 
@@ -156,6 +168,44 @@ class _Objective(nn.Module):
 
     def forward(self, *batch: Tensor) -> Tensor:
         return self.loss(self.model, *batch)
+
+
+def _made(make: Callable[[int], Any], seed: int) -> tuple[nn.Module, Callable[[int], Batch]]:
+    made = make(seed)
+    if (
+        isinstance(made, (tuple, list))
+        and len(made) == 2
+        and isinstance(made[0], nn.Module)
+        and callable(made[1])
+    ):
+        return made[0], made[1]
+    raise TypeError(
+        f"make({seed}) must return a module and the function that gives the batch of a step, got "
+        f"{type(made).__name__}: return model, batch"
+    )
+
+
+def _trained(model: nn.Module) -> Params:
+    return {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+
+
+def _check_frozen(models: Sequence[nn.Module]) -> None:
+    """What is not trained has no run of its own: all seeds have the first one's."""
+    first, *others = [
+        {
+            **{n: p for n, p in model.named_parameters() if not p.requires_grad},
+            **dict(model.named_buffers()),
+        }
+        for model in models
+    ]
+    for place, other in enumerate(others, 1):
+        for name in first.keys() | other.keys():
+            if name not in first or name not in other or not torch.equal(first[name], other[name]):
+                raise ValueError(
+                    f"{name}, which is not trained, differs between seeds 0 and {place} of those "
+                    "given: runs are trained side by side with one of it. Make it the same for "
+                    "every seed, or give one seed"
+                )
 
 
 def _shapes(run: Run) -> dict[str, tuple[int, ...]]:

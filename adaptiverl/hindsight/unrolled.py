@@ -70,6 +70,7 @@ def advanced(
 def judged(training: Training, params: Tensor) -> Tensor:
     """The loss that counts, float [runs]."""
     found: Tensor = vmap(training.judge, randomness="same")(training.tensors(params))
+    _check_scalar("judge", found)
     return found
 
 
@@ -113,8 +114,22 @@ def _gradient(training: Training, params: Tensor, step: int) -> tuple[Tensor, Te
         params = params if params.requires_grad else params.detach().requires_grad_()
         batch = training.stacked_batch(step, len(params) // len(training.runs))
         losses = vmap(training.loss, randomness="different")(training.tensors(params), *batch)
+        _check_scalar("loss", losses)
+        if not losses.requires_grad:
+            raise ValueError(
+                "Training.loss must depend on the parameters it is given, got a loss without a "
+                "gradient: no detach() and no no_grad() inside"
+            )
         (gradient,) = torch.autograd.grad(losses.sum(), params, create_graph=followed)
     return losses.detach(), gradient
+
+
+def _check_scalar(name: str, losses: Tensor) -> None:
+    if losses.dim() != 1:
+        raise ValueError(
+            f"Training.{name} must return a scalar, got shape {tuple(losses.shape[1:])}: take its "
+            "mean"
+        )
 
 
 def _with_noise(training: Training, gradient: Tensor, noise: Tensor, step: int) -> Tensor:

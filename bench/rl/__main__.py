@@ -14,7 +14,7 @@ from pathlib import Path
 from bench.requests import Parser, RequestError, chosen, number, whole
 from bench.rl.environments import TASKS
 from bench.rl.methods import METHODS
-from bench.rl.rows import newest, read
+from bench.rl.rows import newest, read, writable
 from bench.rl.study import complete, plan
 from bench.rl.tables import report
 
@@ -45,6 +45,8 @@ def main(arguments: Sequence[str]) -> int:
         given = parser().parse_args(arguments)
         if given.report is not None:
             rows = newest(read(given.report))
+            if not rows:
+                raise RequestError(f"{given.report} holds no rows; give a file of this command's")
         else:
             wanted = plan(
                 [task.name for task in chosen("task", TASKS, given.tasks)],
@@ -53,6 +55,7 @@ def main(arguments: Sequence[str]) -> int:
                 [given.first_seed + i for i in range(given.seeds or (20 if given.full else 4))],
                 given.steps or (500_000 if given.full else 60_000),
             )
+            writable(given.out)
             rows = complete(given.out, wanted, given.workers)
     except (RequestError, ValueError) as error:
         print(error, file=sys.stderr)

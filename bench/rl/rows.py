@@ -90,7 +90,10 @@ def read(path: Path) -> list[Row]:
     Raises:
         ValueError: Another file, or a damaged line.
     """
-    text = path.read_text("utf-8") if path.exists() else ""
+    try:
+        text = path.read_text("utf-8") if path.exists() else ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read ({error}): give another file") from None
     headings, *lines = [*csv.reader(text[: text.rfind("\n") + 1].splitlines())] or [COLUMNS]
     if headings != COLUMNS:
         raise ValueError(
@@ -119,6 +122,22 @@ def append(path: Path, rows: Iterable[Row]) -> None:
         lines = [] if whole else [",".join(COLUMNS)]
         lines += [",".join(map(str, asdict(row).values())) for row in rows]
         file.write(("\n".join(lines) + "\n").encode())
+
+
+def writable(path: Path) -> None:
+    """Find out before the work is done.
+
+    Raises:
+        ValueError: Rows cannot be added to this file.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab"):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"{path} must be a file that rows can be added to ({error}): give another --out"
+        ) from None
 
 
 def newest(rows: Iterable[Row]) -> list[Row]:

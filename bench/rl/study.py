@@ -51,7 +51,11 @@ def complete(path: Path, wanted: Sequence[Key], workers: int) -> list[Row]:
     Returns:
         The rows that were asked for.
     """
-    done = {row.key for row in read(path) if row.fingerprint == fingerprint(METHODS[row.method])}
+    done = {
+        row.key
+        for row in read(path)
+        if row.method in METHODS and row.fingerprint == fingerprint(METHODS[row.method])
+    }
     missing = [key for key in wanted if key not in done]
     if missing:
         bar = tqdm(total=len(missing), desc="runs", file=sys.stderr, disable=None)
