@@ -208,7 +208,8 @@ class Controlled(Optimizer):
 
         Returns:
             ``parameters``, ``gradients`` and each state entry by its name, such as ``exp_avg``, of
-            a shard only what lies here; and ``controller``, all else that the optimizer holds.
+            a shard only what lies here; and ``controller``, all else that grows with them, and the
+            controllers' memories. The trace, 1 MB of each controller, is left out.
             State is made by the first step.
         """
         memories = [controller.memory for controller in self._controllers]

@@ -21,7 +21,7 @@ from training import (
     values,
 )
 
-from adaptiverl import AdaptiveAdamW, Control, layout
+from adaptiverl import AdaptiveAdamW, Control, layout, steer
 
 FROZEN = Control.frozen()
 # The compiler's own: it looks at .grad of what passes from one graph to the next, it ignores
@@ -190,15 +190,21 @@ def test_closures_losses_and_schedulers_in_a_compiled_step() -> None:
     assert_same(ends[0], ends[1])
 
 
-@pytest.mark.parametrize("tell", ["pulse", "update"])
-def test_a_compiled_loop_may_tell_losses(tell: str) -> None:
+@pytest.mark.parametrize("tell", ["observe", "pulse", "update"])
+@pytest.mark.parametrize("ours", [True, False])
+def test_a_compiled_loop_may_tell_losses(ours: bool, tell: str) -> None:
     """Each loss is another number, and dynamo has nothing to say of any: a warning is an error."""
-    run = Run(control=Control(every=None if tell == "update" else 10))
-    told = torch.compile(lambda loss: getattr(run.optimizer, tell)(loss), backend="eager")
+    control = Control(every=None if tell == "update" else 10)
+    params = [nn.Parameter(torch.ones(3))]
+    one: Any = AdaptiveAdamW(params, control=control) if ours else None
+    one = one or steer(torch.optim.Adam(params), control)
+    told = torch.compile(lambda loss: getattr(one, tell)(loss), backend="eager")
     for loss in (2.0, 1.5, 1.0):
         told(loss)
-    knobs = run.optimizer.knobs()
-    assert knobs["pulses" if tell == "pulse" else "updates"] == 3
+    if tell == "observe":
+        assert one._controller.observed == 3
+    else:
+        assert one.knobs()[f"{tell}s"] == 3
 
 
 @pytest.mark.parametrize("fused", [False, True])

@@ -250,6 +250,15 @@ def test_pulses_that_can_come_to_nothing(
 
 # --- what is refused, and what is warned of -------------------------------------------------------
 
+
+@every_trainer
+@pytest.mark.parametrize("option", ["monitor", "reward", "pulse"])
+def test_a_name_that_is_none_is_refused_before_training(framework: str, option: str) -> None:
+    callback = importlib.import_module(f"adaptiverl.integrations.{framework}").AdaptiveCallback
+    with pytest.raises(TypeError, match=rf"{option} must be the name of a metric .*got True of"):
+        callback(**{option: True})
+
+
 GIVEN = Control(mode="modulate", every=None, reward="given")
 STEPS = r"Trainer(State\.max_steps|\.estimated_stepping_batches)"
 MISUSES: dict[str, tuple[dict[str, Any], str]] = {

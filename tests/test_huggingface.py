@@ -74,10 +74,17 @@ def test_epochwise_control_with_several_data_sets_and_a_reward(tmp_path: Path) -
     assert trace["reward"].tolist() == run.logged("eval_b_accuracy")
 
 
-def test_a_metric_of_none_of_the_data_sets(tmp_path: Path) -> None:
-    data = {"a": Tokens(4), "b": Tokens(4)}
-    run = HuggingFace(tmp_path, How(EPOCHWISE, validated=True), eval_dataset=data)
-    with pytest.raises(ValueError, match=r"'eval_loss'.*data sets a, b: .*monitor='eval_a_loss'"):
+@pytest.mark.parametrize(
+    ("control", "option", "named"),
+    [(EPOCHWISE, "monitor", {}), (QUICK, "pulse", {"pulse": "eval_loss"})],
+)
+def test_a_metric_of_none_of_the_data_sets(
+    control: Control, option: str, named: dict[str, Any], tmp_path: Path
+) -> None:
+    data, how = {"a": Tokens(4), "b": Tokens(4)}, How(control, validated=True, callback=named)
+    run = HuggingFace(tmp_path, how, eval_dataset=data)
+    message = rf"{option}='eval_loss'.*data sets a, b: .*{option}='eval_a_loss'"
+    with pytest.raises(ValueError, match=message):
         run.train()
 
 

@@ -21,6 +21,25 @@ def warn(message: str) -> None:
     warnings.warn(message, UserWarning, stacklevel=3)
 
 
+def check_names(where: str, **named: object) -> None:
+    """Metrics that a callback was given are text, which is looked up only after an evaluation.
+
+    Args:
+        where: The callback's name, for the message.
+        named: Its arguments.
+
+    Raises:
+        TypeError: One is neither a name nor None.
+    """
+    for option, name in named.items():
+        if name is not None and not isinstance(name, str):
+            raise TypeError(
+                f"{where}'s {option} must be the name of a metric or None, got {name!r} of type "
+                f"{type(name).__name__}: give one that an evaluation has, as in "
+                f"{option}='eval_loss'"
+            )
+
+
 def check_metrics(where: str, control: Control, monitor: str | None, reward: str | None) -> None:
     """The names of metrics that a callback was given are ones that it will look at.
 

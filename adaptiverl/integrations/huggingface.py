@@ -13,6 +13,7 @@ from adaptiverl.integrations.checks import (
     UpdateWatch,
     check_horizon,
     check_metrics,
+    check_names,
     check_pulse,
     tell_horizon,
 )
@@ -99,6 +100,7 @@ class AdaptiveCallback(TrainerCallback):
                 f"{type(trainer).__name__}: name what is none, as in "
                 "AdaptiveCallback(monitor='eval_loss')"
             )
+        check_names(type(self).__name__, monitor=monitor, reward=reward, pulse=pulse)
         self._monitor = monitor
         self._reward = reward
         self._pulse = pulse
@@ -193,13 +195,15 @@ class AdaptiveCallback(TrainerCallback):
 
     def _check_monitored_data(self, trainer: Trainer, optimizer: Steered) -> None:
         data = trainer.eval_dataset
-        if optimizer.control.every is not None or not isinstance(data, dict):
+        epochwise = optimizer.control.every is None
+        option, named = ("monitor", self._loss_name) if epochwise else ("pulse", self._pulse)
+        if named is None or not isinstance(data, dict):
             return
-        if not self._loss_name.startswith(tuple(f"eval_{name}_" for name in data)):
+        if not named.startswith(tuple(f"eval_{name}_" for name in data)):
             raise ValueError(
-                f"AdaptiveCallback(monitor={self._loss_name!r}) is the metric of none of the "
+                f"AdaptiveCallback({option}={named!r}) is the metric of none of the "
                 f"evaluation data sets {', '.join(data)}: name one, as in "
-                f"monitor='eval_{next(iter(data), 'name')}_loss'"
+                f"{option}='eval_{next(iter(data), 'name')}_loss'"
             )
 
     def _attach(self, trainer: Trainer) -> None:

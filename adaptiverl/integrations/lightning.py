@@ -12,6 +12,7 @@ from adaptiverl.integrations.checks import (
     UpdateWatch,
     check_horizon,
     check_metrics,
+    check_names,
     check_pulse,
     tell_horizon,
 )
@@ -75,6 +76,7 @@ class AdaptiveCallback(Callback):
     def __init__(
         self, monitor: str | None = None, reward: str | None = None, pulse: str | None = None
     ) -> None:
+        check_names(type(self).__name__, monitor=monitor, reward=reward, pulse=pulse)
         self._monitor = monitor
         self._reward = reward
         self._pulse = pulse

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -84,6 +85,7 @@ class Steering(Around, Pulses):
         """The gains, bounds and cadence it was made with."""
         return self._control
 
+    @torch._disable_dynamo
     @outside_inference
     def observe(self, loss: Tensor | float, reward: Tensor | float | None = None) -> None:
         """Tell the controller this step's loss, before the step; several are averaged.
@@ -104,6 +106,7 @@ class Steering(Around, Pulses):
         self._controller.observe(to_whole(loss), to_whole(reward))
         self._log.look_at_reward(self._controller.ever_rewarded)
 
+    @torch._disable_dynamo
     @outside_inference
     def update(self, loss: Tensor | float, reward: Tensor | float | None = None) -> None:
         """Epoch-wise control, ``Control(every=None)``: one observation and one update, now.
