@@ -55,7 +55,6 @@ OUTSIDE: dict[str, set[str]] = {
     "algorithms": set(),
     "arms": set(),
     "control": set(),
-    "decay": set(),
     "fields": set(),
     "kinds": set(),
     "layout": set(),
