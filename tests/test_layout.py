@@ -55,6 +55,7 @@ OUTSIDE: dict[str, set[str]] = {
     "algorithms": set(),
     "arms": set(),
     "control": set(),
+    "decay": set(),
     "fields": set(),
     "kinds": set(),
     "layout": set(),
