@@ -28,6 +28,8 @@ class Section:
 def markdown(sections: Sequence[Section]) -> str:
     parts = []
     for section in sections:
+        if section.picture and not (section.text or section.lines):
+            continue
         parts.append(f"{'#' * section.level} {section.title}")
         if section.text:
             is_list = all(line.startswith("- ") for line in section.text)
