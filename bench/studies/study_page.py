@@ -27,8 +27,9 @@ class Section:
 
 def markdown(sections: Sequence[Section]) -> str:
     parts = []
-    for section in sections:
-        if section.picture and not (section.text or section.lines):
+    for section, following in zip(sections, [*sections[1:], None], strict=True):
+        has_parts = following is not None and following.level > section.level
+        if section.picture and not (section.text or section.lines or has_parts):
             continue
         parts.append(f"{'#' * section.level} {section.title}")
         if section.text:
