@@ -111,7 +111,7 @@ def test_ours_are_shown_the_loss_and_told_the_horizon_where_they_have_one() -> N
         assert stepper.optimizer.knobs()["loss"] == 3
         control = stepper.optimizer.control
         assert control.mode == ("modulate" if "cosine" in name else "replace")
-        told = ("alignment", "alignment-cosine", "range-test")
+        told = ("alignment", "alignment-cosine", "range-test", "loss-horizon", "distilled")
         assert control.horizon == (HORIZON if name in told else None)
 
 

@@ -8,9 +8,11 @@ from bench.methods.ours import (
     Adaptive,
     Controls,
     bandit,
+    distilled,
     find_lr,
     find_lr_open,
     loss_law,
+    loss_law_to_zero,
     range_test,
     range_test_open,
 )
@@ -54,7 +56,9 @@ _METHODS: tuple[Method, ...] = (
     Prodigy(name="prodigy-constant", title="Prodigy", decay="none"),
     _ours("loss", "loss law", loss_law),
     _ours("loss-cosine", "loss law × cosine", loss_law, **OVER_COSINE),
+    _ours("loss-horizon", "loss law, horizon", loss_law_to_zero, **TOLD),
     _ours("bandit", "bandit", bandit),
+    _ours("distilled", "distilled law", distilled, **TOLD),
     _ours("alignment", "alignment, horizon", find_lr, **TOLD),
     _ours("alignment-open", "alignment, no horizon", find_lr_open),
     # The search is a warm-up of its own, so that its cosine has none, as docs/guide.md advises.

@@ -42,6 +42,15 @@ def loss_law(horizon: int) -> Control:
     return Control()
 
 
+def loss_law_to_zero(horizon: int) -> Control:
+    """The loss law, told when the run ends: it cools down by itself."""
+    return Control(horizon=horizon)
+
+
+def distilled(horizon: int) -> Control:
+    return Control.distilled(horizon=horizon)
+
+
 def bandit(horizon: int) -> Control:
     return Control.bandit()
 

@@ -29,6 +29,8 @@ STYLES: dict[str, tuple[str, str, tuple[float, float]]] = {
     "schedule-free": ("#cc79a7", "-", PLAIN),
     "prodigy": ("#8c564b", "-", PLAIN),
     "prodigy-constant": ("#8c564b", ":", PLAIN),
+    "loss-horizon": ("#56b4e9", ":", SECOND),
+    "distilled": ("#000000", "-", FIRST),
     "bandit": ("#009e73", "--", SECOND),
     "loss": ("#56b4e9", "-", SECOND),
     "loss-cosine": ("#56b4e9", "--", SECOND),
