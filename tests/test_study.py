@@ -60,7 +60,8 @@ def test_the_plan_is_the_protocol_s() -> None:
         shown[name] = tuple(m for n in names for m in shown.get(n, (n,)))
     assert shown == LISTS
     assert {name: len(methods) for name, methods in LISTS.items()} == COUNTS
-    assert set(ALL) == set(METHODS)
+    later = {"distilled", "loss-horizon"}  # than the study's rows
+    assert set(ALL) == set(METHODS) - later
 
 
 def test_seeds_choose_or_compare_and_looking_spoils_nothing() -> None:
