@@ -67,6 +67,7 @@ WAYS: dict[str, Way] = {
     "bfloat16 weights, to nearest": Way(HALF, {"stochastic_rounding": False}),
     "bfloat16 weights, error terms": Way(HALF, ERRORS),
     "bfloat16 weights, error terms, int8 state": Way(HALF, INT8 | ERRORS),
+    "bfloat16 weights, error terms, int8 state, of all tensors": Way(HALF, INT8 | ERRORS, small=0),
 }
 CONTROLS: dict[str, Callable[[int], Control]] = {
     "told": lambda steps: Control.frozen(),
