@@ -31,7 +31,8 @@ HALVES = codegen.Variant("adamw", "bfloat16", "bfloat16", 2).with_everything()
 PLAIN = codegen.Variant("adamw", "float32", "float32", 2)
 CODED = codegen.Variant("adamw", "bfloat16", "bfloat16", 2, "int8", True).with_everything()
 ERRORS = replace(CODED, error_terms=True)
-LARGEST = [EVERYTHING, HALVES, SQUARES, CODED, ERRORS]
+THREE_SLOTS = replace(ERRORS, slots=3, slot_dtype="bfloat16")
+LARGEST = [EVERYTHING, HALVES, SQUARES, CODED, ERRORS, THREE_SLOTS]
 # Whose instructions are counted: every algorithm with all its slots and everything in it, AdamW
 # also with what the algorithms share: noise of the parameter's size, slots of 16 bits. All have the
 # loop without noise as well, with more in it than where sums and scale are left out.
@@ -51,7 +52,7 @@ SINGLE = [
     ("architecture", "variants"),
     [
         (codegen.ARCHITECTURES[0], LARGEST),
-        (90, [*SINGLE, HALVES, CODED, ERRORS, replace(ERRORS, slot_dtype="float32")]),
+        (90, [*SINGLE, HALVES, CODED, ERRORS, replace(ERRORS, slot_dtype="float32"), THREE_SLOTS]),
         (codegen.ARCHITECTURES[-1], LARGEST),
     ],
     ids=["oldest", "90", "newest"],
