@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from adaptiverl import AdaptiveAdamW, AdaptiveLion, AdaptiveSGD, Control, codecs
 from adaptiverl.backends.operators import WHY_PURE
 from adaptiverl.codecs import Storage
+from adaptiverl.layout import TRACE_COLUMNS
+from adaptiverl.trace import TRACE_CAPACITY
 
 HALF = torch.bfloat16
 QUIET = Control(every=2, noise_bounds=(0.0, 0.0))
@@ -606,7 +608,10 @@ def test_memory_is_counted_by_part(
     feed(optimizer, range(2))
     parts = optimizer.memory()
     assert parts.pop("master_error", 0) == (3 * count if master_bits else 0)
-    assert set(parts) == {"parameters", "gradients", "exp_avg", "exp_avg_sq", "controller"}
+    kinds = {"parameters", "gradients", "exp_avg", "exp_avg_sq", "controller", "trace"}
+    assert set(parts) == kinds
+    assert before["trace"] == 0
+    assert parts.pop("trace") == 8 * (1 + TRACE_CAPACITY) * len(TRACE_COLUMNS)
     if state_dtype == torch.int8:  # a code for each element, and two bytes for 128
         assert parts["exp_avg"] == parts["exp_avg_sq"] == 3 * (count + 2 * count // 128)
     else:
@@ -615,10 +620,10 @@ def test_memory_is_counted_by_part(
     assert sum(parts.values()) == pytest.approx(3 * count * per_parameter, rel=1e-3)
     # The controller's memory, and for each tensor a row of addresses, a count, a product, a sum;
     # plain torch reads nothing by address.
-    memory = optimizer._controller.memory
+    memory = optimizer._controller.state
     row = 14 * 8 if WHY_PURE is None else 0
     assert own >= memory.nbytes + 3 * (row + 4 + 8 + 8)
-    assert own < 4096
+    assert own < 8192
 
 
 def test_memory_that_tensors_share_counts_once() -> None:
