@@ -1,9 +1,9 @@
 """``python -m bench.memory``: bytes of an element, ours and others', and times of a step.
 
 Everything is counted from the tensors that are there after one step: weights, gradients, and what
-the optimizer keeps, each piece of memory once; but for our trace, 1 MB whatever the model. Under gradient release the gradients are those that
-were there at once at most. requirements-peers.txt has the others; who is not installed, or does not
-step on this machine, is left out with the reason.
+the optimizer keeps, each piece of memory once; but for our trace, 1 MB whatever the model. Under
+gradient release the gradients are those that were there at once at most. requirements-peers.txt has
+the others; who is not installed, or does not step on this machine, is left out with the reason.
 """
 
 import argparse

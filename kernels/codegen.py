@@ -32,8 +32,8 @@ from triton.compiler import ASTSource
 
 ARCHITECTURES = (75, 80, 90, 100)
 REGISTERS, REGISTERS_ROUNDED, REGISTERS_WITH_ERRORS = 64, 88, 96
-"""Most per thread, on sm_90; of three slots that are rounded by chance or beside error terms, and of
-slots in blocks; of the latter beside error terms"""
+"""Most per thread, on sm_90; of three slots that are rounded by chance or beside error terms, and
+of slots in blocks; of the latter beside error terms"""
 INSTRUCTIONS, INSTRUCTIONS_WITH_NOISE = 28.0, 55.0
 """Most per element, float32 on sm_90"""
 

@@ -33,8 +33,8 @@ def register_limit(
     """Registers per thread. Left to itself the compiler takes more for a few instructions less.
 
     Three slots, noise and sums do not fit 64 on sm_100 without spilling; on sm_75 they do by Triton
-    3.7's compiler and not by 3.6's. Rounding by chance takes some more, and error terms beside three
-    slots (amsgrad) still more.
+    3.7's compiler and not by 3.6's. Rounding by chance takes some more, and error terms beside
+    three slots (amsgrad) still more.
 
     Args:
         architecture: 90 for sm_90.

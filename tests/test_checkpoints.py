@@ -481,6 +481,7 @@ NO_SLOTS: list[tuple[Any, str]] = [
     (torch.zeros(3), r"of the parameter's shape \(2, 2\), got torch.float32 of shape \(3,\)"),
     (lambda x: x[:1], r"of the parameter's shape \(2, 2\), got .* of shape \(1, 2\)"),
     (lambda x: x.to(torch.complex64), "of a dtype that can be cast to torch.float32"),
+    (lambda x: x.to(torch.int8), "of a floating-point dtype, no codes without their scales"),
     (Tensor.to_sparse, "a dense tensor, got torch.sparse_coo"),
     (Tensor.numpy, "a dense tensor, got array"),
     (np.array([[None, None], [None, None]]), "a dense tensor, got array"),
