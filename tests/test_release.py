@@ -558,7 +558,8 @@ def train_shards(kind: str, control: str, steps: int, release: bool) -> tuple[An
         What is left on this rank, and how many gradients were there after each backward pass.
     """
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3), nn.Tanh(), nn.Linear(3, 1))
+    layers = nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3), nn.Tanh(), nn.Linear(3, 1)
+    model: Any = nn.Sequential(*layers)
     for layer in model:
         fully_shard(layer)
     fully_shard(model)

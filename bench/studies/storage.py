@@ -19,7 +19,7 @@ import statistics
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,7 +32,7 @@ from adaptiverl.kernels import blocks
 from bench import machine
 from bench.run.rows import Row, Rows
 from bench.tables import markdown
-from bench.tasks import TASKS, Task
+from bench.tasks import TASKS, Problem, Task
 
 HALF = torch.bfloat16
 INT8: dict[str, Any] = {"state_dtype": torch.int8}
@@ -128,26 +128,34 @@ def trained(task: Task, way: Way, seed: int, lr: float, control: str, fifths: bo
     """
     problem = task.start(seed)
     before = problem.held_out_loss()
-    model = problem.objective.to(way.dtype)
+    problem.objective.to(way.dtype)
     if way.moved:
-        _move_by_a_bit(model.parameters())
-    codecs.SMALL = way.small
-    steered = CONTROLS[control](task.steps)
+        _move_by_a_bit(problem.objective.parameters())
+    usual, codecs.SMALL = codecs.SMALL, way.small
+    try:
+        return [before, *_losses(problem, way, task.steps, seed, lr, control, fifths)]
+    finally:
+        codecs.SMALL = usual
+
+
+def _losses(
+    problem: Problem, way: Way, steps: int, seed: int, lr: float, control: str, fifths: bool
+) -> Iterator[float]:
+    """In the course of a run; arguments as in `trained`."""
+    model, steered = problem.objective, CONTROLS[control](steps)
     optimizer = AdaptiveAdamW(model.parameters(), lr, control=steered, seed=seed, **way.options)
-    taken = [before]
-    for step in range(task.steps):
+    for step in range(steps):
         if control == "told":
-            left = (task.steps - step) / task.steps
+            left = (steps - step) / steps
             optimizer.param_groups[0]["lr"] = lr * min(1.0, 2 * left)
         loss = model(*(_as(x, way.dtype) for x in problem.batch(step)))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step(loss=loss.detach().float())
-        is_shown = fifths or step >= task.steps * (EVALUATIONS - FIFTH) // EVALUATIONS
-        if is_shown and (step + 1) * EVALUATIONS % task.steps < EVALUATIONS:
+        is_shown = fifths or step >= steps * (EVALUATIONS - FIFTH) // EVALUATIONS
+        if is_shown and (step + 1) * EVALUATIONS % steps < EVALUATIONS:
             shown = dataclasses.replace(problem, objective=copy.deepcopy(model).float())
-            taken.append(shown.held_out_loss())
-    return taken
+            yield shown.held_out_loss()
 
 
 def _move_by_a_bit(weights: Iterable[Tensor]) -> None:
@@ -162,8 +170,8 @@ def _as(values: Tensor, dtype: torch.dtype) -> Tensor:
 def difference(ours: Sequence[float], plain: Sequence[float]) -> tuple[float, float]:
     """The mean relative difference of paired runs, and its standard error."""
     relative = [a / b - 1 for a, b in zip(ours, plain, strict=True)]
-    if len(relative) == 1:
-        return relative[0], math.nan
+    if len(relative) == 1 or not all(map(math.isfinite, relative)):
+        return sum(relative) / len(relative), math.nan
     return statistics.mean(relative), statistics.stdev(relative) / math.sqrt(len(relative))
 
 
@@ -217,6 +225,7 @@ class Runs:
             python=str(self.about["python"]),
             curve=tuple(curve),
         )
+        self.found[method, seed] = row
         if self.kept:
             self.kept.append(row)
         return row
