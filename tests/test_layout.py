@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 # circle. A room is a module of the package or a sub-package; "kernels" is the package of kernels,
 # "operators" the compiled module. Names that only a type checker reads are no imports.
 FLOORS: tuple[set[str], ...] = (
-    {"version", "kernels", "operators", "arguments"},
+    {"version", "kernels", "operators", "arguments", "commands"},
     {"arms", "control", "fields", "kinds", "layout", "limits", "terms", "devices", "weights"},
     {"law"},
     {"observations", "decision", "trace", "migrations", "controller"},
@@ -45,15 +45,16 @@ FLOORS: tuple[set[str], ...] = (
 # The tools beside the house, and what they may use of it.
 TOOLS: dict[str, set[str]] = {
     "plots": set(),
-    "replay": {"control", "law", "layout", "limits", "plots"},
-    "probing": {"control", "plots", "steering"},
-    "hindsight": {"arguments", "control", "kernels", "law", "layout", "weights"},
+    "replay": {"commands", "control", "law", "layout", "limits", "plots", "version"},
+    "probing": {"commands", "control", "plots", "steering"},
+    "hindsight": {"arguments", "commands", "control", "kernels", "law", "layout", "weights"},
     "__main__": {"hindsight", "probing", "replay"},
 }
 # What a room may import from outside, where that is not torch; the standard library may all use.
 OUTSIDE: dict[str, set[str]] = {
     "algorithms": set(),
     "arms": set(),
+    "commands": set(),
     "control": set(),
     "decay": set(),
     "fields": set(),
