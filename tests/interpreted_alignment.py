@@ -25,7 +25,7 @@ from alignment import (
 )
 from host_waits import HostWaits
 from interpreted_optimizer import Operations, launches, use_triton  # noqa: F401 (a fixture too)
-from interpreted_pass import _builtins_found_once, _hardware_rounding, pytestmark  # noqa: F401
+from interpreted_pass import _hardware_rounding, _patched_once, pytestmark  # noqa: F401
 from torch import nn
 
 import adaptiverl

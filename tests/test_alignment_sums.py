@@ -27,6 +27,7 @@ from alignment import (
     run,
     sums_of,
 )
+from grids import pairwise
 from interpreted import check
 from tolerances import assert_close
 from torch import Tensor, nn
@@ -113,12 +114,11 @@ LAYOUTS: list[Callable[[], Tensor]] = [
 ]
 
 
-@pytest.mark.parametrize(("algorithm", "name"), OPTIMIZERS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("factor", [1, 1024])
+@pairwise(of=OPTIMIZERS, dtype=[torch.float32, torch.float64, torch.bfloat16], factor=[1, 1024])
 def test_the_controller_is_told_the_oracles_sums(
-    factor: int, dtype: torch.dtype, algorithm: Any, name: str
+    of: tuple[Any, str], dtype: torch.dtype, factor: int
 ) -> None:
+    algorithm, name = of
     params = [nn.Parameter(make()) for make in LAYOUTS]
     if dtype != torch.float32:
         params = [nn.Parameter(p.detach().to(dtype)) for p in params if not p.is_complex()]

@@ -18,6 +18,7 @@ import checkpointed_run
 import numpy as np
 import pytest
 import torch
+from grids import pairwise
 from pass_cases import CASES
 from rank_jobs_digests import SINCE_4, SINCE_5, SINCE_6, in_layout_3
 from torch import Tensor, nn
@@ -863,10 +864,12 @@ RESUMED = {
 }
 
 
-@pytest.mark.parametrize("by_hand", [None, 1e-3, 1e-7])
-@pytest.mark.parametrize("lr", [1e-5, 1e-3, 1e-7])
-@pytest.mark.parametrize("second", RESUMED)
-@pytest.mark.parametrize("first", ["modulate", "the same", "bounds in rates"])
+@pairwise(
+    by_hand=[None, 1e-3, 1e-7],
+    lr=[1e-5, 1e-3, 1e-7],
+    second=RESUMED,
+    first=["modulate", "the same", "bounds in rates"],
+)
 def test_the_rate_goes_on_whatever_the_new_control_or_rate(
     first: str, second: str, lr: float, by_hand: float | None
 ) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
+from grids import pairwise
 from law_twin import assert_equal, start
 from pass_cases import as_kept
 from streams import (
@@ -368,10 +369,12 @@ def test_adopt_refuses(change: Callable[[Tensor], Any], message: str) -> None:
     current_layout(driver.controller.memory)
 
 
-@pytest.mark.parametrize("law", LAWS)
-@pytest.mark.parametrize("mode", ["replace", "modulate"])
-@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9, 0.999])
-@pytest.mark.parametrize("noise_bounds", [(0.0, 0.1), (0.0, 0.0), (0.02, 0.3)])
+@pairwise(
+    law=LAWS,
+    mode=["replace", "modulate"],
+    momentum=[0.0, 0.5, 0.9, 0.999],
+    noise_bounds=[(0.0, 0.1), (0.0, 0.0), (0.02, 0.3)],
+)
 def test_state_starts_as_the_law_does(
     law: Any, mode: Any, momentum: float, noise_bounds: Any
 ) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from grids import pairwise
 from torch import Tensor, nn
 from training import assert_same, snapshot
 
@@ -160,10 +161,8 @@ WAYS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-@EACH
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("groups_of", [_by_state_dict, _by_torchs_own, _live])
-def test_what_is_saved_is_the_memory(groups_of: Callable[[Any], Any], way: str, make: str) -> None:
+@pairwise(make=MAKES, way=WAYS, groups_of=[_by_state_dict, _by_torchs_own, _live])
+def test_what_is_saved_is_the_memory(make: str, way: str, groups_of: Callable[[Any], Any]) -> None:
     optimizer = trained(make)
     found = WAYS[way](groups_of(optimizer))
     memory = optimizer._controller.memory.clone()

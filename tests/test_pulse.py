@@ -10,7 +10,7 @@ import pickle
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
-from functools import partial
+from functools import cache, partial
 from itertools import pairwise
 from typing import Any
 
@@ -235,6 +235,13 @@ def test_both_twins_are_the_oracle_on_random_streams(name: str) -> None:
     assert any(not math.isfinite(x) for x in told)
 
 
+@cache
+def compiled_course() -> Any:
+    compiled = run("compiled", "loss", 4)[1]
+    assert_equal(run("python", "loss", 4)[1], compiled)
+    return compiled
+
+
 @pytest.mark.parametrize(
     ("constant", "wrong"),
     [("READING_BETA", 0.21), ("ROUGHNESS_BETA", 0.11), ("WORSE_BY", 2.9), ("READINGS_ENOUGH", 3.0),
@@ -245,8 +252,7 @@ def test_both_twins_are_the_oracle_on_random_streams(name: str) -> None:
 def test_the_comparisons_see_a_mutant(
     constant: str, wrong: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    compiled = run("compiled", "loss", 4)[1]
-    assert_equal(run("python", "loss", 4)[1], compiled)
+    compiled = compiled_course()
     break_law(monkeypatch, constant, wrong)
     with pytest.raises(AssertionError):
         assert_equal(run("python", "loss", 4)[1], compiled)

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from adaptiverl.kernels.block_tensor import Blocks, shown, stored
+from grids import pairwise
 from torch import Tensor, nn
 
 from adaptiverl import AdaptiveAdamW, AdaptiveLion, AdaptiveSGD, Control, codecs
@@ -195,20 +196,22 @@ def copied(optimizer: Any, make: Callable[..., Any]) -> Any:
     return copy.deepcopy(optimizer)
 
 
-@each_maker
 @pytest.mark.usefixtures("all_in_blocks")
-@pytest.mark.parametrize(("dtype", "master_bits"), [(torch.float32, None), (HALF, None), (HALF, 8)])
-@pytest.mark.parametrize("state_dtype", [HALF, torch.int8])
-@pytest.mark.parametrize("by_chance", [True, False])
-@pytest.mark.parametrize("travel", [saved_and_loaded, pickled, copied])
+@pairwise(
+    kind=MAKERS,
+    weights=[(torch.float32, None), (HALF, None), (HALF, 8)],
+    state_dtype=[HALF, torch.int8],
+    by_chance=[True, False],
+    travel=[saved_and_loaded, pickled, copied],
+)
 def test_a_resumed_run_has_the_bits_of_one_that_never_stopped(
-    make: Callable[..., Any],
-    dtype: torch.dtype,
-    master_bits: int | None,
+    kind: str,
+    weights: tuple[torch.dtype, int | None],
     state_dtype: torch.dtype,
     by_chance: bool,
     travel: Callable[..., Any],
 ) -> None:
+    make, (dtype, master_bits) = MAKERS[kind], weights
     storage = Storage(state_dtype, by_chance, master_bits)
 
     def made(params: Any) -> Any:
