@@ -39,7 +39,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What every `gc.collect()` of a library and of a test would walk through: all that is loaded."""
+    """What is loaded is no garbage: every `gc.collect()` of a library would walk through it."""
     gc.collect()
     gc.freeze()
 

@@ -37,7 +37,7 @@ from streams import (
 from tolerances import assert_close
 from training import assert_same, clones, descend, parameters, snapshot
 
-from adaptiverl import AdaptiveAdamW, AdaptiveLion, AdaptiveSGD, Control, steer
+from adaptiverl import AdaptiveAdamW, AdaptiveLion, AdaptiveSGD, Control
 from adaptiverl.arms import ARM_FIELDS, DISCOUNT, GAINS, key_of, window_of
 from adaptiverl.law import bandit, draws
 from adaptiverl.law.replay import replay
@@ -491,21 +491,6 @@ def test_knobs_show_what_is_known_of_each_arm_and_the_trace_who_made_each_update
         assert 10 < len(set(trace[name].tolist())) <= 24
     plain = AdaptiveAdamW(parameters(*SHAPES), lr=1e-2)
     assert not any(name.startswith(("arm", "window")) for name in plain.knobs())
-
-
-def test_it_steers_another_optimizer_as_ours() -> None:
-    own, others = (parameters(*SHAPES) for _ in range(2))
-    optimizer = AdaptiveSGD(own, lr=1e-2, momentum=0.9, control=playing(window=5), seed=SEED)
-    plain = torch.optim.SGD(others, lr=1e-2, momentum=0.9)
-    steering = steer(plain, playing(window=5), seed=SEED)
-    for step in range(40):
-        for param, gradient in ((p, p.detach() + 0.1) for p in (*own, *others)):
-            param.grad = gradient
-        optimizer.step(loss=3.0 - step / 20 + step % 3)
-        steering.observe(3.0 - step / 20 + step % 3)
-        plain.step()
-    assert steering.knobs() == pytest.approx(optimizer.knobs(), rel=1e-12, nan_ok=True)
-    assert steering.knobs()["arm_draws"] == 8
 
 
 @pytest.mark.parametrize(

@@ -427,23 +427,6 @@ def test_knobs_and_trace_show_it() -> None:
     assert knobs["lr"] <= 1.001e-4 < 1e-3 < trace["lr"][2]
 
 
-def test_it_steers_another_optimizer_as_ours() -> None:
-    own, others = (parameters(*SHAPES) for _ in range(2))
-    optimizer = AdaptiveSGD(own, lr=1e-2, momentum=0.9, control=FREE)
-    plain = torch.optim.SGD(others, lr=1e-2, momentum=0.9)
-    steering = steer(plain, FREE)
-    for step in range(40):
-        for param, gradient in ((p, p.detach() + 0.1) for p in (*own, *others)):
-            param.grad = gradient
-        optimizer.step(loss=3.0 - step / 20 + step % 3)
-        steering.observe(3.0 - step / 20 + step % 3)
-        plain.step()
-        optimizer.pulse(1.0 + step)
-        steering.pulse(1.0 + step)
-    assert steering.knobs() == pytest.approx(optimizer.knobs(), rel=1e-12, nan_ok=True)
-    assert steering.knobs()["pulse_cuts"] > 0
-
-
 # --- What is refused ----------------------------------------------------------------------------
 
 
