@@ -1,6 +1,6 @@
 """The Triton sweeps' alignment sums, in Triton's interpreter, against the CPU's and the oracle.
 
-`test_alignment_sums.py` runs this file. By hand: ``TRITON_INTERPRET=1 pytest
+`test_triton_backend.py` runs this file. By hand: ``TRITON_INTERPRET=1 pytest
 tests/interpreted_alignment.py``.
 """
 

@@ -147,7 +147,7 @@ def test_oracle_at_all_sizes(
 @each_path
 @with_and_without_noise
 def test_oracle_at_the_edges_of_pieces(path: str, case: Case, noise: float) -> None:
-    against_the_oracle(path, case, mixed_entries(case, LARGE), steps=2, noise=noise)
+    against_the_oracle(path, case, mixed_entries(case, LARGE), steps=1, noise=noise)
 
 
 @each_path

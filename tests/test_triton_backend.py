@@ -33,7 +33,7 @@ QUIET = Control(noise_bounds=(0.0, 0.0))
 
 
 def test_interpreted(tmp_path: Path) -> None:
-    check(tmp_path, "interpreted_optimizer.py")
+    check(tmp_path, "interpreted_optimizer.py", "interpreted_alignment.py")
 
 
 # The smallest kernels, compiled
