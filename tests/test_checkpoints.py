@@ -886,6 +886,8 @@ def test_the_rate_goes_on_whatever_the_new_control_or_rate(
     assert resumed.knobs()["lr"] == pytest.approx(expected, rel=1e-9), "before it is adopted"
     resumed.observe(1.0)
     assert resumed.knobs()["lr"] == pytest.approx(expected, rel=1e-9)
+    state = resumed._controller.read()
+    assert state.log_lr == pytest.approx(math.log(state.lr), rel=1e-9), "what it moves is another"
     train_down(resumed, 2)
     low, high = RESUMED[second].lr_change
     moved = resumed.knobs()["lr"] / expected
