@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 import itertools
 import logging
 import math
@@ -34,6 +33,7 @@ from training import (
     parameters,
     saved_states,
     snapshot,
+    through_a_file,
     values,
 )
 
@@ -62,14 +62,6 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "sgd without momentum": ("sgd", {"momentum": 0.0, "dampening": 0.0}),
     "lion": ("lion", {"max_grad_norm": 1.0, "seed": 5}),
 }
-
-
-def through_a_file(content: Any, map_location: str | None = None) -> Any:
-    """Saved and read back as a careful user reads: tensors and plain values only."""
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    buffer.seek(0)
-    return torch.load(buffer, weights_only=True, map_location=map_location)
 
 
 def make(algorithm: str, params: list[nn.Parameter], **options: Any) -> Any:

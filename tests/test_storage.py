@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 import logging
 import pickle
 import re
@@ -16,6 +15,7 @@ import torch
 from adaptiverl.kernels.block_tensor import Blocks, shown, stored
 from grids import pairwise
 from torch import Tensor, nn
+from training import through_a_file
 
 from adaptiverl import AdaptiveAdamW, AdaptiveLion, AdaptiveSGD, Control, codecs
 from adaptiverl.backends.operators import WHY_PURE
@@ -179,12 +179,9 @@ def test_float32_runs_are_not_rounded_by_chance() -> None:
 
 def saved_and_loaded(optimizer: Any, make: Callable[..., Any]) -> Any:
     """Through a file that holds nothing but tensors and plain values."""
-    file = io.BytesIO()
-    torch.save(optimizer.state_dict(), file)
-    file.seek(0)
     params = [nn.Parameter(p.detach().clone()) for p in optimizer.param_groups[0]["params"]]
     other = make(params)
-    other.load_state_dict(torch.load(file, weights_only=True))
+    other.load_state_dict(through_a_file(optimizer.state_dict()))
     return other
 
 
