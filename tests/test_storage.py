@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 import logging
 import pickle
 import re
@@ -14,7 +13,9 @@ from typing import Any
 import pytest
 import torch
 from adaptiverl.kernels.block_tensor import Blocks, shown, stored
+from grids import pairwise
 from torch import Tensor, nn
+from training import through_a_file
 
 from adaptiverl import AdaptiveAdamW, AdaptiveLion, AdaptiveSGD, Control, codecs
 from adaptiverl.backends.operators import WHY_PURE
@@ -180,12 +181,9 @@ def test_float32_runs_are_not_rounded_by_chance() -> None:
 
 def saved_and_loaded(optimizer: Any, make: Callable[..., Any]) -> Any:
     """Through a file that holds nothing but tensors and plain values."""
-    file = io.BytesIO()
-    torch.save(optimizer.state_dict(), file)
-    file.seek(0)
     params = [nn.Parameter(p.detach().clone()) for p in optimizer.param_groups[0]["params"]]
     other = make(params)
-    other.load_state_dict(torch.load(file, weights_only=True))
+    other.load_state_dict(through_a_file(optimizer.state_dict()))
     return other
 
 
@@ -197,20 +195,22 @@ def copied(optimizer: Any, make: Callable[..., Any]) -> Any:
     return copy.deepcopy(optimizer)
 
 
-@each_maker
 @pytest.mark.usefixtures("all_in_blocks")
-@pytest.mark.parametrize(("dtype", "master_bits"), [(torch.float32, None), (HALF, None), (HALF, 8)])
-@pytest.mark.parametrize("state_dtype", [HALF, torch.int8])
-@pytest.mark.parametrize("by_chance", [True, False])
-@pytest.mark.parametrize("travel", [saved_and_loaded, pickled, copied])
+@pairwise(
+    kind=MAKERS,
+    weights=[(torch.float32, None), (HALF, None), (HALF, 8)],
+    state_dtype=[HALF, torch.int8],
+    by_chance=[True, False],
+    travel=[saved_and_loaded, pickled, copied],
+)
 def test_a_resumed_run_has_the_bits_of_one_that_never_stopped(
-    make: Callable[..., Any],
-    dtype: torch.dtype,
-    master_bits: int | None,
+    kind: str,
+    weights: tuple[torch.dtype, int | None],
     state_dtype: torch.dtype,
     by_chance: bool,
     travel: Callable[..., Any],
 ) -> None:
+    make, (dtype, master_bits) = MAKERS[kind], weights
     storage = Storage(state_dtype, by_chance, master_bits)
 
     def made(params: Any) -> Any:
