@@ -123,9 +123,9 @@ def _run(study: Study, given: argparse.Namespace, command: str) -> int:
         failures = []
         if given.choose_on:
             choosing = [cell for cell in cells if cell.seed in given.choose_on]
-            failures = complete(store, choosing, given.workers, given.engine)
+            failures = complete(store, choosing, given.workers, given.engine, given.together)
             cells = compared(cells, tables(current(store.rows, choosing), _is_a(given)))
-        failures += complete(store, cells, given.workers, given.engine)
+        failures += complete(store, cells, given.workers, given.engine, given.together)
         rows = current(store.rows, cells)
     if rows:
         _publish(study, rows, given, command)
@@ -133,10 +133,7 @@ def _run(study: Study, given: argparse.Namespace, command: str) -> int:
 
 
 def requested(study: Study, given: argparse.Namespace) -> list[Cell]:
-    """The cells that the arguments ask for; what cannot run here is named on standard error.
-
-    Where seeds are there to choose on, they have the cosine alone.
-    """
+    """The cells that the arguments ask for; what cannot run here is named on standard error."""
     if given.quick and given.tasks:
         raise RequestError("--quick chooses the tasks; give it or --tasks, not both")
     if 1 in given.horizon_factor:
@@ -156,8 +153,13 @@ def requested(study: Study, given: argparse.Namespace) -> list[Cell]:
     if not choose_on:
         return plan(tasks, methods, rates, seeds, factors)
     others, cosine = [m for m in methods if m.name != COSINE], [METHODS[COSINE]]
-    cosines = [plan(tasks, cosine, cosine_rates, some) for some in (choose_on, seeds)]
-    return [*cosines[0], *cosines[1], *plan(tasks, others, rates, seeds, factors)]
+    several = len(rates) > 1  # or there is no start to choose
+    return [
+        *plan(tasks, cosine, cosine_rates, choose_on),
+        *plan(tasks, others if several else [], rates, choose_on, factors),
+        *plan(tasks, cosine, cosine_rates, seeds),
+        *plan(tasks, others, rates, seeds, factors),
+    ]
 
 
 def longer(task: Task, times: int) -> Task:
@@ -223,8 +225,8 @@ def _parser(study: Study) -> Parser:
         type=whole(0),
         default=(),
         metavar="SEED",
-        help="seeds on which the cosine alone is run, from --cosine-rates, to choose its rate; all "
-        "else is then run and compared on --seeds (each seed is, and the others choose)",
+        help="seeds that choose the cosine's rate, of --cosine-rates, and best and worst starts; "
+        "all is then compared on --seeds alone (without: on each, and the others choose)",
     )
     add("--cosine-rates", nargs="+", type=positive, default=RATES, metavar="RATE")
     add(
@@ -244,6 +246,12 @@ def _parser(study: Study) -> Parser:
         help="also tell every method that has a horizon this many times the steps of the run",
     )
     add("--workers", type=whole(1), default=cores(), help="processes (one a core)")
+    add(
+        "--together",
+        type=whole(1, 1000),
+        metavar="RUNS",
+        help="with vmap, train so many runs of a task side by side, of all methods: it is quicker",
+    )
     add("--engine", choices=("processes", "vmap"), default=study.engine, help="how cells are run")
     add("--out", type=Path, default=out, help=f"folder of the rows and the report ({out})")
     add("--save", action="store_true", help="also keep rows and report in bench/results")
