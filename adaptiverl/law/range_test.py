@@ -265,4 +265,11 @@ def act(state: State, control: ControlNumbers, reward_direction: float, worsenin
     """No loss or reward moves this α."""
 
 
-RANGE_TEST = Law(needs_loss=False, needs_sums=True, sense=sense, act=act, goes_back=True)
+RANGE_TEST = Law(
+    needs_loss=False,
+    needs_sums=True,
+    sense=sense,
+    act=act,
+    goes_back=True,
+    reads_sums_until="cooldown",
+)
