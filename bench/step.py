@@ -88,8 +88,8 @@ def run(
     rows: list[Row] = []
     about = machine.provenance(device) | {"load": machine.load()}
     for workload in [Workload(name) for name in shapes]:
-        names = ON_SMALL_NETS if workload.shapes in SMALL_NETS else IN_A_STEP
-        names = SEARCHES if searches else names
+        usual_names: Sequence[str] = ON_SMALL_NETS if workload.shapes in SMALL_NETS else IN_A_STEP
+        names = SEARCHES if searches else usual_names
         usual = 15 if workload.elements > LARGE else 501
         count = usual if rounds is None else rounds
         if against is None:

@@ -1,5 +1,6 @@
 """Who is compared: torch's AdamW, stock clipping and noise on top of it, and ours."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -86,11 +87,13 @@ def ours(
 
     def build(w: Workspace) -> Stepper:
         nothing = [nn.Parameter(torch.empty(0, device=w.device))]
-        optimizer = AdaptiveAdamW(
-            nothing if idle else w.params, LR, BETAS, EPS, WEIGHT_DECAY,
-            capturable=w.device.type == "cuda", control=control,
-            max_grad_norm=w.gradient_norm * CLIP_SHARE if clip else None, **storage,
-        )  # fmt: skip
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*leaves the search")  # one holds at once
+            optimizer = AdaptiveAdamW(
+                nothing if idle else w.params, LR, BETAS, EPS, WEIGHT_DECAY,
+                capturable=w.device.type == "cuda", control=control,
+                max_grad_norm=w.gradient_norm * CLIP_SHARE if clip else None, **storage,
+            )  # fmt: skip
         if not idle and state_dtype in w.moments:  # codes are the optimizer's own
             w.lend_moments(optimizer, state_dtype, w.device)
 

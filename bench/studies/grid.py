@@ -166,8 +166,8 @@ def longer(task: Task, times: int) -> Task:
     """The same task with so many times its steps, under a name of its own."""
     if times == 1:
         return task
-    more = {"steps": times * task.steps, "seconds": times * task.seconds}
-    return replace(task, name=f"{task.name}-{times}x", **more)
+    steps, seconds = times * task.steps, times * task.seconds
+    return replace(task, name=f"{task.name}-{times}x", steps=steps, seconds=seconds)
 
 
 def compared(cells: Sequence[Cell], on_a: Sequence[Table]) -> list[Cell]:
