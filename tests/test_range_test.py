@@ -260,7 +260,7 @@ def test_what_is_marked_is_held_where_the_loss_rose_within_a_factor_of_ten(
 def test_marks_of_weights_that_were_lost_are_none(
     twin: str, more: dict[str, float], cosine: float, lost: bool
 ) -> None:
-    """The loss rose far below them, or all the way up nothing was sure: it climbs from a tenth of lr."""
+    """The loss rose far below them, or nothing was sure up to the top: it climbs from lr/10."""
     driven = on_the_ramp(twin)
     driven.step(Step(with_cosine(cosine)))
     driven.put(alignment_mean=-0.2, **more)
