@@ -1466,7 +1466,8 @@ class OracleRangeTestController(OracleController):
     def _end(self) -> None:
         self._go_back()
         self.searching, self.held_at = False, self.step + 1
-        mark = -math.inf if self._is_lost else self._mark
+        lost = self._is_lost
+        mark = -math.inf if lost else self._mark
         confirmed = self.log_lr_risen > -math.inf and self.log_lr_risen - mark <= log(10.0)
         wanted = self.log_given if mark == -math.inf else mark + log(self.share)
         self._forget_cosines()
@@ -1475,7 +1476,7 @@ class OracleRangeTestController(OracleController):
             wanted += log(self.kept)
         else:
             self.climbing = True
-            wanted += log(0.1)
+            wanted = self.floor if lost else wanted + log(0.1)
             self.log_lr_downhill = self.log_lr_doubted = -math.inf
             self.climb.alignment = self.alignment
             self.climb.alignment_direction = self.alignment_direction

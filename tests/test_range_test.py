@@ -260,13 +260,13 @@ def test_what_is_marked_is_held_where_the_loss_rose_within_a_factor_of_ten(
 def test_marks_of_weights_that_were_lost_are_none(
     twin: str, more: dict[str, float], cosine: float, lost: bool
 ) -> None:
-    """The loss rose far below them, or nothing was sure up to the top: it climbs from lr/10."""
+    """The loss rose far below them, or nothing was sure up to the top: it climbs from the floor."""
     driven = on_the_ramp(twin)
     driven.step(Step(with_cosine(cosine)))
     driven.put(alignment_mean=-0.2, **more)
     state = driven.step(Step(None))
-    climbs_from_lr = abs(state.log_lr - math.log(LR / 10)) < 1e-9
-    assert (climbs_from_lr, state.climbing == 1 and climbs_from_lr) == (lost, lost)
+    from_the_floor = abs(state.log_lr - math.log(FLOOR)) < 1e-9
+    assert (from_the_floor, state.climbing == 1 and from_the_floor) == (lost, lost)
 
 
 @both

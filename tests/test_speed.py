@@ -286,7 +286,7 @@ def test_the_searches_are_timed_in_the_states_that_their_rows_name() -> None:
     for _ in range(3):
         for name in names.SEARCHES:
             timed.time(name)
-    ours = {n: s.optimizer for n, s in timed.steppers.items() if n != FUSED}
+    ours: dict[str, Any] = {n: s.optimizer for n, s in timed.steppers.items() if n != FUSED}
     held = {name: optimizer.knobs()["held"] for name, optimizer in ours.items()}
     assert held == dict.fromkeys(ours, 0) | dict.fromkeys(
         (names.CLIMBED, names.RAMPED, names.COOLING), 1

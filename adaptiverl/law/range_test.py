@@ -197,8 +197,8 @@ def is_over(state: State, control: ControlNumbers) -> bool:
 def end(state: State, control: ControlNumbers) -> None:
     """The ramp is over: its share of the mark is held, or the slow climb starts below it.
 
-    Where no update ever pointed downhill, or the marks say nothing, the rate that the user gave
-    counts as that share.
+    Where no update ever pointed downhill the rate that the user gave counts as that share, and
+    where the marks say nothing as well; but a climb then starts at the ramp's floor.
     """
     state.searching = 0.0
     state.held_at = state.step
@@ -212,7 +212,7 @@ def end(state: State, control: ControlNumbers) -> None:
         log_lr += control.log_held_share
     else:
         state.climbing = 1.0
-        log_lr += CLIMB_FROM
+        log_lr = control.log_ramp_floor if lost else log_lr + CLIMB_FROM
         state.log_lr_downhill = -math.inf
         state.log_lr_doubted = -math.inf
     state.log_lr = clip(log_lr, control.log_lr_min, control.log_lr_max)

@@ -184,7 +184,7 @@ ADAPTIVERL_BOTH void end(State& state, const ControlNumbers& control) {
     log_lr += control.log_held_share;
   } else {
     state.climbing = 1;
-    log_lr += kClimbFrom;
+    log_lr = lost ? control.log_ramp_floor : log_lr + kClimbFrom;
     state.log_lr_downhill = -INFINITY;
     state.log_lr_doubted = -INFINITY;
   }
