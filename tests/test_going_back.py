@@ -453,9 +453,12 @@ def test_the_log_says_when_at_what_rate_and_that_the_weights_went_back(
     optimizer = AdaptiveAdamW(params, None, control=FIND)
     with caplog.at_level("INFO", logger="adaptiverl"):
         for step in range(160):
-            if told:
-                optimizer.observe(sum(param.detach().square().sum() for param in params))
             put_gradients(params, step)
+            if step > 35:  # from a rate of 0.2 on: against the update before
+                for param in params:
+                    param.grad = -optimizer.state[param]["exp_avg"]
+            if told:
+                optimizer.observe(3 + step % 2 + max(step - 38, 0))
             optimizer.step()
             if number(optimizer, "rewind"):
                 break

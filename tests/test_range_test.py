@@ -214,14 +214,16 @@ FROM_BELOW = math.log(0.05)
 def test_a_ramp_that_is_never_sure_ends_all_the_same(
     twin: str, arguments: dict[str, Any], within: int, climbs: bool
 ) -> None:
-    states = course(twin, replace(RAMP, **arguments), sweeps([0.5] * (within + 5)))
+    # Up and up, and then nothing to read any more.
+    steps = [*sweeps([0.5] * 30), *[Step(None)] * (within - 25)]
+    states = course(twin, replace(RAMP, **arguments), steps)
     assert first(states, "rewind") == within
     end = states[within]
     assert (end.climbing, end.held, end.active) == (climbs, not climbs, 0)
-    # Up and up, to the upper bound of 3; there the marks are.
+    mark = math.log(FOOT) + 28 * R  # that of the update which the last sums judge
     share = 0.05 if climbs else 0.5
     share *= max((arguments["horizon"] or 1000) / 1000, 1) ** (-1 / 3)
-    assert_close(end.log_lr, math.log(3.0) + math.log(share), "alignment_law", scale=5.0)
+    assert_close(end.log_lr, mark + math.log(share), "alignment_law", scale=5.0)
 
 
 @both
@@ -242,6 +244,30 @@ def test_what_is_marked_is_held_where_the_loss_rose_within_a_factor_of_ten(
     assert_close(state.log_lr, mark + share, "alignment_law", scale=5.0)
     sensed = (state.alignment_square, state.alignment_mean, state.overshoot, state.undershoot)
     assert sensed == (0, 0, 0, 0)
+
+
+@both
+@pytest.mark.parametrize(
+    ("more", "cosine", "lost"),
+    [
+        ({"log_lr_risen": math.log(1e-3) - 3 * R - 1e-9}, -0.3, True),  # a tenth of the mark
+        ({"log_lr_risen": math.log(1e-3) - 3 * R + 1e-9}, -0.3, False),
+        ({"log_lr_judged": math.log(3.0), "overshoot": 2.0}, -0.3, True),  # not sure at the top
+        ({"log_lr_judged": math.log(3.0) - 1e-9, "overshoot": 2.0}, -0.3, False),
+        ({"log_lr_judged": math.log(3.0), "overshoot": 2.9, "ramp_losses": 12.0}, -0.9, False),
+    ],
+    ids=["risen below", "risen there", "at the top", "below the top", "sure at the top"],
+)
+def test_marks_of_weights_that_were_lost_are_none(
+    twin: str, more: dict[str, float], cosine: float, lost: bool
+) -> None:
+    """The loss rose far below them, or nothing was sure up to the top: it climbs from the floor."""
+    driven = on_the_ramp(twin)
+    driven.step(Step(with_cosine(cosine)))
+    driven.put(alignment_mean=-0.2, **more)
+    state = driven.step(Step(None))
+    from_the_floor = abs(state.log_lr - math.log(FLOOR)) < 1e-9
+    assert (from_the_floor, state.climbing == 1 and from_the_floor) == (lost, lost)
 
 
 @both
@@ -462,7 +488,7 @@ def expected_courses() -> list[tuple[list[Step], dict[str, np.ndarray]]]:
         for seed in range(6)
         for m in (0.3, 1.0)
     ]
-    streams += [rising(at, seed=1) for at in (40, 55, 1000)]
+    streams += [rising(at, seed=1) for at in (30, 40, 55, 1000)]
     options: dict[str, Any] = {"lr": LR, "momentum": MOMENTUM, "every": 1, "horizon": 1000}
     return [(steps, oracle_course(steps, "range_test", **options)) for steps in streams]
 
@@ -499,13 +525,14 @@ MUTANTS: dict[str, Callable[..., Any]] = {
     "hear_loss": lambda state: None,
     "creep": lambda *_: None,
     "is_confirmed": lambda state: True,
+    "is_lost": lambda *_: False,
     "climb": lambda *_: None,
 }
 
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_the_comparisons_see_a_mutant(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    steps = rising(55 if name in ("creep", "warming") else 1000, seed=1)
+    steps = rising({"creep": 55, "warming": 55, "is_lost": 30}.get(name, 1000), seed=1)
     compiled = course("compiled", RAMP, steps)
     assert_equal(compiled, course("python", RAMP, steps))
     break_law(monkeypatch, name, MUTANTS[name])

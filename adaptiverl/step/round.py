@@ -23,7 +23,7 @@ from adaptiverl.log import Log
 from adaptiverl.ranks.dtensors import to_local
 from adaptiverl.ranks.group import Ranks
 from adaptiverl.ranks.shards import Shards
-from adaptiverl.step.alignment import reduce_alignment
+from adaptiverl.step.alignment import reduce_alignment, still_read
 from adaptiverl.step.bucket import Bucket, Home
 from adaptiverl.step.clipping import GradientScale
 from adaptiverl.step.counters import Counters
@@ -197,7 +197,9 @@ class Round:
             home = place, here
             effective = table.effective if place == 0 else table.effective_of(place)
             rows = [b.rows() for b in buckets if b.backend.addressed and b.home == home]
-            decisions[home] = one.advance(table.numbers, effective, rows, found_inf)
+            heard = self._log.announcements_of(place)
+            read = partial(still_read, heard=heard, ranks=self._ranks)
+            decisions[home] = one.advance(table.numbers, effective, rows, found_inf, read)
         self.count([bucket for bucket in buckets if bucket.device != here], decisions)
         return decisions
 
@@ -387,7 +389,7 @@ class Round:
         """
         if self._losses is not None and not self._searches:
             self._losses.end_step(samples)
-        if decisions[0, self.controller.device].aligned and not idle:
+        if not idle and any(decision.aligned for decision in decisions.values()):
             told = passes, decisions, self._shards, self._ranks
             reduce_alignment(self.controllers, *told, self._resting)
         if not is_fake(self.controller.state):
