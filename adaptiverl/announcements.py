@@ -65,6 +65,11 @@ class Announcements:
         return self._told_held
 
     @property
+    def climbed(self) -> bool:
+        """Whether the range test's climb has begun, as far as has been heard."""
+        return self._told_climb
+
+    @property
     def went_back(self) -> bool:
         """Whether nothing goes back any more, as far as has been heard."""
         return self._told_held or self._told_climb

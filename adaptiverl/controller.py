@@ -143,6 +143,7 @@ class Controller:
         effective: Tensor,
         tables: Sequence[Tensor] = (),
         found_inf: Tensor | None = None,
+        still_read: Callable[[Controller], bool] | None = None,
     ) -> Decision:
         """One optimizer step: sensors, at a multiple of K the laws, then this step's scalars.
 
@@ -151,6 +152,8 @@ class Controller:
             effective: float64 [groups, 2]; receives every group's lr and momentum of this step.
             tables: Address tables on this device: their `step` and `mu_product` advance.
             found_inf: The gradient scaler's flag: where it is not 0, nothing at all changes.
+            still_read: Says, once all is decided, whether a law that reads the passes' sums will
+                read those of this step; None: it will.
 
         Returns:
             What the passes of this step read.
@@ -167,18 +170,22 @@ class Controller:
             found_inf,
         )
         self.observations.taken()
-        return self._decide(groups, effective, found_inf is not None)
+        needed = law_of(self.control.law).needs_sums and (still_read is None or still_read(self))
+        aligned = needed or self.control.gradient_sensors
+        return self._decide(groups, effective, found_inf is not None, aligned)
 
-    def _decide(self, groups: Tensor, effective: Tensor, skippable: bool) -> Decision:
+    def _decide(
+        self, groups: Tensor, effective: Tensor, skippable: bool, aligned: bool
+    ) -> Decision:
         """The last step's decision where it is the same tensors."""
-        law, last = law_of(self.control.law), self._last
-        skippable = skippable or law.goes_back
+        last = self._last
+        skippable = skippable or law_of(self.control.law).goes_back
         if (
             last is None
             or last.state is not self.state
             or last.groups is not groups
             or last.effective is not effective
-            or last.skippable != skippable
+            or (last.skippable, last.aligned) != (skippable, aligned)
         ):
             last = self._last = Decision(
                 state=self.state,
@@ -187,7 +194,7 @@ class Controller:
                 noise_possible=self.limits.noise_max > 0,
                 noise_on_parameter=self.control.noise_target == "parameter",
                 skippable=skippable,
-                aligned=law.needs_sums or self.control.gradient_sensors,
+                aligned=aligned,
             )
         return last
 

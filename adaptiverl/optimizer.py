@@ -306,9 +306,11 @@ class AdaptiveOptimizer(
 
     def _reset_unsaved(self) -> None:
         """What a checkpoint does not have starts fresh."""
-        for controller, group in zip(self._controllers, self.param_groups, strict=False):
+        pairs = zip(self._controllers, self.param_groups, strict=False)
+        for place, (controller, group) in enumerate(pairs):
             if STATE_KEY not in group:
                 controller.reset()
+                self._log.announcements_of(place).resume(controller.memory)
         if STATE_KEY not in self.param_groups[0]:
             self._round.counters.forget()
 

@@ -13,7 +13,7 @@ import torch
 from bench import machine
 from bench.speed.against import check_built, there
 from bench.speed.measure import Here, Side, measure
-from bench.speed.names import FUSED, IN_A_STEP, ON_SMALL_NETS, is_ours
+from bench.speed.names import FUSED, IN_A_STEP, ON_SMALL_NETS, SEARCHES, is_ours
 from bench.speed.shapes import SHAPES, SMALL_NETS, Workload
 from bench.speed.tables import Row, joined, save, slug, step_table, with_ratios
 
@@ -42,6 +42,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add_options(add)
+    add("--searches", action="store_true", help="the steps of the searches for a rate, and after")
     add("--threads", type=int, help="CPU threads (default: torch's own choice)")
     add("--against", type=Path, metavar="CHECKOUT", help="time its built package as well")
     add("--save", action="store_true", help="write step-*.json and .md")
@@ -78,6 +79,7 @@ def run(
     device: torch.device,
     in_a_row: int = 1,
     against: Path | None = None,
+    searches: bool = False,
 ) -> list[Row]:
     if in_a_row < 1:
         raise ValueError(f"--in-a-row must be 1 or more, got {in_a_row}")
@@ -86,7 +88,8 @@ def run(
     rows: list[Row] = []
     about = machine.provenance(device) | {"load": machine.load()}
     for workload in [Workload(name) for name in shapes]:
-        names = ON_SMALL_NETS if workload.shapes in SMALL_NETS else IN_A_STEP
+        usual_names: Sequence[str] = ON_SMALL_NETS if workload.shapes in SMALL_NETS else IN_A_STEP
+        names = SEARCHES if searches else usual_names
         usual = 15 if workload.elements > LARGE else 501
         count = usual if rounds is None else rounds
         if against is None:
@@ -119,7 +122,8 @@ def main(arguments: Sequence[str]) -> int:
         torch.set_num_threads(given.threads)
     device = torch.device(given.device)
     try:
-        rows = run(given.parameters, given.rounds, device, given.in_a_row, given.against)
+        asked = given.rounds, device, given.in_a_row, given.against, given.searches
+        rows = run(given.parameters, *asked)
     except ValueError as error:
         print(f"bench.step: {error}", file=sys.stderr)
         return 2

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 from bench.figures import (
     Cell,
@@ -10,11 +11,12 @@ from bench.figures import (
     Logs,
     Series,
     Table,
+    difference,
     ratio,
     tables,
     together,
 )
-from bench.methods import ABLATIONS, METHODS
+from bench.methods import ABLATIONS, METHODS, VARIANTS
 from bench.run.rows import Row
 from bench.tasks import TASKS
 
@@ -30,17 +32,33 @@ HOW_TO_READ = """\
 - No lowest or highest of several noisy means is a result: for every seed the best and worst rates
   are chosen on the other seeds. Runs are paired; errors are over seeds."""
 
+CHOSEN_ON_A = HOW_TO_READ.replace(
+    "for every seed the best and worst rates\n  are chosen on the other seeds",
+    "the best and worst rates are\n  chosen on seeds that nothing is compared on",
+)
 
-def report(rows: Sequence[Row], about: str = "", is_a: IsA | None = None) -> str:
+
+def report(
+    rows: Sequence[Row], about: str = "", is_a: IsA | None = None, beside: str | None = None
+) -> str:
+    """The page; with ``beside`` all methods are also compared with that one, seed by seed."""
     every = tables(rows, is_a)
-    parts = ["# How far off the learning rate may be", HOW_TO_READ]
+    parts = ["# How far off the learning rate may be", HOW_TO_READ if is_a is None else CHOSEN_ON_A]
     for table in every:
         parts += [f"## {task_title(table)}", task_table(table)]
     if any(table.reference() for table in every):
         parts += ["## All starts ÷ best-tuned cosine", overview(every, Table.over_all_starts)]
         parts += ["## Worst start ÷ best-tuned cosine", overview(every, worst_start)]
+    if beside is not None:
+        title = title_of(Series(beside))
+        parts += [f"## All starts ÷ {title}", overview(every, partial(compared, beside))]
     parts.append(" ".join([provenance(rows), about]).strip())
     return "\n\n".join(parts) + "\n"
+
+
+def compared(beside: str, table: Table, series: Series) -> Logs | None:
+    """Over all starts, of each seed, less another method's."""
+    return difference(table.over_all_starts(series), table.over_all_starts(Series(beside)))
 
 
 def worst_start(table: Table, series: Series) -> Logs | None:
@@ -116,7 +134,7 @@ def _listed(values: Iterable[object]) -> str:
 
 
 def title_of(series: Series) -> str:
-    method = METHODS.get(series.method) or ABLATIONS.get(series.method)
+    method = (METHODS | ABLATIONS | VARIANTS).get(series.method)
     title = method.title if method else series.method
     return title if series.factor == 1 else f"{title}, told {series.factor:g}·T"
 

@@ -1414,7 +1414,7 @@ class OracleRangeTestController(OracleController):
         low = self.log_lr_judged < self.floor
         self._hear()
         if z is None:
-            if late or (self.overshoot > 3.0 and self._says_no_more()):
+            if late or self._is_lost or (self.overshoot > 3.0 and self._says_no_more()):
                 self._end()
             return
         if math.isnan(z):
@@ -1435,7 +1435,7 @@ class OracleRangeTestController(OracleController):
                 self.overshoot = max(0.0, self.overshoot - 0.3 * (z + 0.15))
             if self.overshoot == 0:
                 self.log_lr_clear = self.log_lr_judged
-        if late or (self.overshoot > 3.0 and self._says_no_more()):
+        if late or self._is_lost or (self.overshoot > 3.0 and self._says_no_more()):
             self._end()
             return
         self.alignment_peak = max(e, self.alignment_peak)
@@ -1450,6 +1450,13 @@ class OracleRangeTestController(OracleController):
     def _mark(self) -> float:
         return min(self.log_lr_clear, self.log_lr_downhill)
 
+    @property
+    def _is_lost(self) -> bool:
+        """Its marks are of weights that were lost before."""
+        top = self.log_lr_bounds[1]
+        unsure_at_the_top = self.foot < top and self.log_lr_judged >= top and self.overshoot <= 3.0
+        return unsure_at_the_top or -math.inf < self.log_lr_risen < self._mark - log(10.0)
+
     def _says_no_more(self) -> bool:
         """Whether the ramp, which is sure, has nothing to hear of the losses any more."""
         waits = self.ramp_losses >= 12 and self.log_lr_risen == -math.inf
@@ -1459,7 +1466,8 @@ class OracleRangeTestController(OracleController):
     def _end(self) -> None:
         self._go_back()
         self.searching, self.held_at = False, self.step + 1
-        mark = self._mark
+        lost = self._is_lost
+        mark = -math.inf if lost else self._mark
         confirmed = self.log_lr_risen > -math.inf and self.log_lr_risen - mark <= log(10.0)
         wanted = self.log_given if mark == -math.inf else mark + log(self.share)
         self._forget_cosines()
@@ -1468,7 +1476,7 @@ class OracleRangeTestController(OracleController):
             wanted += log(self.kept)
         else:
             self.climbing = True
-            wanted += log(0.1)
+            wanted = self.floor if lost else wanted + log(0.1)
             self.log_lr_downhill = self.log_lr_doubted = -math.inf
             self.climb.alignment = self.alignment
             self.climb.alignment_direction = self.alignment_direction

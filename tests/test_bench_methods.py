@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,7 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from bench.methods import ABLATIONS, METHODS, Method
+from adaptiverl.law.numbers import OWN
+from bench.methods import ABLATIONS, METHODS, VARIANTS, Method
 from bench.methods.base import AdamW, Stepper
 from bench.methods.published import Prodigy
 
@@ -135,6 +137,32 @@ def test_an_ablation_is_its_law_but_for_a_part(name: str) -> None:
     assert method.has_horizon == whole.has_horizon
     there = whole.start([nn.Parameter(torch.ones(1))], 1e-2, HORIZON, 0).optimizer.control
     assert control != there or not method.told
+
+
+def test_a_variant_holds_its_share_of_the_mark() -> None:
+    weights = [nn.Parameter(torch.ones(1))]
+    found = {
+        name: method.start(weights, 1e-2, 1000, 0).optimizer._controller.numbers.tolist()
+        for name, method in {**METHODS, **VARIANTS}.items()
+        if method.is_ours and name.partition(":")[0] in ("alignment", "range-test")
+    }
+    for whole, slot, value in (
+        ("alignment", "log_held_share", {"1.4": 1.4, "2": 2.0}),
+        ("range-test", "log_ramp_share", {"0.7": 0.7, "1": 1.0}),
+    ):
+        for text, share in value.items():
+            row, plain = found[f"{whole}:{text}-of-the-mark"], found[whole]
+            others = [i for i, (a, b) in enumerate(zip(row, plain, strict=True)) if a != b]
+            assert others == [OWN.index(slot)]
+            assert row[others[0]] == math.log(share)
+
+
+def test_a_law_that_is_changed_in_python_asks_for_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    method = VARIANTS["range-test:climbs-on"]
+    monkeypatch.setenv("ADAPTIVERL_PURE", "0")
+    assert "run with ADAPTIVERL_PURE=1" in (method.missing() or "")
+    monkeypatch.setenv("ADAPTIVERL_PURE", "1")
+    assert method.missing() is None
 
 
 def test_who_is_told_no_loss_is_not() -> None:

@@ -87,6 +87,14 @@ def test_looking_at_a_run_does_not_change_it(method: str) -> None:
     assert together.curve == pytest.approx(watched.curve, rel=1e-4)
 
 
+def test_any_method_is_in_the_company_where_so_many_are_asked_for() -> None:
+    two = [METHODS["constant"], METHODS["cosine"]]
+    found = grid.jobs(plan([TINY], two, [1e-3], range(5)), lambda cell: "vmap", 4)
+    assert [[(c.method.name, c.seed) for c in job] for job in found] == [
+        [(m.name, seed) for seed in seeds for m in two] for seeds in ((0, 1), (2, 3), (4,))
+    ]
+
+
 def test_more_seeds_leave_the_first_groups_alone() -> None:
     def groups(seeds: int) -> list[list[tuple[str, float, int]]]:
         two = [METHODS["constant"], METHODS["default"]]
@@ -305,6 +313,30 @@ def test_everything_from_the_command_to_the_files(
     assert [line for line in said.splitlines() if line.startswith("| AdamW")] == [
         line for line in again.splitlines() if line.startswith("| AdamW")
     ]
+
+
+def test_seeds_that_choose_are_compared_on_nothing(
+    ran: list[Cell], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cosines = ["--cosine-rates", "1e-4", "1e-2", "--choose-on", "7", "8", "--beside", "constant"]
+    more = ["--tasks", "tiny", "--longer", "2", *cosines]
+    assert main(STUDY, [*command(tmp_path, *more), "--engine", "vmap", "--together", "9"]) == 0
+    assert ran == [], "all were trained side by side"
+    rows = read(tmp_path / "rows.csv")
+    assert {(row.task, row.steps) for row in rows} == {("tiny-2x", 10)}
+    by = {(row.method, row.seed in (7, 8)): set[float]() for row in rows}
+    for row in rows:
+        by[row.method, row.seed in (7, 8)].add(row.rate)
+    assert by == {
+        ("cosine", True): {1e-4, 1e-2},
+        ("cosine", False): {1e-2},  # the better one on 7 and 8
+        ("constant", True): {1e-3, 1e-2},  # best and worst starts are chosen there, too
+        ("constant", False): {1e-3, 1e-2},
+    }
+    said = capsys.readouterr().out
+    below = said[said.index("## All starts ÷ AdamW constant") :].splitlines()
+    assert [line.split("|")[2].strip() for line in below[4:6]] == ["1.000(0)", "–"]
+    assert "chosen on seeds that nothing is compared on" in said
 
 
 def test_rows_carry_what_made_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

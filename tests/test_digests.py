@@ -60,12 +60,12 @@ LIBM = "fcc86d606b51b6e6"
 DIGESTS = {
     ("AdamW", "loss law"): "2d974f18ee48343a",
     ("AdamW", "loss law, noise"): "3e1d2bb73ed593be",
-    ("AdamW", "alignment law"): "4f1b0da848f8159e",
-    ("AdamW", "alignment law, noise"): "eb941e3328e8df2f",
+    ("AdamW", "alignment law"): "67feeb951e448eab",
+    ("AdamW", "alignment law, noise"): "7db6e9c6d23623f5",
     ("SGD", "loss law"): "86cb0d19e042aef1",
     ("SGD", "loss law, noise"): "10791a57b7778205",
-    ("SGD", "alignment law"): "83e33cd8519a4b2d",
-    ("SGD", "alignment law, noise"): "5f319b5c4b19aae3",
+    ("SGD", "alignment law"): "60ab0df456907bab",
+    ("SGD", "alignment law, noise"): "d7eb4e82fe7670c6",
 }
 ON_RANKS: dict[tuple[str, str, str], set[str]] = {
     ("DDP", "AdamW", "loss law"): {"2dddb0ce1ed0c381"},

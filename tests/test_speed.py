@@ -17,7 +17,7 @@ import torch
 from tolerances import assert_close
 
 from bench import step
-from bench.speed import measure
+from bench.speed import measure, names
 from bench.speed.contenders import CLIP_SHARE, CONTENDERS, SIGMA, Contender
 from bench.speed.measure import Here
 from bench.speed.names import (
@@ -279,6 +279,22 @@ def test_wrong_arguments_say_so(
 ) -> None:
     assert step.main([*OPTIONS, *arguments]) == 2
     assert re.search(message, capsys.readouterr().err)
+
+
+def test_the_searches_are_timed_in_the_states_that_their_rows_name() -> None:
+    timed = Here(SMALL, names.SEARCHES, CPU)
+    for _ in range(3):
+        for name in names.SEARCHES:
+            timed.time(name)
+    ours: dict[str, Any] = {n: s.optimizer for n, s in timed.steppers.items() if n != FUSED}
+    held = {name: optimizer.knobs()["held"] for name, optimizer in ours.items()}
+    assert held == dict.fromkeys(ours, 0) | dict.fromkeys(
+        (names.CLIMBED, names.RAMPED, names.COOLING), 1
+    )
+    summed = {name for name, one in ours.items() if one._controller._last.aligned}
+    assert summed == {names.CLIMBING, names.RAMPING, names.RAMPED}
+    assert {optimizer._round._searches for optimizer in ours.values()} == {True, False}
+    assert ours[names.RAMPING]._round._searches
 
 
 @pytest.mark.source_tree

@@ -147,4 +147,4 @@ def act(state: State, control: ControlNumbers, reward_direction: float, worsenin
     """No loss or reward moves this α."""
 
 
-ALIGNMENT = Law(needs_loss=False, needs_sums=True, sense=sense, act=act)
+ALIGNMENT = Law(needs_loss=False, needs_sums=True, sense=sense, act=act, reads_sums_until="held")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from adaptiverl.layout import ControlNumbers, State
 
@@ -32,5 +32,8 @@ class Law(NamedTuple):
     """It may ask for the weights of an earlier step: someone has to keep them (`state.rewind`)"""
     judge: Callable[[State, ControlNumbers], None] = nothing
     """Behind every observation, once its sensors have been read"""
+    reads_sums_until: Literal["end", "held", "cooldown"] = "end"
+    """Where it last reads those sums: at the run's end, where a rate is held, or in the step before
+    the cooldown, unless that rate was climbed to"""
     in_force: Callable[[State, ControlNumbers], ControlNumbers] = own
     """The numbers that an update goes by"""

@@ -23,6 +23,8 @@ from adaptiverl.limits import Limits
 from adaptiverl.terms import NOMINAL_HORIZON, search_within
 from adaptiverl.weights import Weights
 
+CLIMB_SHARE = 1.0
+"""Of the rate that the alignment law's climb marks, what is held where somebody anneals"""
 UNANNEALED_SHARE = 0.5
 """Of the rate that would be held, what is held where nobody anneals: the noise of the batches then
 stays, and a lower rate makes less of it."""
@@ -43,7 +45,6 @@ CONTROL_SIZE = len(OWN) + ARMS * ARM_SIZE
 
 def numbers_of(control: Control, limits: Limits) -> ControlNumbers:
     """Every number by its name; `layout.ControlNumbers` says what each is."""
-    minibatches, epochs = control.reuse or (0, 0)
     minibatches, epochs = control.reuse or (0, 0)
     trend_center, trend_slope = control.plateau_trend
     variance_center, variance_slope = control.plateau_variance
@@ -175,7 +176,8 @@ def annealed_over(control: Control) -> float:
 def held_share(control: Control) -> float:
     """What is held of the rate that a law finds (method.md#share)."""
     annealed = control.known_horizon is not None or control.mode == "modulate"
-    return 1.0 if annealed else UNANNEALED_SHARE
+    share = CLIMB_SHARE if control.law == "alignment" else 1.0
+    return share if annealed else share * UNANNEALED_SHARE
 
 
 def ramp_share(control: Control) -> float:

@@ -30,7 +30,7 @@ RISEN_BY = 9.0
 LOSSES_ENOUGH = 12.0
 """Losses that the ramp must have been told before it judges them: those of its first rates"""
 CONFIRMED_WITHIN = math.log(10)
-"""log-units above a mark within which the loss must rise for the mark to be believed"""
+"""log-units from a mark within which the loss must rise for the mark to be believed"""
 CLIMB_FROM = math.log(0.1)
 """log of the share of what would be held from which the climb starts"""
 CLIMB_ROOM = 100.0
@@ -164,6 +164,16 @@ def marked(state: State) -> float:
     return min(state.log_lr_downhill, state.log_lr_clear)
 
 
+def is_lost(state: State, control: ControlNumbers) -> bool:
+    """Whether h has been noise since the weights were lost, so that its marks say nothing.
+
+    Either the loss rose far below the mark, or the ramp is at its top and not sure.
+    """
+    risen_below = -math.inf < state.log_lr_risen < marked(state) - CONFIRMED_WITHIN
+    at_top = control.log_lr_acquire < control.log_lr_max <= state.log_lr_judged
+    return risen_below or (at_top and state.overshoot <= SURE)
+
+
 def is_confirmed(state: State) -> bool:
     """Whether the loss rose soon after the mark: what overshoots there is what matters."""
     return -math.inf < state.log_lr_risen <= marked(state) + CONFIRMED_WITHIN
@@ -174,6 +184,8 @@ def is_over(state: State, control: ControlNumbers) -> bool:
 
     Where losses are told it goes on until they have risen, or can no longer confirm the mark.
     """
+    if is_lost(state, control):
+        return True
     if state.overshoot <= SURE:
         return False
     if state.ramp_losses < LOSSES_ENOUGH or state.log_lr_risen > -math.inf:
@@ -185,12 +197,14 @@ def is_over(state: State, control: ControlNumbers) -> bool:
 def end(state: State, control: ControlNumbers) -> None:
     """The ramp is over: its share of the mark is held, or the slow climb starts below it.
 
-    Where no update ever pointed downhill the rate that the user gave is the mark.
+    Where no update ever pointed downhill the rate that the user gave counts as that share, and
+    where the marks say nothing as well; but a climb then starts at the ramp's floor.
     """
     state.searching = 0.0
     state.held_at = state.step
-    found = marked(state)
-    confirmed = is_confirmed(state)
+    lost = is_lost(state, control)
+    found = -math.inf if lost else marked(state)
+    confirmed = is_confirmed(state) and not lost
     log_lr = found + control.log_ramp_share if found > -math.inf else state.log_lr_start
     forget_cosines(state)
     if confirmed or control.hold_by - state.step < CLIMB_ROOM:
@@ -198,7 +212,7 @@ def end(state: State, control: ControlNumbers) -> None:
         log_lr += control.log_held_share
     else:
         state.climbing = 1.0
-        log_lr += CLIMB_FROM
+        log_lr = control.log_ramp_floor if lost else log_lr + CLIMB_FROM
         state.log_lr_downhill = -math.inf
         state.log_lr_doubted = -math.inf
     state.log_lr = clip(log_lr, control.log_lr_min, control.log_lr_max)
@@ -265,4 +279,11 @@ def act(state: State, control: ControlNumbers, reward_direction: float, worsenin
     """No loss or reward moves this α."""
 
 
-RANGE_TEST = Law(needs_loss=False, needs_sums=True, sense=sense, act=act, goes_back=True)
+RANGE_TEST = Law(
+    needs_loss=False,
+    needs_sums=True,
+    sense=sense,
+    act=act,
+    goes_back=True,
+    reads_sums_until="cooldown",
+)

@@ -260,6 +260,7 @@ class Steering(Around, Pulses):
         groups, known = self.param_groups, self._running.known_horizon
         if STATE_KEY not in groups[0]:
             self._controller.reset()
+            self._log.announcements.resume(self._controller.memory)
         loaded = horizon_in(groups)
         if self._control.horizon == "auto" and loaded not in (None, known):
             self._run_with(self._control.for_run(loaded), fresh=False)

@@ -7,12 +7,35 @@ from collections.abc import Collection, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from adaptiverl.announcements import Announcements
 from adaptiverl.controller import Controller
 from adaptiverl.decision import Decision
 from adaptiverl.devices import beside
+from adaptiverl.law.numbers import hold_by
+from adaptiverl.law.registry import law_of
+from adaptiverl.layout import SLOT
 from adaptiverl.ranks.group import Ranks
 from adaptiverl.ranks.shards import Shards
 from adaptiverl.step.bucket import Bucket, Home
+
+
+def still_read(controller: Controller, heard: Announcements, ranks: Ranks) -> bool:
+    """Whether the law will read the sums of the pass that follows, once a step is decided.
+
+    Asked where the answer costs nothing: on the host. From a GPU it would come late, now sooner and
+    now later, and ranks have to agree on whether they meet; there it is always yes.
+
+    Args:
+        controller: It has decided.
+        heard: What it announced.
+        ranks: Those that decide together.
+    """
+    until, state = law_of(controller.control.law).reads_sums_until, controller.state
+    if until == "end" or not heard.held or ranks.size > 1 or state.device.type != "cpu":
+        return True
+    if until == "held" or heard.climbed:
+        return False
+    return float(state[SLOT["step"]]) < hold_by(controller.control)
 
 
 def reduce_alignment(
@@ -36,7 +59,7 @@ def reduce_alignment(
     """
     here = controllers[0].device
     for place, controller in enumerate(controllers):
-        if place in resting:
+        if place in resting or not decisions[place, here].aligned:
             continue
         own = [buckets for buckets in passes if buckets[0].place == place]
         sums = [_in_one([bucket.sums for bucket in buckets]) for buckets in own]

@@ -18,8 +18,9 @@ from bench.methods.ours import (
 )
 from bench.methods.published import Prodigy, ScheduleFree
 from bench.methods.reacting import ReactingAdamW, greedy, reduce_on_plateau
+from bench.methods.variants import VARIANTS
 
-__all__ = ["ABLATIONS", "METHODS", "Method", "Stepper"]
+__all__ = ["ABLATIONS", "METHODS", "VARIANTS", "Method", "Stepper"]
 
 
 def _ours(name: str, law: str, control: Controls, **more: Any) -> Adaptive:

@@ -57,12 +57,17 @@ def plan(
 
 
 def complete(
-    store: Rows, cells: Sequence[Cell], workers: int, engine: Engine | Engines = "processes"
+    store: Rows,
+    cells: Sequence[Cell],
+    workers: int,
+    engine: Engine | Engines = "processes",
+    together: int | None = None,
 ) -> list[tuple[Cell, str]]:
     """Run the cells that have no row of the definition in force; add each row as it is made.
 
     Cells that are trained side by side are so in the same company whatever was interrupted: their
-    sums round the same way.
+    sums round the same way. With `together`, so many of a task are, whatever their methods: it is
+    quicker, and how a run rounds then depends on which other methods are asked for.
     """
     engines: Engines = engine if callable(engine) else lambda cell: engine
     have = set(map(_of_row, store.rows))
@@ -71,7 +76,9 @@ def complete(
         return []
     failures = []
     revision = commit()
-    todo = [job for job in jobs(cells, engines) if any(cell.key in missing for cell in job)]
+    todo = [
+        job for job in jobs(cells, engines, together) if any(cell.key in missing for cell in job)
+    ]
     with _bar(todo) as bar, closing(in_processes(todo, workers)) as results:
         for cell, result in results:
             bar.update(cell.task.seconds)
@@ -86,20 +93,24 @@ def complete(
     return failures
 
 
-def jobs(cells: Sequence[Cell], engines: Engines) -> list[list[Cell]]:
-    """Each cell alone, or with those of its task and method that are trained side by side."""
+def jobs(cells: Sequence[Cell], engines: Engines, together: int | None = None) -> list[list[Cell]]:
+    """Each cell alone, or with those of its task and method that are trained side by side.
+
+    With `together` with those of its task, so many at most.
+    """
     groups: dict[Any, list[Cell]] = {}
     for cell in cells:
         alone = engines(cell) == "processes"
-        at = cell.key if alone else (cell.task.name, cell.method.name, cell.factor)
-        groups.setdefault(at, []).append(cell)
-    return [job for group in groups.values() for job in _by_seeds(group)]
+        kind = (cell.method.name, cell.factor) if together is None else ()
+        groups.setdefault(cell.key if alone else (cell.task.name, *kind), []).append(cell)
+    most = TOGETHER if together is None else together
+    return [job for group in groups.values() for job in _by_seeds(group, most)]
 
 
-def _by_seeds(cells: Sequence[Cell]) -> list[list[Cell]]:
+def _by_seeds(cells: Sequence[Cell], most: int) -> list[list[Cell]]:
     """Whole seeds together, so that more seeds make more groups and leave the first ones alone."""
     seeds = list(dict.fromkeys(cell.seed for cell in cells))
-    several = max(1, TOGETHER * len(seeds) // len(cells))
+    several = max(1, most * len(seeds) // len(cells))
     blocks = [set(seeds[at : at + several]) for at in range(0, len(seeds), several)]
     return [[cell for cell in cells if cell.seed in block] for block in blocks]
 

@@ -1,6 +1,8 @@
 """Who is compared: torch's AdamW, stock clipping and noise on top of it, and ours."""
 
+import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +20,15 @@ NO_NOISE = Control(noise_bounds=(0.0, 0.0))
 STEADY_NOISE = Control(noise_bounds=(SIGMA, SIGMA))
 # The search is confined to the rate that everybody has.
 ALIGNED = Control(law="alignment", acquire_from=LR, lr_bounds=(LR, LR))
+# States that last: on the same gradients no update overshoots, so that no search ends; and where
+# the run is too short for one the rate is held at once.
+PINNED: dict[str, Any] = {"lr_bounds": (LR, LR), "acquire_from": LR, "noise_bounds": (0.0, 0.0)}
+ENDLESS, TOO_SHORT = 10**9, 1
+CLIMBING = replace(Control.find_lr(ENDLESS), **PINNED)
+CLIMBED = replace(Control.find_lr(1), cooldown=0.0, **PINNED)
+RAMPING = replace(Control.range_test(ENDLESS), **PINNED)
+COOLING = replace(Control.range_test(TOO_SHORT), cooldown=0.0, **PINNED)
+RAMPED = replace(COOLING, gradient_sensors=True)  # which ask for the sums that the creep reads
 CLIP_SHARE = 0.5  # of the gradients' norm: clipping always has something to do
 
 
@@ -76,11 +87,13 @@ def ours(
 
     def build(w: Workspace) -> Stepper:
         nothing = [nn.Parameter(torch.empty(0, device=w.device))]
-        optimizer = AdaptiveAdamW(
-            nothing if idle else w.params, LR, BETAS, EPS, WEIGHT_DECAY,
-            capturable=w.device.type == "cuda", control=control,
-            max_grad_norm=w.gradient_norm * CLIP_SHARE if clip else None, **storage,
-        )  # fmt: skip
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*leaves the search")  # one holds at once
+            optimizer = AdaptiveAdamW(
+                nothing if idle else w.params, LR, BETAS, EPS, WEIGHT_DECAY,
+                capturable=w.device.type == "cuda", control=control,
+                max_grad_norm=w.gradient_norm * CLIP_SHARE if clip else None, **storage,
+            )  # fmt: skip
         if not idle and state_dtype in w.moments:  # codes are the optimizer's own
             w.lend_moments(optimizer, state_dtype, w.device)
 
@@ -117,6 +130,11 @@ CONTENDERS: dict[str, Contender] = {
     names.SHORT: Contender(ours(NO_NOISE, state_dtype=torch.bfloat16), *AGAINST_FUSED),
     names.CODED: Contender(ours(NO_NOISE, state_dtype=torch.int8), *AGAINST_FUSED),
     names.ALIGNMENT: Contender(ours(ALIGNED), 0, (names.OURS, names.FUSED)),
+    names.CLIMBING: Contender(ours(CLIMBING), 0, (names.PLAIN,)),
+    names.CLIMBED: Contender(ours(CLIMBED), 0, (names.PLAIN,)),
+    names.RAMPING: Contender(ours(RAMPING), 0, (names.PLAIN,)),
+    names.RAMPED: Contender(ours(RAMPED), 0, (names.PLAIN,)),
+    names.COOLING: Contender(ours(COOLING), 0, (names.PLAIN,)),
     names.PLAIN_NOISE: Contender(torchs(fused=True, noise=PlainNoise), SIGMA),
     names.TUNED_NOISE: Contender(torchs(fused=True, noise=TunedNoise), SIGMA),
     names.NOISE: Contender(ours(STEADY_NOISE), SIGMA, (names.PLAIN_NOISE, names.TUNED_NOISE)),

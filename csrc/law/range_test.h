@@ -145,11 +145,22 @@ ADAPTIVERL_BOTH double marked(const State& state) {
   return fmin(state.log_lr_downhill, state.log_lr_clear);
 }
 
+ADAPTIVERL_BOTH bool is_lost(const State& state, const ControlNumbers& control) {
+  const bool risen_below =
+      -INFINITY < state.log_lr_risen && state.log_lr_risen < marked(state) - kConfirmedWithin;
+  const bool at_top =
+      control.log_lr_acquire < control.log_lr_max && control.log_lr_max <= state.log_lr_judged;
+  return risen_below || (at_top && state.overshoot <= kSure);
+}
+
 ADAPTIVERL_BOTH bool is_confirmed(const State& state) {
   return -INFINITY < state.log_lr_risen && state.log_lr_risen <= marked(state) + kConfirmedWithin;
 }
 
 ADAPTIVERL_BOTH bool is_over(const State& state, const ControlNumbers& control) {
+  if (is_lost(state, control)) {
+    return true;
+  }
   if (state.overshoot <= kSure) {
     return false;
   }
@@ -163,8 +174,9 @@ ADAPTIVERL_BOTH bool is_over(const State& state, const ControlNumbers& control) 
 ADAPTIVERL_BOTH void end(State& state, const ControlNumbers& control) {
   state.searching = 0;
   state.held_at = state.step;
-  const double found = marked(state);
-  const bool confirmed = is_confirmed(state);
+  const bool lost = is_lost(state, control);
+  const double found = lost ? -INFINITY : marked(state);
+  const bool confirmed = is_confirmed(state) && !lost;
   double log_lr = found > -INFINITY ? found + control.log_ramp_share : state.log_lr_start;
   forget_cosines(state);
   if (confirmed || control.hold_by - state.step < kClimbRoom) {
@@ -172,7 +184,7 @@ ADAPTIVERL_BOTH void end(State& state, const ControlNumbers& control) {
     log_lr += control.log_held_share;
   } else {
     state.climbing = 1;
-    log_lr += kClimbFrom;
+    log_lr = lost ? control.log_ramp_floor : log_lr + kClimbFrom;
     state.log_lr_downhill = -INFINITY;
     state.log_lr_doubted = -INFINITY;
   }
