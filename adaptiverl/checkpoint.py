@@ -155,7 +155,7 @@ def restore_precision(
             codec = storage.codec_of_slot(param, algorithm.slots.index(name))
             kept = codec.adopt(param, loaded if loaded.dtype == value.dtype else value)
             if codec.loses(value, kept):
-                converted.add((value.dtype, codec.dtype))
+                converted.add((value.dtype, codec.state_dtype))
             optimizer.state[param][name] = kept
     return converted
 

@@ -30,6 +30,11 @@ class Codec:
     dtype: torch.dtype
     walkers: frozenset[str]
 
+    @property
+    def state_dtype(self) -> torch.dtype:
+        """What asks for it, of `STATE_DTYPES`."""
+        return self.dtype
+
     def zeros_beside(self, param: Tensor) -> Tensor:
         """A slot of a parameter's shape and layout, before the first step."""
         return torch.zeros_like(param, dtype=self.dtype, memory_format=torch.preserve_format)
@@ -62,6 +67,11 @@ class BlockCodec(Codec):
     """
 
     kind: blocks.Map
+
+    @property
+    def state_dtype(self) -> torch.dtype:
+        """See `Codec`; of either sign."""
+        return torch.int8
 
     def zeros_beside(self, param: Tensor) -> Tensor:
         """See `Codec`; in C order."""
@@ -209,8 +219,16 @@ class Storage:
             group: With all its entries.
 
         Raises:
-            ValueError: amsgrad beside state in 8 bits.
+            ValueError: amsgrad beside state in 8 bits; or a way of storing of its own, which would
+                be passed over.
         """
+        for option, value in vars(self).items():
+            if group.get(option, value) != value:
+                raise ValueError(
+                    f"{optimizer} stores all groups in one way, got a group with {option}="
+                    f"{group[option]!r} beside {option}={value!r} of the optimizer: give {option} "
+                    "to the optimizer, or make one optimizer for each way"
+                )
         if self.state_dtype == torch.int8 and group.get("amsgrad"):
             raise ValueError(
                 f"{optimizer} keeps no maximum of second moments in 8 bits, got a group with "

@@ -332,14 +332,17 @@ class Control:
 
     @classmethod
     def distilled(
-        cls, horizon: Horizon, weights: Weights | str | os.PathLike[str] | None = None
+        cls, horizon: Horizon = None, weights: Weights | str | os.PathLike[str] | None = None
     ) -> Control:
         """A small network moves α and μ, fitted to schedules made in hindsight, from any start.
 
         Args:
             horizon: T, how many optimizer steps the run will take; ``"auto"`` in a framework that
-                knows. There it also anneals.
+                knows. There it also anneals. This law does not do without.
             weights: A file that ``hindsight.distill`` wrote; None: the one that ships.
+
+        Raises:
+            ValueError: No horizon, or a file that is none.
         """
         rest = {f.name: 0.0 for f in fields(cls) if f.name.startswith("gain_")}
         more: dict[str, Any] = {"weights": weights, "lr_change": LEARNED_CHANGE, **rest}

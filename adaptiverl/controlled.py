@@ -208,11 +208,12 @@ class Controlled(Optimizer):
 
         Returns:
             ``parameters``, ``gradients`` and each state entry by its name, such as ``exp_avg``, of
-            a shard only what lies here; and ``controller``, all else that grows with them, and the
-            controllers' memories. The trace, 1 MB of each controller, is left out.
-            State is made by the first step.
+            a shard only what lies here; ``controller``, the controllers' numbers and tables, sums
+            and counts of every tensor; and ``trace``, 1 MB of each controller whatever the model's
+            size, of which a host touches what is written. State and the trace are made by the first
+            step.
         """
-        memories = [controller.memory for controller in self._controllers]
-        return bytes_by_part(
-            self.param_groups, self.state, [*memories, *self._round.workspace.held()]
-        )
+        numbers = [x for one in self._controllers for x in (one.state, one.numbers, one.inbox)]
+        rows = [one.ring.rows for one in self._controllers if one.ring.rows is not None]
+        own = {"controller": [*numbers, *self._round.workspace.held()], "trace": rows}
+        return bytes_by_part(self.param_groups, self.state, own)

@@ -13,7 +13,9 @@ from adaptiverl.step.state import STEP
 
 
 def bytes_by_part(
-    groups: Sequence[Mapping[str, Any]], state: Mapping[Tensor, Any], own: Iterable[Tensor]
+    groups: Sequence[Mapping[str, Any]],
+    state: Mapping[Tensor, Any],
+    own: Mapping[str, Iterable[Tensor]],
 ) -> dict[str, int]:
     """Bytes of the parameters, their gradients, each kind of state, and the optimizer's own.
 
@@ -22,11 +24,10 @@ def bytes_by_part(
     Args:
         groups: The optimizer's.
         state: The optimizer's.
-        own: What it holds beside them.
+        own: What it holds beside them, by what it is called.
 
     Returns:
-        ``parameters``, ``gradients``, each state entry by its name, and ``controller``: tables,
-        sums, counts and the controller's memory.
+        ``parameters``, ``gradients``, each state entry by its name, and the parts of `own`.
     """
     params = [p for group in groups for p in group["params"]]
     parts: dict[str, list[Tensor]] = {
@@ -37,7 +38,7 @@ def bytes_by_part(
         for name, value in state.get(param, {}).items():
             if isinstance(value, Tensor) and name != STEP:  # which lies in a vector of the own
                 parts.setdefault(name, []).append(value)
-    parts["controller"] = list(own)
+    parts |= {name: list(tensors) for name, tensors in own.items()}
     seen: set[tuple[str, int, int]] = set()
     return {name: sum(_new_bytes(t, seen) for t in tensors) for name, tensors in parts.items()}
 

@@ -45,9 +45,10 @@ class Releases(Optimizer):
         (method.md#gradient-release).
 
         What wants all gradients together does not work: clipping by the global norm, accumulation
-        over several backward passes, a gradient scaler, ranks that reduce gradients, and whatever
-        else looks at ``p.grad`` after the backward pass. Groups are read when the backward pass
-        has its first gradient.
+        over several backward passes, a gradient scaler, ranks that reduce gradients after it, and
+        whatever else looks at ``p.grad`` after the backward pass. Sharded parameters (FSDP2) are
+        stepped when their gradients are reduced and scattered. Groups are read when the backward
+        pass has its first gradient.
 
         Args:
             model: It holds every parameter of this optimizer. Where several models or a loss with
@@ -58,8 +59,9 @@ class Releases(Optimizer):
 
         Raises:
             TypeError: `model` is no module.
-            ValueError: The optimizer clips; its ranks decide together; the model is wrapped in DDP
-                or its parameters are sharded; a parameter is not the model's or is listed twice.
+            ValueError: The optimizer clips; its ranks decide together and do not share all
+                parameters; the model is wrapped in DDP; a parameter is not the model's or is listed
+                twice.
             RuntimeError: Gradients are released already.
         """
         params = [p for group in self.param_groups for p in group["params"]]
@@ -96,17 +98,15 @@ class Releases(Optimizer):
                 "rank's own gradient. Leave release_gradients out, or shard the state over the "
                 "ranks instead (docs/many-gpus.md)"
             )
-        if self._ranks.size > 1:
+        whole = next((i for i, param in enumerate(params) if not is_dtensor(param)), None)
+        if self._ranks.size > 1 and whole is not None:
             raise ValueError(
-                f"release_gradients() works on one rank, got {self._ranks.size} that decide "
-                "together: they meet in step(), and their hooks come in no common order. Leave it "
-                "out, or give process_group=False where each rank trains a model of its own"
-            )
-        sharded = next((i for i, param in enumerate(params) if is_dtensor(param)), None)
-        if sharded is not None:
-            raise ValueError(
-                f"release_gradients() does not take sharded parameters, got a DTensor, parameter "
-                f"{sharded}: their sums are added up over ranks in step(). Leave it out"
+                f"release_gradients() on {self._ranks.size} ranks that decide together takes "
+                f"parameters that are sharded over them, got parameter {whole}, of shape "
+                f"{tuple(params[whole].shape)}, which each rank has for itself: it would be "
+                "stepped with this rank's own gradient. Shard the model with fully_shard(), leave "
+                "release_gradients out, or give process_group=False where each rank trains a model "
+                "of its own"
             )
 
     def _releasing(self) -> Release | None:

@@ -201,6 +201,8 @@ def _check_entries(saved: Saved, algorithm: Algorithm) -> None:
         expected, found = shapes_beside(param, value)
         if found != expected:
             raise _damage(where, f"of the parameter's shape {expected}", value)
+        if entry != ERROR and not (value.is_floating_point() or value.is_complex()):
+            raise _damage(where, "of a floating-point dtype, no codes without their scales", value)
         dtype = torch.promote_types(param.dtype, torch.float32)
         if not torch.can_cast(value.dtype, dtype):
             raise _damage(where, f"of a dtype that can be cast to {dtype}", value)

@@ -1,9 +1,9 @@
 """``python -m bench.memory``: bytes of an element, ours and others', and times of a step.
 
 Everything is counted from the tensors that are there after one step: weights, gradients, and what
-the optimizer keeps, each piece of memory once. Under gradient release the gradients are those that
-were there at once at most. requirements-peers.txt has the others; who is not installed, or does not
-step on this machine, is left out with the reason.
+the optimizer keeps, each piece of memory once; but for our trace, 1 MB whatever the model. Under
+gradient release the gradients are those that were there at once at most. requirements-peers.txt has
+the others; who is not installed, or does not step on this machine, is left out with the reason.
 """
 
 import argparse
@@ -150,7 +150,7 @@ def count(contender: Contender, shapes: Sequence[tuple[int, ...]]) -> Counted:
     held = bytes_of(state)
     if hasattr(optimizer, "memory"):  # ours says what it has beside the state
         parts = optimizer.memory()
-        held = sum(parts.values()) - parts["parameters"] - parts["gradients"]
+        held = sum(parts.values()) - sum(parts[k] for k in ("parameters", "gradients", "trace"))
     return Counted(bytes_of(params), most, held)
 
 

@@ -12,8 +12,9 @@ namespace adaptiverl {
 // Columns of the address table for an algorithm's own state.
 constexpr int kSlots = 3;
 
-// Elements whose random bits are drawn at once where they are stored as in `Stored`.
-constexpr int64_t kDrawn = kOctet * kQuadBatch;
+// Elements whose random bits are drawn at once where they are stored as in `Stored`, but in blocks:
+// what the generator begins with is the same for all of them.
+constexpr int64_t kDrawn = 4 * kOctet * kQuadBatch;
 
 // Ways to store a tensor, all rounded by chance, that have loops of their own: parameter and
 // gradient in float32, or all in bfloat16 but for the state where that is named.

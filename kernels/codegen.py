@@ -32,8 +32,8 @@ from triton.compiler import ASTSource
 
 ARCHITECTURES = (75, 80, 90, 100)
 REGISTERS, REGISTERS_ROUNDED, REGISTERS_WITH_ERRORS = 64, 88, 96
-"""Most per thread, on sm_90; of three slots that are rounded by chance, and of slots in blocks; of
-the latter beside parameters with error terms"""
+"""Most per thread, on sm_90; of three slots that are rounded by chance or beside error terms, and
+of slots in blocks; of the latter beside error terms"""
 INSTRUCTIONS, INSTRUCTIONS_WITH_NOISE = 28.0, 55.0
 """Most per element, float32 on sm_90"""
 
@@ -164,7 +164,8 @@ class Report:
         """What breaks a promise, in words."""
         if self.local_bytes:
             yield f"{self}: {self.local_bytes} bytes of local memory, expected none"
-        rounded = self.variant.slots == step.SLOTS and self.variant.slot_dtype != "float32"
+        draws = self.variant.slot_dtype != "float32" or self.variant.error_terms
+        rounded = self.variant.slots == step.SLOTS and draws
         budget = REGISTERS_ROUNDED if rounded or self.variant.is_coded else REGISTERS
         if self.variant.is_coded and self.variant.error_terms:
             budget = REGISTERS_WITH_ERRORS
@@ -237,6 +238,11 @@ def variants() -> list[Variant]:
             kept = Variant(algorithm, "bfloat16", "bfloat16", slots, slot_dtype)
             kept = replace(kept, stochastic_rounding=True, error_terms=True)
             found += [kept, kept.with_everything()]
+    for slot_dtype in ("float32", "bfloat16"):  # amsgrad
+        kept = Variant("adamw", "bfloat16", "bfloat16", step.SLOTS, slot_dtype)
+        kept = replace(kept, stochastic_rounding=True, error_terms=True)
+        found += [kept, kept.with_everything()]
+    found.append(replace(kept.with_everything(), noise_on_parameter=True))
     float16 = Variant("adamw", "float16", "float16", 2, stochastic_rounding=True)
     return list(dict.fromkeys([*found, float16, float16.with_everything()]))
 

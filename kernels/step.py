@@ -33,7 +33,8 @@ def register_limit(
     """Registers per thread. Left to itself the compiler takes more for a few instructions less.
 
     Three slots, noise and sums do not fit 64 on sm_100 without spilling; on sm_75 they do by Triton
-    3.7's compiler and not by 3.6's. Rounding by chance takes some more.
+    3.7's compiler and not by 3.6's. Rounding by chance takes some more, and error terms beside
+    three slots (amsgrad) still more.
 
     Args:
         architecture: 90 for sm_90.
@@ -49,6 +50,8 @@ def register_limit(
         # As many programs run at once with 96 as with 88.
         return 104 if architecture >= 100 else 96 if error_terms else 88
     everything = slots == SLOTS and noise_and_sums
+    if slots == SLOTS and error_terms and rounds:
+        return 80 if not everything else 112 if architecture >= 100 else 88
     if rounds and (everything or architecture >= 100):
         return 88
     if everything and architecture < 80:

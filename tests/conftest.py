@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import sys
@@ -35,6 +36,12 @@ LONG = {
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The long ones begin first, so that no worker is left with one when the others are done."""
     items.sort(key=lambda item: getattr(item, "originalname", item.name) not in LONG)
+
+
+def pytest_collection_finish() -> None:
+    """What is loaded is no garbage: every `gc.collect()` of a library would walk through it."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

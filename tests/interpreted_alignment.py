@@ -1,6 +1,6 @@
 """The Triton sweeps' alignment sums, in Triton's interpreter, against the CPU's and the oracle.
 
-`test_alignment_sums.py` runs this file. By hand: ``TRITON_INTERPRET=1 pytest
+`test_triton_backend.py` runs this file. By hand: ``TRITON_INTERPRET=1 pytest
 tests/interpreted_alignment.py``.
 """
 
@@ -25,7 +25,7 @@ from alignment import (
 )
 from host_waits import HostWaits
 from interpreted_optimizer import Operations, launches, use_triton  # noqa: F401 (a fixture too)
-from interpreted_pass import _builtins_found_once, _hardware_rounding, pytestmark  # noqa: F401
+from interpreted_pass import _hardware_rounding, _patched_once, pytestmark  # noqa: F401
 from torch import nn
 
 import adaptiverl

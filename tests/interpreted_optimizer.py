@@ -17,7 +17,7 @@ from adaptiverl.kernels.layout import STATE_ACTIVE, STATE_REWIND
 from host_waits import HostWaits
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from interpreted_pass import _builtins_found_once, _hardware_rounding, pytestmark  # noqa: F401
+from interpreted_pass import _hardware_rounding, _patched_once, pytestmark  # noqa: F401
 from pass_cases import COUNT_EFFECTIVE, COUNT_GROUPS, counted_tables
 from tolerances import assert_close
 from torch import Tensor, nn

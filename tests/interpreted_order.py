@@ -18,7 +18,7 @@ import pytest
 import torch
 from adaptiverl.kernels.chunks import CHUNK, chunk_table
 from broken_kernels import break_kernel
-from interpreted_pass import Launch, _builtins_found_once, make  # noqa: F401 (for every test here)
+from interpreted_pass import Launch, _patched_once, make  # noqa: F401 (for every test here)
 from pass_cases import CASES, SGD, Case, state_of, written
 from torch import Tensor
 from triton.runtime.interpreter import interpreter_builder

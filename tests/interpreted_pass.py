@@ -6,12 +6,11 @@ triton is imported, so these tests need a process of their own.
 
 from __future__ import annotations
 
-import functools
-import inspect
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise, product
+from itertools import pairwise as neighbours
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ import triton
 import triton.language as tl
 from adaptiverl.kernels.chunks import CHUNK, chunk_table, partial_sums
 from broken_kernels import break_kernel
+from grids import covering, pairwise
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from pass_cases import (
@@ -90,7 +90,6 @@ STORED = [
 """Of parameters, gradients and slots; whether parameters are rounded by chance; whether they have
 error terms"""
 each_case = pytest.mark.parametrize("case", CASES.values(), ids=str)
-each_pair = pytest.mark.parametrize(("param_dtype", "grad_dtype"), PAIRS, ids=str)
 
 
 @pytest.fixture(autouse=True)
@@ -107,21 +106,17 @@ def _hardware_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(interpreter, "_convert_float", convert)
 
 
-@functools.cache
-def builtins_of(package: Any) -> list[str]:
-    return [name for name, member in inspect.getmembers(package) if tl.core.is_builtin(member)]
-
-
 @pytest.fixture(autouse=True)
-def _builtins_found_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every call inside a kernel patches what is still a builtin; its search took half the time."""
+def _patched_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A launch patches the language, and so would every call inside its kernel: a third of all."""
+    patch_language = interpreter._patch_lang
 
-    def patch(package: Any, builder: Any, *scope: Any) -> None:
-        for name in builtins_of(package):
-            if tl.core.is_builtin(member := getattr(package, name)):
-                interpreter._patch_attr(package, name, member, builder, *scope)
+    def patch(_: Any) -> Any:
+        if not tl.core.is_builtin(tl.load):
+            return None
+        return patch_language(SimpleNamespace(__globals__={"tl": tl, "core": tl.core}))
 
-    monkeypatch.setattr(interpreter, "_patch_builtin", patch)
+    monkeypatch.setattr(interpreter, "_patch_lang", patch)
 
 
 def place(values: Tensor, skipped: int = 0) -> Tensor:
@@ -345,21 +340,16 @@ def test_statistics_end_at_once_where_nobody_needs_them(
 # The pass
 
 
-@each_case
-@each_pair
-@pytest.mark.parametrize(
-    ("fewest", "noise", "on_parameter"),
+@pairwise(
+    case=CASES.values(),
+    pair=PAIRS,
     # Noise on the gradient with every slot: where any tensor may be misaligned.
-    [(False, 0.0, False), (True, 0.3, False), (False, 0.3, True)],
+    noise=[(False, 0.0, False), (True, 0.3, False), (False, 0.3, True)],
 )
 def test_step_is_the_oracles_with_every_option(
-    case: Case,
-    param_dtype: torch.dtype,
-    grad_dtype: torch.dtype,
-    fewest: bool,
-    noise: float,
-    on_parameter: bool,
+    case: Case, pair: tuple[torch.dtype, torch.dtype], noise: tuple[bool, float, bool]
 ) -> None:
+    (param_dtype, grad_dtype), (fewest, sigma, on_parameter) = pair, noise
     if param_dtype != torch.float32:
         # A rate whose steps are no smaller than the rounding.
         case = replace(case, effective=case.effective * torch.tensor([10.0, 1.0]))
@@ -374,13 +364,13 @@ def test_step_is_the_oracles_with_every_option(
         make(case, 40, index=4, group=last // 2, steps=0, **options),
         make(case, 60, index=5, group=min(3, last), **options),
     ]
-    check(case, entries, noise, 0.37, True, on_parameter)
+    check(case, entries, sigma, 0.37, True, on_parameter)
 
 
-@each_case
-@pytest.mark.parametrize("sums", [False, True])
-@pytest.mark.parametrize("gradient_scale", [None, 0.01])
-@pytest.mark.parametrize("steps", [0, 3])
+FEW = {"steps": (0, 3), "gradient_scale": (None, 0.01), "sums": (False, True)}
+
+
+@pairwise(case=CASES.values(), **FEW)
 def test_step_is_the_oracles_with_few_options(
     case: Case, steps: int, gradient_scale: float | None, sums: bool
 ) -> None:
@@ -406,7 +396,7 @@ def test_a_broken_kernel_is_noticed_with_any_options(
 ) -> None:
     broken = break_kernel(monkeypatch, tmp_path, file, old, new)["step"]
     monkeypatch.setitem(globals(), "triton_step", broken)
-    for options in product((0, 3), (None, 0.01), (False, True)):
+    for options in covering(*FEW.values()):
         with pytest.raises(AssertionError):
             test_step_is_the_oracles_with_few_options(CASES[name], *options)
 
@@ -423,12 +413,13 @@ def test_a_tensor_of_several_chunks_is_summed_whole(case: Case) -> None:
     check(case, [make(case, 2 * CHUNK + 1500)], noise=0.2, sums=True)
 
 
-@each_case
-@pytest.mark.parametrize("misaligned", ["param", "grad", "0", "1", "2"])
-@pytest.mark.parametrize("on_parameter", [False, True])
+@pairwise(
+    lambda case, name, _: not name.isdigit() or int(name) < max(case.kept),  # it has such a slot
+    case=CASES.values(),
+    misaligned=["param", "grad", "0", "1", "2"],
+    on_parameter=[False, True],
+)
 def test_any_tensor_may_be_misaligned(case: Case, misaligned: str, on_parameter: bool) -> None:
-    if misaligned.isdigit() and int(misaligned) >= max(case.kept):
-        return  # the algorithm has no such slot
     entry = make(case, 1100, misaligned, kept=max(case.kept))
     check(case, [entry], 0.2, sums=True, on_parameter=on_parameter)
 
@@ -476,7 +467,7 @@ CUTS = (0, 1, 1030, 2051, 3080, 4108, 4109, 4111, 4115)
 @pytest.mark.parametrize("on_parameter", [False, True])
 def test_shards_draw_the_noise_of_the_whole(case: Case, on_parameter: bool) -> None:
     whole = make(case, CUTS[-1], index=6, group=1)
-    shards = [part_of(copy_of(whole), *edges) for edges in pairwise(CUTS)]
+    shards = [part_of(copy_of(whole), *edges) for edges in neighbours(CUTS)]
     # As a reduction over the shards gives it.
     square = (whole.param if on_parameter else whole.grad).double().square().sum()
     for entries in ([whole], shards):
@@ -486,13 +477,16 @@ def test_shards_draw_the_noise_of_the_whole(case: Case, on_parameter: bool) -> N
         assert torch.equal(torch.cat(pieces), tensor)
 
 
-@each_case
-@pytest.mark.parametrize("stored", STORED, ids=str)
-# On the wide path without and with noise, and element by element, far into a tensor.
-@pytest.mark.parametrize(("noise", "offset"), [(0.0, 8), (0.3, 0), (0.3, 2**35 + 5)])
+@pairwise(
+    case=CASES.values(),
+    stored=STORED,
+    # On the wide path without and with noise, and element by element, far into a tensor.
+    at=[(0.0, 8), (0.3, 0), (0.3, 2**35 + 5)],
+)
 def test_what_is_stored_is_the_float32_step_rounded_by_the_oracle(
-    case: Case, stored: tuple[Any, ...], noise: float, offset: int
+    case: Case, stored: tuple[Any, ...], at: tuple[float, int]
 ) -> None:
+    noise, offset = at
     options: dict[str, Any] = {"index": 5, "offset": offset, "kept": max(case.kept)}
     entry = stored_in(make(case, 1100, **options), *stored)
     exact = widened(entry)
@@ -501,9 +495,11 @@ def test_what_is_stored_is_the_float32_step_rounded_by_the_oracle(
     assert_stored(entry, exact)
 
 
-@each_case
-@pytest.mark.parametrize("stored", [*STORED[:2], (HALF, HALF, SINGLE, True, True)], ids=str)
-@pytest.mark.parametrize("cut", [1, 4, 8, 1031])
+@pairwise(
+    case=CASES.values(),
+    stored=[*STORED[:2], (HALF, HALF, SINGLE, True, True)],
+    cut=[1, 4, 8, 1031],
+)
 def test_shards_round_as_the_whole(case: Case, stored: tuple[Any, ...], cut: int) -> None:
     whole = stored_in(make(case, 2052, index=6), *stored)
     shards = [part_of(copy_of(whole), *edges) for edges in ((0, cut), (cut, 2052))]

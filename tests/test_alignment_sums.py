@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
@@ -29,7 +28,7 @@ from alignment import (
     run,
     sums_of,
 )
-from interpreted import check
+from grids import pairwise
 from tolerances import assert_close
 from torch import Tensor, nn
 
@@ -116,12 +115,11 @@ LAYOUTS: list[Callable[[], Tensor]] = [
 ]
 
 
-@pytest.mark.parametrize(("algorithm", "name"), OPTIMIZERS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("factor", [1, 1024])
+@pairwise(of=OPTIMIZERS, dtype=[torch.float32, torch.float64, torch.bfloat16], factor=[1, 1024])
 def test_the_controller_is_told_the_oracles_sums(
-    factor: int, dtype: torch.dtype, algorithm: Any, name: str
+    of: tuple[Any, str], dtype: torch.dtype, factor: int
 ) -> None:
+    algorithm, name = of
     params = [nn.Parameter(make()) for make in LAYOUTS]
     if dtype != torch.float32:
         params = [nn.Parameter(p.detach().to(dtype)) for p in params if not p.is_complex()]
@@ -171,12 +169,12 @@ def test_every_run_has_the_same_bits_on_any_number_of_threads(
     if backend == "reference":
         use_reference(monkeypatch)
     found = []
-    for threads in (1, 2, 3):
+    for threads in (1, 3):
         torch.set_num_threads(threads)
         optimizer = one_step(algorithm, name, (270_000, 3))
         assert backends_of(optimizer) == [backend]
         found.append((sums_of(optimizer)[0].tolist(), alignment_of(optimizer)))
-    assert found[1:] == found[:1] * 2
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("run", [reference.RUN, 8])
@@ -329,10 +327,3 @@ def test_averaging_over_ranks_leaves_a_skipped_steps_numbers_to_the_bit(
             assert_close(mean, numbers, "sums_float64")
             moved += not torch.equal(mean, numbers)
     assert moved > 0, "the mean was the number itself: the test is of nothing"
-
-
-# The Triton sweep, in its interpreter
-
-
-def test_interpreted(tmp_path: Path) -> None:
-    check(tmp_path, "interpreted_alignment.py")

@@ -1,8 +1,13 @@
-"""bench.memory counts what the tensors take, and the pages' table is what it prints."""
+"""bench.memory counts what the tensors take, and the pages' table is what it prints; the study of
+storage says in pairs what it costs."""
 
 from __future__ import annotations
 
+import math
 import re
+import statistics
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +15,9 @@ from torch import nn
 
 from bench import memory
 from bench.memory import HALF, SINGLE, Contender, bytes_of, count, count_all
+from bench.run.rows import Rows
+from bench.studies import storage
+from bench.tasks import TASKS
 
 pytestmark = pytest.mark.source_tree
 SHAPES = [(64, 64)] * 8
@@ -55,3 +63,25 @@ def test_the_command_prints_a_line_for_each(capsys: pytest.CaptureFixture[str]) 
     line = r"\| AdaptiveLion, state in float32 +\| +bfloat16 \| +2\.00 \|"
     assert len(re.findall(line, said)) == 1
     assert "python -m bench.memory --parameters small" in said
+
+
+def test_the_study_of_storage_pairs_its_runs_and_keeps_them(tmp_path: Path) -> None:
+    task = replace(TASKS["autoencoder"], steps=25)
+    in_blocks = "int8 state, of all tensors"
+    with Rows(tmp_path / "rows.csv") as kept:
+        runs = storage.Runs(task, 1e-3, "told", False, kept)
+        table = storage.trainings(runs, [in_blocks, "int8 state"], [0])
+        (row,) = runs.of(in_blocks, [0])
+    with Rows(tmp_path / "rows.csv") as kept:
+        again = storage.Runs(task, 1e-3, "told", False, kept)
+        assert storage.trainings(again, [in_blocks, "int8 state"], [0]) == table
+        assert len(kept.rows) == 3  # each was trained once
+        longer = storage.Runs(replace(task, steps=50), 1e-3, "told", False, kept)
+        assert longer.found == {}
+    assert row.final == statistics.mean(row.curve)
+    *_, plain, coded, small = table.splitlines()
+    assert plain.endswith("+0.00% |")
+    assert not coded.endswith("0.00% |")
+    assert small.endswith("+0.00% |")  # every tensor of this net is below 4,096 elements
+    assert storage.difference([2.0, 3.0], [1.0, 2.0]) == (0.75, 0.25)
+    assert math.isnan(storage.difference([1.0, math.nan], [1.0, 2.0])[0])

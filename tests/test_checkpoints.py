@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 import itertools
 import logging
 import math
@@ -18,6 +17,7 @@ import checkpointed_run
 import numpy as np
 import pytest
 import torch
+from grids import pairwise
 from pass_cases import CASES
 from rank_jobs_digests import SINCE_4, SINCE_5, SINCE_6, in_layout_3
 from torch import Tensor, nn
@@ -33,6 +33,7 @@ from training import (
     parameters,
     saved_states,
     snapshot,
+    through_a_file,
     values,
 )
 
@@ -61,14 +62,6 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "sgd without momentum": ("sgd", {"momentum": 0.0, "dampening": 0.0}),
     "lion": ("lion", {"max_grad_norm": 1.0, "seed": 5}),
 }
-
-
-def through_a_file(content: Any, map_location: str | None = None) -> Any:
-    """Saved and read back as a careful user reads: tensors and plain values only."""
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    buffer.seek(0)
-    return torch.load(buffer, weights_only=True, map_location=map_location)
 
 
 def make(algorithm: str, params: list[nn.Parameter], **options: Any) -> Any:
@@ -481,6 +474,7 @@ NO_SLOTS: list[tuple[Any, str]] = [
     (torch.zeros(3), r"of the parameter's shape \(2, 2\), got torch.float32 of shape \(3,\)"),
     (lambda x: x[:1], r"of the parameter's shape \(2, 2\), got .* of shape \(1, 2\)"),
     (lambda x: x.to(torch.complex64), "of a dtype that can be cast to torch.float32"),
+    (lambda x: x.to(torch.int8), "of a floating-point dtype, no codes without their scales"),
     (Tensor.to_sparse, "a dense tensor, got torch.sparse_coo"),
     (Tensor.numpy, "a dense tensor, got array"),
     (np.array([[None, None], [None, None]]), "a dense tensor, got array"),
@@ -863,10 +857,12 @@ RESUMED = {
 }
 
 
-@pytest.mark.parametrize("by_hand", [None, 1e-3, 1e-7])
-@pytest.mark.parametrize("lr", [1e-5, 1e-3, 1e-7])
-@pytest.mark.parametrize("second", RESUMED)
-@pytest.mark.parametrize("first", ["modulate", "the same", "bounds in rates"])
+@pairwise(
+    by_hand=[None, 1e-3, 1e-7],
+    lr=[1e-5, 1e-3, 1e-7],
+    second=RESUMED,
+    first=["modulate", "the same", "bounds in rates"],
+)
 def test_the_rate_goes_on_whatever_the_new_control_or_rate(
     first: str, second: str, lr: float, by_hand: float | None
 ) -> None:
@@ -883,6 +879,8 @@ def test_the_rate_goes_on_whatever_the_new_control_or_rate(
     assert resumed.knobs()["lr"] == pytest.approx(expected, rel=1e-9), "before it is adopted"
     resumed.observe(1.0)
     assert resumed.knobs()["lr"] == pytest.approx(expected, rel=1e-9)
+    state = resumed._controller.read()
+    assert state.log_lr == pytest.approx(math.log(state.lr), rel=1e-9), "what it moves is another"
     train_down(resumed, 2)
     low, high = RESUMED[second].lr_change
     moved = resumed.knobs()["lr"] / expected

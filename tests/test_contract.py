@@ -14,6 +14,7 @@ from unittest import mock
 
 import pytest
 import torch
+from grids import pairwise
 from pass_cases import CASES, Case
 from torch import Tensor, nn
 from torch.optim.optimizer import (
@@ -341,13 +342,17 @@ def test_every_option_follows_torchs(
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("dims", [0, 1, 3])
-@pytest.mark.parametrize("capturable", [False, True])
-@pytest.mark.parametrize("control", [FROZEN, BUSY], ids=["frozen", "busy"])
-@pytest.mark.parametrize("options", [{"lr": 0.015625}, {"betas": (0.875, 0.984375)}], ids=str)
+@pairwise(
+    dims=[0, 1, 3],
+    capturable=[False, True],
+    frozen=[True, False],
+    options=[{"lr": 0.015625}, {"betas": (0.875, 0.984375)}],
+)
 def test_tensor_options_equal_floats_on_either_device(
-    options: dict[str, Any], dims: int, capturable: bool, control: Control, device: str
+    dims: int, capturable: bool, frozen: bool, options: dict[str, Any], device: str
 ) -> None:
+    control = FROZEN if frozen else BUSY
+
     def tensors(x: Any, place: str) -> Any:
         return tree_map(lambda number: torch.full((1,) * dims, number, device=place), x)
 
@@ -567,14 +572,18 @@ def test_a_fused_step_unscales_and_skips_by_itself(
 # Copies
 
 
-@EACH
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("fused", [None, True])
-@pytest.mark.parametrize(
-    "copier", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["deepcopy", "pickle"]
+def pickled(found: Any) -> Any:
+    return pickle.loads(pickle.dumps(found))
+
+
+@pairwise(
+    case=CASES.values(),
+    dtype=[torch.float32, torch.bfloat16],
+    fused=[None, True],
+    copier=[copy.deepcopy, pickled],
 )
 def test_a_copy_goes_on_as_its_original(
-    copier: Callable[[Any], Any], fused: bool | None, dtype: torch.dtype, case: Case
+    case: Case, dtype: torch.dtype, fused: bool | None, copier: Callable[[Any], Any]
 ) -> None:
     params = parameters((4,), (3, 2), dtype=dtype)
     optimizer = make(case, params, max_grad_norm=0.5, seed=7, fused=fused)

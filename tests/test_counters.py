@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from grids import pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pass_cases import as_kept
@@ -127,9 +128,7 @@ BY_CALL = [_reloaded, _copied, _pickled]
 EVENTS = [*BY_CALL, _reloaded_by_torch, _put_back]
 
 
-@pytest.mark.parametrize("make", MAKES)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("event", EVENTS)
+@pairwise(make=MAKES, dtype=DTYPES, event=EVENTS)
 def test_every_entry_but_the_count_has_the_parameters_shape(
     event: Callable[[Run], None], dtype: torch.dtype, make: str
 ) -> None:
@@ -142,9 +141,7 @@ def test_every_entry_but_the_count_has_the_parameters_shape(
     assert has_shapes(run)
 
 
-@pytest.mark.parametrize("make", MAKES)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("event", [*BY_CALL, _put_back])
+@pairwise(make=MAKES, dtype=DTYPES, event=[*BY_CALL, _put_back])
 def test_no_event_changes_a_bit(
     event: Callable[[Run], None], dtype: torch.dtype, make: str
 ) -> None:
@@ -254,12 +251,8 @@ AFTERWARDS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("edit", LIVE_EDITS.values(), ids=LIVE_EDITS)
-@pytest.mark.parametrize("then", AFTERWARDS.values(), ids=AFTERWARDS)
-def test_an_edited_count_corrects_as_adamws(
-    then: Callable[[Any], Any], edit: Callable[[Any, Any], None], dtype: torch.dtype
-) -> None:
+@pairwise(dtype=[torch.float32, torch.float64], edit=LIVE_EDITS, then=AFTERWARDS)
+def test_an_edited_count_corrects_as_adamws(dtype: torch.dtype, edit: str, then: str) -> None:
     """Compiled and in plain torch: the product is that of as many steps."""
     ends = []
     for make in (AdaptiveAdamW, torch.optim.AdamW):
@@ -270,9 +263,9 @@ def test_an_edited_count_corrects_as_adamws(
         run.go(2)
         kept = copy.deepcopy(list(run.optimizer.state.values()))
         run.go(4)
-        edit(run.optimizer, dict(zip(run.optimizer.state, kept, strict=True)))
+        LIVE_EDITS[edit](run.optimizer, dict(zip(run.optimizer.state, kept, strict=True)))
         if make is AdaptiveAdamW:
-            then(run.optimizer)
+            AFTERWARDS[then](run.optimizer)
         run.go(2)
         ends.append([*run.params, *(s["step"] for s in run.optimizer.state.values())])
     torch.testing.assert_close(*ends)

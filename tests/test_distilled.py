@@ -269,6 +269,7 @@ def test_a_file_that_is_none_or_damaged(tmp_path: Path, edit: Any, found: str) -
     ("call", "error", "message"),
     [
         (lambda: Control(law="distilled"), ValueError, r"horizon must be .*got None.*10_000"),
+        (Control.distilled, ValueError, r"horizon must be .*got None.*10_000"),
         (lambda: Control.distilled(0), ValueError, "horizon must be"),
         (lambda: Control.distilled(9, 3), TypeError, "weights must be a path.* got 3 of type int"),  # type: ignore[arg-type]
         (lambda: Control.distilled(9, "gone.json"), OSError, "gone.json"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 import math
 import pickle
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +13,7 @@ import pytest
 import torch
 from adaptiverl.kernels.block_tensor import Blocks
 from torch import Tensor, nn
-from training import assert_differ, assert_same, clones, saved_states, values
+from training import assert_differ, assert_same, clones, saved_states, through_a_file, values
 
 from adaptiverl import AdaptiveAdamW, AdaptiveLion, AdaptiveSGD, Control, codecs, devices
 from adaptiverl.announcements import Announcements
@@ -233,13 +232,6 @@ def test_a_mutant_is_seen(kind: str, name: str, monkeypatch: pytest.MonkeyPatch)
 
 
 # --- Killed and resumed -----------------------------------------------------------------------
-
-
-def through_a_file(saved: Any) -> Any:
-    file = io.BytesIO()
-    torch.save(saved, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
 
 
 @kinds

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 import json
 import pickle
 from collections.abc import Callable
@@ -12,8 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+from grids import pairwise
 from torch import Tensor, nn
-from training import assert_same, snapshot
+from training import assert_same, snapshot, through_a_file
 
 from adaptiverl import AdaptiveAdamW, AdaptiveLion, AdaptiveSGD, Control
 from adaptiverl.layout import MEMORY_SIZE
@@ -46,13 +46,6 @@ def go_on(optimizer: Any, loss: float = 1.0, steps: int = 5) -> Any:
 def hyperparameters(optimizer: Any) -> list[dict[str, Any]]:
     """As loggers and sweeps read them."""
     return [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
-
-
-def through_a_file(content: Any) -> Any:
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    buffer.seek(0)
-    return torch.load(buffer, weights_only=True)
 
 
 # Hyperparameters
@@ -160,10 +153,8 @@ WAYS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-@EACH
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("groups_of", [_by_state_dict, _by_torchs_own, _live])
-def test_what_is_saved_is_the_memory(groups_of: Callable[[Any], Any], way: str, make: str) -> None:
+@pairwise(make=MAKES, way=WAYS, groups_of=[_by_state_dict, _by_torchs_own, _live])
+def test_what_is_saved_is_the_memory(make: str, way: str, groups_of: Callable[[Any], Any]) -> None:
     optimizer = trained(make)
     found = WAYS[way](groups_of(optimizer))
     memory = optimizer._controller.memory.clone()

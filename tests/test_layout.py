@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import keyword
 import re
 import statistics
 import sys
@@ -18,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 # circle. A room is a module of the package or a sub-package; "kernels" is the package of kernels,
 # "operators" the compiled module. Names that only a type checker reads are no imports.
 FLOORS: tuple[set[str], ...] = (
-    {"version", "kernels", "operators", "arguments"},
+    {"version", "kernels", "operators", "arguments", "commands"},
     {"arms", "control", "fields", "kinds", "layout", "limits", "terms", "devices", "weights"},
     {"law"},
     {"observations", "decision", "trace", "migrations", "controller"},
@@ -45,15 +46,16 @@ FLOORS: tuple[set[str], ...] = (
 # The tools beside the house, and what they may use of it.
 TOOLS: dict[str, set[str]] = {
     "plots": set(),
-    "replay": {"control", "law", "layout", "limits", "plots"},
-    "probing": {"control", "plots", "steering"},
-    "hindsight": {"arguments", "control", "kernels", "law", "layout", "weights"},
+    "replay": {"commands", "control", "law", "layout", "limits", "plots", "version"},
+    "probing": {"commands", "control", "plots", "steering"},
+    "hindsight": {"arguments", "commands", "control", "kernels", "law", "layout", "weights"},
     "__main__": {"hindsight", "probing", "replay"},
 }
 # What a room may import from outside, where that is not torch; the standard library may all use.
 OUTSIDE: dict[str, set[str]] = {
     "algorithms": set(),
     "arms": set(),
+    "commands": set(),
     "control": set(),
     "decay": set(),
     "fields": set(),
@@ -235,6 +237,42 @@ def test_files_are_short() -> None:
     assert statistics.median(lengths.values()) <= LONGEST_MEDIAN
 
 
+ALIKE_BUT_FOR_DATA = {
+    "the algorithms' operators": ["csrc/adamw.cpp", "csrc/sgd.cpp", "csrc/lion.cpp"],
+    "the algorithms' kernels": ["kernels/adamw.py", "kernels/sgd.py", "kernels/lion.py"],
+    "bench": ["bench/**/*.py"],
+}
+RUN = 6
+
+
+def shape_of(source: str) -> list[str]:
+    """Its lines that do something, with one name for all, one number and one text."""
+    texts = r'"""[\s\S]*?"""|"[^"\n]*"|//[^\n]*|(?m:(#(?!define)|from|import|using)\b.*$)'
+    lines = re.sub(texts, "", source).splitlines()
+    doing = [line for line in lines if re.search(r"[(\[+*/<>!?.-]", line.replace("->", ""))]
+    named = [re.sub(r"\b[A-Za-z_]\w*|\b\d[\w.]*", _name, line) for line in doing]
+    # What a command line takes is data, as are fields and decorators.
+    return [line.replace(" ", "") for line in named if not re.match(r" *(@|parser.add_arg)", line)]
+
+
+def _name(found: re.Match[str]) -> str:
+    kept = {*keyword.kwlist, "parser", "add_argument", "const", "void", "template", "switch"}
+    return found[0] if found[0] in kept else "n"
+
+
+@pytest.mark.parametrize("family", ALIKE_BUT_FOR_DATA)
+def test_what_is_done_alike_is_written_once(family: str) -> None:
+    """No six lines stand twice in two files, to the letter or in shape."""
+    paths = [path for pattern in ALIKE_BUT_FOR_DATA[family] for path in ROOT.glob(pattern)]
+    assert len(paths) >= 3
+    seen: dict[tuple[str, ...], Path] = {}
+    for path in sorted(paths):
+        lines = shape_of(path.read_text())
+        for i in range(len(lines) - RUN + 1):
+            where = seen.setdefault(tuple(lines[i : i + RUN]), path)
+            assert where == path, f"{lines[i : i + RUN]} stands in {where} and in {path}"
+
+
 @pytest.mark.parametrize("module", sorted(KERNELS))
 def test_kernels_import_torch_and_triton_only(module: str) -> None:
     names = imported(KERNELS[module])
@@ -270,4 +308,8 @@ def test_the_checks_see_what_is_forbidden() -> None:
     assert not rooms(names) <= may_import("step")
     assert not rooms(names) <= may_import("control")
     assert outsiders(names) == {"numpy"}
+    body = "    a = f(1)\n    g(a.b)\n" * 3
+    assert shape_of(body) == shape_of(body.replace("a", "other").replace("1", "0.5"))
+    assert shape_of(body) != shape_of(body.replace("g(", "h * g("))
+    assert len(shape_of(body)) == RUN
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == [["b", "c", "b"]]

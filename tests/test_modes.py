@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from grids import pairwise
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from training import BUSY, assert_same, clones, parameters, snapshot
@@ -58,10 +59,7 @@ def run(make: str, dtype: torch.dtype, mode: Any, place: str) -> Any:
     return snapshot(optimizer, params)
 
 
-@pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("make", MAKES)
+@pairwise(place=PLACES, mode=MODES, dtype=DTYPES, make=MAKES)
 def test_a_call_in_another_mode_does_as_it_always_does(
     make: str, dtype: torch.dtype, mode: str, place: str
 ) -> None:
@@ -88,12 +86,15 @@ def test_epoch_wise_control_in_another_mode(mode: str) -> None:
 # Fake tensors, which have neither memory nor values
 
 
-@pytest.mark.parametrize("options", [{}, {"max_grad_norm": 1.0}, {"lr": 0.0}], ids=str)
-@pytest.mark.parametrize("control", ["busy", "frozen", "find_lr"])
-@pytest.mark.parametrize(("kind", "dtype"), [("adamw", DTYPES[0]), ("sgd", DTYPES[1])])
+@pairwise(
+    options=[{}, {"max_grad_norm": 1.0}, {"lr": 0.0}],
+    control=["busy", "frozen", "find_lr"],
+    of=[("adamw", DTYPES[0]), ("sgd", DTYPES[1])],
+)
 def test_a_step_of_fake_tensors_touches_no_address(
-    kind: str, dtype: torch.dtype, control: str, options: dict[str, Any]
+    options: dict[str, Any], control: str, of: tuple[str, torch.dtype]
 ) -> None:
+    kind, dtype = of
     controls = {
         "busy": replace(BUSY, mode="modulate"),
         "frozen": replace(Control.frozen(), mode="modulate"),

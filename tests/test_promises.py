@@ -60,6 +60,10 @@ python_course = functools.partial(course_of, "python")
 # --- The search -------------------------------------------------------------------------------
 
 
+MANY = 400
+"""Examples for a broken law: the search ends at the first that shows it"""
+
+
 def search(
     check: Callable[..., None], strategies: Sequence[Any], examples: int, shrink: bool = True
 ) -> int:
@@ -101,7 +105,7 @@ def promise(
                 return
             break_law(monkeypatch, case, broken[case])
             with pytest.raises(AssertionError):
-                search(functools.partial(check, python_course), strategies, python, shrink=False)
+                search(functools.partial(check, python_course), strategies, MANY, shrink=False)
 
         test.__doc__ = check.__doc__
         return test
@@ -199,8 +203,8 @@ def rewards_beside(control: Control, losses: Sequence[float]) -> list[float | No
 @promise(
     CONTROLS,
     ADVERSARIAL,
-    compiled=200,
-    python=150,
+    compiled=100,
+    python=75,
     broken={
         "clip": lambda x, low, high: x,
         "innovation": lambda sample, mean, *_: sample - mean,
@@ -271,8 +275,8 @@ def allowed(*conditions: float) -> float:
 @promise(
     stream(SHAPES | {name: EXTREMES[name] for name in ("not finite", "zero")}),
     st.integers(-100, 100),
-    compiled=150,
-    python=100,
+    compiled=75,
+    python=50,
     broken={
         "ratio": lambda x, scale: x / (scale + 1e-8),
         "innovation": lambda sample, mean, *_: max(min(sample - mean, 10.0), -10.0),
@@ -290,8 +294,8 @@ def test_powers_of_two_change_no_bit(course: Course, losses: list[float], power:
         st.tuples(st.floats(-80, 80).map(lambda x: 10.0**x), st.just(0.0)),
         st.tuples(st.just(1.0), st.floats(-1e3, 1e3)),
     ),
-    compiled=200,
-    python=150,
+    compiled=100,
+    python=75,
     broken={
         "ratio": lambda x, scale: x / (scale + 1e-8),
         "innovation": lambda sample, mean, *_: sample - 0.999 * mean,
@@ -316,8 +320,8 @@ def test_any_factor_or_offset_changes_rounding_only(
     st.floats(0.0, 6.0),
     st.floats(0.0, 6.0),
     st.sampled_from([(0.02, 0.02), (0.05, 0.01), (0.5, 0.3)]),
-    compiled=150,
-    python=150,
+    compiled=75,
+    python=75,
     broken={
         "next_log_lr": lambda x, r, w, c: x - c.gain_lr_reward * r,
         "next_logit_momentum": lambda x, r, w, c: x + c.gain_momentum_loss * w,
@@ -389,8 +393,8 @@ def _remembers(log_lr: float, reward: float, worsening: float, control: ControlN
     st.floats(-1e3, 1e3),
     st.floats(0.01, 100.0),
     st.floats(1.0, 1.3),
-    compiled=60,
-    python=100,
+    compiled=40,
+    python=50,
     broken={"next_log_lr": _remembers},
 )
 def test_the_first_opposite_push_leaves_a_bound(

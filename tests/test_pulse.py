@@ -10,7 +10,7 @@ import pickle
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
-from functools import partial
+from functools import cache, partial
 from itertools import pairwise
 from typing import Any
 
@@ -235,6 +235,13 @@ def test_both_twins_are_the_oracle_on_random_streams(name: str) -> None:
     assert any(not math.isfinite(x) for x in told)
 
 
+@cache
+def compiled_course() -> Any:
+    compiled = run("compiled", "loss", 4)[1]
+    assert_equal(run("python", "loss", 4)[1], compiled)
+    return compiled
+
+
 @pytest.mark.parametrize(
     ("constant", "wrong"),
     [("READING_BETA", 0.21), ("ROUGHNESS_BETA", 0.11), ("WORSE_BY", 2.9), ("READINGS_ENOUGH", 3.0),
@@ -245,8 +252,7 @@ def test_both_twins_are_the_oracle_on_random_streams(name: str) -> None:
 def test_the_comparisons_see_a_mutant(
     constant: str, wrong: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    compiled = run("compiled", "loss", 4)[1]
-    assert_equal(run("python", "loss", 4)[1], compiled)
+    compiled = compiled_course()
     break_law(monkeypatch, constant, wrong)
     with pytest.raises(AssertionError):
         assert_equal(run("python", "loss", 4)[1], compiled)
@@ -419,23 +425,6 @@ def test_knobs_and_trace_show_it() -> None:
     assert knobs["pulse_cuts"] == 6 == trace["pulse_cuts"][-1] + 1
     assert trace["pulse"][1:].tolist() == [float(step) for step in range(29)]
     assert knobs["lr"] <= 1.001e-4 < 1e-3 < trace["lr"][2]
-
-
-def test_it_steers_another_optimizer_as_ours() -> None:
-    own, others = (parameters(*SHAPES) for _ in range(2))
-    optimizer = AdaptiveSGD(own, lr=1e-2, momentum=0.9, control=FREE)
-    plain = torch.optim.SGD(others, lr=1e-2, momentum=0.9)
-    steering = steer(plain, FREE)
-    for step in range(40):
-        for param, gradient in ((p, p.detach() + 0.1) for p in (*own, *others)):
-            param.grad = gradient
-        optimizer.step(loss=3.0 - step / 20 + step % 3)
-        steering.observe(3.0 - step / 20 + step % 3)
-        plain.step()
-        optimizer.pulse(1.0 + step)
-        steering.pulse(1.0 + step)
-    assert steering.knobs() == pytest.approx(optimizer.knobs(), rel=1e-12, nan_ok=True)
-    assert steering.knobs()["pulse_cuts"] > 0
 
 
 # --- What is refused ----------------------------------------------------------------------------

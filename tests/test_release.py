@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from ranks import Crew
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
@@ -529,10 +530,8 @@ def test_copies_of_the_optimizer_step_in_step() -> None:
 
 def why_not_on_ranks(rank: int, size: int) -> list[str]:
     """What is said to a rank of several, and that each alone may release its gradients."""
-    sharded = Stack((5,), (4, 2))
-    fully_shard(sharded)
     replicated, said = DistributedDataParallel(stack()), []
-    for model, together in ((stack(), True), (replicated, False), (sharded, False)):
+    for model, together in ((stack(), True), (replicated, False)):
         group: Any = None if together else False
         optimizer = AdaptiveAdamW(model.parameters(), 0.01, process_group=group)
         with pytest.raises(ValueError, match="release_gradients") as refused:
@@ -546,7 +545,57 @@ def why_not_on_ranks(rank: int, size: int) -> list[str]:
 
 
 def test_ranks_that_decide_together_are_refused(crew: Crew) -> None:
-    together, replicated, sharded = crew.run(2, why_not_on_ranks)[0]
-    assert "got 2 that decide together" in together
+    together, replicated = crew.run(2, why_not_on_ranks)[0]
+    assert "on 2 ranks that decide together" in together
+    assert "got parameter 0, of shape (5,)" in together
     assert "DistributedDataParallel" in replicated
-    assert "a DTensor, parameter 0" in sharded
+
+
+def train_shards(kind: str, control: str, steps: int, release: bool) -> tuple[Any, list[int]]:
+    """A net whose layers FSDP2 cuts unevenly, the last one so that a rank has nothing of it.
+
+    Returns:
+        What is left on this rank, and how many gradients were there after each backward pass.
+    """
+    torch.manual_seed(0)
+    layers = nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3), nn.Tanh(), nn.Linear(3, 1)
+    model: Any = nn.Sequential(*layers)
+    for layer in model:
+        fully_shard(layer)
+    fully_shard(model)
+    optimizer = KINDS[kind](model.parameters(), control=CONTROLS[control])
+    if release:
+        optimizer.release_gradients(model)
+    present = []
+    generator = torch.Generator().manual_seed(dist.get_rank())
+    for _ in range(steps):
+        for reduces in (False, True):  # FSDP2 may accumulate before it reduces
+            model.set_requires_gradient_sync(reduces)
+            loss = model(torch.randn(4, 5, generator=generator)).square().mean()
+            loss.backward()
+        present.append(sum(p.grad is not None for p in model.parameters()))
+        optimizer.step()
+        optimizer.observe(loss)
+        optimizer.zero_grad()
+    left = [p.to_local().detach().clone() for p in model.parameters()]
+    return (left, optimizer._controller.memory.clone()), present
+
+
+def shards_both_ways(rank: int, size: int, kind: str, control: str, steps: int) -> list[int]:
+    """Gradients that were there where they are released; ordinary steps train the same."""
+    ordinary, all_of_them = train_shards(kind, control, steps, release=False)
+    released, present = train_shards(kind, control, steps, release=True)
+    assert_same(released, ordinary)
+    assert set(all_of_them) == {6}
+    return present
+
+
+@pytest.mark.parametrize(
+    ("kind", "control"), [("AdamW", "loss law and noise"), ("Lion", "find_lr"), ("SGD", "frozen")]
+)
+def test_shards_are_stepped_as_their_gradients_are_scattered(
+    crew: Crew, kind: str, control: str
+) -> None:
+    """Ranks meet for the sums of squares in the hooks, and for all else where they always do."""
+    for present in crew.run(2, shards_both_ways, kind, control, 8):
+        assert set(present) == {0}

@@ -22,6 +22,7 @@ from adaptiverl.replay import arguments, command, recordings
 from adaptiverl.replay.recordings import guess, read
 from adaptiverl.replay.table import RecordingError
 from adaptiverl.replay.updates import pushes as pushes_of
+from adaptiverl.version import __version__
 from bench import record_curve
 
 COUNT = 60
@@ -240,6 +241,12 @@ def test_the_alignment_law_needs_gradients_and_says_so(tmp_path: Path, say: Any)
     modulate = replace(Control.find_lr(100), mode="modulate", every=None)
     with pytest.raises(ValueError, match=re.escape(reason)):
         command.run(replace(request, control=modulate))
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        command.main(["--version"])
+    assert (left.value.code, capsys.readouterr().out) == (0, f"adaptiverl {__version__}\n")
 
 
 def test_modulate_moves_a_factor_that_starts_at_one(tmp_path: Path, say: Any) -> None:

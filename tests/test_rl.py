@@ -24,9 +24,10 @@ from bench.rl.learners import Adam, Adaptive, KlAdaptive, Length, Method
 from bench.rl.methods import METHODS
 from bench.rl.ppo import PER_ROLLOUT, Run, Training, loss
 from bench.rl.rollout import Samples, chosen, estimated
-from bench.rl.rows import append, fingerprint, measured, newest, read
+from bench.rl.rows import append, fingerprint, measured, read
 from bench.rl.study import complete, plan
 from bench.rl.tables import report
+from bench.run.rows import newest
 
 CART, ACROBOT = TASKS["CartPole-v1"], TASKS["Acrobot-v1"]
 CONSTANT = Adam("constant", "", anneals=False)

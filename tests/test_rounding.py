@@ -12,6 +12,7 @@ import oracle
 import pytest
 import torch
 from adaptiverl.kernels.block_tensor import Blocks
+from grids import pairwise
 from pass_cases import (
     ADAMW,
     CASES,
@@ -92,13 +93,12 @@ def test_the_rounding_is_the_oracles(dtype: torch.dtype, factor: int) -> None:
     assert bool((found * values >= 0).all())
 
 
-@each_case
 @each_path
-@each_stored
-@pytest.mark.parametrize(("noise", "on_parameter"), [(0.0, False), (0.3, False), (0.3, True)])
+@pairwise(case=CASES.values(), stored=STORED, noise=[(0.0, False), (0.3, False), (0.3, True)])
 def test_what_is_stored_is_the_float32_step_rounded(
-    path: str, case: Case, stored: tuple[Any, ...], noise: float, on_parameter: bool
+    path: str, case: Case, stored: tuple[Any, ...], noise: tuple[float, bool]
 ) -> None:
+    sigma, on_parameter = noise
     entries = [stored_in(e, *stored) for e in mixed_entries(case, SIZES)]
     backend = CPU if path == "compiled" else REFERENCE
     assert backend_for(entries[-1], noisy=True) is CPU
@@ -111,14 +111,12 @@ def test_what_is_stored_is_the_float32_step_rounded(
         options["squares"] = noisy.double().square().sum().reshape(1)
         for each, found in ((entry, sums[0]), (exact, sums[1])):
             assert backend.accepts(each, True)
-            step(path, case, [each], state_of(noise), sums=found, **options)
+            step(path, case, [each], state_of(sigma), sums=found, **options)
         assert_stored(entry, exact)
         torch.testing.assert_close(sums[0], sums[1], rtol=0, atol=0)
 
 
-@each_case
-@each_stored
-@pytest.mark.parametrize("cut", [1, 4, 8, 1024, 1031, PIECE + 3])
+@pairwise(case=CASES.values(), stored=STORED, cut=[1, 4, 8, 1024, 1031, PIECE + 3])
 def test_shards_round_as_the_whole(case: Case, stored: tuple[Any, ...], cut: int) -> None:
     if torch.int8 in stored[:3]:
         cut = -(-cut // blocks.BLOCK) * blocks.BLOCK  # a block that is cut is another block

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from grids import pairwise
 from torch import Tensor, nn
 from training import BUSY, assert_same, saved_states, snapshot
 
@@ -307,10 +308,7 @@ def _forget_parameters(run: Run) -> None:
         group["params"] = []
 
 
-@pytest.mark.parametrize("make", MAKES)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("quick", [False, True], ids=["a full step", "a quick step"])
-@pytest.mark.parametrize("drop", [_offload, _forget_parameters])
+@pairwise(make=MAKES, dtype=DTYPES, quick=[False, True], drop=[_offload, _forget_parameters])
 def test_between_steps_nothing_but_groups_and_state_keeps_a_tensor(
     drop: Callable[[Run], None], quick: bool, dtype: torch.dtype, make: str
 ) -> None:

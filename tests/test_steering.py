@@ -7,6 +7,7 @@ import math
 import pickle
 import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -102,14 +103,23 @@ every_optimizer = pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIM
 # --- the same controller as ours ------------------------------------------------------------------
 
 
+SWAYED = Control(every=2, plateau_trend=(10.0, 1.0), plateau_variance=(10.0, 1.0))
+LIKE_OURS = {
+    "replace": SWAYED,
+    "modulate": replace(SWAYED, mode="modulate"),
+    "bandit": Control.bandit([SWAYED, replace(SWAYED, every=3)], window=5),
+    "pulses": replace(SWAYED, lr_bounds=(1e-8, 1.0)),
+}
+
+
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-@pytest.mark.parametrize("mode", ["replace", "modulate"])
-def test_sgd_has_adaptive_sgds_rates(mode: Any, momentum: float) -> None:
-    control = Control(mode=mode, every=2, plateau_trend=(10.0, 1.0), plateau_variance=(10.0, 1.0))
+@pytest.mark.parametrize("name", LIKE_OURS)
+def test_sgd_has_adaptive_sgds_rates(name: str, momentum: float) -> None:
+    control = LIKE_OURS[name]
     ours = AdaptiveSGD(parameters((3,)), lr=1e-2, momentum=momentum, control=control, seed=5)
     torchs = optim.SGD(parameters((3,)), lr=1e-2, momentum=momentum)
     steered = steer(torchs, control, seed=5)
-    schedules = [ExponentialLR(o, 0.9) for o in (ours, torchs) if mode == "modulate"]
+    schedules = [ExponentialLR(o, 0.9) for o in (ours, torchs) if name == "modulate"]
     for step in range(30):
         loss = 2.0 + (-1) ** step / (step + 1)  # the same numbers for both, whatever they do
         for one, told in ((ours, ours), (torchs, steered)):
@@ -117,12 +127,17 @@ def test_sgd_has_adaptive_sgds_rates(mode: Any, momentum: float) -> None:
             param.grad = torch.full_like(param, 0.1 * step)
             told.observe(loss)
             one.step()
+            if name == "pulses":
+                told.pulse(1.0 + step)
         for schedule in schedules:
             schedule.step()
         assert steered.knobs() == pytest.approx(ours.knobs(), nan_ok=True, rel=0, abs=0)
         pair = [one.param_groups[0]["params"][0] for one in (torchs, ours)]
         torch.testing.assert_close(*pair, rtol=1e-5, atol=1e-6)
-    assert ours.knobs()["noise"] > 0, "noise was drawn"
+    knobs = ours.knobs()
+    assert knobs["noise"] > 0, "noise was drawn"
+    assert knobs.get("pulse_cuts", 0) > 0 or name != "pulses"
+    assert knobs.get("arm_draws", 0) > 4 or name != "bandit"
     assert_same(steered.trace(), ours.trace())
 
 

@@ -173,11 +173,11 @@ def test_a_study_that_was_stopped_before_seeds_b_is_reported() -> None:
 
 def test_the_returns_are_those_that_nothing_was_chosen_by(tmp_path: Path) -> None:
     for name, final in (("2026-11-27", 1), ("2026-11-28", 2), ("development-2026-11-29", 3)):
-        text = f"task,method,rate,seed,final\nCartPole-v1,adam,0.001,100,{final}\n"
+        text = f"task,steps,method,rate,seed,final\nCartPole-v1,60000,adam,0.001,100,{final}\n"
         (tmp_path / f"rl-{name}.csv").write_text(text)
     (section,) = study_report._returns(tmp_path)
     assert "rl-2026-11-28.csv" in section.text[0]
-    assert section.lines[0][3] == "2.0"
+    assert section.lines[0][1:5] == ["60,000", "Adam, annealed", "0.001", "2.0"]
 
 
 # --- The page ---------------------------------------------------------------------------------

@@ -50,10 +50,6 @@ def stand_in() -> Iterator[None]:
     gc.unfreeze()
 
 
-def len_of_arms(arms: list[Control] | None) -> str:
-    return "presets" if arms is None else f"{len(arms)}"
-
-
 class Run:
     """A few tensors, stepped plainly or by graphs."""
 
@@ -107,33 +103,28 @@ def test_the_stand_in_notices_freed_memory_and_a_wait() -> None:
         capture(lambda: run.loss.item(), run.optimizer, run.loss)
 
 
-@pytest.mark.parametrize("arms", [None, [BUSY], [BUSY, replace(BUSY, every=1)]], ids=len_of_arms)
-def test_a_bandit_chooses_within_a_graph(arms: list[Control] | None) -> None:
+@pytest.mark.parametrize(
+    ("control", "knob", "least"),
+    [
+        (Control.bandit(window=10), "arm_draws", 4),
+        (Control.bandit([BUSY], window=2), "arm_draws", 4),
+        (Control.bandit([BUSY, replace(BUSY, every=1)], window=2), "arm_draws", 4),
+        (Control.distilled(60), "move_lr", 1e-9),
+    ],
+    ids=["usual arms", "one arm", "two arms", "distilled"],
+)
+def test_a_law_decides_within_a_graph(control: Control, knob: str, least: float) -> None:
     """What a replay draws and learns is what a plain step would: nothing of it is the host's."""
     ends = []
     for graphed in (False, True):
-        run = Run(control=Control.bandit(arms, window=10 if arms is None else 2))
+        run = Run(control=control)
         run.step()
         step = run.capture().replay if graphed else run.step
         for n in range(45):
             run.loss.fill_(3.0 - 0.05 * n + (n % 3) / 4)
             step()
         ends.append(run.end())
-        assert run.optimizer.knobs()["arm_draws"] >= 4
-    assert_same_bits(*ends)
-
-
-def test_the_network_is_asked_within_a_graph() -> None:
-    ends = []
-    for graphed in (False, True):
-        run = Run(control=Control.distilled(60))
-        run.step()
-        step = run.capture().replay if graphed else run.step
-        for n in range(45):
-            run.loss.fill_(3.0 - 0.05 * n + (n % 3) / 4)
-            step()
-        ends.append(run.end())
-        assert run.optimizer.knobs()["move_lr"] != 0
+        assert abs(run.optimizer.knobs()[knob]) >= least
     assert_same_bits(*ends)
 
 

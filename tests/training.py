@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -96,6 +97,14 @@ def saved_states(optimizer: torch.optim.Optimizer) -> dict[Tensor, dict[str, Ten
 def snapshot(optimizer: torch.optim.Optimizer, params: Sequence[Tensor]) -> Any:
     """Everything a run has come to, cut loose from it."""
     return copy.deepcopy((optimizer.state_dict(), values(params)))
+
+
+def through_a_file(content: Any, map_location: str | None = None) -> Any:
+    """Saved and read back as a careful user reads: tensors and plain values only."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=True, map_location=map_location)
 
 
 def values(params: Iterable[Tensor]) -> list[Tensor]:

@@ -8,8 +8,9 @@ import runpy
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from adaptiverl.commands import Parser
 from adaptiverl.hindsight.cosines import best_cosine, cosine
 from adaptiverl.hindsight.hypergradients import descend
 from adaptiverl.hindsight.schedule import Found, Schedule
@@ -21,13 +22,6 @@ OUT, NAME = "runs/hindsight", "schedule.json"
 
 class HindsightError(ValueError):
     """What was asked for cannot be done; the message says why, and what would help."""
-
-
-class _Parser(argparse.ArgumentParser):
-    """A parser whose complaints are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}; see --help\n")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -124,9 +118,10 @@ def _told(name: str, found: Found, reference: float) -> Found:
     return found
 
 
-def _parser() -> _Parser:
-    parser = _Parser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="python -m adaptiverl hindsight",
+        allow_abbrev=False,
         description="Train a small model again and again, and move its whole schedule of α, μ and "
         "σ until the end gets no better: how much a law that sees the past alone could gain.",
     )

@@ -9,19 +9,12 @@ import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from adaptiverl import plots
+from adaptiverl.commands import Parser
 from adaptiverl.probing.search import Probe, ProbeError, probe
 
 OUT, PICTURE, WIDTH = "runs/probe", "probe.png", 96
-
-
-class _Parser(argparse.ArgumentParser):
-    """A parser whose complaints are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}; see --help\n")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -111,7 +104,7 @@ def _runnable(name: str, arguments: Sequence[str]) -> Callable[[], object]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="python -m adaptiverl probe",
         allow_abbrev=False,
         description="Run a training script, its optimizer's rate ramped up from step to step, "

@@ -52,9 +52,18 @@ class Shards:
         unknown, self._unknown = self._unknown, []
         return unknown
 
-    def start_step(self) -> None:
-        """Forget which tensors there are; a wrapper may have exchanged them."""
-        self._members, self._pieces, self._stepped = {}, {}, []
+    def start_step(self, only: int | None = None) -> None:
+        """Forget which tensors there are; a wrapper may have exchanged them.
+
+        Args:
+            only: The place of the one tensor that the step is of; None: of all.
+        """
+        if only is None:
+            self._members, self._pieces = {}, {}
+        else:
+            self._members.pop(only, None)
+            self._pieces.pop(only, None)
+        self._stepped = []
 
     def end_step(self, glanced: Iterable[Tensor]) -> None:
         """Tell autograd what was written: a shard's version counter is not its DTensor's.
@@ -98,7 +107,12 @@ class Shards:
             self._pieces[index] = place.pieces
         return place
 
-    def add_up(self, numbers: Sequence[tuple[Tensor, Sequence[int]]], ranks: Ranks) -> None:
+    def add_up(
+        self,
+        numbers: Sequence[tuple[Tensor, Sequence[int]]],
+        ranks: Ranks,
+        only: int | None = None,
+    ) -> None:
         """Replace each sharded tensor's number by the sum over its shards, in place.
 
         One collective for all tensors of a mesh together. Its length is the count of sharded
@@ -107,10 +121,12 @@ class Shards:
         Args:
             numbers: Pairs of a float64 tensor [n] and its n tensors' places in the optimizer.
             ranks: Those that decide together.
+            only: The place of the one tensor that the step is of; None: of all.
         """
         meshes: dict[Any, list[int]] = {}
         for index, member in self._members.items():
-            meshes.setdefault(member.mesh, []).append(index)
+            if only in (None, index):
+                meshes.setdefault(member.mesh, []).append(index)
         for mesh, members in meshes.items():
             self._add_up_mesh(mesh, members, numbers, ranks)
 

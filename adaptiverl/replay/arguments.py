@@ -7,9 +7,10 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NoReturn
 
+from adaptiverl.commands import Parser
 from adaptiverl.control import Control
+from adaptiverl.version import __version__
 
 OUT = "runs/replay"
 MAX_LOSSES = 500_000
@@ -47,13 +48,6 @@ class Request:
     out: Path
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser whose complaints are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}; see --help\n")
-
-
 def parse(arguments: Sequence[str]) -> Request:
     """Read the command line.
 
@@ -82,7 +76,8 @@ def parse(arguments: Sequence[str]) -> Request:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m adaptiverl", allow_abbrev=False)
+    parser = Parser(prog="python -m adaptiverl", allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"adaptiverl {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     command = commands.add_parser(
         "replay",

@@ -176,7 +176,7 @@ class Entries:
             self._complete_state(self._storage, *member)
         counted = iter(zip(members, self._counters.settle(members), strict=True))
         entries = []
-        self._shards.start_step()
+        self._shards.start_step(None if only is None else only.number)
         for index, param, g in numbered:
             if param.grad is not None:
                 number = getattr(param, NOISE_PLACE, index)

@@ -30,10 +30,12 @@ class Plan:
         entries: Makes a step's entries.
         choose: An entry's backend: of (entry, shares_memory).
         workspace: Owns what the buckets' launches read.
-        owner: Tells this plan's memory there from other plans'.
+        only: The place of the one parameter that this is the plan of; None: of all. It tells this
+            plan's memory there from other plans'.
         by_group: Every group has a controller of its own: no bucket has tensors of two.
 
     Attributes:
+        only: As given.
         dtensors: Of this step's parameters, if it made no entries; until it is over.
         followed: Nothing but gradients had moved since the step before.
     """
@@ -45,12 +47,13 @@ class Plan:
         entries: Entries,
         choose: Callable[..., Any],
         workspace: Workspace,
-        owner: tuple[Hashable, ...] = (),
+        only: int | None = None,
         by_group: bool = False,
     ) -> None:
         self._algorithm, self._storage, self._entries = algorithm, storage, entries
         self._choose = choose
-        self._workspace, self._owner, self._by_group = workspace, owner, by_group
+        self._workspace, self._by_group, self.only = workspace, by_group, only
+        self._owner: tuple[Hashable, ...] = () if only is None else ("released", only)
         self._buckets: dict[Hashable, Bucket] = {}
         self._sorted: list[Bucket] = []
         self._places: list[list[int]] = []

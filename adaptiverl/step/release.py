@@ -194,6 +194,7 @@ class Release:
             for bucket in buckets:
                 self._open.stepped[numbered.number] = bucket
                 bucket.backend.step(bucket, decisions[bucket.home], bucket.squares, None)
+            round.end_pass(plan)
         finally:
             plan.release()
         numbered.param.grad = None
@@ -209,7 +210,7 @@ class Release:
         """The parameter's own plan, which outlives the round."""
         index, _, group = numbered
         if index not in self._plans or self._plans[index][0] != group:
-            self._plans[index] = group, self._round.new_plan(owner=("released", index))
+            self._plans[index] = group, self._round.new_plan(only=index)
         return self._plans[index][1]
 
     def _close(self, optimizer: torch.optim.Optimizer) -> None:

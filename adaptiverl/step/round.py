@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -131,7 +131,7 @@ class Round:
             for bucket in buckets:
                 here = None if factor is None else factor.to(numbers_device(bucket.device))
                 bucket.backend.step(bucket, decisions[bucket.home], bucket.squares, here)
-            self._shards.end_step(self.plan.dtensors)
+            self.end_pass(self.plan)
             self.report(state, [[bucket] for bucket in buckets], decisions, samples, idle)
         finally:
             self.plan.release()
@@ -143,11 +143,11 @@ class Round:
 
     # Plan
 
-    def new_plan(self, owner: tuple[Hashable, ...] = ()) -> Plan:
-        """A plan of these rules; `owner` tells its memory from that of other plans."""
+    def new_plan(self, only: int | None = None) -> Plan:
+        """A plan of these rules: of the parameter at the place `only` alone, or of all."""
         rules = self._rules
         parts = rules.algorithm, rules.storage, self._entries, self._choose
-        return Plan(*parts, self.workspace, owner, self._control.groups == "own")
+        return Plan(*parts, self.workspace, only, self._control.groups == "own")
 
     def begin(self, optimizer: torch.optim.Optimizer) -> bool:
         """Before anything is planned: what the user or a load has put into groups is looked at.
@@ -310,11 +310,7 @@ class Round:
     # Measure
 
     def measure(
-        self,
-        plan: Plan,
-        buckets: list[Bucket],
-        decisions: Decisions,
-        grad_scale: Tensor | None,
+        self, plan: Plan, buckets: list[Bucket], decisions: Decisions, grad_scale: Tensor | None
     ) -> Tensor | None:
         """What the pass must know before: in every bucket's `squares`, those that the noise needs.
 
@@ -328,15 +324,16 @@ class Round:
             The gradients' common factor.
         """
         decision = decisions[0, self.controller.device]
-        self._sum_squares(buckets, decisions, of_parameters=False, always=self._clips)
+        self._sum_squares(plan, buckets, decisions, of_parameters=False, always=self._clips)
         squares = plan.squares_by_device()
         factor = self.gradient_scale(buckets, squares, grad_scale) if buckets else None
         if decision.noise_on_parameter:
-            self._sum_squares(buckets, decisions, of_parameters=True, always=False)
+            self._sum_squares(plan, buckets, decisions, of_parameters=True, always=False)
         return factor
 
     def _sum_squares(
         self,
+        plan: Plan,
         buckets: list[Bucket],
         decisions: Decisions,
         of_parameters: bool,
@@ -357,7 +354,7 @@ class Round:
         drawn = (noise_on(one) for (_, device), one in decisions.items() if device == here)
         if always or (noisy and (not self._ranks.agree or any(drawn))):
             numbers = [(bucket.squares, bucket.indices) for bucket in buckets]
-            self._shards.add_up(numbers, self._ranks)
+            self._shards.add_up(numbers, self._ranks, plan.only)
 
     # Apply
 
@@ -366,6 +363,10 @@ class Round:
         if self._losses is None or idle or self._searches:  # at rates that it will not have
             return []
         return self._losses.before(params)
+
+    def end_pass(self, plan: Plan) -> None:
+        """Autograd hears which of a plan's tensors were stepped."""
+        self._shards.end_step(plan.dtensors)
 
     # Report
 

@@ -14,9 +14,10 @@ from pathlib import Path
 from bench.requests import Parser, RequestError, chosen, number, whole
 from bench.rl.environments import TASKS
 from bench.rl.methods import METHODS
-from bench.rl.rows import newest, read, writable
+from bench.rl.rows import read, writable
 from bench.rl.study import complete, plan
 from bench.rl.tables import report
+from bench.run.rows import RowsError, newest
 
 RATES = (2.5e-5, 2.5e-4, 2.5e-3)
 DEVELOPMENT, CONFIRMATION = 0, 100
@@ -57,7 +58,7 @@ def main(arguments: Sequence[str]) -> int:
             )
             writable(given.out)
             rows = complete(given.out, wanted, given.workers)
-    except (RequestError, ValueError) as error:
+    except (RequestError, RowsError) as error:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:

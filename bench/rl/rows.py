@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import inspect
 from collections.abc import Iterable, Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 from bench.rl import agents, environments, learners, ppo, rollout
 from bench.rl.learners import Adaptive, Length, Method
 from bench.run.fingerprint import ROOT, c_code, python_code
+from bench.run.rows import RowsError, records
 
 Key = tuple[str, str, float, int, int]
 SHARED = (agents, environments, learners, ppo, rollout)
@@ -88,28 +88,9 @@ def read(path: Path) -> list[Row]:
     """Every whole row; a last line without its end is left out: its writer was killed.
 
     Raises:
-        ValueError: Another file, or a damaged line.
+        RowsError: Another file, or a damaged line.
     """
-    try:
-        text = path.read_text("utf-8") if path.exists() else ""
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read ({error}): give another file") from None
-    headings, *lines = [*csv.reader(text[: text.rfind("\n") + 1].splitlines())] or [COLUMNS]
-    if headings != COLUMNS:
-        raise ValueError(
-            f"{path} has the columns {', '.join(headings)}; expected {', '.join(COLUMNS)}. "
-            "Another version wrote it: move it away, or write to another file"
-        )
-    rows = []
-    for number, line in enumerate(lines, 2):
-        try:
-            named = dict(zip(headings, line, strict=True))
-            rows.append(Row(**{k: KINDS[k](v) for k, v in named.items()}))  # type: ignore[arg-type]
-        except ValueError as error:
-            raise ValueError(
-                f"{path}, line {number}, is not a row ({error}): take it out"
-            ) from None
-    return rows
+    return [Row(**record) for record in records(path, KINDS)] if path.exists() else []
 
 
 def append(path: Path, rows: Iterable[Row]) -> None:
@@ -128,21 +109,13 @@ def writable(path: Path) -> None:
     """Find out before the work is done.
 
     Raises:
-        ValueError: Rows cannot be added to this file.
+        RowsError: Rows cannot be added to this file.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab"):
             pass
     except OSError as error:
-        raise ValueError(
+        raise RowsError(
             f"{path} must be a file that rows can be added to ({error}): give another --out"
         ) from None
-
-
-def newest(rows: Iterable[Row]) -> list[Row]:
-    """For each task and method those of its last fingerprint, of two alike the later."""
-    rows = list(rows)
-    wanted = {(row.task, row.method): row.fingerprint for row in rows}
-    kept = [row for row in rows if row.fingerprint == wanted[row.task, row.method]]
-    return list({row.key: row for row in kept}.values())

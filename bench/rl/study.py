@@ -17,7 +17,8 @@ from bench.machine import commit
 from bench.rl.environments import TASKS
 from bench.rl.methods import METHODS
 from bench.rl.ppo import Run, Training
-from bench.rl.rows import Key, Row, append, fingerprint, measured, newest, read
+from bench.rl.rows import Key, Row, append, fingerprint, measured, read
+from bench.run.rows import newest
 
 BESIDE = 36
 """Runs in one training: fewer have more of the overhead, and more do not fit the cache"""

@@ -12,17 +12,15 @@ from bench.rl.rows import Row
 
 
 def report(rows: Sequence[Row]) -> str:
-    """Every task's table of the final returns, and of the areas."""
+    """Every task's table of the final returns, and of the areas, for each length of run."""
     parts = []
-    for task in dict.fromkeys(row.task for row in rows):
-        mine = [row for row in rows if row.task == task]
-        steps = sorted({row.steps for row in mine})
+    for task, steps in dict.fromkeys((row.task, row.steps) for row in rows):
+        mine = [row for row in rows if (row.task, row.steps) == (task, steps)]
         seeds = sorted({row.seed for row in mine})
         spread = TASKS[task]
         parts.append(
-            f"### {task}\n\n{', '.join(f'{n:,}' for n in steps)} steps, seeds {seeds[0]} to "
-            f"{seeds[-1]}. CleanRL's, after 500,000 steps: {spread.published:g} ± "
-            f"{spread.spread:g}.\n"
+            f"### {task}\n\n{steps:,} steps, seeds {seeds[0]} to {seeds[-1]}. CleanRL's, after "
+            f"500,000 steps: {spread.published:g} ± {spread.spread:g}.\n"
         )
         for what, name in (("final", "Return of the last 100 episodes"), ("area", "Mean return")):
             parts.append(f"{name}:\n\n{table(mine, what)}\n")

@@ -5,16 +5,19 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from bench.run.cells import Key
 
 
 class RowsError(Exception):
     """A file of rows cannot be used; the message says why and what to do."""
+
+
+AnyRow = TypeVar("AnyRow")
 
 
 @dataclass(frozen=True)
@@ -65,29 +68,39 @@ def read(path: Path) -> list[Row]:
 
     A last line without its end is left out: whoever wrote it was killed while at it.
     """
+    return [Row(**record) for record in records(path, KINDS, EARLIER)]
+
+
+def records(
+    path: Path, kinds: Mapping[str, Callable[[str], Any]], earlier: Container[tuple[str, ...]] = ()
+) -> list[dict[str, Any]]:
+    """What the whole lines hold, by column; the columns are `kinds`', or those of a row before.
+
+    Raises:
+        RowsError: Another file, or a damaged line.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise RowsError(f"{path} cannot be read: {error}") from None
-    headings, *lines = list(csv.reader(io.StringIO(text[: text.rfind("\n") + 1]))) or [
-        list(COLUMNS)
-    ]
-    if tuple(headings) not in (COLUMNS, *EARLIER):
+    whole = io.StringIO(text[: text.rfind("\n") + 1])
+    headings, *lines = list(csv.reader(whole)) or [list(kinds)]
+    if headings != list(kinds) and tuple(headings) not in earlier:
         raise RowsError(
-            f"{path} has the columns {', '.join(headings)}; expected {', '.join(COLUMNS)}. "
-            "Another version wrote it: move it away, or write to another folder"
+            f"{path} has the columns {', '.join(headings)}; expected {', '.join(kinds)}. "
+            "Another version wrote it: move it away, or write to another place"
         )
-    rows = []
+    found = []
     for number, line in enumerate(lines, 2):
         try:
-            named: Any = dict(zip(headings, line, strict=True))
-            rows.append(Row(**{name: KINDS[name](cell) for name, cell in named.items()}))
+            named = dict(zip(headings, line, strict=True))
+            found.append({name: kinds[name](cell) for name, cell in named.items()})
         except ValueError as error:
             raise RowsError(
                 f"{path}, line {number}: {','.join(line)!r} is not a row ({error}); take the line "
                 "out"
             ) from None
-    return rows
+    return found
 
 
 class Rows:
@@ -147,9 +160,12 @@ def _lines(records: Iterable[Iterable[Any]]) -> str:
     return text.getvalue()
 
 
-def newest(rows: Iterable[Row]) -> list[Row]:
-    """The rows that belong together: for each task and method, those of its last fingerprint."""
-    rows = list(rows)
-    wanted = {(row.task, row.method): row.fingerprint for row in rows}
-    kept = [row for row in rows if row.fingerprint == wanted[row.task, row.method]]
+def newest(rows: Iterable[AnyRow]) -> list[AnyRow]:
+    """The rows that belong together: for each task and method, those of its last fingerprint.
+
+    Of two of one cell the later.
+    """
+    known: list[Any] = list(rows)
+    wanted = {(row.task, row.method): row.fingerprint for row in known}
+    kept = [row for row in known if row.fingerprint == wanted[row.task, row.method]]
     return list({row.key: row for row in kept}.values())

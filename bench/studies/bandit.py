@@ -4,7 +4,6 @@ By paired seeds: the same start and batches for all. The seeds are none that any
 """
 
 import argparse
-import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,10 +11,9 @@ from pathlib import Path
 
 import torch
 
-from adaptiverl import AdaptiveAdamW, Control, plots
-from adaptiverl.trace import Trace
-from bench.studies.storage import difference
-from bench.tasks import TASKS, Task
+from adaptiverl import Control, plots
+from bench.studies.paired import cell, train
+from bench.tasks import TASKS
 
 USUAL = ("digits-mlp", "autoencoder")
 RATES = (1e-4, 1e-3, 1e-2)
@@ -33,18 +31,6 @@ WAYS: dict[str, Control] = {
 }
 """What is compared, the first with all others"""
 DRAWN = "bandit over loss law, bold, still"
-
-
-def train(task: Task, control: Control, rate: float, seed: int) -> tuple[float, Trace]:
-    """The held-out loss at the end of a run, and what the knobs did."""
-    problem = task.start(seed)
-    optimizer = AdaptiveAdamW(problem.objective.parameters(), rate, control=control, seed=seed)
-    for step in range(task.steps):
-        loss = problem.loss(step)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step(loss=loss.detach())
-    return problem.held_out_loss(), optimizer.trace()
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -68,12 +54,7 @@ def main(arguments: Sequence[str]) -> None:
             for rate in RATES:
                 seeds = range(FIRST_SEED, FIRST_SEED + given.seeds)
                 losses = [train(TASKS[name], control, rate, seed)[0] for seed in seeds]
-                if rate not in first:
-                    first[rate] = losses
-                    cells.append(f"{statistics.mean(losses):.4f}")
-                else:
-                    mean, error = difference(losses, first[rate])
-                    cells.append(f"{mean:+.1%} ± {error:.1%}")
+                cells.append(cell(losses, first.setdefault(rate, losses)))
             print(f"| {way} | {' | '.join(cells)} |", flush=True)
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from adaptiverl import AdaptiveAdamW, Control, hindsight
+from adaptiverl import Control, hindsight
 from adaptiverl.hindsight import Examples, Schedule
 from adaptiverl.trace import Trace
 from adaptiverl.weights import SHIPPED, Weights
@@ -30,6 +30,7 @@ from bench.run.cells import Cell
 from bench.run.side_by_side import run_together
 from bench.studies.grid import RATES
 from bench.studies.hindsight import CHOSEN, OUT, STEPS, USUAL, training
+from bench.studies.paired import train
 from bench.tasks import LAW_TASKS, Task
 
 STARTS = (1e-4, 1e-3, 1e-2)
@@ -88,18 +89,8 @@ def judge(task: Task, fits: Mapping[str, Weights]) -> dict[str, list[float]]:
 
 def traces(task: Task, seed: int = JUDGED[0]) -> dict[str, Trace]:
     """What the law that ships does with α from each start, on a task that it was not fitted to."""
-    found = {}
-    for start in STARTS:
-        problem = task.start(seed)
-        control = Control.distilled(task.steps)
-        optimizer = AdaptiveAdamW(problem.objective.parameters(), start, control=control, seed=seed)
-        for step in range(task.steps):
-            loss = problem.loss(step)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step(loss=loss.detach())
-        found[f"from {start:g}"] = optimizer.trace()
-    return found
+    control = Control.distilled(task.steps)
+    return {f"from {start:g}": train(task, control, start, seed)[1] for start in STARTS}
 
 
 def summary(found: Sequence[Mapping[str, Sequence[float]]]) -> None:

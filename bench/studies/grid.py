@@ -75,12 +75,20 @@ ALIGNMENT = Study(
 
 
 def main(study: Study, arguments: Sequence[str]) -> int:
-    try:
+    def run() -> int:
         given = _parser(study).parse_args(arguments)
         if given.report is not None:
             _report_only(given)
             return 0
         return _run(study, given, shlex.join(["python", "-m", study.module, *arguments]))
+
+    return in_a_line(run)
+
+
+def in_a_line(run: Callable[[], int]) -> int:
+    """Run a study's command; what stops it is told in a line, with a status of its own."""
+    try:
+        return run()
     except (RequestError, RowsError) as error:
         return say(f"{error}", 2)
     except BrokenExecutor as error:

@@ -5,7 +5,6 @@ have got wrong: 0.1, 1 and 10 times the first's.
 """
 
 import argparse
-import statistics
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from adaptiverl import AdaptiveAdamW, Control
 from adaptiverl.control import Groups
 from adaptiverl.plots import BLUE, DPI, ORANGE, STYLE
-from bench.studies.storage import difference
+from bench.studies.paired import cell
 from bench.tasks import LAW_TASKS, TASKS, Problem
 from bench.tasks.base import Objective
 
@@ -178,12 +177,7 @@ def main(arguments: Sequence[str]) -> None:
                 for ratio in RATIOS:
                     control = replace(LAWS[law], groups=groups)
                     losses = [train(LEARNERS[name][1], control, ratio, s).loss for s in seeds]
-                    if groups == "one":
-                        plain[ratio] = losses
-                        cells.append(f"{statistics.mean(losses):.4f}")
-                    else:
-                        mean, error = difference(losses, plain[ratio])
-                        cells.append(f"{mean:+.1%} ± {error:.1%}")
+                    cells.append(cell(losses, plain.setdefault(ratio, losses)))
                 print(f"| {name} | {law} | {groups} | {' | '.join(cells)} |", flush=True)
 
 

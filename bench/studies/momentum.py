@@ -5,7 +5,6 @@ None of these rules is in the package: β₁ is set from outside, before every s
 
 import argparse
 import math
-import statistics
 import sys
 from collections.abc import Callable, Sequence
 
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from adaptiverl import AdaptiveAdamW, Control
-from bench.studies.storage import difference
+from bench.studies.paired import cell
 from bench.tasks import LAW_TASKS, TASKS, Task
 
 ALL = TASKS | LAW_TASKS
@@ -107,16 +106,8 @@ def main(arguments: Sequence[str]) -> None:
     seeds = range(FIRST_SEED, FIRST_SEED + given.seeds)
     print("| task | " + " | ".join(RULES) + " |\n| --- |" + " ---: |" * len(RULES), flush=True)
     for name in given.tasks:
-        plain: list[float] = []
-        cells = []
-        for make in RULES.values():
-            losses = [train(ALL[name], make(), seed) for seed in seeds]
-            if not plain:
-                plain = losses
-                cells.append(f"{statistics.mean(losses):.4f}")
-            else:
-                mean, error = difference(losses, plain)
-                cells.append(f"{mean:+.1%} ± {error:.1%}")
+        found = [[train(ALL[name], make(), seed) for seed in seeds] for make in RULES.values()]
+        cells = [cell(losses, found[0]) for losses in found]
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 

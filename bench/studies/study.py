@@ -5,7 +5,6 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import BrokenExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,9 @@ from bench.machine import RESULTS, ROOT
 from bench.pictures import study as pictures
 from bench.requests import Parser, RequestError, chosen, cores, whole
 from bench.run.grid import complete, current
-from bench.run.rows import Row, Rows, RowsError, newest, read, write
+from bench.run.rows import Row, Rows, newest, read, write
 from bench.studies import diagnostics, study_page
-from bench.studies.grid import KEPT, say, tell, today
+from bench.studies.grid import in_a_line, tell, today
 from bench.studies.plan import (
     ALL,
     FIRST_B,
@@ -35,17 +34,13 @@ PAGE = ROOT / "docs" / "study.md"
 
 
 def main(arguments: Sequence[str]) -> int:
-    try:
+    def run() -> int:
         given = _parser().parse_args(arguments)
         if given.report is not None:
             return _report_only(given)
         return _run(given, shlex.join(["python", "-m", "bench.study", *arguments]))
-    except (RequestError, RowsError) as error:
-        return say(f"{error}", 2)
-    except BrokenExecutor as error:
-        return say(f"{error} Perhaps memory ran out: try --workers 1. {KEPT}", 1)
-    except KeyboardInterrupt:
-        return say(f"interrupted. {KEPT}", 130)
+
+    return in_a_line(run)
 
 
 def parts_of(given: argparse.Namespace) -> list[Part]:

@@ -23,6 +23,7 @@ from bench.figures import (
 )
 from bench.machine import RESULTS
 from bench.methods import ABLATIONS, METHODS
+from bench.rl.methods import METHODS as LEARNERS
 from bench.run.rows import Row
 from bench.studies.diagnostics import Update, by_task, correlations
 from bench.studies.plan import ABLATED_FROM, LISTS, is_a
@@ -307,6 +308,10 @@ def _diagnostics(traces: Sequence[Update], pictures: Mapping[str, Path]) -> list
 # Reinforcement learning ---------------------------------------------------------------------------
 
 
+RETURN = ("task", "steps", "method", "rate")
+"""What rows of a mean return have in common"""
+
+
 def _returns(folder: Path = RESULTS) -> list[Section]:
     """The newest file of `bench.rl`'s rows: a final return each, higher being better.
 
@@ -317,16 +322,17 @@ def _returns(folder: Path = RESULTS) -> list[Section]:
         return []
     with files[-1].open(newline="", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
-    if not rows or not {"task", "method", "rate", "seed", "final"} <= rows[0].keys():
+    if not rows or not {*RETURN, "seed", "final"} <= rows[0].keys():
         return []
     lines = []
-    keys = dict.fromkeys((row["task"], row["method"], row["rate"]) for row in rows)
-    for key in keys:
-        finals = [float(r["final"]) for r in rows if (r["task"], r["method"], r["rate"]) == key]
+    for key in dict.fromkeys(tuple(row[name] for name in RETURN) for row in rows):
+        finals = [float(r["final"]) for r in rows if tuple(r[name] for name in RETURN) == key]
         mean, several = statistics.fmean(finals), len(finals) > 1
         error = statistics.stdev(finals) / math.sqrt(len(finals)) if several else math.nan
-        lowest = min(finals)
-        lines.append([*key, f"{mean:.1f}", f"{error:.1f}", f"{lowest:.1f}", str(len(finals))])
-    headings = ["task", "method", "rate", "return", "standard error", "lowest", "seeds"]
+        task, steps, method, rate = key
+        title = LEARNERS[method].title if method in LEARNERS else method
+        figures = [f"{mean:.1f}", f"{error:.1f}", f"{min(finals):.1f}", str(len(finals))]
+        lines.append([task, f"{int(steps):,}", title, rate, *figures])
+    headings = ["task", "steps", "method", "rate", "return", "standard error", "lowest", "seeds"]
     text = (f"PPO; higher is better. Rows: `bench/results/{files[-1].name}`.",)
     return [Section("Reinforcement learning", text, headings, lines)]
