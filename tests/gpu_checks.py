@@ -293,13 +293,16 @@ def the_alignment_law_finds_the_cpus_rate() -> None:
         train(there, theirs, 1, first=step)
         knobs, expected = here.knobs(), there.knobs()
         seen.append(knobs)
-        for name in ("alpha", "alignment", "alignment_direction", "alignment_mean", "held"):
+        # Once the rate is held, a CPU makes no sums any more (method.md#sums); a GPU goes on.
+        sensed = () if expected["held"] else ("alignment", "alignment_direction", "alignment_mean")
+        for name in ("alpha", "held", *sensed):
             assert math.isclose(knobs[name], expected[name], rel_tol=1e-4, abs_tol=1e-6), (
                 f"step {step}: {name} is {knobs[name]} here, {expected[name]} on the CPU"
             )
     expect_triton(here)
     assert {k["held"] for k in seen} == {0, 1}, "the rate should be held from the cooldown on"
-    assert len({k["alignment"] for k in seen}) > 25, "the sums hardly change"
+    searching = [k["alignment"] for k in seen if not k["held"]]
+    assert len({*searching}) > 12, "the sums hardly change"
     assert_trained_alike(here, there, ours, theirs, "step_float32")
 
 
