@@ -118,6 +118,8 @@ class Announcements:
     def _tell_of_search(self, numbers: list[float]) -> None:
         step, held, log_lr = (numbers[SLOT[name]] for name in ("step", "held", "log_lr"))
         climbs = bool(numbers[SLOT["climbing"]])
+        went_back = bool(numbers[SLOT["held_at"]]) and not climbs
+        unmarked = numbers[SLOT["log_lr_clear"]] == -math.inf  # by a ramp, if there was one
         what = "learning rate"
         if self._control.mode == "modulate":
             what = "factor of the learning rate"
@@ -128,11 +130,19 @@ class Announcements:
                 "no loss confirmed the %s that was marked, so that it climbs slowly, from below "
                 "it: %.3g now"
             )
+            if unmarked:
+                message = (
+                    "put its weights back where the search began, and its moments to 0, by step "
+                    "%.0f; no %s could be marked, so that it climbs slowly, from far below: %.3g "
+                    "now"
+                )
             self._say(logging.INFO, message, step, what, readable_exp(log_lr))
         if held and not self._told_held:
             self._told_held = True
             message = "holds the %s it found: %.3g, by step %.0f"
-            if numbers[SLOT["held_at"]] and not climbs:
+            if went_back and unmarked:
+                message = "holds the %s it was given, as none was marked: %.3g, by step %.0f"
+            if went_back:
                 message += "; its weights are back where the search began, its moments at 0"
             if self._control.is_too_short:
                 message = "holds the %s it was given: %.3g, from step %.0f on"

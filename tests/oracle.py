@@ -1467,7 +1467,9 @@ class OracleRangeTestController(OracleController):
         self._go_back()
         self.searching, self.held_at = False, self.step + 1
         lost = self._is_lost
-        mark = -math.inf if lost else self._mark
+        if lost:
+            self.log_lr_clear = self.log_lr_downhill = -math.inf
+        mark = self._mark
         confirmed = self.log_lr_risen > -math.inf and self.log_lr_risen - mark <= log(10.0)
         wanted = self.log_given if mark == -math.inf else mark + log(self.share)
         self._forget_cosines()

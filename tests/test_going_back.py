@@ -445,18 +445,22 @@ def test_a_step_of_the_search_is_not_captured(monkeypatch: pytest.MonkeyPatch) -
     assert_same(everything(optimizer, params), before)
 
 
-@pytest.mark.parametrize("told", [True, False], ids=["losses told", "none told"])
+@pytest.mark.parametrize(
+    ("told", "turns"),
+    [(True, True), (False, True), (False, False)],
+    ids=["losses told", "none told", "nothing marked"],
+)
 def test_the_log_says_when_at_what_rate_and_that_the_weights_went_back(
-    told: bool, caplog: pytest.LogCaptureFixture
+    told: bool, turns: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     params = parameters()
     optimizer = AdaptiveAdamW(params, None, control=FIND)
     with caplog.at_level("INFO", logger="adaptiverl"):
         for step in range(160):
             put_gradients(params, step)
-            if step > 35:  # from a rate of 0.2 on: against the update before
+            if step > 35:  # from a rate of 0.2 on: against the update before, or along with it
                 for param in params:
-                    param.grad = -optimizer.state[param]["exp_avg"]
+                    param.grad = optimizer.state[param]["exp_avg"] * (-1 if turns else 1)
             if told:
                 optimizer.observe(3 + step % 2 + max(step - 38, 0))
             optimizer.step()
@@ -471,10 +475,15 @@ def test_the_log_says_when_at_what_rate_and_that_the_weights_went_back(
             "where the search began, its moments at 0"
         )
     else:
+        why = "no learning rate could be marked, so that it climbs slowly, from far below"
+        if turns:
+            why = (
+                "no loss confirmed the learning rate that was marked, so that it climbs slowly, "
+                "from below it"
+            )
         expected = (
             "put its weights back where the search began, and its moments to 0, by step "
-            f"{step}; no loss confirmed the learning rate that was marked, so that it climbs "
-            f"slowly, from below it: {rate:.3g} now"
+            f"{step}; {why}: {rate:.3g} now"
         )
     assert caplog.messages == [f"AdaptiveAdamW {expected}"]
 

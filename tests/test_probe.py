@@ -167,6 +167,29 @@ def test_a_run_that_is_too_short() -> None:
     assert "ended after 9 steps" in command.report(seen, 1000)[0]
 
 
+@pytest.mark.parametrize(("steps", "says"), [(200, "as none was marked: 0.0003"), (1000, "")])
+def test_a_run_that_never_overshoots_has_no_rate(
+    steps: int, says: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At the top of the ramp, and not sure: what is held, or where it climbs, is no find."""
+
+    def run() -> None:
+        generator = torch.Generator().manual_seed(0)
+        param, slope = nn.Parameter(torch.zeros(50)), torch.randn(50, generator=generator)
+        optimizer = optim.AdamW([param], lr=3e-4)
+        for _ in range(120):
+            optimizer.zero_grad()
+            (param @ slope).backward()
+            optimizer.step()
+
+    with caplog.at_level("INFO", logger="adaptiverl"):
+        seen = probe(run, steps)
+    assert (seen.sure, seen.marked) == (False, False)
+    (said,) = command.report(seen, steps)
+    assert said.startswith(f"No rate in {len(seen.rates)} steps")
+    assert says in caplog.text
+
+
 def test_a_run_in_which_nothing_points_downhill() -> None:
     seen = probe(Training(adamw(1e-3), scale=0.0))
     assert not seen.sure

@@ -268,6 +268,7 @@ def test_marks_of_weights_that_were_lost_are_none(
     state = driven.step(Step(None))
     from_the_floor = abs(state.log_lr - math.log(FLOOR)) < 1e-9
     assert (from_the_floor, state.climbing == 1 and from_the_floor) == (lost, lost)
+    assert (state.log_lr_clear == -math.inf) == lost, "nobody takes it for a mark later"
 
 
 @both

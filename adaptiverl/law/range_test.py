@@ -198,13 +198,16 @@ def end(state: State, control: ControlNumbers) -> None:
     """The ramp is over: its share of the mark is held, or the slow climb starts below it.
 
     Where no update ever pointed downhill the rate that the user gave counts as that share, and
-    where the marks say nothing as well; but a climb then starts at the ramp's floor.
+    where the marks say nothing as well: they are let go, and a climb starts at the ramp's floor.
     """
     state.searching = 0.0
     state.held_at = state.step
     lost = is_lost(state, control)
-    found = -math.inf if lost else marked(state)
-    confirmed = is_confirmed(state) and not lost
+    if lost:
+        state.log_lr_downhill = -math.inf
+        state.log_lr_clear = -math.inf
+    found = marked(state)
+    confirmed = is_confirmed(state)
     log_lr = found + control.log_ramp_share if found > -math.inf else state.log_lr_start
     forget_cosines(state)
     if confirmed or control.hold_by - state.step < CLIMB_ROOM:

@@ -39,6 +39,12 @@ def report(found: Probe, steps: int) -> list[str]:
             f"No rate: the run ended after {took}, before its updates were sure to overshoot. Let "
             "it train for 150 steps at least."
         ]
+    if not found.marked:
+        return [
+            f"No rate in {took}: the loss rose long before updates were sure to overshoot, or they "
+            "never were, so that nothing is marked. Larger batches have less noise; in the run "
+            "itself Control.find_lr and Control.range_test climb on."
+        ]
     lines = [f"Found in {took}; the weights are where they were."]
     if not found.sure:
         lines = [

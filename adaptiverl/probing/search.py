@@ -39,6 +39,7 @@ class Probe:
         found: By optimizer and group, the rate to give it, or None: no search ended.
         names: Each optimizer's class.
         sure: Whether the loss confirmed it; if not, `found` is a guess.
+        marked: Whether the search marked a rate at all; if not, `found` says nothing.
     """
 
     rates: list[float] = field(default_factory=list)
@@ -47,6 +48,7 @@ class Probe:
     found: list[list[float]] | None = None
     names: list[str] = field(default_factory=list)
     sure: bool = False
+    marked: bool = True
 
 
 def probe(run: Callable[[], object], steps: int = 1000) -> Probe:
@@ -174,7 +176,7 @@ class _Search:
                 [float(group["lr"]) * found.factor for group in one.param_groups]
                 for one in steered.optimizers
             ]
-            self.seen.sure = found.sure
+            self.seen.sure, self.seen.marked = found.sure, found.marked
             raise _FoundIt
 
 

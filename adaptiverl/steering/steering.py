@@ -43,6 +43,8 @@ class Found(NamedTuple):
     """What is held, of each group's ``lr``, before warm-up and cooldown"""
     sure: bool
     """Updates pointed downhill below it and overshot above; and the loss, if told, says so too"""
+    marked: bool = True
+    """Something was; if not, the search knows no rate, and `factor` is where it goes on from"""
 
 
 class Steering(Around, Pulses):
@@ -167,15 +169,18 @@ class Steering(Around, Pulses):
         """What a search has found; None while it goes on. Waits for the device.
 
         Where no loss confirmed a range test's ramp it is what the ramp ended with, right after the
-        step that went back: then the slow climb goes on from a tenth of it.
+        step that went back: then the slow climb goes on from a tenth of it, or, where nothing was
+        marked, from the ramp's floor.
         """
         state = self._controller.read()
         if not state.held and not state.climbing:
             return None
         log_factor = state.log_lr - state.log_lr_start
+        marked = not state.held_at or state.log_lr_clear > -math.inf
         if state.held:
-            return Found(math.exp(log_factor), state.log_lr_downhill > -math.inf)
-        return Found(math.exp(log_factor - CLIMB_FROM), False)
+            return Found(math.exp(log_factor), state.log_lr_downhill > -math.inf, marked)
+        below = CLIMB_FROM if marked else 0.0
+        return Found(math.exp(log_factor - below), False, marked)
 
     def trace(self) -> Trace:
         """The last few thousand updates of the knobs. Waits for the device."""

@@ -175,8 +175,12 @@ ADAPTIVERL_BOTH void end(State& state, const ControlNumbers& control) {
   state.searching = 0;
   state.held_at = state.step;
   const bool lost = is_lost(state, control);
-  const double found = lost ? -INFINITY : marked(state);
-  const bool confirmed = is_confirmed(state) && !lost;
+  if (lost) {
+    state.log_lr_downhill = -INFINITY;
+    state.log_lr_clear = -INFINITY;
+  }
+  const double found = marked(state);
+  const bool confirmed = is_confirmed(state);
   double log_lr = found > -INFINITY ? found + control.log_ramp_share : state.log_lr_start;
   forget_cosines(state);
   if (confirmed || control.hold_by - state.step < kClimbRoom) {
