@@ -57,7 +57,7 @@ class Announcements:
         self._looks = 0
         self._next_look: float = 0
         self._copy: Copy | None = None
-        self._told_held = self._told_climb = False
+        self._told_held = self._told_climb = self._told_end = False
 
     @property
     def held(self) -> bool:
@@ -154,17 +154,19 @@ class Announcements:
             # Only the horizon is still to be watched, and a step adds one at most.
             left = math.inf if horizon is None or not step <= horizon else horizon + 1 - step
             self._next_look = self._looks + min(LOOK_EVERY, left)
-        if horizon is not None and step > horizon and self._control.anneals:
-            self._silent = True
-            if self._place > 0:
-                return
-            self._say(
-                logging.WARNING,
-                "is at step %.0f, beyond Control(horizon=%d): the learning rate is 0 from there "
-                "on. Give the number of steps that the run takes",
-                step,
-                horizon,
-            )
+        if horizon is None or not self._control.anneals or not step > horizon:
+            return
+        self._next_look = math.inf  # until a load there is no more news
+        if self._told_end or self._place > 0:
+            return
+        self._told_end = True
+        self._say(
+            logging.WARNING,
+            "is at step %.0f, beyond Control(horizon=%d): the learning rate is 0 from there on. "
+            "Give the number of steps that the run takes",
+            step,
+            horizon,
+        )
 
     def _say(self, level: int, message: str, *values: object) -> None:
         if self._speaks():

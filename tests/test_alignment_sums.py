@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -260,6 +261,30 @@ def test_a_checkpoint_without_a_controller_has_the_search_begin_anew() -> None:
         optimizer.step()
     assert optimizer.knobs()["held"] == 0
     assert alignment_of(optimizer) != [0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("control", [Control.find_lr(20), Control.range_test(20)])
+@pytest.mark.filterwarnings("ignore:.*leaves the search")
+def test_a_search_that_is_loaded_after_the_end_of_a_run_is_followed_to_its_end(
+    control: Control, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The end of the run before, beyond its horizon, is not that of what is heard."""
+    params = parameters(7)
+    optimizer = run(lambda p: AdaptiveAdamW(p, control=control), params, steps=0)
+    start = copy.deepcopy(optimizer.state_dict())
+    for taken in (22, 14):
+        caplog.clear()
+        with caplog.at_level("INFO", logger="adaptiverl"):
+            for step in range(taken):
+                put_gradients(params, step)
+                optimizer.step()
+        assert "holds the learning rate" in caplog.text
+        assert ("beyond" in caplog.text) == (taken == 22)
+        sums = alignment_of(optimizer)
+        put_gradients(params, 99)
+        optimizer.step()
+        assert alignment_of(optimizer) == sums, "nobody reads them any more"
+        optimizer.load_state_dict(start)
 
 
 def test_their_place_stays_where_it_is() -> None:
