@@ -92,7 +92,8 @@ class Control:
         discount: γ in (0, 1], what a window's weight is multiplied by at each later one. ``None``:
             0.95.
         gradient_sensors: Whatever the law, sense the gradient's size and alignment, for `knobs()`
-            and the trace (method.md#gradient-sensors). Laws that find the rate always do.
+            and the trace (method.md#gradient-sensors). Laws that find the rate do until it is held
+            (method.md#alignment); this goes on to the end.
         weights: The distilled law's: a file that ``hindsight.distill`` made. ``None``: the one
             that ships.
         lr_bounds: (α_min, α_max). ``None``: (lr/100, 10·lr) in ``"replace"``, (0.1, 10) in

@@ -63,9 +63,9 @@ def readings(
         gradient's (or parameter's) RMS; counts ``step``, ``updates``, ``nonfinite``; the
         sensors of `Trace`, losses and rewards in their own units, directions in [-1, 1],
         ``plateau`` in [0, 1]; ``held``, 1 once the alignment law holds its rate. Where sums are
-        taken also, of the step before, ``gradient_rms``, in the gradient's unit, after clipping;
-        ``gradient_variance``, how far that is from its average, squared; ``update_rms``, the RMS
-        of an update per unit of the learning rate; 0 before the first. Of a bandit also
+        taken also, of the last step that had any, ``gradient_rms``, in the gradient's unit, after
+        clipping; ``gradient_variance``, how far that is from its average, squared; ``update_rms``,
+        the RMS of an update per unit of the learning rate; 0 before the first. Of a bandit also
         ``arm``, the one in force, counted from 0; ``arm_draws``, times that one was chosen;
         ``window_left``, losses until the next; ``window_reward``, the last window's, in [-1, 1];
         and of each arm ``arm_count0``, windows, and ``arm_mean0``, their rewards' mean, discounted.

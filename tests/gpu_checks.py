@@ -293,7 +293,7 @@ def the_alignment_law_finds_the_cpus_rate() -> None:
         train(there, theirs, 1, first=step)
         knobs, expected = here.knobs(), there.knobs()
         seen.append(knobs)
-        # Once the rate is held, a CPU makes no sums any more (method.md#sums); a GPU goes on.
+        # Once the rate is held, a CPU makes no sums any more (method.md#alignment); a GPU goes on.
         sensed = () if expected["held"] else ("alignment", "alignment_direction", "alignment_mean")
         for name in ("alpha", "held", *sensed):
             assert math.isclose(knobs[name], expected[name], rel_tol=1e-4, abs_tol=1e-6), (
