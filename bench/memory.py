@@ -212,13 +212,14 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.memory", description=__doc__)
     parser.add_argument("--parameters", choices=SHAPES, default="gpt-10M")
     parser.add_argument("--rounds", type=int, default=0, help="steps to time of each (none)")
-    parser.add_argument("--only", default="", help="contenders with this in their names")
+    add = parser.add_argument
+    add("--only", nargs="+", default=[""], help="contenders with one of these in their names")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's own choice)")
     given = parser.parse_args(arguments)
     if given.threads is not None:
         torch.set_num_threads(given.threads)
     shapes = SHAPES[given.parameters]
-    wanted = [c for c in (*ours(), *others()) if given.only in c.name]
+    wanted = [c for c in (*ours(), *others()) if any(part in c.name for part in given.only)]
     if not given.rounds and any("torchao" in contender.name for contender in wanted):
         torch.compiler.set_stance("force_eager")  # torchao compiles its step; no byte depends on it
     counted, left_out = count_all(wanted, shapes)
