@@ -19,6 +19,7 @@ from adaptiverl.announcements import Announcements, readable_exp
 from adaptiverl.arms import key_of
 from adaptiverl.control import Control
 from adaptiverl.layout import SLOT
+from adaptiverl.limits import STAND_IN_LR
 from adaptiverl.ranks.group import Ranks
 from adaptiverl.terms import SEARCH_STEPS
 
@@ -251,9 +252,10 @@ class Log:
         if self._control.is_too_short:
             _warn(
                 f"Control(horizon={self._control.horizon}, cooldown={self._control.cooldown:g}) "
-                f"leaves the search for a learning rate, which may take {SEARCH_STEPS} steps, more "
-                "than half of the run or less than that before the cooldown: the rate that was "
-                "given is held instead, with a warm-up and the cooldown"
+                f"leaves the search for a learning rate no room: it may take {SEARCH_STEPS} steps, "
+                "which must be at most half of the run and end before the cooldown. Held instead, "
+                f"with a warm-up and the cooldown: lr as it was given, or {STAND_IN_LR:g} where it "
+                "was None. Give a longer horizon, or an lr that you trust"
             )
 
     def warn_if_endless(self, control: Control) -> None:
