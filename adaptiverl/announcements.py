@@ -119,7 +119,7 @@ class Announcements:
         step, held, log_lr = (numbers[SLOT[name]] for name in ("step", "held", "log_lr"))
         climbs = bool(numbers[SLOT["climbing"]])
         went_back = bool(numbers[SLOT["held_at"]]) and not climbs
-        unmarked = numbers[SLOT["log_lr_clear"]] == -math.inf  # by a ramp, if there was one
+        unmarked = numbers[SLOT["log_lr_zero"]] == -math.inf  # by a ramp, if there was one
         what = "learning rate"
         if self._control.mode == "modulate":
             what = "factor of the learning rate"

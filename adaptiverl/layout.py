@@ -29,7 +29,7 @@ from adaptiverl.kinds import Column as Column
 from adaptiverl.kinds import columns as columns
 from adaptiverl.kinds import names as names
 
-LAYOUT_VERSION = 7
+LAYOUT_VERSION = 8
 ARMS = 8
 """Arms that a bandit may have"""
 
@@ -93,8 +93,8 @@ class State:
     log_lr_doubted: float = number(
         -math.inf, LOGARITHM_OR_OFF, "the same when updates were last sure to overshoot"
     )
-    log_lr_clear: float = number(
-        -math.inf, LOGARITHM_OR_OFF, "the same when nothing spoke against it: S was 0"
+    log_lr_zero: float = number(
+        -math.inf, LOGARITHM_OR_OFF, "the same when e was first 0 or below: the ramp's mark"
     )
     log_lr_risen: float = number(
         -math.inf, LOGARITHM_OR_OFF, "the same when the loss had risen beyond its noise"
@@ -112,8 +112,14 @@ class State:
     ramp_loss_square: float = number(0.0, SIZE, "their variance, of successive differences")
     ramp_loss_least: float = number(0.0, REAL, "the least mean")
     ramp_loss_limit: float = number(0.0, REAL, "a mean above this is one that has risen")
+    watches: float = number(0.0, COUNT, "windows of losses that are over, at the held rate")
+    watched: float = number(0.0, COUNT, "losses of the window in progress")
+    watched_mean: float = number(0.0, REAL, "their mean")
+    watched_square: float = number(0.0, SIZE, "Σ of their squared deviations")
+    watched_before: float = number(0.0, REAL, "the mean of the window before")
+    watched_error: float = number(0.0, SIZE, "its squared standard error")
     searching: float = number(0.0, FLAG, "1: on the ramp; the weights of its start are kept")
-    climbing: float = number(0.0, FLAG, "1: no loss confirmed the ramp; the slow climb goes on")
+    climbing: float = number(0.0, FLAG, "1: nothing confirmed the mark; the slow climb goes on")
     search_steps: float = number(0.0, COUNT, "steps since the ramp began")
     held: float = number(0.0, FLAG, "1: the rate is found")
     held_at: float = number(0.0, COUNT, "the step at which the ramp ended")

@@ -98,6 +98,20 @@ def add_sensors(memory: Tensor) -> Tensor:
     return insert(memory, size=91, place=91, numbers=[0.0] * 26 + [-math.inf])
 
 
+def add_watch(memory: Tensor) -> Tensor:
+    """The eighth layout of the seventh's memory: a rate that is held is not watched.
+
+    What a ramp in progress had marked was no first zero: it has marked nothing yet.
+
+    Raises:
+        ValueError: A memory of another size.
+    """
+    memory = insert(memory, size=118, place=57, numbers=[2.0] + [0.0] * 5)
+    if memory[63] == 1:
+        memory[44] = -math.inf
+    return memory
+
+
 def insert(memory: Tensor, size: int, place: int, numbers: list[float]) -> Tensor:
     """The next layout's memory: of a memory of this size, with numbers more at a place.
 
@@ -119,6 +133,7 @@ MIGRATIONS: dict[int, Migration] = {
     4: add_confirmation,
     5: add_bandit,
     6: add_sensors,
+    7: add_watch,
 }
 """A layout's version to what makes the next version's memory of it. A change of `layout.State`
 raises `LAYOUT_VERSION` and adds a line here."""

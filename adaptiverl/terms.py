@@ -20,12 +20,16 @@ RAMP_LR_BOUNDS: Pair = (1e-6, 3.0)
 """The range test's default ones, and so where its ramp starts: learning rates (method.md#ramp)."""
 RAMP_FLOOR = 100.0
 """Where it starts to judge updates, as a multiple of where the ramp starts."""
-SEARCH_STEPS = 100
-"""Steps that every ramp may take, whatever the horizon."""
+SEARCH_STEPS = 40
+"""Steps that every ramp may take, whatever the horizon: its mark is there after some thirty."""
 SEARCH_SHARE = 0.15
 """Share of the horizon that it may take, where that is more."""
+SEARCH_AT_MOST = 0.25
+"""A run of which those steps would be more is too short for a ramp."""
 NOMINAL_HORIZON = 1000
-"""Steps of a run like those that the share of the rate was measured on; where nobody can say."""
+"""Steps of a run like those that the laws were measured on; where nobody can say."""
+LONGEST_MEASURED = 4000
+"""Steps of the longest runs that the share of the rate was measured on."""
 
 
 class LawTerms(NamedTuple):
@@ -82,11 +86,11 @@ LAW_TERMS: dict[Law, LawTerms] = {
 def search_within(horizon: int | None, cooldown: float) -> int:
     """Steps that the range test's ramp may take; 0: the run is too short for one.
 
-    A ramp that takes more than half of the run, or reaches into the cooldown, is none
+    A ramp that takes more than a quarter of the run, or reaches into the cooldown, is none
     (method.md#short-runs).
     """
     if horizon is None:
         return math.floor(SEARCH_SHARE * NOMINAL_HORIZON)
-    if horizon * min(0.5, 1 - cooldown) < SEARCH_STEPS:
+    if horizon * min(SEARCH_AT_MOST, 1 - cooldown) < SEARCH_STEPS:
         return 0
     return max(SEARCH_STEPS, math.floor(SEARCH_SHARE * horizon))

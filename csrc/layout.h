@@ -9,7 +9,7 @@
 
 namespace adaptiverl {
 
-constexpr double kLayoutVersion = 7;
+constexpr double kLayoutVersion = 8;
 
 constexpr int kArms = 8;
 
@@ -21,7 +21,7 @@ enum CooldownShape { kCooldownLinear = 0, kCooldown1Sqrt = 1 };
 
 // The controller's whole state, packed in this order as float64, counters included.
 struct State {
-  double version = 7;                  // of the layout
+  double version = 8;                  // of the layout
   double step = 0;                     // t, optimizer steps taken
   double seed_low = 0;                 // the noise's key, 32 bits to a number
   double seed_high = 0;
@@ -65,7 +65,7 @@ struct State {
   double overshoot = 0;                // Page's sum that the mean of h is below 0; never below 0
   double log_lr_downhill = -INFINITY;  // log α when updates last clearly pointed downhill
   double log_lr_doubted = -INFINITY;   // the same when updates were last sure to overshoot
-  double log_lr_clear = -INFINITY;     // the same when nothing spoke against it: S was 0
+  double log_lr_zero = -INFINITY;      // the same when e was first 0 or below: the ramp's mark
   double log_lr_risen = -INFINITY;     // the same when the loss had risen beyond its noise
   double log_lr_judged = -INFINITY;    // log α of the update that the newest sums judge
   double alignment_mean_weight = 0;    // what the weights in e add up to
@@ -78,8 +78,14 @@ struct State {
   double ramp_loss_square = 0;         // their variance, of successive differences
   double ramp_loss_least = 0;          // the least mean
   double ramp_loss_limit = 0;          // a mean above this is one that has risen
+  double watches = 0;                  // windows of losses that are over, at the held rate
+  double watched = 0;                  // losses of the window in progress
+  double watched_mean = 0;             // their mean
+  double watched_square = 0;           // Σ of their squared deviations
+  double watched_before = 0;           // the mean of the window before
+  double watched_error = 0;            // its squared standard error
   double searching = 0;                // 1: on the ramp; the weights of its start are kept
-  double climbing = 0;                 // 1: no loss confirmed the ramp; the slow climb goes on
+  double climbing = 0;                 // 1: nothing confirmed the mark; the slow climb goes on
   double search_steps = 0;             // steps since the ramp began
   double held = 0;                     // 1: the rate is found
   double held_at = 0;                  // the step at which the ramp ended

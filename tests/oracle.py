@@ -1154,11 +1154,13 @@ def _above_its_error(mean: float) -> float:
 
 # --- The range test (method.md#range-test) -------------------------------------------------------
 #
-# A ramp: log alpha gains 0.35 in every step until the likelihood ratio of the alignment law's test
-# is above 3, and then everything goes back. An h speaks of the update before it, and so of the rate
-# of that update: rates are kept in a list, and the newest h is about the last but one. So is the
-# newest loss. Where losses are told the ramp goes on until they rise, or the mark lies a factor of
-# 10 below; what no rise confirmed is a place for the alignment law to begin, no more.
+# A ramp: log alpha gains 0.35 in every step. Its mark is the first rate, from the floor on, at which
+# the mean e of h is not above 0. It is confirmed where the likelihood ratio of the alignment law's
+# test comes above 4 within a factor of 100 of the mark, or the loss rises within a factor of 30; then
+# everything goes back, and half of the mark is held. An h speaks of the update before it, and so of
+# the rate of that update: rates are kept in a list, and the newest h is about the last but one. So
+# is the newest loss. A mark that nothing confirmed is a place for the alignment law to begin, no
+# more. Where h alone confirmed it, two windows of losses are compared after the warm-up.
 
 
 class OracleRangeTestController(OracleController):
@@ -1171,13 +1173,14 @@ class OracleRangeTestController(OracleController):
         alignment: h, the newest finite cosine.
         alignment_direction: x, the newest h over its root mean square, clipped to [-1, 1].
         overshoot: S.
-        log_lr_downhill: log alpha of the last update of this ramp after which e was above 0.
-        log_lr_clear: The same after which S was 0.
+        log_lr_zero: log alpha of the first update of this ramp after which e was not above 0.
         log_lr_risen: The same when the loss had risen by nine standard errors of a difference.
-        log_lr_doubted: The alignment law's, as it climbs.
+        log_lr_downhill: The alignment law's, as it climbs; so is log_lr_doubted.
         ramp_losses: How many finite losses the ramp was told; what it makes of them is below.
         ramp_loss_least: The least of their means from the twelfth on.
         ramp_loss_limit: A mean above this has risen.
+        watches: Windows of losses that are over; what is made of the one in progress is below.
+        watched_before: The mean of the last of them; watched_error: its squared standard error.
         undershoot: The evidence that the mean of h is above 0 where the rate is held.
         climbing: The alignment law goes on where the ramp left off.
         searching: On the ramp.
@@ -1204,10 +1207,10 @@ class OracleRangeTestController(OracleController):
         start = 1.0 if mode == "modulate" else lr
         foot = 1e-6 * unit if acquire_from is None else acquire_from
         self.length = 1000 if horizon is None else horizon
-        # A hundred steps of the run's first half, before the cooldown; a long run lends more.
-        room = min(0.5, 1.0 - cooldown) * self.length
-        too_short = horizon is not None and room < 100
-        self.longest = 0 if too_short else max(100 if horizon else 0, int(0.15 * self.length))
+        # Forty steps of the run's first quarter, before the cooldown; a long run lends more.
+        room = min(0.25, 1.0 - cooldown) * self.length
+        too_short = horizon is not None and room < 40
+        self.longest = 0 if too_short else max(40 if horizon else 0, int(0.15 * self.length))
         bounds = lr_bounds
         if bounds is None:
             inside = (foot, start) if too_short else (foot,)
@@ -1226,7 +1229,9 @@ class OracleRangeTestController(OracleController):
 
         self.last_step = math.inf if horizon is None else (1.0 - cooldown) * horizon
         alone = horizon is None and mode == "replace"
-        self.share = 0.5 / max(1.0, (self.length / 1000) ** (1 / 3))
+        self.share = 0.5 / max(1.0, (self.length / 4000) ** (1 / 3))
+        self.warm_up = 0.15 * self.length
+        self.window = max(30, int(0.05 * self.length + 1e-9))
         self.kept = 0.5 if alone else 1.0
 
         self.alignment = 0.0
@@ -1236,7 +1241,10 @@ class OracleRangeTestController(OracleController):
         )
         self.climb.lr_bounds, self.climb.log_lr_bounds = self.lr_bounds, self.log_lr_bounds
         self.climbing = False
-        self.log_lr_risen = self.log_lr_doubted = -math.inf
+        self.log_lr_risen = self.log_lr_downhill = self.log_lr_doubted = -math.inf
+        self.watches = 0
+        self.watched_before = self.watched_error = 0.0
+        self._watched: list[float] = []
         self.ramp_loss_least = self.ramp_loss_limit = 0.0
         self._losses: list[float] = []
         self._told: float | None = None
@@ -1253,7 +1261,7 @@ class OracleRangeTestController(OracleController):
 
     def _forget(self) -> None:
         self._forget_cosines()
-        self.log_lr_downhill = self.log_lr_clear = self.log_lr_risen = -math.inf
+        self.log_lr_zero = self.log_lr_risen = -math.inf
         self.ramp_losses = 0
         self._told = None
         self._rates = [self.log_lr, self.log_lr] if self.searching else [-math.inf, -math.inf]
@@ -1274,6 +1282,7 @@ class OracleRangeTestController(OracleController):
             z = None if h is None else self._standardised(h)
             if self.held:
                 self._creep(z, now)
+                self._watch(now)
             else:
                 self._search(z)
         super().advance(loss, reward)
@@ -1285,8 +1294,8 @@ class OracleRangeTestController(OracleController):
             return super()._left_of_the_rate()
         if not self.held:
             return 1.0
-        risen = min(1.0, (self.step - self.held_at) / (0.03 * self.length))
-        return risen * super()._left_of_the_rate()
+        risen = min(1.0, (self.step - self.held_at) / self.warm_up)
+        return 10.0 ** (-1.5 * (1.0 - risen)) * super()._left_of_the_rate()
 
     def update(self, loss: float, reward: float | None = None) -> None:
         """Do one epoch-wise update, as `OracleController` does."""
@@ -1414,8 +1423,8 @@ class OracleRangeTestController(OracleController):
         low = self.log_lr_judged < self.floor
         self._hear()
         if z is None:
-            if late or self._is_lost or (self.overshoot > 3.0 and self._says_no_more()):
-                self._end()
+            if late or self._says_no_more:
+                self._end(late)
             return
         if math.isnan(z):
             if low and not late:
@@ -1425,18 +1434,15 @@ class OracleRangeTestController(OracleController):
             else:
                 if self.log_lr_risen == -math.inf:
                     self.log_lr_risen = self.log_lr_judged
-                self._end()
+                self._end(late)
             return
         e = self.alignment_mean
-        if self.overshoot <= 3.0:
-            if e > 0:
-                self.log_lr_downhill = self.log_lr_judged
-            if not low:
-                self.overshoot = max(0.0, self.overshoot - 0.3 * (z + 0.15))
-            if self.overshoot == 0:
-                self.log_lr_clear = self.log_lr_judged
-        if late or self._is_lost or (self.overshoot > 3.0 and self._says_no_more()):
-            self._end()
+        if not low:
+            self.overshoot = max(0.0, self.overshoot - 0.3 * (z + 0.15))
+            if self.log_lr_zero == -math.inf and e <= 0:
+                self.log_lr_zero = self.log_lr_judged
+        if late or self._says_no_more:
+            self._end(late)
             return
         self.alignment_peak = max(e, self.alignment_peak)
         growth = 0.35 if low else 0.35 * clip(normalised(e, self.alignment_peak), 0.3, 1.0)
@@ -1447,42 +1453,90 @@ class OracleRangeTestController(OracleController):
         self.rewind, self.active = True, False
 
     @property
-    def _mark(self) -> float:
-        return min(self.log_lr_clear, self.log_lr_downhill)
+    def _is_lost(self) -> bool:
+        """The loss rose at less than a tenth of what was marked afterwards."""
+        return -math.inf < self.log_lr_risen < self.log_lr_zero - log(10.0)
 
     @property
-    def _is_lost(self) -> bool:
-        """Its marks are of weights that were lost before."""
-        top = self.log_lr_bounds[1]
-        unsure_at_the_top = self.foot < top and self.log_lr_judged >= top and self.overshoot <= 3.0
-        return unsure_at_the_top or -math.inf < self.log_lr_risen < self._mark - log(10.0)
+    def _is_confirmed(self) -> bool:
+        mark = self.log_lr_zero
+        if mark == -math.inf or self._is_lost:
+            return False
+        soon = self.log_lr_risen > -math.inf and self.log_lr_risen - mark <= log(30.0)
+        return soon or (self.overshoot > 4.0 and self.log_lr_judged - mark <= log(100.0))
 
+    @property
     def _says_no_more(self) -> bool:
-        """Whether the ramp, which is sure, has nothing to hear of the losses any more."""
-        waits = self.ramp_losses >= 12 and self.log_lr_risen == -math.inf
-        highest = self.log_lr_judged >= self.log_lr_bounds[1]
-        return not waits or highest or self.log_lr_judged - self._mark > log(10.0)
+        """Whether the ramp has its answer, or none is to be had."""
+        top = self.log_lr_bounds[1]
+        at_top = self.foot < top and self.log_lr_judged >= top
+        mark = self.log_lr_zero
+        beyond = mark > -math.inf and self.log_lr_judged - mark > log(100.0)
+        return at_top or beyond or self._is_lost or self._is_confirmed
 
-    def _end(self) -> None:
+    def _end(self, late: bool) -> None:
         self._go_back()
         self.searching, self.held_at = False, self.step + 1
-        lost = self._is_lost
+        confirmed, unmarked = self._is_confirmed, self.log_lr_zero == -math.inf
+        lost = self._is_lost or (unmarked and self.log_lr_risen > -math.inf)
         if lost:
-            self.log_lr_clear = self.log_lr_downhill = -math.inf
-        mark = self._mark
-        confirmed = self.log_lr_risen > -math.inf and self.log_lr_risen - mark <= log(10.0)
+            self.log_lr_zero = -math.inf
+        elif unmarked and self.log_lr_judged >= self.floor and self.alignment_mean > 0:
+            self.log_lr_zero = self.log_lr_judged
+        mark = self.log_lr_zero
         wanted = self.log_given if mark == -math.inf else mark + log(self.share)
         self._forget_cosines()
-        if confirmed or self.last_step - self.held_at < 100:
+        taken = confirmed or (late and mark > -math.inf)
+        if taken or self.last_step - self.held_at < 100:
             self.held = True
-            wanted += log(self.kept)
+            self.log_lr = clip(wanted + log(self.kept), *self.log_lr_bounds)
         else:
-            self.climbing = True
-            wanted = self.floor if lost else wanted + log(0.1)
-            self.log_lr_downhill = self.log_lr_doubted = -math.inf
-            self.climb.alignment = self.alignment
-            self.climb.alignment_direction = self.alignment_direction
-        self.log_lr = self.climb.log_lr = clip(wanted, *self.log_lr_bounds)
+            self._begin_climb(self.floor if lost else wanted + log(0.3))
+
+    def _begin_climb(self, start: float) -> None:
+        self.climbing, self.held = True, False
+        self._forget_cosines()
+        self.log_lr_downhill = self.log_lr_doubted = -math.inf
+        self.climb.alignment = self.alignment
+        self.climb.alignment_direction = self.alignment_direction
+        self.log_lr = self.climb.log_lr = clip(start, *self.log_lr_bounds)
+
+    def _watch(self, now: int) -> None:
+        """Two windows of the losses after the warm-up: the second must be lower by an error."""
+        told, self._told = self._told, None
+        room = self.held_at + self.warm_up < now < self.last_step - 100
+        if told is None or not math.isfinite(told) or not room:
+            return
+        if self.watches == 2 or self.log_lr_risen > -math.inf:
+            return
+        self._watched.append(clip(told, -SATURATION, SATURATION))
+        if len(self._watched) < self.window:
+            return
+        before, before_error = self.watched_before, self.watched_error
+        self.watches += 1
+        self.watched_before = self.watched_mean
+        self.watched_error = self.watched_square / self.window**2
+        self._watched = []
+        if self.watches == 2:
+            error = math.sqrt(before_error + self.watched_error)
+            if not before - self.watched_before > error:
+                self._begin_climb(self.log_lr + log(0.3))
+
+    @property
+    def watched(self) -> int:
+        """Losses of the window in progress."""
+        return len(self._watched)
+
+    @property
+    def watched_mean(self) -> float:
+        """Their mean; 0 before the first."""
+        return math.fsum(self._watched) / len(self._watched) if self._watched else 0.0
+
+    @property
+    def watched_square(self) -> float:
+        """The sum of their squared deviations from it."""
+        rest = [x - self.watched_mean for x in self._watched]
+        return min(sum(x * x for x in rest), SATURATION)
 
     def _climb(self, now: int) -> None:
         """One step of the alignment law, at this one's momentum."""
@@ -1507,7 +1561,7 @@ class OracleRangeTestController(OracleController):
 
     def _stretch(self, now: int) -> bool:
         """Neither warming up nor cooling down."""
-        return self.held_at + 0.03 * self.length < now < self.last_step
+        return self.held_at + self.warm_up < now < self.last_step
 
     @property
     def lr(self) -> float:

@@ -32,12 +32,15 @@ SINCE_5 = FIELDS[SLOT["arms_key"] : SLOT["aligned_elements"]]
 """The same of the sixth"""
 SINCE_6 = FIELDS[SLOT["aligned_elements"] : MEMORY_SIZE]
 """The same of the seventh"""
+SINCE_7 = FIELDS[SLOT["watches"] : SLOT["searching"]]
+"""The same of the eighth"""
 NEWER = (
-    *FIELDS[SLOT["log_lr_clear"] : SLOT["held"]],
+    *FIELDS[SLOT["log_lr_zero"] : SLOT["held"]],
     "held_at",
     *SINCE_4,
     *SINCE_5,
     *SINCE_6,
+    *SINCE_7,
 )
 """Numbers of the controller's memory that it did not have when the digests were taken"""
 

@@ -39,14 +39,15 @@ COUNTERS = ("step", "updates", "nonfinite", "held")
 
 RANGE_TEST_COURSES = COURSES + tuple(
     "alignment alignment_square alignment_weight alignment_direction alignment_mean "
-    "alignment_mean_weight alignment_peak overshoot undershoot log_lr_downhill log_lr_clear "
+    "alignment_mean_weight alignment_peak overshoot undershoot log_lr_downhill log_lr_zero "
     "log_lr_judged log_lr_risen log_lr_doubted ramp_loss ramp_loss_mean ramp_loss_square "
-    "ramp_loss_least ramp_loss_limit anneal".split()
+    "ramp_loss_least ramp_loss_limit watched_mean watched_square watched_before watched_error "
+    "anneal".split()
 )
 """Of the range test."""
 RANGE_TEST_COUNTERS = (
     *(*COUNTERS, "searching", "search_steps", "held_at", "rewind"),
-    *("climbing", "ramp_losses"),
+    *("climbing", "ramp_losses", "watches", "watched"),
 )
 """Likewise."""
 

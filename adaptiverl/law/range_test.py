@@ -23,18 +23,29 @@ RAMP = 0.35
 """log-units that log α gains in a step: 42 %"""
 LEAST_RAMP = 0.3
 """Share of them that is left where updates hardly point downhill any more"""
-SURE = 3.0
+SURE = 4.0
 """Log-likelihood at which updates are held to overshoot; going on for too long costs nothing"""
+SURE_WITHIN = math.log(100)
+"""log-units from the mark within which updates must be sure to overshoot: where training starts on
+a plateau one direction is sharp, and beyond it h is noise for decades"""
 RISEN_BY = 9.0
 """Standard errors of a difference by which the loss's mean must lie above its least one"""
 LOSSES_ENOUGH = 12.0
 """Losses that the ramp must have been told before it judges them: those of its first rates"""
-CONFIRMED_WITHIN = math.log(10)
-"""log-units from a mark within which the loss must rise for the mark to be believed"""
-CLIMB_FROM = math.log(0.1)
+RISEN_WITHIN = math.log(30)
+"""log-units from the mark within which the loss must rise to confirm it"""
+LOST_BELOW = math.log(10)
+"""log-units by which a mark that lies so far above the loss's rise is one of lost weights"""
+CLIMB_FROM = math.log(0.3)
 """log of the share of what would be held from which the climb starts"""
 CLIMB_ROOM = 100.0
 """Steps before the cooldown that a climb needs"""
+WARM_FROM = -1.5 * math.log(10)
+"""log of the share of the held rate that the warm-up starts at; it rises by equal factors"""
+WATCHED_LEAST = 30.0
+"""Losses of each of the two windows that are compared after the warm-up, at least"""
+WATCHED_SHARE = 1 / 3
+"""How long they are, as a share of the warm-up"""
 UNDERSHOOT_ENOUGH = 5.0
 """Log-likelihood at which updates at the held rate are sure to point downhill still"""
 CREEP = 0.3
@@ -83,8 +94,7 @@ def begin(state: State, control: ControlNumbers) -> None:
     state.searching = 1.0
     state.log_lr = control.log_lr_acquire
     state.log_lr_judged = control.log_lr_acquire
-    state.log_lr_downhill = -math.inf
-    state.log_lr_clear = -math.inf
+    state.log_lr_zero = -math.inf
     state.log_lr_risen = -math.inf
     forget_cosines(state)
     state.ramp_losses = 0.0
@@ -133,13 +143,15 @@ def go_back(state: State) -> None:
 
 
 def mark(state: State, control: ControlNumbers, score: float) -> None:
-    """What the newest h says of the rate that its update was made with."""
-    if state.alignment_mean > 0:
-        state.log_lr_downhill = state.log_lr_judged
-    if state.log_lr_judged >= control.log_ramp_floor:
-        state.overshoot = next_overshoot(state.overshoot, score)
-    if state.overshoot == 0:
-        state.log_lr_clear = state.log_lr_judged
+    """What the newest h says of the rate that its update was made with: the mark is e's first zero.
+
+    From there on updates are too long for the last few gradients; a later zero is more scattered.
+    """
+    if state.log_lr_judged < control.log_ramp_floor:
+        return
+    state.overshoot = next_overshoot(state.overshoot, score)
+    if state.log_lr_zero == -math.inf and state.alignment_mean <= 0:
+        state.log_lr_zero = state.log_lr_judged
 
 
 def climb(state: State, control: ControlNumbers) -> None:
@@ -153,72 +165,80 @@ def climb(state: State, control: ControlNumbers) -> None:
 
 
 def warming(step: float, held_at: float, control: ControlNumbers) -> float:
-    """min(1, (t − t_held)/warm-up): the moments start anew, too; 1 where there is no warm-up."""
+    """What the warm-up leaves of α; 1 where there is none, or it is over.
+
+    It is slow, and in equal factors: where the first rates are far below, weights find flatter
+    places, which bear the held one.
+    """
     if control.warm_up == 0:
         return 1.0
-    return clip((step - held_at) / control.warm_up, 0.0, 1.0)
+    return math.exp(WARM_FROM * (1 - clip((step - held_at) / control.warm_up, 0.0, 1.0)))
 
 
-def marked(state: State) -> float:
-    """The lower of the two marks; −∞ where no update ever pointed downhill."""
-    return min(state.log_lr_downhill, state.log_lr_clear)
-
-
-def is_lost(state: State, control: ControlNumbers) -> bool:
-    """Whether h has been noise since the weights were lost, so that its marks say nothing.
-
-    Either the loss rose far below the mark, or the ramp is at its top and not sure.
-    """
-    risen_below = -math.inf < state.log_lr_risen < marked(state) - CONFIRMED_WITHIN
-    at_top = control.log_lr_acquire < control.log_lr_max <= state.log_lr_judged
-    return risen_below or (at_top and state.overshoot <= SURE)
+def is_lost(state: State) -> bool:
+    """Whether h has been noise since the weights were lost, so that its mark says nothing."""
+    return -math.inf < state.log_lr_risen < state.log_lr_zero - LOST_BELOW
 
 
 def is_confirmed(state: State) -> bool:
-    """Whether the loss rose soon after the mark: what overshoots there is what matters."""
-    return -math.inf < state.log_lr_risen <= marked(state) + CONFIRMED_WITHIN
+    """Whether what overshoots at the mark is what matters: soon after it, h is sure, or the loss rose.
+
+    Where training starts on a plateau it may be one sharp direction, and the right rate lies far above.
+    """
+    if state.log_lr_zero == -math.inf or is_lost(state):
+        return False
+    if -math.inf < state.log_lr_risen <= state.log_lr_zero + RISEN_WITHIN:
+        return True
+    return state.overshoot > SURE and state.log_lr_judged <= state.log_lr_zero + SURE_WITHIN
+
+
+def is_at_top(state: State, control: ControlNumbers) -> bool:
+    """Whether there is nowhere to go."""
+    return control.log_lr_acquire < control.log_lr_max <= state.log_lr_judged
 
 
 def is_over(state: State, control: ControlNumbers) -> bool:
-    """Whether going on up the ramp would say no more.
-
-    Where losses are told it goes on until they have risen, or can no longer confirm the mark.
-    """
-    if is_lost(state, control):
-        return True
-    if state.overshoot <= SURE:
-        return False
-    if state.ramp_losses < LOSSES_ENOUGH or state.log_lr_risen > -math.inf:
-        return True
-    beyond = state.log_lr_judged > marked(state) + CONFIRMED_WITHIN
-    return beyond or state.log_lr_judged >= control.log_lr_max
+    """Whether going on up the ramp would say no more."""
+    beyond = -math.inf < state.log_lr_zero < state.log_lr_judged - SURE_WITHIN
+    return is_lost(state) or is_confirmed(state) or beyond or is_at_top(state, control)
 
 
-def end(state: State, control: ControlNumbers) -> None:
+def end(state: State, control: ControlNumbers, late: bool) -> None:
     """The ramp is over: its share of the mark is held, or the slow climb starts below it.
 
-    Where no update ever pointed downhill the rate that the user gave counts as that share, and
-    where the marks say nothing as well: they are let go, and a climb starts at the ramp's floor.
+    Where there was no time to confirm a mark it is held as it is; where updates pointed downhill to
+    the end, that is the mark. Where the weights were lost there is none, and a climb starts at the
+    ramp's floor; where no h was read the rate that the user gave counts as the share.
     """
     state.searching = 0.0
     state.held_at = state.step
-    lost = is_lost(state, control)
-    if lost:
-        state.log_lr_downhill = -math.inf
-        state.log_lr_clear = -math.inf
-    found = marked(state)
+    unmarked = state.log_lr_zero == -math.inf
+    lost = is_lost(state) or (unmarked and state.log_lr_risen > -math.inf)
     confirmed = is_confirmed(state)
+    if lost:
+        state.log_lr_zero = -math.inf
+    elif unmarked and state.log_lr_judged >= control.log_ramp_floor and state.alignment_mean > 0:
+        state.log_lr_zero = state.log_lr_judged
+    found = state.log_lr_zero
     log_lr = found + control.log_ramp_share if found > -math.inf else state.log_lr_start
     forget_cosines(state)
-    if confirmed or control.hold_by - state.step < CLIMB_ROOM:
+    holds = confirmed or (late and found > -math.inf)
+    if holds or control.hold_by - state.step < CLIMB_ROOM:
         state.held = 1.0
         log_lr += control.log_held_share
+        state.log_lr = clip(log_lr, control.log_lr_min, control.log_lr_max)
     else:
-        state.climbing = 1.0
-        log_lr = control.log_ramp_floor if lost else log_lr + CLIMB_FROM
-        state.log_lr_downhill = -math.inf
-        state.log_lr_doubted = -math.inf
+        begin_climb(state, control, control.log_ramp_floor if lost else log_lr + CLIMB_FROM)
+
+
+def begin_climb(state: State, control: ControlNumbers, log_lr: float) -> None:
+    """The slow climb, from a rate on."""
+    state.held = 0.0
+    state.climbing = 1.0
     state.log_lr = clip(log_lr, control.log_lr_min, control.log_lr_max)
+    state.log_lr_downhill = -math.inf
+    state.log_lr_doubted = -math.inf
+    forget_cosines(state)
 
 
 def search(state: State, control: ControlNumbers, score: float | None) -> None:
@@ -235,7 +255,7 @@ def search(state: State, control: ControlNumbers, score: float | None) -> None:
     late = late or state.search_steps >= control.search_within
     lost = score is not None and math.isnan(score)
     hear_loss(state)
-    if score is not None and not lost and state.overshoot <= SURE:
+    if score is not None and not lost:
         mark(state, control, score)
     if lost and not late and state.log_lr_judged < control.log_ramp_floor:
         go_back(state)
@@ -245,7 +265,7 @@ def search(state: State, control: ControlNumbers, score: float | None) -> None:
         state.log_lr_risen = state.log_lr_judged
     if late or lost or is_over(state, control):
         go_back(state)
-        end(state, control)
+        end(state, control, late)
     elif score is not None:
         climb(state, control)
 
@@ -262,6 +282,45 @@ def creep(state: State, control: ControlNumbers, score: float | None) -> None:
     state.log_lr = bounded_log_lr(log_lr, state.log_lr, control)
 
 
+def window(control: ControlNumbers) -> float:
+    """Losses of each of the two windows that are compared."""
+    return max(WATCHED_LEAST, math.floor(WATCHED_SHARE * control.warm_up))
+
+
+def is_watched(state: State, control: ControlNumbers) -> bool:
+    """Whether the loss is still to confirm the held rate, and a climb would have room."""
+    warm = state.held_at + control.warm_up < state.step < control.hold_by - CLIMB_ROOM
+    return warm and state.watches < 2 and state.log_lr_risen == -math.inf
+
+
+def watch(state: State, control: ControlNumbers) -> None:
+    """Where h alone confirmed the mark: the loss must fall beyond its error, or the climb begins.
+
+    Two windows after the warm-up are compared. On a plateau nothing falls at a rate that is far too
+    low; h, which is noise there, has confirmed it by chance.
+    """
+    heard = state.loss_count != state.losses_heard
+    state.losses_heard = state.loss_count
+    if not heard or not math.isfinite(state.loss) or not is_watched(state, control):
+        return
+    state.watched += 1
+    surprise = clip(state.loss - state.watched_mean, -sensors.LARGEST, sensors.LARGEST)
+    state.watched_mean += surprise / state.watched
+    rest = clip(state.loss - state.watched_mean, -sensors.LARGEST, sensors.LARGEST)
+    state.watched_square = min(state.watched_square + surprise * rest, sensors.LARGEST)
+    if state.watched < window(control):
+        return
+    error = state.watched_square / (state.watched * state.watched)
+    fallen = state.watched_before - state.watched_mean
+    stays = fallen <= math.sqrt(state.watched_error + error)
+    state.watches += 1
+    state.watched_before = state.watched_mean
+    state.watched_error = error
+    state.watched = state.watched_mean = state.watched_square = 0.0
+    if state.watches == 2 and stays:
+        begin_climb(state, control, state.log_lr + CLIMB_FROM)
+
+
 def sense(state: State, control: ControlNumbers) -> bool:
     """α of one step: search, go back, warm up, hold, cool down; or the climb's step."""
     if state.climbing != 0:
@@ -271,6 +330,7 @@ def sense(state: State, control: ControlNumbers) -> bool:
         search(state, control, score)
     else:
         creep(state, control, score)
+        watch(state, control)
     state.anneal = 1.0
     if state.held != 0:
         risen = warming(state.step, state.held_at, control)

@@ -176,7 +176,7 @@ class Steering(Around, Pulses):
         if not state.held and not state.climbing:
             return None
         log_factor = state.log_lr - state.log_lr_start
-        marked = not state.held_at or state.log_lr_clear > -math.inf
+        marked = not state.held_at or state.log_lr_zero > -math.inf
         if state.held:
             return Found(math.exp(log_factor), state.log_lr_downhill > -math.inf, marked)
         below = CLIMB_FROM if marked else 0.0

@@ -19,12 +19,17 @@ constexpr double kSquareBeta = 0.1;
 constexpr double kMeanBeta = 0.3;
 constexpr double kRamp = 0.35;
 constexpr double kLeastRamp = 0.3;
-constexpr double kSure = 3.0;
+constexpr double kSure = 4.0;
+constexpr double kSureWithin = 4.605170185988092;  // log 100
 constexpr double kRisenBy = 9.0;
 constexpr double kLossesEnough = 12.0;
-constexpr double kConfirmedWithin = 2.302585092994046;  // log 10
-constexpr double kClimbFrom = -2.3025850929940455;      // log 0.1
+constexpr double kRisenWithin = 3.4011973816621555;  // log 30
+constexpr double kLostBelow = 2.302585092994046;     // log 10
+constexpr double kClimbFrom = -1.2039728043259361;   // log 0.3
 constexpr double kClimbRoom = 100.0;
+constexpr double kWarmFrom = -3.453877639491069;  // -1.5 log 10
+constexpr double kWatchedLeast = 30.0;
+constexpr double kWatchedShare = 1.0 / 3.0;
 constexpr double kUndershootEnough = 5.0;
 constexpr double kCreep = 0.3;
 
@@ -67,8 +72,7 @@ ADAPTIVERL_BOTH void begin(State& state, const ControlNumbers& control) {
   state.searching = 1;
   state.log_lr = control.log_lr_acquire;
   state.log_lr_judged = control.log_lr_acquire;
-  state.log_lr_downhill = -INFINITY;
-  state.log_lr_clear = -INFINITY;
+  state.log_lr_zero = -INFINITY;
   state.log_lr_risen = -INFINITY;
   forget_cosines(state);
   state.ramp_losses = 0;
@@ -113,14 +117,12 @@ ADAPTIVERL_BOTH void go_back(State& state) {
 }
 
 ADAPTIVERL_BOTH void mark(State& state, const ControlNumbers& control, double score) {
-  if (state.alignment_mean > 0) {
-    state.log_lr_downhill = state.log_lr_judged;
+  if (state.log_lr_judged < control.log_ramp_floor) {
+    return;
   }
-  if (state.log_lr_judged >= control.log_ramp_floor) {
-    state.overshoot = next_overshoot(state.overshoot, score);
-  }
-  if (state.overshoot == 0) {
-    state.log_lr_clear = state.log_lr_judged;
+  state.overshoot = next_overshoot(state.overshoot, score);
+  if (state.log_lr_zero == -INFINITY && state.alignment_mean <= 0) {
+    state.log_lr_zero = state.log_lr_judged;
   }
 }
 
@@ -138,61 +140,65 @@ ADAPTIVERL_BOTH double warming(double step, double held_at, const ControlNumbers
   if (control.warm_up == 0) {
     return 1.0;
   }
-  return clip((step - held_at) / control.warm_up, 0.0, 1.0);
+  return exp(kWarmFrom * (1 - clip((step - held_at) / control.warm_up, 0.0, 1.0)));
 }
 
-ADAPTIVERL_BOTH double marked(const State& state) {
-  return fmin(state.log_lr_downhill, state.log_lr_clear);
-}
-
-ADAPTIVERL_BOTH bool is_lost(const State& state, const ControlNumbers& control) {
-  const bool risen_below =
-      -INFINITY < state.log_lr_risen && state.log_lr_risen < marked(state) - kConfirmedWithin;
-  const bool at_top =
-      control.log_lr_acquire < control.log_lr_max && control.log_lr_max <= state.log_lr_judged;
-  return risen_below || (at_top && state.overshoot <= kSure);
+ADAPTIVERL_BOTH bool is_lost(const State& state) {
+  return -INFINITY < state.log_lr_risen && state.log_lr_risen < state.log_lr_zero - kLostBelow;
 }
 
 ADAPTIVERL_BOTH bool is_confirmed(const State& state) {
-  return -INFINITY < state.log_lr_risen && state.log_lr_risen <= marked(state) + kConfirmedWithin;
+  if (state.log_lr_zero == -INFINITY || is_lost(state)) {
+    return false;
+  }
+  if (-INFINITY < state.log_lr_risen && state.log_lr_risen <= state.log_lr_zero + kRisenWithin) {
+    return true;
+  }
+  return state.overshoot > kSure && state.log_lr_judged <= state.log_lr_zero + kSureWithin;
+}
+
+ADAPTIVERL_BOTH bool is_at_top(const State& state, const ControlNumbers& control) {
+  return control.log_lr_acquire < control.log_lr_max && control.log_lr_max <= state.log_lr_judged;
 }
 
 ADAPTIVERL_BOTH bool is_over(const State& state, const ControlNumbers& control) {
-  if (is_lost(state, control)) {
-    return true;
-  }
-  if (state.overshoot <= kSure) {
-    return false;
-  }
-  if (state.ramp_losses < kLossesEnough || state.log_lr_risen > -INFINITY) {
-    return true;
-  }
-  const bool beyond = state.log_lr_judged > marked(state) + kConfirmedWithin;
-  return beyond || state.log_lr_judged >= control.log_lr_max;
+  const bool beyond =
+      -INFINITY < state.log_lr_zero && state.log_lr_zero < state.log_lr_judged - kSureWithin;
+  return is_lost(state) || is_confirmed(state) || beyond || is_at_top(state, control);
 }
 
-ADAPTIVERL_BOTH void end(State& state, const ControlNumbers& control) {
+ADAPTIVERL_BOTH void begin_climb(State& state, const ControlNumbers& control, double log_lr) {
+  state.held = 0;
+  state.climbing = 1;
+  state.log_lr = clip(log_lr, control.log_lr_min, control.log_lr_max);
+  state.log_lr_downhill = -INFINITY;
+  state.log_lr_doubted = -INFINITY;
+  forget_cosines(state);
+}
+
+ADAPTIVERL_BOTH void end(State& state, const ControlNumbers& control, bool late) {
   state.searching = 0;
   state.held_at = state.step;
-  const bool lost = is_lost(state, control);
-  if (lost) {
-    state.log_lr_downhill = -INFINITY;
-    state.log_lr_clear = -INFINITY;
-  }
-  const double found = marked(state);
+  const bool unmarked = state.log_lr_zero == -INFINITY;
+  const bool lost = is_lost(state) || (unmarked && state.log_lr_risen > -INFINITY);
   const bool confirmed = is_confirmed(state);
+  if (lost) {
+    state.log_lr_zero = -INFINITY;
+  } else if (unmarked && state.log_lr_judged >= control.log_ramp_floor &&
+             state.alignment_mean > 0) {
+    state.log_lr_zero = state.log_lr_judged;
+  }
+  const double found = state.log_lr_zero;
   double log_lr = found > -INFINITY ? found + control.log_ramp_share : state.log_lr_start;
   forget_cosines(state);
-  if (confirmed || control.hold_by - state.step < kClimbRoom) {
+  const bool holds = confirmed || (late && found > -INFINITY);
+  if (holds || control.hold_by - state.step < kClimbRoom) {
     state.held = 1;
     log_lr += control.log_held_share;
+    state.log_lr = clip(log_lr, control.log_lr_min, control.log_lr_max);
   } else {
-    state.climbing = 1;
-    log_lr = lost ? control.log_ramp_floor : log_lr + kClimbFrom;
-    state.log_lr_downhill = -INFINITY;
-    state.log_lr_doubted = -INFINITY;
+    begin_climb(state, control, lost ? control.log_ramp_floor : log_lr + kClimbFrom);
   }
-  state.log_lr = clip(log_lr, control.log_lr_min, control.log_lr_max);
 }
 
 ADAPTIVERL_BOTH void search(State& state, const ControlNumbers& control, bool sensed,
@@ -211,7 +217,7 @@ ADAPTIVERL_BOTH void search(State& state, const ControlNumbers& control, bool se
   late = late || state.search_steps >= control.search_within;
   const bool lost = sensed && !is_finite(score);
   hear_loss(state);
-  if (sensed && !lost && state.overshoot <= kSure) {
+  if (sensed && !lost) {
     mark(state, control, score);
   }
   if (lost && !late && state.log_lr_judged < control.log_ramp_floor) {
@@ -224,7 +230,7 @@ ADAPTIVERL_BOTH void search(State& state, const ControlNumbers& control, bool se
   }
   if (late || lost || is_over(state, control)) {
     go_back(state);
-    end(state, control);
+    end(state, control, late);
   } else if (sensed) {
     climb(state, control);
   }
@@ -243,6 +249,44 @@ ADAPTIVERL_BOTH void creep(State& state, const ControlNumbers& control, bool sen
   state.log_lr = bounded_log_lr(log_lr, state.log_lr, control);
 }
 
+ADAPTIVERL_BOTH double window(const ControlNumbers& control) {
+  return fmax(kWatchedLeast, floor(kWatchedShare * control.warm_up));
+}
+
+ADAPTIVERL_BOTH bool is_watched(const State& state, const ControlNumbers& control) {
+  const bool warm =
+      state.held_at + control.warm_up < state.step && state.step < control.hold_by - kClimbRoom;
+  return warm && state.watches < 2 && state.log_lr_risen == -INFINITY;
+}
+
+ADAPTIVERL_BOTH void watch(State& state, const ControlNumbers& control) {
+  const bool heard = state.loss_count != state.losses_heard;
+  state.losses_heard = state.loss_count;
+  if (!heard || !is_finite(state.loss) || !is_watched(state, control)) {
+    return;
+  }
+  state.watched += 1;
+  const double surprise = clip(state.loss - state.watched_mean, -kLargest, kLargest);
+  state.watched_mean += surprise / state.watched;
+  const double rest = clip(state.loss - state.watched_mean, -kLargest, kLargest);
+  state.watched_square = fmin(state.watched_square + surprise * rest, kLargest);
+  if (state.watched < window(control)) {
+    return;
+  }
+  const double error = state.watched_square / (state.watched * state.watched);
+  const double fallen = state.watched_before - state.watched_mean;
+  const bool stays = fallen <= sqrt(state.watched_error + error);
+  state.watches += 1;
+  state.watched_before = state.watched_mean;
+  state.watched_error = error;
+  state.watched = 0;
+  state.watched_mean = 0;
+  state.watched_square = 0;
+  if (state.watches == 2 && stays) {
+    begin_climb(state, control, state.log_lr + kClimbFrom);
+  }
+}
+
 struct RangeTestLaw : Law {
   static constexpr bool needs_loss = false;
 
@@ -256,6 +300,7 @@ struct RangeTestLaw : Law {
       search(state, control, sensed, score);
     } else {
       creep(state, control, sensed, score);
+      watch(state, control);
     }
     state.anneal = 1;
     if (state.held != 0) {
