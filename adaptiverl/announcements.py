@@ -127,21 +127,20 @@ class Announcements:
             self._told_climb = True
             message = (
                 "put its weights back where the search began, and its moments to 0, by step %.0f; "
-                "no loss confirmed the %s that was marked, so that it climbs slowly, from below "
+                "nothing confirmed the %s that was marked, so that it climbs slowly, from below "
                 "it: %.3g now"
             )
             if unmarked:
                 message = (
                     "put its weights back where the search began, and its moments to 0, by step "
-                    "%.0f; no %s could be marked, so that it climbs slowly, from far below: %.3g "
-                    "now"
+                    "%.0f; no %s could be marked, so that it climbs slowly: %.3g now"
                 )
             self._say(logging.INFO, message, step, what, readable_exp(log_lr))
         if held and not self._told_held:
             self._told_held = True
             message = "holds the %s it found: %.3g, by step %.0f"
             if went_back and unmarked:
-                message = "holds the %s it was given, as none was marked: %.3g, by step %.0f"
+                message = "holds a %s that nothing confirmed, as none was marked: %.3g, by step %.0f"
             if went_back:
                 message += "; its weights are back where the search began, its moments at 0"
             if self._control.is_too_short:

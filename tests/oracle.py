@@ -1481,9 +1481,9 @@ class OracleRangeTestController(OracleController):
         lost = self._is_lost or (unmarked and self.log_lr_risen > -math.inf)
         if lost:
             self.log_lr_zero = -math.inf
-        elif unmarked and self.log_lr_judged >= self.floor and self.alignment_mean > 0:
-            self.log_lr_zero = self.log_lr_judged
         mark = self.log_lr_zero
+        if unmarked and not lost and self.log_lr_judged >= self.floor and self.alignment_mean > 0:
+            mark = self.log_lr_judged
         wanted = self.log_given if mark == -math.inf else mark + log(self.share)
         self._forget_cosines()
         taken = confirmed or (late and mark > -math.inf)

@@ -203,11 +203,21 @@ def is_over(state: State, control: ControlNumbers) -> bool:
     return is_lost(state) or is_confirmed(state) or beyond or is_at_top(state, control)
 
 
+def begin_climb(state: State, control: ControlNumbers, log_lr: float) -> None:
+    """The slow climb, from a rate on."""
+    state.held = 0.0
+    state.climbing = 1.0
+    state.log_lr = clip(log_lr, control.log_lr_min, control.log_lr_max)
+    state.log_lr_downhill = -math.inf
+    state.log_lr_doubted = -math.inf
+    forget_cosines(state)
+
+
 def end(state: State, control: ControlNumbers, late: bool) -> None:
     """The ramp is over: its share of the mark is held, or the slow climb starts below it.
 
     Where there was no time to confirm a mark it is held as it is; where updates pointed downhill to
-    the end, that is the mark. Where the weights were lost there is none, and a climb starts at the
+    the end, the last rate counts as one. Where the weights were lost there is none, and a climb starts at the
     ramp's floor; where no h was read the rate that the user gave counts as the share.
     """
     state.searching = 0.0
@@ -215,11 +225,10 @@ def end(state: State, control: ControlNumbers, late: bool) -> None:
     unmarked = state.log_lr_zero == -math.inf
     lost = is_lost(state) or (unmarked and state.log_lr_risen > -math.inf)
     confirmed = is_confirmed(state)
+    downhill = state.log_lr_judged >= control.log_ramp_floor and state.alignment_mean > 0
     if lost:
         state.log_lr_zero = -math.inf
-    elif unmarked and state.log_lr_judged >= control.log_ramp_floor and state.alignment_mean > 0:
-        state.log_lr_zero = state.log_lr_judged
-    found = state.log_lr_zero
+    found = state.log_lr_judged if unmarked and downhill and not lost else state.log_lr_zero
     log_lr = found + control.log_ramp_share if found > -math.inf else state.log_lr_start
     forget_cosines(state)
     holds = confirmed or (late and found > -math.inf)
@@ -229,16 +238,6 @@ def end(state: State, control: ControlNumbers, late: bool) -> None:
         state.log_lr = clip(log_lr, control.log_lr_min, control.log_lr_max)
     else:
         begin_climb(state, control, control.log_ramp_floor if lost else log_lr + CLIMB_FROM)
-
-
-def begin_climb(state: State, control: ControlNumbers, log_lr: float) -> None:
-    """The slow climb, from a rate on."""
-    state.held = 0.0
-    state.climbing = 1.0
-    state.log_lr = clip(log_lr, control.log_lr_min, control.log_lr_max)
-    state.log_lr_downhill = -math.inf
-    state.log_lr_doubted = -math.inf
-    forget_cosines(state)
 
 
 def search(state: State, control: ControlNumbers, score: float | None) -> None:

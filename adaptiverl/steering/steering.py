@@ -168,9 +168,9 @@ class Steering(Around, Pulses):
     def found(self) -> Found | None:
         """What a search has found; None while it goes on. Waits for the device.
 
-        Where no loss confirmed a range test's ramp it is what the ramp ended with, right after the
-        step that went back: then the slow climb goes on from a tenth of it, or, where nothing was
-        marked, from the ramp's floor.
+        Where nothing confirmed a range test's mark it is what would have been held, right after the
+        step that went back: the slow climb then goes on from three tenths of it, or, where nothing
+        was marked, from the ramp's floor.
         """
         state = self._controller.read()
         if not state.held and not state.climbing:
@@ -178,7 +178,9 @@ class Steering(Around, Pulses):
         log_factor = state.log_lr - state.log_lr_start
         marked = not state.held_at or state.log_lr_zero > -math.inf
         if state.held:
-            return Found(math.exp(log_factor), state.log_lr_downhill > -math.inf, marked)
+            ramped = state.held_at and not state.climbing
+            mark = state.log_lr_zero if ramped else state.log_lr_downhill
+            return Found(math.exp(log_factor), mark > -math.inf, marked)
         below = CLIMB_FROM if marked else 0.0
         return Found(math.exp(log_factor - below), False, marked)
 

@@ -29,7 +29,7 @@ constexpr double kClimbFrom = -1.2039728043259361;   // log 0.3
 constexpr double kClimbRoom = 100.0;
 constexpr double kWarmFrom = -3.453877639491069;  // -1.5 log 10
 constexpr double kWatchedLeast = 30.0;
-constexpr double kWatchedShare = 1.0 / 3.0;
+constexpr double kWatchedShare = 0.3333333333333333;
 constexpr double kUndershootEnough = 5.0;
 constexpr double kCreep = 0.3;
 
@@ -182,13 +182,11 @@ ADAPTIVERL_BOTH void end(State& state, const ControlNumbers& control, bool late)
   const bool unmarked = state.log_lr_zero == -INFINITY;
   const bool lost = is_lost(state) || (unmarked && state.log_lr_risen > -INFINITY);
   const bool confirmed = is_confirmed(state);
+  const bool downhill = state.log_lr_judged >= control.log_ramp_floor && state.alignment_mean > 0;
   if (lost) {
     state.log_lr_zero = -INFINITY;
-  } else if (unmarked && state.log_lr_judged >= control.log_ramp_floor &&
-             state.alignment_mean > 0) {
-    state.log_lr_zero = state.log_lr_judged;
   }
-  const double found = state.log_lr_zero;
+  const double found = unmarked && downhill && !lost ? state.log_lr_judged : state.log_lr_zero;
   double log_lr = found > -INFINITY ? found + control.log_ramp_share : state.log_lr_start;
   forget_cosines(state);
   const bool holds = confirmed || (late && found > -INFINITY);
