@@ -115,7 +115,8 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         description="Run a training script, its optimizer's rate ramped up from step to step, "
         "until its updates are sure to overshoot, mostly less than a hundred steps; then stop it, "
-        "print the rate to give to that optimizer, and draw the ramp. Nothing of the script is changed.",
+        "print the rate to give to that optimizer, and draw the ramp. Nothing of the script is "
+        "changed.",
     )
     parser.add_argument(
         "--steps",
