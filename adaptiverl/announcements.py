@@ -132,8 +132,8 @@ class Announcements:
                 )
             if before:
                 message = (
-                    "gives up the rate it held, by step %.0f: the loss did not fall, so that the %s "
-                    "climbs slowly, from below it: %.3g now"
+                    "gives up the rate it held, by step %.0f: the loss did not fall, so that the "
+                    "%s climbs slowly, from below it: %.3g now"
                 )
             self._say(logging.INFO, message, step, what, readable_exp(log_lr))
         if held and not self._told_held:
