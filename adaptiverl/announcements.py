@@ -140,7 +140,9 @@ class Announcements:
             self._told_held = True
             message = "holds the %s it found: %.3g, by step %.0f"
             if went_back and unmarked:
-                message = "holds a %s that nothing confirmed, as none was marked: %.3g, by step %.0f"
+                message = (
+                    "holds a %s that nothing confirmed, as none was marked: %.3g, by step %.0f"
+                )
             if went_back:
                 message += "; its weights are back where the search began, its moments at 0"
             if self._control.is_too_short:

@@ -93,12 +93,8 @@ class State:
     log_lr_doubted: float = number(
         -math.inf, LOGARITHM_OR_OFF, "the same when updates were last sure to overshoot"
     )
-    log_lr_zero: float = number(
-        -math.inf, LOGARITHM_OR_OFF, "the same when e was first 0 or below: the ramp's mark"
-    )
-    log_lr_risen: float = number(
-        -math.inf, LOGARITHM_OR_OFF, "the same when the loss had risen beyond its noise"
-    )
+    log_lr_zero: float = number(-math.inf, LOGARITHM_OR_OFF, "the ramp's mark: e was first ≤ 0")
+    log_lr_risen: float = number(-math.inf, LOGARITHM_OR_OFF, "the same when the loss had risen")
     log_lr_judged: float = number(
         -math.inf, LOGARITHM_OR_OFF, "log α of the update that the newest sums judge"
     )

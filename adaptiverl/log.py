@@ -253,9 +253,9 @@ class Log:
             _warn(
                 f"Control(horizon={self._control.horizon}, cooldown={self._control.cooldown:g}) "
                 f"leaves the search for a learning rate no room: it may take {SEARCH_STEPS} steps, "
-                "which must be at most half of the run and end before the cooldown. Held instead, "
-                f"with a warm-up and the cooldown: lr as it was given, or {STAND_IN_LR:g} where it "
-                "was None. Give a longer horizon, or an lr that you trust"
+                "which must be at most a quarter of the run and end before the cooldown. Held "
+                "instead, with a warm-up and the cooldown: lr as it was given, or "
+                f"{STAND_IN_LR:g} where it was None. Give a longer horizon, or an lr that you trust"
             )
 
     def warn_if_endless(self, control: Control) -> None:

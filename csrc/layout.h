@@ -65,8 +65,8 @@ struct State {
   double overshoot = 0;                // Page's sum that the mean of h is below 0; never below 0
   double log_lr_downhill = -INFINITY;  // log α when updates last clearly pointed downhill
   double log_lr_doubted = -INFINITY;   // the same when updates were last sure to overshoot
-  double log_lr_zero = -INFINITY;      // the same when e was first 0 or below: the ramp's mark
-  double log_lr_risen = -INFINITY;     // the same when the loss had risen beyond its noise
+  double log_lr_zero = -INFINITY;      // the ramp's mark: e was first ≤ 0
+  double log_lr_risen = -INFINITY;     // the same when the loss had risen
   double log_lr_judged = -INFINITY;    // log α of the update that the newest sums judge
   double alignment_mean_weight = 0;    // what the weights in e add up to
   double alignment_peak = 0;           // the largest e of the ramp

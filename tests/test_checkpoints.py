@@ -19,7 +19,7 @@ import pytest
 import torch
 from grids import pairwise
 from pass_cases import CASES
-from rank_jobs_digests import SINCE_4, SINCE_5, SINCE_6, in_layout_3
+from rank_jobs_digests import SINCE_4, SINCE_5, SINCE_6, SINCE_7, in_layout_3
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 from training import (
@@ -320,13 +320,13 @@ DAMAGES: list[tuple[Callable[[Tensor], Any], str]] = [
     (lambda m: m[:-1].float(), "got torch.float64 of shape"),
     (lambda m: m[:0].clone(), r"got torch.float64 of shape \(0,\)"),
     (lambda m: m.reshape(1, -1), "got torch.float64 of shape"),
-    (lambda m: m.tolist(), r"got \[7.0, "),
+    (lambda m: m.tolist(), r"got \[8.0, "),
     (lambda _: None, "got None"),
     (replaced("version", 0.0), "got version 0.0"),
     (replaced("version", 1.0), rf"got .* of shape \({layout.MEMORY_SIZE},\) in layout 1"),
     (replaced("version", 3.0), rf"got .* of shape \({layout.MEMORY_SIZE},\) in layout 3"),
     (lambda m: replaced("version", 1.0)(m)[:31], r"of shape \(31,\) in layout 1"),
-    (replaced("version", 8.0), "got version 8.0"),
+    (replaced("version", 9.0), "got version 9.0"),
     (replaced("version", math.nan), "got version nan"),
     (replaced("log_lr", math.nan), "got log_lr = nan"),
     (replaced("log_lr", -math.inf), "got log_lr = -inf"),
@@ -696,7 +696,7 @@ def in_layout(version: int, saved: dict[str, Any]) -> dict[str, Any]:
         now = group["adaptive_state"]
         memory = in_layout_3(now)
         if version >= 4:
-            newer = sum((SINCE_4, SINCE_5, SINCE_6)[version - 4 :], ())
+            newer = sum((SINCE_4, SINCE_5, SINCE_6, SINCE_7)[version - 4 :], ())
             names = layout.FIELDS[: layout.MEMORY_SIZE]
             memory = now[[layout.SLOT[name] for name in names if name not in newer]]
         elif version == 1:
@@ -721,8 +721,9 @@ def in_layout(version: int, saved: dict[str, Any]) -> dict[str, Any]:
         (5, 63, BUSY),
         (6, 91, BUSY),
         (6, 91, Control.climb()),
+        (7, 118, Control.climb()),
     ],
-    ids="1; 2; 2, searching; 3; 3, searching; 4; 4, searching; 5; 6; 6, searching".split("; "),
+    ids="1; 2; 2, searching; 3; 3, searching; 4; 4, searching; 5; 6; 6, searching; 7".split("; "),
 )
 def test_a_checkpoint_of_an_earlier_layout_goes_on_as_its_own(
     version: int, size: int, control: Control
@@ -736,8 +737,10 @@ def test_a_checkpoint_of_an_earlier_layout_goes_on_as_its_own(
     other = busy(resumed, control=control)
     other.load_state_dict(old)
     memory = other._controller.memory
-    # None of them says how large gradients were.
-    known = [layout.SLOT[n] for n in layout.FIELDS[: layout.MEMORY_SIZE] if n not in SINCE_6]
+    # None of them says how large gradients were, and no held rate of theirs is watched.
+    new = (*SINCE_6, "watches")
+    known = [layout.SLOT[n] for n in layout.FIELDS[: layout.MEMORY_SIZE] if n not in new]
+    assert memory[layout.SLOT["watches"]] == 2
     assert_same(memory[known], saved["param_groups"][0]["adaptive_state"][known])
     assert memory[layout.SLOT["version"]] == layout.LAYOUT_VERSION
     assert (memory[layout.SLOT["log_lr_downhill"]] > -math.inf) == (control is not BUSY)
@@ -767,6 +770,17 @@ def test_the_alignment_law_goes_on_from_a_checkpoint_of_the_first_layout() -> No
     assert other.knobs()["alpha"] == before["alpha"]
     descend(other, params, 1, first=8)
     assert other.knobs()["alpha"] > before["alpha"]
+
+
+@pytest.mark.parametrize("searching", [0.0, 1.0])
+def test_what_a_ramp_in_progress_had_marked_was_no_first_zero(searching: float) -> None:
+    memory = torch.arange(118, dtype=torch.float64)
+    memory[[0, 44, 57]] = torch.tensor([7.0, -4.0, searching], dtype=torch.float64)
+    after = MIGRATIONS[7](memory)
+    names = dict(zip(layout.FIELDS, after.tolist(), strict=False))
+    assert (names["searching"], names["watches"], names["version"]) == (searching, 2, 8)
+    assert names["log_lr_zero"] == (-math.inf if searching else -4.0)
+    assert memory[44] == -4.0, "the checkpoint's own is left alone"
 
 
 def test_every_layout_that_was_has_a_way_to_the_present_one() -> None:

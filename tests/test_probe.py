@@ -81,14 +81,14 @@ def test_the_rate_does_not_depend_on_the_one_that_was_given() -> None:
         assert all(map(torch.equal, training.model.parameters(), training.start))
         assert len(seen.rates) == len(seen.losses) == len(seen.cosines) == training.taken + 1
         assert seen.rates[0] == pytest.approx(1e-6)
-        assert max(seen.rates) > 10 * found[-1]
+        assert max(seen.rates) > 3 * found[-1]
     assert found[0] == pytest.approx(found[1], rel=1e-4)
     assert 1e-3 < found[0] < 0.1
 
 
 def test_a_longer_run_gets_a_lower_rate() -> None:
     rates = []
-    for steps in (1000, 8000):
+    for steps in (4000, 32_000):
         found = probe(Training(adamw(1e-3)), steps).found
         assert found is not None
         rates.append(found[0][0])
@@ -167,11 +167,13 @@ def test_a_run_that_is_too_short() -> None:
     assert "ended after 9 steps" in command.report(seen, 1000)[0]
 
 
-@pytest.mark.parametrize(("steps", "says"), [(200, "as none was marked: 0.0003"), (1000, "")])
+@pytest.mark.parametrize(
+    ("steps", "says"), [(200, "nothing confirmed, as none was marked"), (1000, "")]
+)
 def test_a_run_that_never_overshoots_has_no_rate(
     steps: int, says: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """At the top of the ramp, and not sure: what is held, or where it climbs, is no find."""
+    """No rate up to the ramp's end overshoots: what is held, or where it climbs, is no find."""
 
     def run() -> None:
         generator = torch.Generator().manual_seed(0)
@@ -220,7 +222,7 @@ def test_what_cannot_be_probed(run: Any, message: str) -> None:
 
 
 def test_a_horizon_without_room() -> None:
-    with pytest.raises(ValueError, match=r"a range test takes 100 steps.*got 150"):
+    with pytest.raises(ValueError, match=r"a range test takes 40 steps.*got 150"):
         probe(lambda: None, 150)
 
 

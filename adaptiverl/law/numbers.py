@@ -29,8 +29,8 @@ UNANNEALED_SHARE = 0.5
 """Of the rate that would be held, what is held where nobody anneals: the noise of the batches then
 stays, and a lower rate makes less of it."""
 RAMP_SHARE = 0.5
-"""Of the rate that the range test marks, what is held in a run of up to `LONGEST_MEASURED` steps; in
-a longer one less, by the cube root of its length"""
+"""Of the rate that the range test marks, what is held in a run of up to `LONGEST_MEASURED` steps;
+in a longer one less, by the cube root of its length"""
 WARM_UP = 0.15
 """Share of the run over which α rises to the held rate: the moments start anew"""
 PULSE_SPACING = 0.01

@@ -181,9 +181,10 @@ def is_lost(state: State) -> bool:
 
 
 def is_confirmed(state: State) -> bool:
-    """Whether what overshoots at the mark is what matters: soon after it, h is sure, or the loss rose.
+    """Whether what overshoots at the mark is what matters: soon after, h is sure or the loss rose.
 
-    Where training starts on a plateau it may be one sharp direction, and the right rate lies far above.
+    Where training starts on a plateau it may be one sharp direction, and the right rate lies far
+    above.
     """
     if state.log_lr_zero == -math.inf or is_lost(state):
         return False
@@ -217,8 +218,8 @@ def end(state: State, control: ControlNumbers, late: bool) -> None:
     """The ramp is over: its share of the mark is held, or the slow climb starts below it.
 
     Where there was no time to confirm a mark it is held as it is; where updates pointed downhill to
-    the end, the last rate counts as one. Where the weights were lost there is none, and a climb starts at the
-    ramp's floor; where no h was read the rate that the user gave counts as the share.
+    the end, the last rate counts as one. Where the weights were lost there is none, and a climb
+    starts at the ramp's floor; where no h was read the rate that the user gave counts as the share.
     """
     state.searching = 0.0
     state.held_at = state.step

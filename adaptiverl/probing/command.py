@@ -41,16 +41,16 @@ def report(found: Probe, steps: int) -> list[str]:
         ]
     if not found.marked:
         return [
-            f"No rate in {took}: the loss rose long before updates were sure to overshoot, or they "
-            "never were, so that nothing is marked. Larger batches have less noise; in the run "
-            "itself Control.find_lr and Control.range_test climb on."
+            f"No rate in {took}: the loss rose long before updates overshot, or they never did, so "
+            "that nothing is marked. Larger batches have less noise; in the run itself "
+            "Control.find_lr climbs on."
         ]
     lines = [f"Found in {took}; the weights are where they were."]
     if not found.sure:
         lines = [
-            f"No sure rate in {took}: no loss confirmed where updates overshot. Training may begin "
-            "on a plateau, where a range test is blind; in the run itself Control.find_lr and "
-            "Control.range_test climb on. What was marked:"
+            f"No sure rate in {took}: nothing confirmed where updates overshot. Training may begin "
+            "on a plateau, where a range test is blind; in the run itself Control.find_lr climbs "
+            "on. What was marked:"
         ]
     for name, rates in zip(found.names, found.found, strict=True):
         listed = ", ".join(f"{rate:.2e}" for rate in dict.fromkeys(rates))
@@ -114,8 +114,9 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m adaptiverl probe",
         allow_abbrev=False,
         description="Run a training script, its optimizer's rate ramped up from step to step, "
-        "until its updates are sure to overshoot, about a hundred steps; then stop it, print the "
-        "rate to give to that optimizer, and draw the ramp. Nothing of the script is changed.",
+        "until its updates are sure to overshoot, mostly less than a hundred steps; then stop it, "
+        "print the rate to give to that optimizer, and draw the ramp. Nothing of the script is "
+        "changed.",
     )
     parser.add_argument(
         "--steps",
@@ -135,8 +136,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _steps(text: str) -> int:
-    if not text.replace("_", "").isdecimal() or not 200 <= int(text) <= 2**53:
+    if not text.replace("_", "").isdecimal() or not 160 <= int(text) <= 2**53:
         raise argparse.ArgumentTypeError(
-            f"must be a whole number from 200, of which a search takes 100, to 2**53, got {text!r}"
+            f"must be a whole number from 160, of which a search takes 40, to 2**53, got {text!r}"
         )
     return int(text)

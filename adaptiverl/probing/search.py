@@ -38,7 +38,7 @@ class Probe:
         cosines: h of each step, the alignment of its gradient with the last direction.
         found: By optimizer and group, the rate to give it, or None: no search ended.
         names: Each optimizer's class.
-        sure: Whether the loss confirmed it; if not, `found` is a guess.
+        sure: Whether the loss or h confirmed it; if not, `found` is a guess.
         marked: Whether the search marked a rate at all; if not, `found` says nothing.
     """
 
@@ -52,7 +52,7 @@ class Probe:
 
 
 def probe(run: Callable[[], object], steps: int = 1000) -> Probe:
-    """Let a run train for about a hundred steps, and stop it when a rate is found.
+    """Let a run train for less than a hundred steps, mostly, and stop it when a rate is found.
 
     Its optimizers are steered from their first step on, all that have been made by then together.
     What a scheduler does to the rate is undone before each step. The weights are then those of the
@@ -72,7 +72,9 @@ def probe(run: Callable[[], object], steps: int = 1000) -> Probe:
     """
     control = Control.range_test(steps)
     if control.is_too_short:
-        raise ValueError(f"a range test takes 100 steps, half of the run at most: got {steps}")
+        raise ValueError(
+            f"a range test takes 40 steps or more, a quarter of the run at most: got {steps}"
+        )
     search = _Search(control)
     with search.watching():
         try:

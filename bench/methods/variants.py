@@ -76,9 +76,13 @@ def climb_on(state: State, control: ControlNumbers, score: float | None) -> None
     state.log_lr = bounded_log_lr(log_lr, state.log_lr, control)
 
 
+OF = {"CLIMB_SHARE": "of the mark", "RAMP_SHARE": "of the mark", "WARM_UP": "of the run warms up"}
+"""What a constant is a share of"""
+
+
 def _varied(whole: str, law: Controls, constant: str, value: float) -> Varied:
-    title = f"{whole}: {value:g} of the mark"
-    name = f"{whole}:{value:g}-of-the-mark"
+    title = f"{whole}: {value:g} {OF[constant]}"
+    name = f"{whole}:{value:g}-{OF[constant].replace(' ', '-')}"
     more: dict[str, Any] = {
         "control": law,
         "constant": constant,
@@ -90,7 +94,8 @@ def _varied(whole: str, law: Controls, constant: str, value: float) -> Varied:
 
 _VARIANTS = (
     *(_varied("alignment", climb, "CLIMB_SHARE", share) for share in (1.4, 2.0)),
-    *(_varied("range-test", find_lr, "RAMP_SHARE", share) for share in (0.7, 1.0)),
+    *(_varied("range-test", find_lr, "RAMP_SHARE", share) for share in (0.35, 0.7, 1.0)),
+    *(_varied("range-test", find_lr, "WARM_UP", share) for share in (0.03, 0.3)),
 )
 CLIMBS_ON = Creeping(
     name="range-test:climbs-on",

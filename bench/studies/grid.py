@@ -22,7 +22,7 @@ from bench.run.cells import Cell
 from bench.run.grid import Engine, complete, current, plan
 from bench.run.rows import Row, Rows, RowsError, newest, read, write
 from bench.tables import rate_text, report
-from bench.tasks import LAW_TASKS, QUICK, ROBUSTNESS, Task
+from bench.tasks import GPTS, LAW_TASKS, QUICK, ROBUSTNESS, Task
 
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 QUICK_RATES = (1e-4, 1e-3, 1e-2, 1e-1)
@@ -58,8 +58,8 @@ ALIGNMENT = Study(
     "alignment",
     "bench.alignment_variants",
     "The same on the small tasks that the alignment law was made with and on those held out from "
-    "it; the cells of each are trained side by side.",
-    LAW_TASKS,
+    "it; the cells of each are trained side by side. And on GPTs: --engine processes.",
+    LAW_TASKS | GPTS,
     {
         name: METHODS[name]
         for name in (

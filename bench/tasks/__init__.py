@@ -24,7 +24,17 @@ from bench.tasks.supervised import (
     small_cnn,
 )
 
-__all__ = ["LAW_TASKS", "QUICK", "ROBUSTNESS", "STUDY_TASKS", "TASKS", "Batch", "Problem", "Task"]
+__all__ = [
+    "GPTS",
+    "LAW_TASKS",
+    "QUICK",
+    "ROBUSTNESS",
+    "STUDY_TASKS",
+    "TASKS",
+    "Batch",
+    "Problem",
+    "Task",
+]
 
 NATS = "(cross-entropy, nats)"
 ON_SOURCES = "on Python's sources (nats per character)"
@@ -175,6 +185,10 @@ STUDY_TASKS = {name: ROBUSTNESS[name] for name in ("digits-mlp", "digits-cnn", "
     task.name: task for task in _STUDY
 }
 """What the study is about (`bench.study`)."""
+GPTS = {name: task for name, task in STUDY_TASKS.items() if isinstance(task, Characters)} | {
+    "gpt-31k": ROBUSTNESS["gpt-31k"]
+}
+"""Language models that a CPU trains in half a minute."""
 
 _DISTURBED: tuple[Task, ...] = (
     Passages(name="code", steps=500),
