@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 import re
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +186,33 @@ def test_an_automatic_horizon_is_the_runs_number_of_steps(framework: str, tmp_pa
     resumed = runs_of(framework).make(tmp_path / "again", How(Control.climb("auto"), **how))
     resumed.train(tmp_path / "auto" / runs_of(framework).SAVED)
     assert resumed.knobs == told.knobs[3:]
+
+
+@every_framework
+def test_find_lr_searches_goes_back_and_trains(framework: str, tmp_path: Path) -> None:
+    """Saved on its ramp and resumed, to the bit; no rate is given."""
+    horizon = 160 if framework == "accelerate" else "auto"
+    how = How(Control.find_lr(horizon), size=128, epochs=5, saves=True, optimizer={"lr": None})
+    runs = runs_of(framework)
+    whole, resumed = (runs.make(tmp_path / name, how) for name in ("whole", "resumed"))
+    whole.train()
+    lrs, held = ([knobs[name] for knobs in whole.knobs] for name in ("lr", "held"))
+    assert len(lrs) == 160
+    top = lrs.index(max(lrs))
+    assert 32 < top < 40, "the ramp, and no save after it"
+    assert held[:top] == [0] * top
+    back = next(step for step in range(top, 160) if held[step])
+    assert back <= top + 2
+    before, after = whole.losses[back], whole.losses[back + 1]
+    assert before < 0.1 * whole.losses[0]
+    assert after == pytest.approx(whole.losses[0], rel=0.1), (
+        "of another batch: the weights went back"
+    )
+    assert lrs[-1] == 0
+    assert statistics.mean(whole.losses[-20:]) < 0.5 * whole.losses[0]
+    resumed.train(tmp_path / "whole" / runs.SAVED.replace("3", "32"))
+    assert resumed.knobs == whole.knobs[32:]
+    assert_same(list(resumed.model.parameters()), list(whole.model.parameters()))
 
 
 # --- control by evaluations -----------------------------------------------------------------------
