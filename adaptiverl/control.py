@@ -279,7 +279,21 @@ class Control:
         return cls(mode="modulate", noise_bounds=(0.0, 0.0), **gains)  # type: ignore[arg-type]
 
     @classmethod
-    def find_lr(
+    def find_lr(cls, horizon: Horizon = None) -> Control:
+        """Find the learning rate in the first hundred steps or so, by the range test.
+
+        The weights then go back to where they were, and training begins: `law`. No rate need be
+        given. μ and σ stay as they are. Where the losses, if any are observed, do not confirm what
+        it found (training starts on a plateau), the slow climb goes on from there.
+
+        Args:
+            horizon: T, how many optimizer steps the run will take, those of the search included;
+                ``"auto"`` in a framework that knows (docs/frameworks.md).
+        """
+        return cls._searching("range_test", horizon)
+
+    @classmethod
+    def climb(
         cls,
         horizon: Horizon = None,
         groups: Groups = "one",
@@ -287,7 +301,10 @@ class Control:
     ) -> Control:
         """Find the learning rate while training, by the alignment law, a slow climb.
 
-        Nothing is kept and nothing is put back; μ and σ stay as they are.
+        Nothing is kept and nothing is put back; μ and σ stay as they are. It is for what `find_lr`
+        cannot do: reinforcement learning, whose environments do not go back; a rate for each
+        parameter group; CUDA graphs that are captured during the search; weights that something
+        else holds copies of.
 
         Args:
             horizon: T, how many optimizer steps the run will take; ``"auto"`` in a framework that
@@ -297,20 +314,6 @@ class Control:
                 as the attribute.
         """
         return replace(cls._searching("alignment", horizon), groups=groups, reuse=reuse)
-
-    @classmethod
-    def range_test(cls, horizon: Horizon = None) -> Control:
-        """Find the learning rate in the first hundred steps or so, by the range test.
-
-        The weights then go back to where they were, and training begins: `law`. No rate need be
-        given. μ and σ stay as they are. Where the losses, if any are observed, do not confirm what
-        it found (training starts on a plateau), the slow climb goes on from there.
-
-        Args:
-            horizon: T, how many optimizer steps the run will take, those of the search included;
-                ``"auto"`` in a framework that knows.
-        """
-        return cls._searching("range_test", horizon)
 
     @classmethod
     def bandit(

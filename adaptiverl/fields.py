@@ -47,7 +47,7 @@ def _check_groups(control: Control) -> None:
             "Control.groups must be 'one' with law='range_test', got 'own': a range test puts all "
             "weights back in one step, and groups whose ramps end in different steps would train "
             "on beside weights that others are about to give up. Use "
-            "Control.find_lr(horizon, groups='own'), which puts nothing back"
+            "Control.climb(horizon, groups='own'), which puts nothing back"
         )
 
 

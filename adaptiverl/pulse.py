@@ -70,7 +70,7 @@ def check_pulse(control: Control, controller: Controller) -> None:
     if control.is_frozen:
         raise ValueError(
             "pulse() lowers the learning rate, and this Control moves nothing, for all its gains "
-            "are 0: use Control(), Control.find_lr(horizon) or Control.range_test(horizon), or "
+            "are 0: use Control(), Control.find_lr(horizon) or Control.climb(horizon), or "
             "leave pulse() out"
         )
     low, high = controller.limits.lr_min, controller.limits.lr_max

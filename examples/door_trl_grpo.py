@@ -23,5 +23,5 @@ trainer = GRPOTrainer(
     processing_class=make_tokenizer(),
     callbacks=[AdaptiveCallback()],
 )
-trainer.optimizer_cls_and_kwargs = (AdaptiveAdamW, {"lr": 1e-3, "control": Control.find_lr("auto")})
+trainer.optimizer_cls_and_kwargs = (AdaptiveAdamW, {"lr": 1e-3, "control": Control.climb("auto")})
 trainer.train()

@@ -42,7 +42,7 @@ ON_PARAMETER = Control(every=2, noise_bounds=(SIGMA, SIGMA), noise_target="param
 ALIGNED = Control(law="alignment", horizon=30, every=2, noise_bounds=(0.0, 0.0))
 """The law that reads the sweep's sums; μ still follows the loss."""
 
-FIND = Control.range_test(1000)
+FIND = Control.find_lr(1000)
 
 NOISY_EPS = 1e-2
 """Adam's eps where noisy gradients are compared. A gradient that its noise all but cancels moves

@@ -44,7 +44,7 @@ def test_epochwise_control_is_told_by_hand() -> None:
 def test_a_horizon_that_is_not_a_prepared_schedulers(early: bool, named: str, horizon: int) -> None:
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     accelerator = accelerate.Accelerator(cpu=True)
-    control = dataclasses.replace(Control.find_lr(horizon), mode="modulate")
+    control = dataclasses.replace(Control.climb(horizon), mode="modulate")
     model = torch.nn.Linear(2, 1)
     optimizer = accelerator.prepare(AdaptiveAdamW(model.parameters(), lr=1e-2, control=control))
     scheduler = {
@@ -74,7 +74,7 @@ def test_an_automatic_horizon_is_a_prepared_schedulers() -> None:
     accelerator = accelerate.Accelerator(cpu=True)
     model, control = (
         torch.nn.Linear(2, 1),
-        dataclasses.replace(Control.find_lr("auto"), mode="modulate"),
+        dataclasses.replace(Control.climb("auto"), mode="modulate"),
     )
     optimizer = accelerator.prepare(AdaptiveAdamW(model.parameters(), lr=1e-2, control=control))
     observe_backward(accelerator, optimizer)

@@ -825,7 +825,7 @@ FAST = (0.5, 0.999)
 def searching(
     params: list[nn.Parameter], control: Control | None = None, lr: float = 0.1
 ) -> AdaptiveAdamW:
-    return AdaptiveAdamW(params, lr=lr, betas=FAST, control=control or Control.find_lr())
+    return AdaptiveAdamW(params, lr=lr, betas=FAST, control=control or Control.climb())
 
 
 def memory_of(optimizer: AdaptiveAdamW) -> Tensor:
@@ -847,10 +847,10 @@ def test_the_rate_that_is_found_hardly_depends_on_the_one_given() -> None:
 
 
 RESUMED = {
-    "no horizon": Control.find_lr(),
-    "a horizon": Control.find_lr(150),
+    "no horizon": Control.climb(),
+    "a horizon": Control.climb(150),
     "all knobs": Control(law="alignment", horizon=150, every=3, noise_bounds=(0.0, 0.1)),
-    "modulate": replace(Control.find_lr(150), mode="modulate"),
+    "modulate": replace(Control.climb(150), mode="modulate"),
 }
 
 
@@ -934,15 +934,15 @@ def test_the_law_of_losses_traces_what_is_observed_alone() -> None:
     "control",
     [
         Control(),
-        Control.find_lr(),
-        replace(Control.find_lr(50), mode="modulate"),
+        Control.climb(),
+        replace(Control.climb(50), mode="modulate"),
         Control.frozen(),
     ],
     ids=["loss law", "no horizon", "modulate", "frozen"],
 )
 def test_a_finished_run_can_go_on_under_a_control_that_does_not_anneal(control: Control) -> None:
     params = parameters((3,))
-    finished = searching(params, Control.find_lr(20))
+    finished = searching(params, Control.climb(20))
     descend(finished, params, 19)
     (before,) = values(params)
     # At a rate of zero nothing moves, weight decay included.

@@ -221,12 +221,9 @@ def test_a_law_that_does_not_read_them_does_not_make_them() -> None:
 @pytest.mark.parametrize(
     ("control", "made"),
     [
-        (Control.find_lr(20), 12),  # the cooldown's first step ends the search
-        (
-            Control.range_test(20),
-            11,
-        ),  # too short for a ramp: held at once, and may creep until then
-        (replace(Control.range_test(20), cooldown=0.0, gradient_sensors=True), 20),
+        (Control.climb(20), 12),  # the cooldown's first step ends the search
+        (Control.find_lr(20), 11),  # too short for a ramp: held at once, and may creep until then
+        (replace(Control.find_lr(20), cooldown=0.0, gradient_sensors=True), 20),
     ],
     ids=["climb", "ramp", "sensors"],
 )
@@ -274,7 +271,7 @@ def test_a_climb_after_a_held_rate_reads_the_sums_again() -> None:
 
 def test_a_checkpoint_without_a_controller_has_the_search_begin_anew() -> None:
     params = parameters(7)
-    optimizer = run(lambda p: AdaptiveAdamW(p, control=Control.find_lr(5)), params, steps=5)
+    optimizer = run(lambda p: AdaptiveAdamW(p, control=Control.climb(5)), params, steps=5)
     assert optimizer.knobs()["held"] == 1
     optimizer.load_state_dict(torch.optim.AdamW(params).state_dict())
     for step in range(2):
@@ -284,7 +281,7 @@ def test_a_checkpoint_without_a_controller_has_the_search_begin_anew() -> None:
     assert alignment_of(optimizer) != [0.0, 0.0, 0.0]
 
 
-@pytest.mark.parametrize("control", [Control.find_lr(20), Control.range_test(20)])
+@pytest.mark.parametrize("control", [Control.climb(20), Control.find_lr(20)])
 @pytest.mark.filterwarnings("ignore:.*leaves the search")
 def test_a_search_that_is_loaded_after_the_end_of_a_run_is_followed_to_its_end(
     control: Control, caplog: pytest.LogCaptureFixture

@@ -56,7 +56,7 @@ def found(rate: str, step: int, what: str = "learning rate") -> list[tuple[int, 
     return [(logging.INFO, f"It holds the {what} it found: {rate}, by step {step}")]
 
 
-FIND = Control.find_lr(9)
+FIND = Control.climb(9)
 FACTOR = Control(law="alignment", mode="modulate", horizon=10)
 
 
@@ -70,7 +70,7 @@ def it(control: Control = FIND, speaks: bool = True) -> Announcements:
 def test_a_run_says_once_when_and_at_what_rate_it_settled(
     kind: Any, options: dict[str, Any], said: Said
 ) -> None:
-    optimizer = kind([new_weight()], lr=1e-2, control=Control.find_lr(200), **options)
+    optimizer = kind([new_weight()], lr=1e-2, control=Control.climb(200), **options)
     for step in range(1, 201):
         before = len(said())
         train(optimizer, 1)
@@ -88,7 +88,7 @@ def test_a_run_says_once_when_and_at_what_rate_it_settled(
 
 @pytest.mark.parametrize(
     "control",
-    [Control.find_lr(50), dataclasses.replace(Control.frozen(), mode="replace", horizon=50)],
+    [Control.climb(50), dataclasses.replace(Control.frozen(), mode="replace", horizon=50)],
 )
 def test_a_run_beyond_its_horizon_is_warned_of_once(control: Control, said: Said) -> None:
     optimizer = AdaptiveAdamW([new_weight()], lr=1e-2, control=control)
@@ -104,7 +104,7 @@ def test_a_run_beyond_its_horizon_is_warned_of_once(control: Control, said: Said
 
 @pytest.mark.parametrize("horizon", [50, 100, 130])
 def test_a_horizon_is_said_to_be_exceeded_at_once(horizon: int, said: Said) -> None:
-    watching = it(Control.range_test(horizon))
+    watching = it(Control.find_lr(horizon))
     for step in range(1, horizon + 1):
         watching.look(state(held=step > 20, step=step, log_lr=-3))
     assert [level for level, _ in said()] == [logging.INFO]
@@ -117,7 +117,7 @@ def test_a_horizon_is_said_to_be_exceeded_at_once(horizon: int, said: Said) -> N
 def test_a_resumed_or_copied_run_says_what_was_not_said(
     steps: int, held: int, news: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    control = Control.find_lr(400)
+    control = Control.climb(400)
     optimizer = AdaptiveAdamW([new_weight()], lr=1e-2, control=control)
     train(optimizer, steps)
     assert optimizer.knobs()["held"] == held
@@ -255,7 +255,7 @@ def look(watching: Announcements, step: int, log_lr: float = 0.0, held: float = 
 def test_a_block_on_another_device_than_the_current_one_is_read_once_it_arrived(
     two_gpus: Machine, said: Said
 ) -> None:
-    watching = it(Control.find_lr(99))
+    watching = it(Control.climb(99))
     for step in range(1, 5):
         look(watching, step)
         assert step == 4 or not said(), "told of memory that the copy has not reached"
@@ -275,7 +275,7 @@ class OnAnotherCuda(OnCuda):
 def test_a_block_that_moves_to_another_device_has_an_event_there(
     two_gpus: Machine, said: Said
 ) -> None:
-    watching = it(Control.find_lr(99))
+    watching = it(Control.climb(99))
     look(watching, 1, 1.0)
     two_gpus.arrive()
     for step in (2, 3):
@@ -287,7 +287,7 @@ def test_a_block_that_moves_to_another_device_has_an_event_there(
 def test_what_was_on_its_way_when_a_memory_was_loaded_is_not_told(
     two_gpus: Machine, said: Said
 ) -> None:
-    watching = it(Control.find_lr(99))
+    watching = it(Control.climb(99))
     look(watching, 50, 1.0)
     two_gpus.arrive()
     watching.resume(state(held=0))

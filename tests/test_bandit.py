@@ -585,7 +585,7 @@ REFUSED: list[tuple[type[Exception], dict[str, Any], str]] = [
     (TypeError, of_arms("bold"), "Control.arms[0] must be a Control, got 'bold' of type str"),
     (
         ValueError,
-        of_arms(Control(), Control.find_lr()),
+        of_arms(Control(), Control.climb()),
         "Control.arms[1] must be of law='loss', got law='alignment'",
     ),
     (
@@ -671,7 +671,7 @@ def test_a_lost_arm_is_none_that_is_read() -> None:
     ("arm", "law"),
     [
         (Control.distilled(100), "distilled"),
-        (Control.find_lr(100, reuse=(4, 3)), "alignment"),
+        (Control.climb(100, reuse=(4, 3)), "alignment"),
         (Control.bandit(), "bandit"),
     ],
 )

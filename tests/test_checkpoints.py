@@ -658,7 +658,7 @@ def _nan_loss(params: list[nn.Parameter]) -> tuple[AdaptiveAdamW, dict[str, Any]
 
 
 def _infinite_sums(params: list[nn.Parameter]) -> tuple[AdaptiveAdamW, dict[str, Any]]:
-    options: dict[str, Any] = {"control": Control.find_lr()}
+    options: dict[str, Any] = {"control": Control.climb()}
     optimizer = busy(params, **options)
     descend(optimizer, params, 2)
     for param in params:
@@ -713,15 +713,15 @@ def in_layout(version: int, saved: dict[str, Any]) -> dict[str, Any]:
     [
         (1, 32, BUSY),
         (2, 45, BUSY),
-        (2, 45, Control.find_lr()),
+        (2, 45, Control.climb()),
         (3, 46, BUSY),
-        (3, 46, Control.find_lr()),
+        (3, 46, Control.climb()),
         (4, 53, BUSY),
-        (4, 53, Control.find_lr()),
+        (4, 53, Control.climb()),
         (5, 63, BUSY),
         (6, 91, BUSY),
-        (6, 91, Control.find_lr()),
-        (7, 118, Control.find_lr()),
+        (6, 91, Control.climb()),
+        (7, 118, Control.climb()),
     ],
     ids="1; 2; 2, searching; 3; 3, searching; 4; 4, searching; 5; 6; 6, searching; 7".split("; "),
 )
@@ -761,7 +761,7 @@ def test_the_alignment_law_goes_on_from_a_checkpoint_of_the_first_layout() -> No
     params = parameters(*SHAPES)
     optimizer = busy(params)
     descend(optimizer, params, 7)
-    other = busy(params, control=Control.find_lr(100))
+    other = busy(params, control=Control.climb(100))
     other.load_state_dict(in_layout(1, optimizer.state_dict()))
     before = other.knobs()
     assert (before["alpha"], before["held"]) == (optimizer.knobs()["alpha"], 0)

@@ -403,10 +403,10 @@ CLIMBING = STILL | {"law": "alignment"}
         (Control.production(), {"lr_change": (0.95, 1.05)}),
         (Control.epochwise(), EPOCHS),
         (Control.frozen(), STILL | {"mode": "modulate"}),
-        (Control.range_test(), FINDING),
-        (Control.range_test(1000), FINDING | {"horizon": 1000}),
-        (Control.find_lr(), CLIMBING),
-        (Control.find_lr(1000), CLIMBING | {"horizon": 1000}),
+        (Control.find_lr(), FINDING),
+        (Control.find_lr(1000), FINDING | {"horizon": 1000}),
+        (Control.climb(), CLIMBING),
+        (Control.climb(1000), CLIMBING | {"horizon": 1000}),
     ],
 )
 def test_presets_are_what_the_specification_says_and_nothing_else(
@@ -433,8 +433,8 @@ FROZEN = dataclasses.asdict(Control.frozen())
         # No gain is above 0, yet α is to move, and nobody need tell it a loss.
         (Control(**(FROZEN | {"mode": "replace", "horizon": 9})), False, True, True),
         (Control(**(FROZEN | {"horizon": 9})), True, True, True),
-        (Control.range_test(), False, True, True),
         (Control.find_lr(), False, True, True),
+        (Control.climb(), False, True, True),
     ],
 )
 def test_who_needs_a_loss(control: Control, frozen: bool, rests: bool, needs_no_loss: bool) -> None:
@@ -445,7 +445,7 @@ def test_who_needs_a_loss(control: Control, frozen: bool, rests: bool, needs_no_
 @pytest.mark.parametrize(
     ("control", "anneals"),
     [
-        *((make(9), True) for make in (Control.find_lr, Control.range_test)),
+        *((make(9), True) for make in (Control.find_lr, Control.climb)),
         *((Control(law=law, horizon=9), True) for law in ("loss", "bandit")),
         (Control(horizon="auto"), True),
         (Control(), False),
@@ -540,7 +540,7 @@ def test_the_steps_of_a_search_by_hand(horizon: int | None, cooldown: float, ste
 def test_a_law_that_finds_the_rate_needs_none(kind: Any) -> None:
     options = {"momentum": 0.9} if kind is AdaptiveSGD else {}
     params = [torch.nn.Parameter(torch.ones(n)) for n in (3, 2)]
-    for control in (Control.range_test(1000), Control.find_lr(1000)):
+    for control in (Control.find_lr(1000), Control.climb(1000)):
         groups = [{"params": params[:1]}, {"params": params[1:], "lr": 3e-3}]
         optimizer = kind(groups, lr=None, control=control, **options)
         assert [group["lr"] for group in optimizer.param_groups] == [1e-3, 3e-3]
@@ -564,7 +564,7 @@ def test_a_groups_rate_is_a_number_or_left_out(kind: Any) -> None:
 
 
 def test_a_run_too_short_for_its_search_is_told_so_when_it_is_built() -> None:
-    param, control = torch.nn.Parameter(torch.ones(3)), Control.range_test(40)
+    param, control = torch.nn.Parameter(torch.ones(3)), Control.find_lr(40)
     with pytest.warns(UserWarning, match=r"horizon=40, cooldown=0\.4\) leaves the search") as told:
         optimizer = AdaptiveAdamW([param], lr=2e-3, weight_decay=0.0, control=control)
     assert told[0].filename == __file__

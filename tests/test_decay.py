@@ -42,7 +42,7 @@ def made(kind: Any, control: Control, **options: Any) -> tuple[Any, list[Any]]:
 @pytest.mark.parametrize(("decay", "rate"), [("coupled", LR / 100), ("independent", LR)])
 def test_it_goes_by_the_users_rate_and_the_cooldown(kind: Any, decay: str, rate: float) -> None:
     # Nothing points anywhere: the search stays at a hundredth of the rate, until it is annealed.
-    optimizer, params = made(kind, Control.find_lr(T), decay=decay)
+    optimizer, params = made(kind, Control.climb(T), decay=decay)
     expected = 1.0
     for t in range(1, T + 1):
         expected *= 1 - rate * LAMBDA * min(1.0, (T - t) / (0.4 * T))
@@ -69,7 +69,7 @@ def test_it_follows_a_scheduler_and_each_group(kind: Any) -> None:
 
 def test_without_a_rate_it_goes_by_what_stands_in_for_it() -> None:
     params = [torch.nn.Parameter(torch.ones(5))]
-    options: Any = {"lr": None, "weight_decay": 50.0, "control": Control.find_lr()}
+    options: Any = {"lr": None, "weight_decay": 50.0, "control": Control.climb()}
     optimizer = AdaptiveAdamW(params, decay="independent", **options)
     assert left(optimizer, params, 1) == pytest.approx(1 - 1e-3 * 50, rel=1e-6)
 

@@ -174,10 +174,10 @@ CASES = {
     "SGD noise": Case(AdaptiveSGD, {"control": NOISY, "lr": 0.1, "weight_decay": 0.1}, exact=False),
     "noise on the parameter": Case(options={"control": ON_PARAMETER}, exact=False),
     "clip": Case(options={"control": NOISY, "max_grad_norm": 0.5}, scaled=True, exact=False),
-    "alignment": Case(options={"control": Control.find_lr(50)}, exact=False),
+    "alignment": Case(options={"control": Control.climb(50)}, exact=False),
     "alignment scaled": Case(
         AdaptiveSGD,
-        {"control": Control.find_lr(50), "lr": 0.1, "momentum": 0.9},
+        {"control": Control.climb(50), "lr": 0.1, "momentum": 0.9},
         scaled=True,
         exact=False,
     ),

@@ -31,7 +31,7 @@ NOISY = Control(
 CONTROLS = {
     "loss law": Control(every=2, noise_bounds=(0.0, 0.0)),
     "loss law, noise": NOISY,
-    "alignment law": Control.find_lr(horizon=STEPS),
+    "alignment law": Control.climb(horizon=STEPS),
     "alignment law, noise": Control(
         law="alignment", horizon=STEPS, every=2, noise_bounds=(0.02, 0.02)
     ),

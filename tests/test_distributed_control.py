@@ -153,7 +153,7 @@ def rate_zero(
         options["control"] = Control(every=1, noise_bounds=(0.1, 0.1))
     else:
         options |= {
-            "control": Control.find_lr(50),
+            "control": Control.climb(50),
             "max_grad_norm": None if how == "zero" else 0.5,
         }
     params: list[Any] = [nn.Parameter(torch.ones(4, 3)) for _ in range(size)]
@@ -225,7 +225,7 @@ def epochwise(rank: int, size: int) -> tuple[bytes, dict[str, float], list[Any]]
 
 def pulses(rank: int, size: int, law: str) -> tuple[bytes, dict[str, float], list[Any]]:
     """Held-out losses that worsen by their mean alone; the last one is one rank's NaN."""
-    optimizer = make(EVERY_STEP if law == "loss" else Control.find_lr(60))
+    optimizer = make(EVERY_STEP if law == "loss" else Control.climb(60))
     for step in range(STEPS):
         take_step(optimizer, 9.0 - 0.1 * step * (1 - rank))
         with counted_collectives() as seen:

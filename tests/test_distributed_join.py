@@ -22,8 +22,8 @@ LATER = 3
 NOISY = Control(every=1, noise_bounds=(0.05, 0.2))
 KINDS: dict[str, Callable[[Any], Any]] = {
     "adamw": lambda params: AdaptiveAdamW(params, lr=1e-2, eps=1e-2, control=NOISY, seed=3),
-    "find_lr": lambda params: AdaptiveAdamW(
-        params, lr=1e-3, control=Control.find_lr(20), max_grad_norm=1.0
+    "climb": lambda params: AdaptiveAdamW(
+        params, lr=1e-3, control=Control.climb(20), max_grad_norm=1.0
     ),
     "sgd": lambda params: AdaptiveSGD(params, lr=0.1, momentum=0.9, control=Control(every=2)),
     "lion": lambda params: AdaptiveLion(params, lr=1e-3, control=Control(every=1)),
@@ -126,7 +126,7 @@ def crew(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crew]:
         Case(divide_by_initial=False),
         Case(batches=(8, 4), micro=2),
         Case("sgd", batches=(2, 8), micro=2, syncs=True, divide_by_initial=False),
-        Case("find_lr", how="Join"),
+        Case("climb", how="Join"),
         Case(how="accelerate"),
         Case(batches=(3, 3), how="disabled"),
     ],

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_map_only
 from adaptiverl import AdaptiveAdamW, Control
 from adaptiverl.layout import SLOT
 
-FIND = Control.range_test(1000)
+FIND = Control.find_lr(1000)
 BATCH, LONGEST, AFTER = 8, 160, 15
 CUT = 25
 

@@ -227,14 +227,14 @@ def test_stable_baselines3_tells_returns(every: int | None) -> None:
     ("control", "learning_rate", "said"),
     [
         (
-            Control.find_lr("auto", groups="own"),
+            Control.climb("auto", groups="own"),
             3e-4,
             r"reuse=None\).*groups='own', reuse=\(2, 2\)",
         ),
-        (Control.find_lr("auto", "own", (2, 3)), 3e-4, r"reuse=\(2, 3\)\) over 2 group"),
-        (Control.find_lr("auto", reuse=(2, 2)), 3e-4, "groups='one', .* or for one net"),
-        (Control.range_test(), 3e-4, r"law='range_test', groups='one', reuse=None"),
-        (Control.find_lr(20, "own", (2, 2)), 3e-4, r"Control\(horizon=20\) and a run of 12 steps"),
+        (Control.climb("auto", "own", (2, 3)), 3e-4, r"reuse=\(2, 3\)\) over 2 group"),
+        (Control.climb("auto", reuse=(2, 2)), 3e-4, "groups='one', .* or for one net"),
+        (Control.find_lr(), 3e-4, r"law='range_test', groups='one', reuse=None"),
+        (Control.climb(20, "own", (2, 2)), 3e-4, r"Control\(horizon=20\) and a run of 12 steps"),
         (
             Control.epochwise(),
             lambda left: 3e-4 * left,
@@ -255,7 +255,7 @@ def test_stable_baselines3_clips_values_and_is_not_warned_of() -> None:
     needs("stable_baselines3", "gymnasium")
     from adaptiverl.integrations.stable_baselines3 import AdaptiveCallback
 
-    model = small_ppo(Control.find_lr("auto"), clip_range_vf=0.2)
+    model = small_ppo(Control.climb("auto"), clip_range_vf=0.2)
     model.learn(3 * 64, callback=AdaptiveCallback())
     assert model.policy.optimizer.knobs()["step"] == 12
 

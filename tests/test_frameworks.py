@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 import re
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -177,14 +178,41 @@ def test_nothing_of_ours_reads_a_value_between_logs(
 @every_trainer
 def test_an_automatic_horizon_is_the_runs_number_of_steps(framework: str, tmp_path: Path) -> None:
     how: dict[str, Any] = {"epochs": 2, "accumulate": 2, "saves": True}  # 6 steps
-    told = trained(framework, tmp_path / "told", control=Control.find_lr(6), **how)
-    auto = trained(framework, tmp_path / "auto", control=Control.find_lr("auto"), **how)
+    told = trained(framework, tmp_path / "told", control=Control.climb(6), **how)
+    auto = trained(framework, tmp_path / "auto", control=Control.climb("auto"), **how)
     assert auto.knobs == told.knobs
     assert auto.knobs[3]["held"] == 1, "a run without a horizon would still look for the rate"
     assert auto.knobs[0]["held"] == 0
-    resumed = runs_of(framework).make(tmp_path / "again", How(Control.find_lr("auto"), **how))
+    resumed = runs_of(framework).make(tmp_path / "again", How(Control.climb("auto"), **how))
     resumed.train(tmp_path / "auto" / runs_of(framework).SAVED)
     assert resumed.knobs == told.knobs[3:]
+
+
+@every_framework
+def test_find_lr_searches_goes_back_and_trains(framework: str, tmp_path: Path) -> None:
+    """Saved on its ramp and resumed, to the bit; no rate is given."""
+    horizon = 160 if framework == "accelerate" else "auto"
+    how = How(Control.find_lr(horizon), size=128, epochs=5, saves=True, optimizer={"lr": None})
+    runs = runs_of(framework)
+    whole, resumed = (runs.make(tmp_path / name, how) for name in ("whole", "resumed"))
+    whole.train()
+    lrs, held = ([knobs[name] for knobs in whole.knobs] for name in ("lr", "held"))
+    assert len(lrs) == 160
+    top = lrs.index(max(lrs))
+    assert 32 < top < 40, "the ramp, and no save after it"
+    assert held[:top] == [0] * top
+    back = next(step for step in range(top, 160) if held[step])
+    assert back <= top + 2
+    before, after = whole.losses[back], whole.losses[back + 1]
+    assert before < 0.1 * whole.losses[0]
+    assert after == pytest.approx(whole.losses[0], rel=0.1), (
+        "of another batch: the weights went back"
+    )
+    assert lrs[-1] == 0
+    assert statistics.mean(whole.losses[-20:]) < 0.5 * whole.losses[0]
+    resumed.train(tmp_path / "whole" / runs.SAVED.replace("3", "32"))
+    assert resumed.knobs == whole.knobs[32:]
+    assert_same(list(resumed.model.parameters()), list(whole.model.parameters()))
 
 
 # --- control by evaluations -----------------------------------------------------------------------
@@ -285,12 +313,12 @@ MISUSES: dict[str, tuple[dict[str, Any], str]] = {
         r"(return none from configure_optimizers|lr_scheduler_type='constant')",
     ),
     "a horizon that is too short": (
-        {"control": Control.find_lr(horizon=4)},
+        {"control": Control.climb(horizon=4)},
         rf"horizon=4\) and a run of 6 steps \({STEPS}\): the last 2 steps train nothing\. "
         "Give horizon=6",
     ),
     "a horizon that is too long, micro-batches being counted": (
-        {"control": Control.find_lr(horizon=6), "accumulate": 2},
+        {"control": Control.climb(horizon=6), "accumulate": 2},
         rf"horizon=6\) and a run of 3 steps \({STEPS}\): it ends 3 steps before",
     ),
     "a horizon that is not the run's, under a law that has no cooldown": (
@@ -355,8 +383,8 @@ def test_what_goes_wrong_silently_is_warned_of_once(
         {"control": Control()},
         {"scheduled": True},
         {"control": Control.frozen(), "scheduled": True},
-        {"control": Control.find_lr(horizon=6)},
-        {"control": Control.find_lr()},
+        {"control": Control.climb(horizon=6)},
+        {"control": Control.climb()},
         {"control": EPOCHWISE, "validated": True, "epochs": 2},
     ],
     ids=["default", "schedule", "frozen", "horizon", "no horizon", "epoch-wise"],

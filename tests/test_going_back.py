@@ -21,7 +21,7 @@ from adaptiverl.kernels import reference
 from adaptiverl.layout import FIELDS, SLOT
 from adaptiverl.step.snapshot import KEY, Snapshot
 
-FIND = Control.range_test(1000)
+FIND = Control.find_lr(1000)
 KINDS: dict[str, Callable[..., Any]] = {
     "AdamW": lambda params, **kw: AdaptiveAdamW(params, None, amsgrad=True, **kw),
     "SGD": lambda params, **kw: AdaptiveSGD(params, None, 0.9, nesterov=True, **kw),
@@ -304,7 +304,7 @@ def test_a_search_that_another_law_took_over_leaves_no_weights_to_go_back_to(kin
     train(searching, params, 0, 20)
     saved = through_a_file(searching.state_dict())
     assert all(KEY in state for state in saved["state"].values())
-    other = KINDS[kind](params, control=Control.find_lr(2000))
+    other = KINDS[kind](params, control=Control.climb(2000))
     other.load_state_dict(saved)
     assert all(KEY not in state for state in other.state.values())
     train(other, params, 20, 25)
@@ -340,10 +340,10 @@ def test_a_saved_search_has_its_entries_in_one_order(kind: str, step: int) -> No
 def test_a_climbing_run_goes_on_under_the_range_test(steps_before: int) -> None:
     """What it held is held; where it was still climbing, a ramp begins."""
     params = parameters()
-    climbing = AdaptiveAdamW(params, 1e-3, control=Control.find_lr(2000))
+    climbing = AdaptiveAdamW(params, 1e-3, control=Control.climb(2000))
     train(climbing, params, 0, steps_before)
     held = climbing.knobs()
-    other = AdaptiveAdamW(params, 1e-3, control=Control.range_test(2000))
+    other = AdaptiveAdamW(params, 1e-3, control=Control.find_lr(2000))
     other.load_state_dict(climbing.state_dict())
     train(other, params, steps_before, steps_before + 2)
     if held["held"]:

@@ -26,7 +26,7 @@ from adaptiverl.step import memory
 
 SGD = partial(AdaptiveSGD, momentum=0.9)
 KINDS = {"adamw": AdaptiveAdamW, "sgd": SGD, "lion": AdaptiveLion}
-FIND = Control.find_lr(400, groups="own")
+FIND = Control.climb(400, groups="own")
 SILENT = Control(groups="own", noise_bounds=(0.0, 0.0))
 NOISY = Control(groups="own", every=3, noise_bounds=(0.05, 0.1))
 STEPS = 60
@@ -246,7 +246,7 @@ def test_a_group_that_there_is_not_is_refused(ask: str, group: Any) -> None:
 
 def test_what_is_found_is_said_with_its_group(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "adaptiverl"):
-        Run(Control.find_lr(40, groups="own")).step(42)
+        Run(Control.climb(40, groups="own")).step(42)
     lines = [record.getMessage() for record in caplog.records]
     held = [line for line in lines if "holds the learning rate" in line]
     assert sorted(line.split(" holds")[0] for line in held) == [
@@ -257,8 +257,8 @@ def test_what_is_found_is_said_with_its_group(caplog: pytest.LogCaptureFixture) 
 
 
 def test_a_range_test_and_steer_are_refused_with_what_to_do() -> None:
-    with pytest.raises(ValueError, match=r"got 'own'.*Control.find_lr\(horizon, groups='own'\)"):
-        replace(Control.range_test(1000), groups="own")
+    with pytest.raises(ValueError, match=r"got 'own'.*Control.climb\(horizon, groups='own'\)"):
+        replace(Control.find_lr(1000), groups="own")
     with pytest.raises(ValueError, match=r"Control.groups must be one of .*, got 'all'"):
         Control(groups="all")  # type: ignore[arg-type]
     plain = torch.optim.Adam([nn.Parameter(torch.ones(2))], lr=0.1)
@@ -399,7 +399,7 @@ def test_torchs_checkpoint_starts_every_controller_afresh() -> None:
 
 
 def test_a_horizon_that_is_said_late_is_every_controllers() -> None:
-    run = Run(Control.find_lr("auto", groups="own"))
+    run = Run(Control.climb("auto", groups="own"))
     run.optimizer.set_horizon(10)
     run.step(10)
     assert [run.optimizer.knobs(g)["lr"] for g in (0, 1)] == [0.0, 0.0]

@@ -19,7 +19,7 @@ SGD = partial(AdaptiveSGD, momentum=0.9)
 KINDS = [AdaptiveAdamW, SGD, AdaptiveLion]
 MAKERS = [
     Control.find_lr,
-    Control.range_test,
+    Control.climb,
     lambda horizon: Control(horizon=horizon),
     lambda horizon: Control(law="bandit", horizon=horizon),
 ]
@@ -52,11 +52,11 @@ def test_a_horizon_that_is_said_is_one_that_was_given(kind: Any, make: Any) -> N
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("said_again", [None, T, 2 * T])
 def test_a_checkpoint_keeps_the_number(kind: Any, said_again: int | None) -> None:
-    first, params = begin(kind, Control.range_test("auto"))
+    first, params = begin(kind, Control.find_lr("auto"))
     first.set_horizon(T)
     descend(first, params, 7)
     saved, at = snapshot(first, params)
-    second, others = begin(kind, Control.range_test("auto"))
+    second, others = begin(kind, Control.find_lr("auto"))
     for param, value in zip(others, at, strict=True):
         param.data.copy_(value)
     second.load_state_dict(copy.deepcopy(saved))
@@ -73,15 +73,15 @@ def test_a_checkpoint_keeps_the_number(kind: Any, said_again: int | None) -> Non
 
 
 def test_a_number_too_small_for_the_search_is_warned_of_when_it_is_said() -> None:
-    auto, _ = begin(AdaptiveAdamW, Control.range_test("auto"))
+    auto, _ = begin(AdaptiveAdamW, Control.find_lr("auto"))
     with pytest.warns(UserWarning, match=r"horizon=40, cooldown=0\.4\) leaves the search"):
         auto.set_horizon(40)
     auto.set_horizon(400)
 
 
 def test_a_checkpoint_without_the_number_leaves_the_one_that_was_said() -> None:
-    plain, _ = begin(AdaptiveAdamW, Control.find_lr(None))
-    auto, params = begin(AdaptiveAdamW, Control.find_lr("auto"))
+    plain, _ = begin(AdaptiveAdamW, Control.climb(None))
+    auto, params = begin(AdaptiveAdamW, Control.climb("auto"))
     auto.set_horizon(T)
     auto.load_state_dict(plain.state_dict())
     assert auto.param_groups[0]["horizon"] == T
@@ -90,7 +90,7 @@ def test_a_checkpoint_without_the_number_leaves_the_one_that_was_said() -> None:
 
 
 def test_nobody_has_said_it() -> None:
-    optimizer, params = begin(AdaptiveAdamW, Control.find_lr("auto"))
+    optimizer, params = begin(AdaptiveAdamW, Control.climb("auto"))
     before = snapshot(optimizer, params)
     with pytest.raises(ValueError, match=r"horizon='auto'.*optimizer\.set_horizon\(steps\), or"):
         descend(optimizer, params, 1)
@@ -99,7 +99,7 @@ def test_nobody_has_said_it() -> None:
 
 def test_a_step_that_only_makes_state_asks_for_no_horizon() -> None:
     """torch.distributed.checkpoint takes one: zero gradients at a rate of 0."""
-    control = replace(Control.find_lr("auto"), mode="modulate")
+    control = replace(Control.climb("auto"), mode="modulate")
     optimizer, params = begin(AdaptiveAdamW, control)
     optimizer.param_groups[0]["lr"] = 0.0
     for param in params:
@@ -111,11 +111,11 @@ def test_a_step_that_only_makes_state_asks_for_no_horizon() -> None:
 @pytest.mark.parametrize(
     ("control", "steps", "error", "message"),
     [
-        (Control.find_lr(9), 10, ValueError, r"set_horizon\(10\) is for Control\(horizon='auto'\)"),
+        (Control.climb(9), 10, ValueError, r"set_horizon\(10\) is for Control\(horizon='auto'\)"),
         (Control(), 10, ValueError, r"got Control\(law='loss', horizon=None\)"),
-        (Control.find_lr("auto"), 0, ValueError, "horizon must be from 1 to"),
+        (Control.climb("auto"), 0, ValueError, "horizon must be from 1 to"),
         *(
-            (Control.find_lr("auto"), x, TypeError, "a whole number of optimizer steps, got")
+            (Control.climb("auto"), x, TypeError, "a whole number of optimizer steps, got")
             for x in (10.5, "auto", None, True)
         ),
     ],

@@ -135,7 +135,7 @@ def test_an_optimizer_of_torchs_that_is_steered(tmp_path: Path) -> None:
     def begun(folder: Path) -> HuggingFace:
         model = Bigram()
         optimizer = torch.optim.NAdam(model.parameters(), lr=1e-2)
-        steer(optimizer, dataclasses.replace(Control.find_lr("auto"), mode="modulate"))
+        steer(optimizer, dataclasses.replace(Control.climb("auto"), mode="modulate"))
         how = How(model=lambda: model, log_every=1, scheduled=True, saves=True, epochs=4, size=16)
         given = {"optimizers": (optimizer, None), "optimizer_cls_and_kwargs": None}
         return HuggingFace(folder, how, **given)

@@ -320,10 +320,10 @@ ALIGNED = r"law='alignment'\): that law reads the gradients, .* Use law='loss', 
         (Control(), [1.0], [1.0], r"Control\.reward is 'neg_loss': use Control\(reward='given'"),
         (Control(reward="given"), [1.0, 2.0], [1.0], "zip"),
         (Control(lr_bounds=(1.0, 2.0)), [1.0], None, "must start inside"),
-        (Control.find_lr(100), [3.0, 2.0], [1.0, 2.0], ALIGNED),
+        (Control.climb(100), [3.0, 2.0], [1.0, 2.0], ALIGNED),
         (Control(law="alignment", every=None, reward="given"), [3.0, 2.0], [1.0, 2.0], ALIGNED),
     ],
-    ids=["reward", "lengths", "start", "find_lr", "aligned"],
+    ids=["reward", "lengths", "start", "climb", "aligned"],
 )
 def test_replay_refuses(
     control: Control, losses: list[float], rewards: list[float | None] | None, message: str

@@ -29,7 +29,7 @@ pytestmark = [
     # Advice about speed: the data are a few numbers in memory.
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
 ]
-HORIZON = Control.find_lr(horizon=9)
+HORIZON = Control.climb(horizon=9)
 
 
 class Manual(Module):

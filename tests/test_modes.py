@@ -20,7 +20,7 @@ from adaptiverl.backends import operators
 
 MAKES: dict[str, Callable[..., Any]] = {
     "adamw": AdaptiveAdamW,
-    "find_lr": partial(AdaptiveAdamW, control=replace(BUSY, law="alignment"), max_grad_norm=1.0),
+    "climb": partial(AdaptiveAdamW, control=replace(BUSY, law="alignment"), max_grad_norm=1.0),
     "sgd": partial(AdaptiveSGD, momentum=0.9),
 }
 DTYPES = [torch.float32, torch.bfloat16]
@@ -41,7 +41,7 @@ def run(make: str, dtype: torch.dtype, mode: Any, place: str) -> Any:
 
     params = parameters((4, 3), (5,), dtype=dtype)
     with at("construct"):
-        optimizer = MAKES[make](params, lr=1e-2, **({} if make == "find_lr" else {"control": BUSY}))
+        optimizer = MAKES[make](params, lr=1e-2, **({} if make == "climb" else {"control": BUSY}))
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, 2)
     for i in range(4):
         for p in params:
@@ -88,7 +88,7 @@ def test_epoch_wise_control_in_another_mode(mode: str) -> None:
 
 @pairwise(
     options=[{}, {"max_grad_norm": 1.0}, {"lr": 0.0}],
-    control=["busy", "frozen", "find_lr"],
+    control=["busy", "frozen", "climb"],
     of=[("adamw", DTYPES[0]), ("sgd", DTYPES[1])],
 )
 def test_a_step_of_fake_tensors_touches_no_address(
@@ -98,7 +98,7 @@ def test_a_step_of_fake_tensors_touches_no_address(
     controls = {
         "busy": replace(BUSY, mode="modulate"),
         "frozen": replace(Control.frozen(), mode="modulate"),
-        "find_lr": replace(BUSY, mode="modulate", law="alignment"),
+        "climb": replace(BUSY, mode="modulate", law="alignment"),
     }
     make = AdaptiveAdamW if kind == "adamw" else partial(AdaptiveSGD, momentum=0.9)
     with FakeTensorMode():

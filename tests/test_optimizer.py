@@ -418,7 +418,7 @@ def test_a_step_leaves_the_modes_of_torch_as_they_were(kind: Any) -> None:
 def test_lion_finds_its_rate() -> None:
     """From a rate a thousand times too low, on a bowl: α grows, is held, and is annealed."""
     params = parameters((30, 4), (30,))
-    optimizer = AdaptiveLion(params, lr=1e-6, control=Control.find_lr(horizon=600), seed=1)
+    optimizer = AdaptiveLion(params, lr=1e-6, control=Control.climb(horizon=600), seed=1)
 
     def size() -> float:
         return sum(p.square().sum().item() for p in params)
@@ -599,7 +599,7 @@ def test_four_hundred_small_optimizers_keep_no_empty_traces() -> None:
 def test_lions_search_needs_no_first_momentum() -> None:
     """What the gradient is compared with is Lion's average, which has a decay of its own."""
     params = parameters((5,))
-    control = Control.range_test(200)
+    control = Control.find_lr(200)
     optimizer = AdaptiveLion(params, lr=1e-3, betas=(0.0, 0.9), control=control)
     descend(optimizer, params, 20)
     knobs = optimizer.knobs()

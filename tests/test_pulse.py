@@ -38,9 +38,9 @@ CONTROLS: dict[str, Control] = {
     "modulate": replace(FREE, mode="modulate"),
     "epochs": replace(Control.epochwise(), gain_lr_reward=0.5),
     "bandit": Control.bandit([FREE, replace(FREE, every=3)], window=7),
-    "alignment": Control.find_lr(900),
-    "range_test": Control.range_test(900),
-    "open": Control.range_test(),
+    "alignment": Control.climb(900),
+    "range_test": Control.find_lr(900),
+    "open": Control.find_lr(),
     "distilled": Control.distilled(900),
 }
 
@@ -149,7 +149,7 @@ def test_nothing_raises_the_rate_above_what_a_cut_left(twin: str, name: str) -> 
 
 @both
 def test_pulses_within_a_hundredth_of_the_run_are_one_reading(twin: str) -> None:
-    driven = make(twin, Control.find_lr(1000))
+    driven = make(twin, Control.climb(1000))
     counted = []
     for step in range(31):
         driven.step(Step(None, 1.0))
@@ -162,7 +162,7 @@ def test_pulses_within_a_hundredth_of_the_run_are_one_reading(twin: str) -> None
 
 @both
 def test_what_is_read_while_a_ramp_goes_on_is_forgotten(twin: str) -> None:
-    driven = make(twin, Control.range_test(1000))
+    driven = make(twin, Control.find_lr(1000))
     for sums in sums_of([0.3] * 40):
         state = driven.step(Step(sums))
         assert state.searching == 1
@@ -182,7 +182,7 @@ def test_where_the_training_loss_rises_as_well_nothing_moves(twin: str) -> None:
         assert drive(twin, FREE, steps, rising)[-1].pulse_cuts == cuts
     # None told: the held-out loss alone decides.
     blind = [Step(sums) for sums in sums_of([0.3] * 40)]
-    assert drive(twin, Control.find_lr(), blind, rising)[-1].pulse_cuts == 8
+    assert drive(twin, Control.climb(), blind, rising)[-1].pulse_cuts == 8
 
 
 # --- Against the oracle -----------------------------------------------------------------------
@@ -433,7 +433,7 @@ def test_knobs_and_trace_show_it() -> None:
 REFUSED: list[tuple[Control, Any, type[Exception], str]] = [
     (Control.frozen(), 1.0, ValueError, "all its gains are 0: use Control()"),
     (Control(lr_bounds=(1e-2, 1e-2)), 1.0, ValueError, "lr_bounds = (0.01, 0.01) leave it no room"),
-    (Control.find_lr("auto"), 1.0, ValueError, "nobody has said how many steps the run takes"),
+    (Control.climb("auto"), 1.0, ValueError, "nobody has said how many steps the run takes"),
     (FREE, torch.ones(2), ValueError, "validation_loss must have one element, got shape (2,)"),
     (FREE, "low", TypeError, "validation_loss must be a real number"),
     (FREE, None, TypeError, "validation_loss must be a real number"),
@@ -457,10 +457,10 @@ def test_what_can_move_nothing_is_refused(
 
 def test_a_horizon_that_is_missing_is_warned_of_once() -> None:
     params = parameters(*SHAPES)
-    optimizer = AdaptiveAdamW(params, lr=1e-2, control=Control.find_lr())
+    optimizer = AdaptiveAdamW(params, lr=1e-2, control=Control.climb())
     with pytest.warns(UserWarning, match="Give a horizon, or pulse at most once") as caught:
         optimizer.pulse(1.0)
     optimizer.pulse(1.0)
     assert [w.filename for w in caught] == [__file__]
-    for control in (Control.find_lr(100), Control()):
+    for control in (Control.climb(100), Control()):
         AdaptiveAdamW(params, lr=1e-2, control=control).pulse(1.0)

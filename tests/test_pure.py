@@ -106,8 +106,8 @@ COURSES = {
         Control(every=2, reward="given"),
         observed(loss_stream(300, 1), reward_stream(300, 1)),
     ),
-    "alignment": (Control.find_lr(400), alignment_stream(400, 150, 2)),
-    "range test": (Control.range_test(400), alignment_stream(400, 50, 2)),
+    "alignment": (Control.climb(400), alignment_stream(400, 150, 2)),
+    "range test": (Control.find_lr(400), alignment_stream(400, 50, 2)),
     "alignment and rewards": (
         Control(law="alignment", every=4, reward="given"),
         alignment_stream(300, 100, 3, rewarded=True),

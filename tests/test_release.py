@@ -30,10 +30,10 @@ KINDS: dict[str, Callable[..., Any]] = {
 CONTROLS = {
     "frozen": Control.frozen(),
     "loss law and noise": BUSY,
-    "find_lr": Control.find_lr(60),
-    "range_test": Control.range_test(1000),
+    "climb": Control.climb(60),
+    "find_lr": Control.find_lr(1000),
 }
-STEPS = {"find_lr": 40, "range_test": 80}
+STEPS = {"climb": 40, "find_lr": 80}
 
 
 class Stack(nn.Module):
@@ -88,7 +88,7 @@ def pair(make: Callable[[Any], Any], model: nn.Module) -> list[tuple[Any, Any]]:
 CASES: list[Any] = [(kind, c, torch.float32, {}) for kind in KINDS for c in CONTROLS]
 CASES += [
     ("AdamW", control, *stored)
-    for control in ("loss law and noise", "range_test")
+    for control in ("loss law and noise", "find_lr")
     for stored in (
         (torch.bfloat16, {}),  # the compiled pass's other loop
         (torch.bfloat16, {"master_bits": 8}),
@@ -113,9 +113,9 @@ def test_it_trains_what_ordinary_steps_train(
     ordinary, released = (everything(*run) for run in runs)
     assert_same(released, ordinary)
     assert_differ(values(runs[0][1].parameters()), began)
-    if control == "find_lr":
+    if control == "climb":
         assert runs[1][0].knobs()["held"] == 1
-    if control == "range_test":  # its ramp is over: the weights went back
+    if control == "find_lr":  # its ramp is over: the weights went back
         assert number(runs[1][0], "search_steps") > 30
         assert number(runs[1][0], "searching") == 0
 
@@ -123,7 +123,7 @@ def test_it_trains_what_ordinary_steps_train(
 def test_a_search_goes_back_when_the_round_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not before: the rest of the backward pass still reads the weights."""
     model = stack()
-    optimizer = AdaptiveAdamW(model.parameters(), None, control=CONTROLS["range_test"])
+    optimizer = AdaptiveAdamW(model.parameters(), None, control=CONTROLS["find_lr"])
     optimizer.release_gradients(model)
     began = values(model.parameters())
     for step in range(150):
@@ -180,7 +180,7 @@ class Ties(nn.Module):
         return (hidden @ self.tied.T - x).square().mean()
 
 
-@pytest.mark.parametrize("control", ["frozen", "find_lr", "range_test"])
+@pytest.mark.parametrize("control", ["frozen", "climb", "find_lr"])
 def test_tied_unused_and_frozen_weights_and_groups(control: str) -> None:
     def make(model: Ties) -> Any:
         model.frozen.requires_grad_(False)
@@ -285,7 +285,7 @@ def test_hooks_keep_no_optimizer_alive_and_a_round_no_parameter() -> None:
 @pytest.mark.parametrize("in_round", [False, True])
 def test_once_removed_step_steps_again(in_round: bool) -> None:
     def make(model: nn.Module) -> Any:
-        return AdaptiveAdamW(model.parameters(), 0.01, control=Control.find_lr(60))
+        return AdaptiveAdamW(model.parameters(), 0.01, control=Control.climb(60))
 
     (ordinary, model), (released, twin) = pair(make, stack())
     train(ordinary, model, 0, 9)
@@ -302,7 +302,7 @@ def test_once_removed_step_steps_again(in_round: bool) -> None:
     assert_same(everything(released, twin), everything(ordinary, model))
 
 
-@pytest.mark.parametrize("control", ["find_lr", "range_test"])
+@pytest.mark.parametrize("control", ["climb", "find_lr"])
 @pytest.mark.parametrize("release", [True, False])
 def test_a_run_goes_on_from_its_checkpoint(control: str, release: bool) -> None:
     def make(model: nn.Module) -> Any:
@@ -325,7 +325,7 @@ def test_a_run_goes_on_from_its_checkpoint(control: str, release: bool) -> None:
 
 def test_a_horizon_that_comes_late_is_taken() -> None:
     def make(model: nn.Module) -> Any:
-        return AdaptiveAdamW(model.parameters(), 0.01, control=Control.find_lr("auto"))
+        return AdaptiveAdamW(model.parameters(), 0.01, control=Control.climb("auto"))
 
     runs = pair(make, stack())
     for optimizer, model in runs:
@@ -387,8 +387,8 @@ def released_stack(**options: Any) -> tuple[Any, Stack]:
 
 
 def test_a_second_backward_pass_is_refused_and_changes_nothing() -> None:
-    optimizer, model = released_stack(control=Control.find_lr(60))
-    reference, twin = released_stack(control=Control.find_lr(60))
+    optimizer, model = released_stack(control=Control.climb(60))
+    reference, twin = released_stack(control=Control.climb(60))
     optimizer.observe(loss := model(2))
     loss.backward()
     before = everything(optimizer, model)
@@ -424,7 +424,7 @@ class Breaks(torch.autograd.Function):
 
 
 def test_a_backward_pass_that_breaks_off_is_a_round_that_zero_grad_ends() -> None:
-    optimizer, model = released_stack(control=Control.find_lr(60))
+    optimizer, model = released_stack(control=Control.climb(60))
     first, last = model.weights[0], model.weights[3]
     before = values(model.parameters())
     broken = Breaks.apply(quadratic([first], 2))  # what was made last is gone through first
@@ -591,7 +591,7 @@ def shards_both_ways(rank: int, size: int, kind: str, control: str, steps: int) 
 
 
 @pytest.mark.parametrize(
-    ("kind", "control"), [("AdamW", "loss law and noise"), ("Lion", "find_lr"), ("SGD", "frozen")]
+    ("kind", "control"), [("AdamW", "loss law and noise"), ("Lion", "climb"), ("SGD", "frozen")]
 )
 def test_shards_are_stepped_as_their_gradients_are_scattered(
     crew: Crew, kind: str, control: str

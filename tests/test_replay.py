@@ -230,15 +230,16 @@ def test_without_matplotlib_the_table_is_still_there(
 
 def test_the_alignment_law_needs_gradients_and_says_so(tmp_path: Path, say: Any) -> None:
     file = write_csv(tmp_path / "a.csv", curve())
-    for preset in ("range_test", "find_lr", "distilled"):
+    for preset in ("find_lr", "climb", "distilled"):
         said = say(file, "--preset", preset, "--lr", "1e-4").refused()
         assert f"{preset} reads the gradients, which a recorded loss does not have" in said
         assert "choose from default, gpt2_small, production, epochwise" in said
-    assert "_lr" not in say("--help").out, "it is offered"
+    help_ = say("--help").out
+    assert "_lr" not in help_ and "climb" not in help_, "it is offered"
     # From Python as well, whatever the rest of the control.
     reason = "that law reads the gradients, which only training has. Use law='loss', or train"
     request = arguments.parse(["replay", str(file), "--out", str(tmp_path / "out")])
-    modulate = replace(Control.find_lr(100), mode="modulate", every=None)
+    modulate = replace(Control.climb(100), mode="modulate", every=None)
     with pytest.raises(ValueError, match=re.escape(reason)):
         command.run(replace(request, control=modulate))
 

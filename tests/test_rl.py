@@ -229,7 +229,7 @@ def test_a_killed_study_goes_on_to_the_rows_of_an_undisturbed_one(tmp_path: Path
 
 def test_a_fingerprint_is_of_what_steers() -> None:
     def other(length: Length) -> Control:
-        return Control.find_lr(length.updates)
+        return Control.climb(length.updates)
 
     one = METHODS["find-lr"]
     assert isinstance(one, Adaptive)

@@ -192,7 +192,7 @@ def test_the_alignment_law_finds_a_factor_of_what_a_scheduler_sets(
     name: str, horizon: int | None
 ) -> None:
     params = parameters(*SHAPES)
-    control = replace(Control.find_lr(horizon), mode="modulate")
+    control = replace(Control.climb(horizon), mode="modulate")
     optimizer = AdaptiveAdamW(params, lr=1e-2, betas=(0.5, 0.999), control=control)
     seen = train(optimizer, params, SCHEDULES[name])
 

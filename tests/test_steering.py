@@ -25,11 +25,11 @@ from adaptiverl.steering.direction import Direction
 
 optim = torch.optim
 SHORT = pytest.mark.filterwarnings("ignore:.*leaves the search for a learning rate")
-SEARCH = Control.range_test(200)
+SEARCH = Control.find_lr(200)
 CONTROLS = {
     "loss": BUSY,
     "parameter noise": Control(every=2, noise_bounds=(0.01, 0.1), noise_target="parameter"),
-    "climb": Control.find_lr(60),
+    "climb": Control.climb(60),
     "ramp": SEARCH,
 }
 
@@ -141,7 +141,7 @@ def test_sgd_has_adaptive_sgds_rates(name: str, momentum: float) -> None:
     assert_same(steered.trace(), ours.trace())
 
 
-@pytest.mark.parametrize("make", [Control.find_lr, Control.range_test])
+@pytest.mark.parametrize("make", [Control.find_lr, Control.climb])
 def test_a_rate_is_found_near_adaptive_adamws(make: Any) -> None:
     def batch(step: int) -> tuple[Tensor, Tensor]:
         x = torch.randn(32, 8, generator=torch.Generator().manual_seed(step))
@@ -226,7 +226,7 @@ def test_several_optimizers_are_one_direction() -> None:
     def split(params: list[nn.Parameter]) -> list[optim.Optimizer]:
         return [optim.AdamW(params[:1], lr=1e-2), optim.AdamW(params[1:], lr=1e-2)]
 
-    one, two = (Run(make, Control.find_lr(40)) for make in (alone(optim.AdamW), split))
+    one, two = (Run(make, Control.climb(40)) for make in (alone(optim.AdamW), split))
     one.train(20)
     two.train(20)
     assert two.used[::2] == pytest.approx(one.used, rel=1e-9)
@@ -268,7 +268,7 @@ def test_a_rate_in_a_tensor_is_written_in_place() -> None:
 
 
 def test_with_rates_in_tensors_the_steering_reads_no_value() -> None:
-    run = Run(alone(optim.Adam, lr=torch.tensor(1e-2), foreach=False), Control.find_lr(60))
+    run = Run(alone(optim.Adam, lr=torch.tensor(1e-2), foreach=False), Control.climb(60))
     run.train(3)
     with HostWaits(adaptiverl) as waits:
         for step in range(3, 6):
@@ -457,7 +457,7 @@ def test_a_step_that_raises_leaves_the_users_rates_to_the_next() -> None:
 
 @pytest.mark.parametrize("fused", [False, True])
 def test_a_scalers_skipped_step_decides_nothing(fused: bool) -> None:
-    run = Run(alone(optim.AdamW, fused=fused), Control.find_lr(40))
+    run = Run(alone(optim.AdamW, fused=fused), Control.climb(40))
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
     knobs = []
     for step in range(6):
@@ -492,7 +492,7 @@ def test_epoch_wise_control_and_a_reward() -> None:
 def test_sparse_gradients_are_followed() -> None:
     table = nn.Embedding(6, 2, sparse=True)
     optimizer = optim.SparseAdam(table.parameters(), lr=1e-2)
-    steered = steer(optimizer, Control.find_lr(40))
+    steered = steer(optimizer, Control.climb(40))
     for _ in range(8):
         optimizer.zero_grad()
         table(torch.tensor([0, 3])).square().sum().backward()
@@ -504,16 +504,16 @@ def test_sparse_gradients_are_followed() -> None:
 
 
 def test_an_automatic_horizon() -> None:
-    told, auto = (Run(alone(optim.NAdam), Control.find_lr(x)) for x in (20, "auto"))
+    told, auto = (Run(alone(optim.NAdam), Control.climb(x)) for x in (20, "auto"))
     with pytest.raises(ValueError, match=r"horizon='auto'.*set_horizon\(steps\)"):
         auto.train(1)
-    auto = Run(alone(optim.NAdam), Control.find_lr("auto"))
+    auto = Run(alone(optim.NAdam), Control.climb("auto"))
     auto.steered.set_horizon(20)
     told.train(8)
     auto.train(8)
     saved = auto.saved()
     assert saved[0][0]["param_groups"][0]["horizon"] == 20
-    resumed = Run(alone(optim.NAdam), Control.find_lr("auto"))
+    resumed = Run(alone(optim.NAdam), Control.climb("auto"))
     resumed.load(saved)
     for run in (told, auto, resumed):
         run.train(12, first=8)
@@ -523,7 +523,7 @@ def test_an_automatic_horizon() -> None:
 
 
 def test_an_automatic_horizon_comes_with_the_checkpoint_in_mid_search() -> None:
-    whole, resumed = (Run(alone(optim.NAdam), Control.range_test("auto")) for _ in range(2))
+    whole, resumed = (Run(alone(optim.NAdam), Control.find_lr("auto")) for _ in range(2))
     whole.steered.set_horizon(200)
     whole.train(9)
     resumed.load(whole.saved())  # which nobody told a number
@@ -684,14 +684,14 @@ def refused() -> Iterator[tuple[str, Callable[[], Any], type[Exception], str]]:
         return optimizer
 
     def load_horizon(optimizer: Any) -> None:
-        steer(optimizer, Control.find_lr("auto"))
+        steer(optimizer, Control.climb("auto"))
         state = optimizer.state_dict()
         state["param_groups"][0]["horizon"] = "x"
         optimizer.load_state_dict(state)
 
     def added_half() -> None:
         optimizer = sgd()
-        steer(optimizer, Control.find_lr(10_000))
+        steer(optimizer, Control.climb(10_000))
         optimizer.add_param_group({"params": half})
         optimizer.step()
 
@@ -727,7 +727,7 @@ def refused() -> Iterator[tuple[str, Callable[[], Any], type[Exception], str]]:
     yield "half later", added_half, ValueError, "torch.bfloat16 rounds most of it away"
     yield "zero", lambda: steer(sgd(lr=0.0)), ValueError, r"lr must be finite and > 0"
     yield "control", lambda: steer(sgd(), 3), TypeError, "control must be a Control, got 3"  # type: ignore[arg-type]
-    find = partial(steer, optim.SGD(half, lr=0.1), Control.find_lr(10))
+    find = partial(steer, optim.SGD(half, lr=0.1), Control.climb(10))
     yield "half", find, ValueError, "torch.bfloat16 rounds most of it away"
 
 

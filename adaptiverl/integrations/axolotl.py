@@ -21,7 +21,7 @@ __all__ = ["AdaptivePlugin"]
 CONTROLS = {
     "modulate": lambda: Control(mode="modulate"),
     "find_lr": lambda: replace(Control.find_lr("auto"), mode="modulate"),
-    "range_test": lambda: replace(Control.range_test("auto"), mode="modulate"),
+    "climb": lambda: replace(Control.climb("auto"), mode="modulate"),
 }
 """axolotl always has a scheduler, so every one multiplies what that sets"""
 OPTIMIZERS = {kind.__name__: kind for kind in (AdaptiveAdamW, AdaptiveLion, AdaptiveSGD)}
@@ -35,7 +35,7 @@ class AdaptivePlugin(BasePlugin):  # type: ignore[misc]
         plugins:
           - adaptiverl.integrations.axolotl.AdaptivePlugin
         adaptive_optimizer: AdaptiveAdamW   # or AdaptiveLion, AdaptiveSGD
-        adaptive_control: find_lr           # or modulate, range_test
+        adaptive_control: find_lr           # or modulate, climb
 
     ``optimizer:`` is not looked at then. ``learning_rate``, ``adam_beta1`` and the like, the groups
     without weight decay and the scheduler are axolotl's.

@@ -129,5 +129,5 @@ def check_search(optimizer: Steered, minibatches: int, epochs: int) -> None:
         f"and a critic, and Control(law={control.law!r}, groups={control.groups!r}, "
         f"reuse={control.reuse}) over {len(optimizer.param_groups)} group(s) takes that for new "
         "samples or for one net: the rate can become a hundred times too high. Use AdaptivePolicy "
-        f"and Control.find_lr(horizon, groups='own', reuse=({minibatches}, {epochs}))"
+        f"and Control.climb(horizon, groups='own', reuse=({minibatches}, {epochs}))"
     )

@@ -70,7 +70,7 @@ def probe(run: Callable[[], object], steps: int = 1000) -> Probe:
         ProbeError: Something that cannot be steered, or no step at all.
         ValueError: Fewer steps than a search takes.
     """
-    control = Control.range_test(steps)
+    control = Control.find_lr(steps)
     if control.is_too_short:
         raise ValueError(
             f"a range test takes 40 steps or more, a quarter of the run at most: got {steps}"

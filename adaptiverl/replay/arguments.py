@@ -153,7 +153,7 @@ def _cadence(text: str) -> int | None:
 
 
 def _preset(text: str) -> str:
-    if text in ("range_test", "find_lr", "distilled"):
+    if text in ("find_lr", "climb", "distilled"):
         raise argparse.ArgumentTypeError(
             f"{text} reads the gradients, which a recorded loss does not have; choose from "
             + ", ".join(PRESETS)

@@ -77,10 +77,10 @@ class Snapshot:
                 self.forget()
         elif devices.is_capturing(controller.device):
             raise RuntimeError(
-                "a step cannot be captured in a CUDA graph while Control.range_test searches: what "
+                "a step cannot be captured in a CUDA graph while Control.find_lr searches: what "
                 "its weights go back to is kept until the search is over, and a graph would go on "
                 "putting them back. Take steps until knobs()['held'] is 1 and a few more, then "
-                "capture; Control.find_lr can be captured at any time"
+                "capture; Control.climb can be captured at any time"
             )
 
     def keep(self, index: int, param: Tensor) -> None:

@@ -8,13 +8,13 @@ from bench.methods.ours import (
     Adaptive,
     Controls,
     bandit,
+    climb,
+    climb_open,
     distilled,
     find_lr,
     find_lr_open,
     loss_law,
     loss_law_to_zero,
-    range_test,
-    range_test_open,
 )
 from bench.methods.published import Prodigy, ScheduleFree
 from bench.methods.reacting import ReactingAdamW, greedy, reduce_on_plateau
@@ -60,12 +60,12 @@ _METHODS: tuple[Method, ...] = (
     _ours("loss-horizon", "loss law, horizon", loss_law_to_zero, **TOLD),
     _ours("bandit", "bandit", bandit),
     _ours("distilled", "distilled law", distilled, **TOLD),
-    _ours("alignment", "alignment, horizon", find_lr, **TOLD),
-    _ours("alignment-open", "alignment, no horizon", find_lr_open),
+    _ours("alignment", "alignment, horizon", climb, **TOLD),
+    _ours("alignment-open", "alignment, no horizon", climb_open),
     # The search is a warm-up of its own, so that its cosine has none, as docs/guide.md advises.
-    _ours("alignment-cosine", "alignment × cosine", find_lr, warm_up=0.0, **OVER_COSINE),
-    _ours("range-test", "range test, horizon", range_test, **TOLD),
-    _ours("range-test-open", "range test, no horizon", range_test_open),
+    _ours("alignment-cosine", "alignment × cosine", climb, warm_up=0.0, **OVER_COSINE),
+    _ours("range-test", "range test, horizon", find_lr, **TOLD),
+    _ours("range-test-open", "range test, no horizon", find_lr_open),
 )
 
 METHODS: dict[str, Method] = {method.name: method for method in _METHODS}

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from adaptiverl import Control
 from bench.methods.base import Parameters
-from bench.methods.ours import Adaptive, Controls, Steered, find_lr, loss_law, range_test
+from bench.methods.ours import Adaptive, Controls, Steered, climb, find_lr, loss_law
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,10 +64,10 @@ _ABLATIONS = (
     _part("loss", "noise on the parameter", loss_law, {}, noise_target="parameter"),
     _part("loss", "no clipping of spikes", loss_law, {}, spike_clip=math.inf),
     _part("loss", "no cap on the change", loss_law, {}, lr_change=(0.01, 100.0)),
-    _part("alignment", "no cooldown", find_lr, TOLD, cooldown=0.0),
-    _part("alignment", "from the rate itself", find_lr, {**TOLD, "from_the_rate": True}),
-    _part("range-test", "no cooldown", range_test, TOLD, cooldown=0.0),
-    _part("range-test", "told no loss", range_test, {**TOLD, "told": False}),
+    _part("alignment", "no cooldown", climb, TOLD, cooldown=0.0),
+    _part("alignment", "from the rate itself", climb, {**TOLD, "from_the_rate": True}),
+    _part("range-test", "no cooldown", find_lr, TOLD, cooldown=0.0),
+    _part("range-test", "told no loss", find_lr, {**TOLD, "told": False}),
     _part("bandit", "no choice", loss_law, {}, **NO_GAINS),
 )
 ABLATIONS: dict[str, Ablated] = {method.name: method for method in _ABLATIONS}

@@ -55,19 +55,19 @@ def bandit(horizon: int) -> Control:
     return Control.bandit()
 
 
-def range_test(horizon: int) -> Control:
-    """The range test, told when the run ends: it cools down by itself."""
-    return Control.range_test(horizon=horizon)
-
-
-def range_test_open(horizon: int) -> Control:
-    return Control.range_test(horizon=None)
-
-
 def find_lr(horizon: int) -> Control:
-    """The alignment law, told when the run ends: it cools down by itself."""
+    """The range test, told when the run ends: it cools down by itself."""
     return Control.find_lr(horizon=horizon)
 
 
 def find_lr_open(horizon: int) -> Control:
     return Control.find_lr(horizon=None)
+
+
+def climb(horizon: int) -> Control:
+    """The alignment law, told when the run ends: it cools down by itself."""
+    return Control.climb(horizon=horizon)
+
+
+def climb_open(horizon: int) -> Control:
+    return Control.climb(horizon=None)

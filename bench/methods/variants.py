@@ -17,7 +17,7 @@ from adaptiverl.law.alignment import next_overshoot
 from adaptiverl.law.knobs import bounded_log_lr
 from adaptiverl.layout import ControlNumbers, State
 from bench.methods.base import Parameters
-from bench.methods.ours import Adaptive, Controls, Steered, find_lr, range_test
+from bench.methods.ours import Adaptive, Controls, Steered, climb, find_lr
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,14 +93,14 @@ def _varied(whole: str, law: Controls, constant: str, value: float) -> Varied:
 
 
 _VARIANTS = (
-    *(_varied("alignment", find_lr, "CLIMB_SHARE", share) for share in (1.4, 2.0)),
-    *(_varied("range-test", range_test, "RAMP_SHARE", share) for share in (0.35, 0.7, 1.0)),
-    *(_varied("range-test", range_test, "WARM_UP", share) for share in (0.03, 0.3)),
+    *(_varied("alignment", climb, "CLIMB_SHARE", share) for share in (1.4, 2.0)),
+    *(_varied("range-test", find_lr, "RAMP_SHARE", share) for share in (0.35, 0.7, 1.0)),
+    *(_varied("range-test", find_lr, "WARM_UP", share) for share in (0.03, 0.3)),
 )
 CLIMBS_ON = Creeping(
     name="range-test:climbs-on",
     title="range-test: climbs on",
-    control=range_test,
+    control=find_lr,
     creep=climb_on,
     has_horizon=True,
 )

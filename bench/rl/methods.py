@@ -32,45 +32,44 @@ def rewarded(length: Length) -> Control:
     )
 
 
-def find_lr(length: Length) -> Control:
+def climb(length: Length) -> Control:
     """Told that each rollout is gone through several times."""
-    return Control.find_lr(length.updates, reuse=(length.minibatches, length.epochs))
+    return Control.climb(length.updates, reuse=(length.minibatches, length.epochs))
 
 
-def find_own(length: Length) -> Control:
+def climb_own(length: Length) -> Control:
     """The same, and actor and critic have a rate each."""
-    return Control.find_lr(length.updates, groups="own", reuse=(length.minibatches, length.epochs))
+    return Control.climb(length.updates, groups="own", reuse=(length.minibatches, length.epochs))
 
 
-def find_lr_untold(length: Length) -> Control:
+def climb_untold(length: Length) -> Control:
     """As if every update were made of new samples."""
+    return Control.climb(length.updates)
+
+
+def find_lr(length: Length) -> Control:
     return Control.find_lr(length.updates)
 
 
-def range_test(length: Length) -> Control:
-    return Control.range_test(length.updates)
-
-
+# Rows of results are named by these: "find-lr" is what the climb was called when they were made.
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
         Adam("adam", "Adam, annealed"),
         Adam("adam-constant", "Adam, constant", anneals=False),
         KlAdaptive("kl", "Adam, rate by the KL divergence"),
-        Adaptive("find-lr", "find_lr, first epochs", find_lr),
-        Adaptive("find-lr-annealed", "find_lr, first epochs, × annealed", find_lr, anneals=True),
-        Adaptive("own", "find_lr, first epochs, rates of their own", find_own),
+        Adaptive("find-lr", "climb, first epochs", climb),
+        Adaptive("find-lr-annealed", "climb, first epochs, × annealed", climb, anneals=True),
+        Adaptive("own", "climb, first epochs, rates of their own", climb_own),
         Adaptive(
             "own-annealed",
-            "find_lr, first epochs, rates of their own, × annealed",
-            find_own,
+            "climb, first epochs, rates of their own, × annealed",
+            climb_own,
             anneals=True,
         ),
-        Adaptive("find-lr-untold", "find_lr, all epochs", find_lr_untold),
-        Adaptive(
-            "untold-annealed", "find_lr, all epochs, × annealed", find_lr_untold, anneals=True
-        ),
-        Adaptive("range-test", "range test, told the loss", range_test, "loss"),
+        Adaptive("find-lr-untold", "climb, all epochs", climb_untold),
+        Adaptive("untold-annealed", "climb, all epochs, × annealed", climb_untold, anneals=True),
+        Adaptive("range-test", "range test, told the loss", find_lr, "loss"),
         Adaptive("loss-law", "loss law, told the loss", loss_law, "loss"),
         Adaptive("returns", "loss law, told −return", by_returns, "return"),
         Adaptive("rewarded", "reward term alone, told the return", rewarded, "return"),

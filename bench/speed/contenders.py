@@ -24,10 +24,10 @@ ALIGNED = Control(law="alignment", acquire_from=LR, lr_bounds=(LR, LR))
 # the run is too short for one the rate is held at once.
 PINNED: dict[str, Any] = {"lr_bounds": (LR, LR), "acquire_from": LR, "noise_bounds": (0.0, 0.0)}
 ENDLESS, TOO_SHORT = 10**9, 1
-CLIMBING = replace(Control.find_lr(ENDLESS), **PINNED)
-CLIMBED = replace(Control.find_lr(1), cooldown=0.0, **PINNED)
-RAMPING = replace(Control.range_test(ENDLESS), **PINNED)
-COOLING = replace(Control.range_test(TOO_SHORT), cooldown=0.0, **PINNED)
+CLIMBING = replace(Control.climb(ENDLESS), **PINNED)
+CLIMBED = replace(Control.climb(1), cooldown=0.0, **PINNED)
+RAMPING = replace(Control.find_lr(ENDLESS), **PINNED)
+COOLING = replace(Control.find_lr(TOO_SHORT), cooldown=0.0, **PINNED)
 RAMPED = replace(COOLING, gradient_sensors=True)  # which ask for the sums that the creep reads
 CLIP_SHARE = 0.5  # of the gradients' norm: clipping always has something to do
 

@@ -14,9 +14,9 @@ NOISE, ALL = "AdaptiveAdamW with noise", "AdaptiveAdamW with noise and clipping"
 IDLE = "the controller alone"
 SHORT, CODED = "AdaptiveAdamW, bfloat16 state", "AdaptiveAdamW, int8 state"
 
-CLIMBING, CLIMBED = "find_lr, while it searches", "find_lr, once it holds"
-RAMPING, RAMPED = "range_test, on its ramp", "range_test, once it holds"
-COOLING = "range_test, in the cooldown"
+CLIMBING, CLIMBED = "climb, while it searches", "climb, once it holds"
+RAMPING, RAMPED = "find_lr, on its ramp", "find_lr, once it holds"
+COOLING = "find_lr, in the cooldown"
 
 SEARCHES = (FUSED, PLAIN, CLIMBING, CLIMBED, RAMPING, RAMPED, COOLING)  # for --searches
 IN_A_STEP = (

@@ -15,7 +15,7 @@ import torch
 from adaptiverl import AdaptiveSGD, Control
 from bench.figures import estimate
 from bench.methods.base import Method, Parameters, Stepper
-from bench.methods.ours import Steered, find_lr, range_test
+from bench.methods.ours import Steered, climb, find_lr
 from bench.run.cells import Cell
 from bench.run.grid import complete, current, plan
 from bench.run.rows import Row, Rows
@@ -61,9 +61,9 @@ class Searching(Method):
 
 
 COSINE = SGD(name="sgd-cosine", has_horizon=True)
-SEARCHES = (
-    Searching(name="sgd-range-test", control=range_test, has_horizon=True),
-    Searching(name="sgd-find-lr", control=find_lr, has_horizon=True),
+SEARCHES = (  # rows are named by what the two were called: "find-lr" is the climb
+    Searching(name="sgd-range-test", control=find_lr, has_horizon=True),
+    Searching(name="sgd-find-lr", control=climb, has_horizon=True),
 )
 
 

@@ -39,7 +39,7 @@ SEEN, JUDGED = range(704, 708), range(820, 824)
 SHAPES: dict[str, tuple[int, ...]] = {"linear map": (), "network of 16": (16,)}
 SHIPPED_SHAPE = "network of 16"
 UNSEEN = "auto-tanh"
-UNFITTED = {"find_lr": "alignment", "range test": "range-test", "loss law": "loss"}
+UNFITTED = {"climb": "alignment", "find_lr": "range-test", "loss law": "loss"}
 
 
 def examples(task: Task, folder: Path) -> Examples:

@@ -27,7 +27,7 @@ DRAWN = 10.0
 """The ratio that the picture is of"""
 CHOICES: tuple[Groups, ...] = ("one", "own")
 PRETRAINING, RANK = 300, 4
-LAWS: dict[str, Control] = {"find_lr": Control.find_lr(STEPS), "the loss law": Control()}
+LAWS: dict[str, Control] = {"climb": Control.climb(STEPS), "the loss law": Control()}
 
 
 @dataclass
@@ -143,7 +143,7 @@ def draw(make: Callable[[int], Learner], title: str, path: Path) -> None:
     with pyplot.rc_context(STYLE):  # type: ignore[arg-type]
         figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.6), sharey=True, layout="constrained")
         for ax, groups in zip(axes, CHOICES, strict=True):
-            run = train(make, replace(LAWS["find_lr"], groups=groups), DRAWN, FIRST_SEED)
+            run = train(make, replace(LAWS["climb"], groups=groups), DRAWN, FIRST_SEED)
             for group, colour in enumerate((BLUE, ORANGE)):
                 steps, rates = run.rates(group)
                 ax.semilogy(steps, rates.clamp(min=1e-6), color=colour, label=f"group {group}")

@@ -1,4 +1,4 @@
-"""μ by the alignment of gradient and update, beside find_lr: ``python -m bench.studies.momentum``.
+"""μ by the alignment of gradient and update, by the climb: ``python -m bench.studies.momentum``.
 
 None of these rules is in the package: β₁ is set from outside, before every step, by paired seeds.
 """
@@ -84,9 +84,9 @@ RULES: dict[str, Callable[[], Rule]] = {
 
 
 def train(task: Task, rule: Rule, seed: int) -> float:
-    """The held-out loss at the end of a run under find_lr."""
+    """The held-out loss at the end of a run under the climb."""
     problem = task.start(seed)
-    control = Control.find_lr(task.steps)
+    control = Control.climb(task.steps)
     optimizer = AdaptiveAdamW(problem.objective.parameters(), RATE, control=control)
     for step in range(task.steps):
         loss = problem.loss(step)

@@ -20,7 +20,7 @@ from torch.func import functional_call
 
 from bench.methods import METHODS, Method
 from bench.methods.base import Parameters
-from bench.methods.ours import Adaptive, Controls, Steered, find_lr, range_test
+from bench.methods.ours import Adaptive, Controls, Steered, climb, find_lr
 from bench.pictures.pulse import draw
 from bench.run.cells import Cell
 from bench.run.side_by_side import run_together
@@ -104,7 +104,7 @@ class Pulsed(Adaptive):
         return stepper
 
 
-LAWS: dict[str, Controls] = {"find_lr": find_lr, "range_test": range_test}
+LAWS: dict[str, Controls] = {"climb": climb, "find_lr": find_lr}
 
 
 def ways(task: Task, laws: Sequence[str]) -> dict[str, Method]:
@@ -138,12 +138,12 @@ def ratio(own: Sequence[float], reference: Sequence[float]) -> tuple[float, floa
 
 
 def curves(task: Task, seed: int) -> dict[str, list[tuple[float, ...]]]:
-    """Of find_lr with pulses and without: step, held-out loss as pulses see it, ℓ̄ and α."""
+    """Of the climb with pulses and without: step, held-out loss as pulses see it, ℓ̄ and α."""
     found: dict[str, list[tuple[float, ...]]] = {}
-    for name, moves in (("find_lr", False), ("find_lr, pulse", True)):
+    for name, moves in (("climb", False), ("climb, pulse", True)):
         problem = task.start(seed)
         parameters = list(problem.objective.parameters())
-        method = Pulsed(name=name, control=find_lr, task=task)
+        method = Pulsed(name=name, control=climb, task=task)
         stepper: Any = method.start(parameters, 1e-3, task.steps, seed)
         pulse = stepper.optimizer.pulse
         rows = found[name] = []

@@ -71,8 +71,8 @@ WAYS: dict[str, Way] = {
 }
 CONTROLS: dict[str, Callable[[int], Control]] = {
     "told": lambda steps: Control.frozen(),
-    "find-lr": lambda steps: Control.find_lr(horizon=steps),
-    "range-test": lambda steps: Control.range_test(horizon=steps),
+    "climb": lambda steps: Control.climb(horizon=steps),
+    "range-test": lambda steps: Control.find_lr(horizon=steps),
 }
 """Who chooses the rate, by the run's steps; "told" is constant, then falls"""
 EVALUATIONS = 25
