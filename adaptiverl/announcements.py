@@ -65,11 +65,6 @@ class Announcements:
         return self._told_held
 
     @property
-    def climbed(self) -> bool:
-        """Whether the range test's climb has begun, as far as has been heard."""
-        return self._told_climb
-
-    @property
     def went_back(self) -> bool:
         """Whether nothing goes back any more, as far as has been heard."""
         return self._told_held or self._told_climb
@@ -124,7 +119,7 @@ class Announcements:
         if self._control.mode == "modulate":
             what = "factor of the learning rate"
         if climbs and not (held or self._told_climb):
-            self._told_climb = True
+            before, self._told_held, self._told_climb = self._told_held, False, True
             message = (
                 "put its weights back where the search began, and its moments to 0, by step %.0f; "
                 "nothing confirmed the %s that was marked, so that it climbs slowly, from below "
@@ -134,6 +129,11 @@ class Announcements:
                 message = (
                     "put its weights back where the search began, and its moments to 0, by step "
                     "%.0f; no %s could be marked, so that it climbs slowly: %.3g now"
+                )
+            if before:
+                message = (
+                    "gives up the rate it held, by step %.0f: the loss did not fall, so that the "
+                    "%s climbs slowly, from below it: %.3g now"
                 )
             self._say(logging.INFO, message, step, what, readable_exp(log_lr))
         if held and not self._told_held:

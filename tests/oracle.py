@@ -1458,12 +1458,16 @@ class OracleRangeTestController(OracleController):
         return -math.inf < self.log_lr_risen < self.log_lr_zero - log(10.0)
 
     @property
+    def _rose_soon(self) -> bool:
+        mark = self.log_lr_zero
+        return self.log_lr_risen > -math.inf and self.log_lr_risen - mark <= log(30.0)
+
+    @property
     def _is_confirmed(self) -> bool:
         mark = self.log_lr_zero
         if mark == -math.inf or self._is_lost:
             return False
-        soon = self.log_lr_risen > -math.inf and self.log_lr_risen - mark <= log(30.0)
-        return soon or (self.overshoot > 4.0 and self.log_lr_judged - mark <= log(100.0))
+        return self._rose_soon or (self.overshoot > 4.0 and self.log_lr_judged - mark <= log(100.0))
 
     @property
     def _says_no_more(self) -> bool:
@@ -1507,7 +1511,7 @@ class OracleRangeTestController(OracleController):
         room = self.held_at + self.warm_up < now < self.last_step - 100
         if told is None or not math.isfinite(told) or not room:
             return
-        if self.watches == 2 or self.log_lr_risen > -math.inf:
+        if self.watches == 2 or self._rose_soon:
             return
         self._watched.append(clip(told, -SATURATION, SATURATION))
         if len(self._watched) < self.window:

@@ -35,6 +35,7 @@ from torch import Tensor, nn
 
 from adaptiverl import AdaptiveAdamW, AdaptiveLion, AdaptiveSGD, Control, backends
 from adaptiverl.kernels import reference
+from adaptiverl.layout import SLOT
 from adaptiverl.ranks import group
 from adaptiverl.ranks.group import Ranks
 from adaptiverl.step import round as round_of_a_step
@@ -246,6 +247,26 @@ def test_sums_that_nobody_reads_any_more_are_not_made(
     others, count = trained()
     assert count == 20
     assert all(map(torch.equal, params, others)), "to the bit"
+
+
+def test_a_climb_after_a_held_rate_reads_the_sums_again() -> None:
+    """The loss that is watched did not fall (method.md#watch)."""
+    params = parameters(700, 3)
+    control = Control(law="range_test", horizon=1000)
+    optimizer = AdaptiveAdamW(params, lr=1e-3, control=control)
+    state = optimizer._controller.state
+    courses: list[float] = []
+    for step in range(12):
+        if step == 2:  # held, and one loss short of the second window's end
+            held = {"searching": 0, "held": 1, "held_at": 1, "step": 300, "log_lr_zero": -4}
+            watched = {"watches": 1, "watched": 49, "watched_mean": 1, "watched_before": 1}
+            for name, value in (held | watched).items():
+                state[SLOT[name]] = value
+        put_gradients(params, step)
+        optimizer.step(loss=1.0)
+        courses.append(optimizer.knobs()["alignment"])
+    assert (state[SLOT["climbing"]], state[SLOT["held"]]) == (1, 0)
+    assert len(set(courses[6:])) == 6
 
 
 def test_a_checkpoint_without_a_controller_has_the_search_begin_anew() -> None:

@@ -333,26 +333,27 @@ def held(twin: str, control: Control = RAMP, risen: float = -4.0) -> Any:
         (1.01, -INF, False),  # by one standard error of the difference
         (-1.0, -INF, True),
         (0.0, -4.0, False),  # the loss confirmed the mark on the ramp
+        (0.0, -1.0, True),  # it rose, too late to confirm it
     ],
 )
 def test_what_h_alone_confirmed_is_watched(
     twin: str, fallen: float, risen: float, climbs: bool
 ) -> None:
-    driven = held(twin, risen=risen)
+    driven, watched = held(twin, risen=risen), risen != -4.0
     # Two windows of 50, of ±1 around their means: each mean's variance is 1/50.
     rest = fallen * math.sqrt(2 / 50)
     told = [*[3.0, 1.0] * 25, *[3.0 - rest, 1.0 - rest] * 25]
     for n, loss in enumerate([*told[:7], NAN, None, *told[7:]]):
         state = driven.step(Step(None, loss))
         assert (state.held, state.climbing) == (1, 0)
-        if n == 50 and risen == -INF:
+        if n == 50 and watched:
             assert (state.watches, state.watched) == (0, 48)  # a step late, and two were none
-    assert state.watched == (49 if risen == -INF else 0)
+    assert state.watched == (49 if watched else 0)
     state = driven.step(Step(None, 2.0))
     assert (state.climbing, state.held, state.rewind) == (climbs, not climbs, 0)
-    assert state.watches == (2 if risen == -INF else 0)
+    assert state.watches == (2 if watched else 0)
     assert_close(state.log_lr, -5.0 + (math.log(0.3) if climbs else 0.0), "alignment_law")
-    if risen == -INF:
+    if watched:
         assert_close(state.watched_before, 2.0 - rest, "alignment_law")
         assert_close(state.watched_error, 1 / 50, "alignment_law")
 

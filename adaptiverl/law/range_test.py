@@ -180,6 +180,11 @@ def is_lost(state: State) -> bool:
     return -math.inf < state.log_lr_risen < state.log_lr_zero - LOST_BELOW
 
 
+def is_confirmed_by_loss(state: State) -> bool:
+    """Whether the loss rose soon after the mark."""
+    return -math.inf < state.log_lr_risen <= state.log_lr_zero + RISEN_WITHIN
+
+
 def is_confirmed(state: State) -> bool:
     """Whether what overshoots at the mark is what matters: soon after, h is sure or the loss rose.
 
@@ -188,9 +193,8 @@ def is_confirmed(state: State) -> bool:
     """
     if state.log_lr_zero == -math.inf or is_lost(state):
         return False
-    if -math.inf < state.log_lr_risen <= state.log_lr_zero + RISEN_WITHIN:
-        return True
-    return state.overshoot > SURE and state.log_lr_judged <= state.log_lr_zero + SURE_WITHIN
+    sure = state.overshoot > SURE and state.log_lr_judged <= state.log_lr_zero + SURE_WITHIN
+    return sure or is_confirmed_by_loss(state)
 
 
 def is_at_top(state: State, control: ControlNumbers) -> bool:
@@ -290,7 +294,7 @@ def window(control: ControlNumbers) -> float:
 def is_watched(state: State, control: ControlNumbers) -> bool:
     """Whether the loss is still to confirm the held rate, and a climb would have room."""
     warm = state.held_at + control.warm_up < state.step < control.hold_by - CLIMB_ROOM
-    return warm and state.watches < 2 and state.log_lr_risen == -math.inf
+    return warm and state.watches < 2 and not is_confirmed_by_loss(state)
 
 
 def watch(state: State, control: ControlNumbers) -> None:

@@ -33,9 +33,10 @@ def still_read(controller: Controller, heard: Announcements, ranks: Ranks) -> bo
     until, state = law_of(controller.control.law).reads_sums_until, controller.state
     if until == "end" or not heard.held or ranks.size > 1 or state.device.type != "cpu":
         return True
-    if until == "held" or heard.climbed:
-        return False
-    return float(state[SLOT["step"]]) < hold_by(controller.control)
+    held, climbing, step = (float(state[SLOT[name]]) for name in ("held", "climbing", "step"))
+    if not held:  # it was, and is looked for again (method.md#watch)
+        return True
+    return until != "held" and not climbing and step < hold_by(controller.control)
 
 
 def reduce_alignment(

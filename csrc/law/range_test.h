@@ -147,14 +147,17 @@ ADAPTIVERL_BOTH bool is_lost(const State& state) {
   return -INFINITY < state.log_lr_risen && state.log_lr_risen < state.log_lr_zero - kLostBelow;
 }
 
+ADAPTIVERL_BOTH bool is_confirmed_by_loss(const State& state) {
+  return -INFINITY < state.log_lr_risen && state.log_lr_risen <= state.log_lr_zero + kRisenWithin;
+}
+
 ADAPTIVERL_BOTH bool is_confirmed(const State& state) {
   if (state.log_lr_zero == -INFINITY || is_lost(state)) {
     return false;
   }
-  if (-INFINITY < state.log_lr_risen && state.log_lr_risen <= state.log_lr_zero + kRisenWithin) {
-    return true;
-  }
-  return state.overshoot > kSure && state.log_lr_judged <= state.log_lr_zero + kSureWithin;
+  const bool sure =
+      state.overshoot > kSure && state.log_lr_judged <= state.log_lr_zero + kSureWithin;
+  return sure || is_confirmed_by_loss(state);
 }
 
 ADAPTIVERL_BOTH bool is_at_top(const State& state, const ControlNumbers& control) {
@@ -254,7 +257,7 @@ ADAPTIVERL_BOTH double window(const ControlNumbers& control) {
 ADAPTIVERL_BOTH bool is_watched(const State& state, const ControlNumbers& control) {
   const bool warm =
       state.held_at + control.warm_up < state.step && state.step < control.hold_by - kClimbRoom;
-  return warm && state.watches < 2 && state.log_lr_risen == -INFINITY;
+  return warm && state.watches < 2 && !is_confirmed_by_loss(state);
 }
 
 ADAPTIVERL_BOTH void watch(State& state, const ControlNumbers& control) {
