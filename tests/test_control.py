@@ -161,6 +161,12 @@ def test_the_law_of_losses_has_no_use_for_what_is_the_alignment_laws(name: str, 
     assert getattr(Control(**{"law": "alignment", name: value}), name) == value
 
 
+def test_reuse_is_what_find_lr_cannot_do_and_climb_can() -> None:
+    with pytest.raises(ValueError, match=r"Use Control\.climb\(horizon, reuse=\(4, 10\)\)$"):
+        dataclasses.replace(Control.find_lr(1000), reuse=(4, 10))
+    assert Control.climb(1000, reuse=(4, 10)).reuse == (4, 10)
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
