@@ -94,8 +94,8 @@ def _check_reuse(control: Control) -> None:
         ) from None
     if control.law == "range_test":
         raise ValueError(
-            f"Control.reuse is the alignment law's, got {given!r} beside law='range_test', which puts "
-            "weights back, and environments do not go back with them. Use "
+            f"Control.reuse is the alignment law's, got {given!r} beside law='range_test', which "
+            "puts weights back, and environments do not go back with them. Use "
             f"Control.climb(horizon, reuse={given!r})"
         )
     pair = tuple(
