@@ -92,6 +92,12 @@ def _check_reuse(control: Control) -> None:
         raise TypeError(
             f"Control.reuse must be two whole numbers, (minibatches, epochs), got {given!r}"
         ) from None
+    if control.law == "range_test":
+        raise ValueError(
+            f"Control.reuse is the alignment law's, got {given!r} beside law='range_test', which "
+            "puts weights back, and environments do not go back with them. Use "
+            f"Control.climb(horizon, reuse={given!r})"
+        )
     pair = tuple(
         whole_number(number, f"Control.reuse[{i}]", "a whole number")
         for i, number in enumerate((minibatches, epochs))

@@ -10,7 +10,7 @@ from task import make_loader, make_model
 config = LoraConfig(r=4, target_modules=["c_attn", "c_fc"], fan_in_fan_out=True)
 model = get_peft_model(make_model(), config)
 trained = [p for p in model.parameters() if p.requires_grad]
-optimizer = AdaptiveAdamW(trained, lr=1e-3, control=Control.find_lr(200))
+optimizer = AdaptiveAdamW(trained, lr=None, control=Control.find_lr(200))
 losses = []
 for _ in range(5):
     for batch in make_loader():

@@ -12,10 +12,10 @@ from adaptiverl.integrations.timm import register
 register()
 torch.manual_seed(0)
 model = timm.create_model("test_resnet", num_classes=2)
-optimizer = create_optimizer_v2(model, "adaptiveadamw", lr=1e-3, control=Control.find_lr(60))
+optimizer = create_optimizer_v2(model, "adaptiveadamw", lr=None, control=Control.find_lr(200))
 images, labels = torch.randn(16, 3, 64, 64), torch.arange(16) % 2
 losses = []
-for _ in range(40):
+for _ in range(200):
     loss = torch.nn.functional.cross_entropy(model(images), labels)
     optimizer.zero_grad()
     loss.backward()

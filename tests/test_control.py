@@ -161,6 +161,12 @@ def test_the_law_of_losses_has_no_use_for_what_is_the_alignment_laws(name: str, 
     assert getattr(Control(**{"law": "alignment", name: value}), name) == value
 
 
+def test_reuse_is_what_find_lr_cannot_do_and_climb_can() -> None:
+    with pytest.raises(ValueError, match=r"Use Control\.climb\(horizon, reuse=\(4, 10\)\)$"):
+        dataclasses.replace(Control.find_lr(1000), reuse=(4, 10))
+    assert Control.climb(1000, reuse=(4, 10)).reuse == (4, 10)
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -310,8 +316,8 @@ NOISE = {"noise_bounds": (0.0, 0.2), "noise_floor": 0.01}
                 ({"lr_bounds": (1e-3, 0.1)}, 1e-3, 0.1, 1e-3, 1e-3),
                 ({"lr_bounds": (1e-5, 5e-5)}, 1e-5, 5e-5, 1e-5, 5e-5),
                 # No room for a ramp: it starts, and stays, at what was given.
-                ({"horizon": 199}, 1e-6, 20.0, 20.0, 1e-4),
-                ({"horizon": 400, "cooldown": 0.8}, 1e-6, 20.0, 20.0, 1e-4),
+                ({"horizon": 159}, 1e-6, 20.0, 20.0, 1e-4),
+                ({"horizon": 400, "cooldown": 0.91}, 1e-6, 20.0, 20.0, 1e-4),
             )
         ),
     ],
@@ -518,14 +524,14 @@ def test_frozen_noise_is_one_sigma_throughout(sigma: float) -> None:
     ("horizon", "cooldown", "steps"),
     [
         (None, 0.4, 150),
-        (199, 0.4, 0),
-        (200, 0.4, 100),
-        (666, 0.4, 100),
+        (159, 0.4, 0),
+        (160, 0.4, 40),
+        (270, 0.4, 40),
         (1000, 0.4, 150),
         (20_000, 0.4, 3000),
-        (400, 0.74, 104 - 4),
-        (400, 0.76, 0),
-        (200, 0.0, 100),
+        (400, 0.89, 60),
+        (400, 0.91, 0),
+        (160, 0.0, 40),
         (1, 0.0, 0),
     ],
 )
@@ -571,6 +577,7 @@ def test_a_run_too_short_for_its_search_is_told_so_when_it_is_built() -> None:
     for _ in range(10):
         param.grad = torch.ones(3)
         optimizer.step()
-    # A warm-up of 0.03·40 = 1.2 steps, and no search.
+    # No search, and a warm-up of 0.15·40 = 6 steps from 10^-1.5: a factor of 10^(1/4) in each.
+    warm = sum(10 ** (-j / 4) for j in range(6))
     assert optimizer.knobs()["lr"] == pytest.approx(2e-3)
-    assert param.tolist() == pytest.approx([1 - 2e-3 * (9 + 1 / 1.2)] * 3, rel=1e-6)
+    assert param.tolist() == pytest.approx([1 - 2e-3 * (4 + warm)] * 3, rel=1e-6)

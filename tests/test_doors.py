@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import copy
-import re
 import runpy
 import sys
 from collections.abc import Callable, Iterator
@@ -334,6 +333,40 @@ def test_torchtitan(run: Any) -> None:
     train(resumed, other)
 
 
+def test_torchtitan_finds_the_rate() -> None:
+    needs("torchtitan")
+    from tiny_models import Bigram, Tokens
+    from torchtitan.components.optimizer import ParamGroupConfig
+
+    from adaptiverl.integrations.torchtitan import AdaptiveOptimizersContainer
+
+    groups = ParamGroupConfig(
+        pattern=".*", optimizer_name="AdaptiveAdamW", optimizer_kwargs={"lr": 1e-3}
+    )
+    config = AdaptiveOptimizersContainer.Config(
+        param_groups=[groups],
+        optimizer_factory_kwargs_by_name={"AdaptiveAdamW": {"control": Control.find_lr(160)}},
+        implementation="foreach",
+    )
+    model, batch = Bigram(), Tokens(64)
+    optimizers = AdaptiveOptimizersContainer(config, model_parts=[model])
+    losses, lrs = [], []
+    for step in range(160):
+        tokens = batch.tokens[step % 8 :: 8]
+        optimizers.zero_grad()
+        loss = model(tokens, tokens)["loss"]
+        loss.backward()
+        optimizers.observe(loss)
+        optimizers.step()
+        losses.append(loss.item())
+        lrs.append(optimizers.optimizers[0].knobs()["lr"])
+    top = lrs.index(max(lrs))
+    assert 20 < top < 40, "the ramp"
+    assert losses[top] < 0.5 * losses[0] < losses[top + 2], "its weights went back"
+    assert lrs[-1] == 0
+    fell(losses)
+
+
 def test_deepspeed(run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     needs("deepspeed")
     port = {"MASTER_ADDR": "localhost", "MASTER_PORT": "29519"}
@@ -368,8 +401,20 @@ def test_deepspeed(run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     assert again == pytest.approx(knobs, nan_ok=True)
 
 
-@pytest.mark.parametrize("name", [None, "AdaptiveAdamW", "AdaptiveLion", "AdaptiveSGD"])
-def test_axolotl(name: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("keys", "steps", "saved"),
+    [
+        ({}, 160, 20),  # on the ramp of find_lr
+        *(
+            ({"adaptive_optimizer": kind.__name__, "adaptive_control": "climb"}, 12, 6)
+            for kind in (AdaptiveAdamW, AdaptiveLion, AdaptiveSGD)
+        ),
+    ],
+    ids=["find_lr", "AdamW", "Lion", "SGD"],
+)
+def test_axolotl(
+    keys: dict[str, str], steps: int, saved: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its own hook on a Trainer; `axolotl train` itself needs a GPU's packages."""
     needs("axolotl.integrations.base", "transformers")
     monkeypatch.syspath_prepend(str(EXAMPLES))
@@ -380,21 +425,27 @@ def test_axolotl(name: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     def trained(resume: bool) -> Any:
         args = TrainingArguments(
-            str(tmp_path), max_steps=12, save_steps=6, learning_rate=1e-3, use_cpu=True,
+            str(tmp_path), max_steps=steps, save_steps=saved, learning_rate=1e-3, use_cpu=True,
             report_to=[], disable_tqdm=True,
         )  # fmt: skip
         trainer = Trainer(make_model(), args, train_dataset=Counting())
-        AdaptivePlugin().post_trainer_create({"adaptive_optimizer": name}, trainer)
-        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6") if resume else None)
+        AdaptivePlugin().post_trainer_create(keys, trainer)
+        checkpoint = str(tmp_path / f"checkpoint-{saved}") if resume else None
+        trainer.train(resume_from_checkpoint=checkpoint)
         return trainer
 
     whole, resumed = trained(False), trained(True)
     optimizer = whole.optimizer.optimizer
-    assert type(optimizer).__name__ == (name or "AdaptiveAdamW")
+    assert type(optimizer).__name__ == keys.get("adaptive_optimizer", "AdaptiveAdamW")
+    control = optimizer.control
+    assert (control.law, control.mode) == (
+        "alignment" if "adaptive_control" in keys else "range_test",
+        "modulate",
+    )
     assert {group["weight_decay"] for group in optimizer.param_groups} == {0.0}
-    assert optimizer.param_groups[0]["horizon"] == 12
+    assert optimizer.param_groups[0]["horizon"] == steps
     assert_same(values(resumed.model.parameters()), values(whole.model.parameters()))
-    with pytest.raises(ValueError, match=re.escape("adaptive_control must be one of modulate")):
+    with pytest.raises(ValueError, match=r"must be one of modulate, find_lr, climb, got 'fast'"):
         AdaptivePlugin().post_trainer_create({"adaptive_control": "fast"}, SimpleNamespace())
 
 

@@ -18,6 +18,7 @@ from training import assert_same
 
 import adaptiverl
 from adaptiverl import Control
+from adaptiverl.terms import Horizon
 
 pytestmark = [
     pytest.mark.usefixtures("fresh_accelerate"),
@@ -191,7 +192,7 @@ def test_an_automatic_horizon_is_the_runs_number_of_steps(framework: str, tmp_pa
 @every_framework
 def test_find_lr_searches_goes_back_and_trains(framework: str, tmp_path: Path) -> None:
     """Saved on its ramp and resumed, to the bit; no rate is given."""
-    horizon = 160 if framework == "accelerate" else "auto"
+    horizon: Horizon = 160 if framework == "accelerate" else "auto"
     how = How(Control.find_lr(horizon), size=128, epochs=5, saves=True, optimizer={"lr": None})
     runs = runs_of(framework)
     whole, resumed = (runs.make(tmp_path / name, how) for name in ("whole", "resumed"))

@@ -26,6 +26,7 @@ DATA = Path(__file__).parent / "data"
 SHAPES = ((5, 3), (7,), ())
 STEPS = 10
 NOISY = {"every": 2, "noise_bounds": (0.01, 0.1)}
+# The files are named by what these were called when they were made: "find_lr" is now the climb.
 LAWS = {"loss": Control(**NOISY), "find_lr": Control(law="alignment", horizon=40, **NOISY)}  # type: ignore[arg-type]
 KINDS: dict[str, Any] = {
     "adamw": partial(AdaptiveAdamW, amsgrad=True),

@@ -234,8 +234,7 @@ def test_the_alignment_law_needs_gradients_and_says_so(tmp_path: Path, say: Any)
         said = say(file, "--preset", preset, "--lr", "1e-4").refused()
         assert f"{preset} reads the gradients, which a recorded loss does not have" in said
         assert "choose from default, gpt2_small, production, epochwise" in said
-    help_ = say("--help").out
-    assert "_lr" not in help_ and "climb" not in help_, "it is offered"
+    assert not re.search("find_lr|climb", say("--help").out), "it is offered"
     # From Python as well, whatever the rest of the control.
     reason = "that law reads the gradients, which only training has. Use law='loss', or train"
     request = arguments.parse(["replay", str(file), "--out", str(tmp_path / "out")])
