@@ -1157,7 +1157,7 @@ def _above_its_error(mean: float) -> float:
 # A ramp: log alpha gains 0.35 in every step. Its mark is the first rate, from the floor on, at
 # which the mean e of h is not above 0. It is confirmed where the likelihood ratio of the alignment
 # law's test comes above 4 within a factor of 100 of the mark, or the loss rises within a factor of
-# 30; then everything goes back, and half of the mark is held. An h speaks of the update before it,
+# 30; then everything goes back, and seven tenths of the mark are held. An h speaks of the update before it,
 # and so of the rate of that update: rates are kept in a list, and the newest h is about the last
 # but one. So is the newest loss. A mark that nothing confirmed is a place for the alignment law to
 # begin, no more. Where h alone confirmed it, two windows of losses are compared after the warm-up.
@@ -1229,7 +1229,7 @@ class OracleRangeTestController(OracleController):
 
         self.last_step = math.inf if horizon is None else (1.0 - cooldown) * horizon
         alone = horizon is None and mode == "replace"
-        self.share = 0.5 / max(1.0, (self.length / 4000) ** (1 / 3))
+        self.share = 0.7 / max(1.0, (self.length / 4000) ** (1 / 3))
         self.warm_up = 0.15 * self.length
         self.window = max(30, int(0.05 * self.length + 1e-9))
         self.kept = 0.5 if alone else 1.0
@@ -1295,7 +1295,7 @@ class OracleRangeTestController(OracleController):
         if not self.held:
             return 1.0
         risen = min(1.0, (self.step - self.held_at) / self.warm_up)
-        return 10.0 ** (-1.5 * (1.0 - risen)) * super()._left_of_the_rate()
+        return 10.0 ** (risen - 1.0) * super()._left_of_the_rate()
 
     def update(self, loss: float, reward: float | None = None) -> None:
         """Do one epoch-wise update, as `OracleController` does."""

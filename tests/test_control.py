@@ -577,7 +577,7 @@ def test_a_run_too_short_for_its_search_is_told_so_when_it_is_built() -> None:
     for _ in range(10):
         param.grad = torch.ones(3)
         optimizer.step()
-    # No search, and a warm-up of 0.15·40 = 6 steps from 10^-1.5: a factor of 10^(1/4) in each.
-    warm = sum(10 ** (-j / 4) for j in range(6))
+    # No search, and a warm-up of 0.15·40 = 6 steps from a tenth: a factor of 10^(1/6) in each.
+    warm = sum(10 ** (-j / 6) for j in range(6))
     assert optimizer.knobs()["lr"] == pytest.approx(2e-3)
     assert param.tolist() == pytest.approx([1 - 2e-3 * (4 + warm)] * 3, rel=1e-6)

@@ -28,7 +28,7 @@ CLIMB_SHARE = 1.0
 UNANNEALED_SHARE = 0.5
 """Of the rate that would be held, what is held where nobody anneals: the noise of the batches then
 stays, and a lower rate makes less of it."""
-RAMP_SHARE = 0.5
+RAMP_SHARE = 0.7
 """Of the rate that the range test marks, what is held in a run of up to `LONGEST_MEASURED` steps;
 in a longer one less, by the cube root of its length"""
 WARM_UP = 0.15

@@ -40,7 +40,7 @@ CLIMB_FROM = math.log(0.3)
 """log of the share of what would be held from which the climb starts"""
 CLIMB_ROOM = 100.0
 """Steps before the cooldown that a climb needs"""
-WARM_FROM = -1.5 * math.log(10)
+WARM_FROM = -math.log(10)
 """log of the share of the held rate that the warm-up starts at; it rises by equal factors"""
 WATCHED_LEAST = 30.0
 """Losses of each of the two windows that are compared after the warm-up, at least"""
