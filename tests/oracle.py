@@ -1157,10 +1157,11 @@ def _above_its_error(mean: float) -> float:
 # A ramp: log alpha gains 0.35 in every step. Its mark is the first rate, from the floor on, at
 # which the mean e of h is not above 0. It is confirmed where the likelihood ratio of the alignment
 # law's test comes above 4 within a factor of 100 of the mark, or the loss rises within a factor of
-# 30; then everything goes back, and seven tenths of the mark are held. An h speaks of the update before it,
-# and so of the rate of that update: rates are kept in a list, and the newest h is about the last
-# but one. So is the newest loss. A mark that nothing confirmed is a place for the alignment law to
-# begin, no more. Where h alone confirmed it, two windows of losses are compared after the warm-up.
+# 30; then everything goes back, and seven tenths of the mark are held. An h speaks of the update
+# before it, and so of the rate of that update: rates are kept in a list, and the newest h is about
+# the last but one. So is the newest loss. A mark that nothing confirmed is a place for the
+# alignment law to begin, no more. Where the loss did not confirm it, two windows of losses are
+# compared after the warm-up.
 
 
 class OracleRangeTestController(OracleController):

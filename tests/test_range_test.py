@@ -139,7 +139,7 @@ def test_the_mark_is_the_first_rate_from_the_floor_on_where_e_is_not_above_0(
 
 
 HELD: list[tuple[dict[str, Any], float]] = [
-    # 0.7, in a run of more than 4,000 steps 0.7·(T/4,000)^(−1/3); half of that where nobody anneals.
+    # 0.7, beyond 4,000 steps 0.7·(T/4,000)^(−1/3); half of that where nobody anneals.
     ({"horizon": 1000}, 0.7),
     ({"horizon": 160}, 0.7),
     ({"horizon": 4000}, 0.7),
