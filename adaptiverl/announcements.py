@@ -118,7 +118,7 @@ class Announcements:
         what = "learning rate"
         if self._control.mode == "modulate":
             what = "factor of the learning rate"
-        if climbs and not (held or self._told_climb):
+        if climbs and not held and (self._told_held or not self._told_climb):
             before, self._told_held, self._told_climb = self._told_held, False, True
             message = (
                 "put its weights back where the search began, and its moments to 0, by step %.0f; "

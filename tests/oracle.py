@@ -1237,10 +1237,9 @@ class OracleRangeTestController(OracleController):
 
         self.alignment = 0.0
         self.alignment_direction = 0.0
-        self.climb = OracleAlignmentController(
-            lr=lr, momentum=momentum, mode=mode, horizon=horizon, lr_bounds=around
-        )
-        self.climb.lr_bounds, self.climb.log_lr_bounds = self.lr_bounds, self.log_lr_bounds
+        of_climb = {"lr": lr, "momentum": momentum, "mode": mode, "horizon": horizon}
+        self._of_climb: dict[str, Any] = {**of_climb, "lr_bounds": around}
+        self.climb = self._new_climb()
         self.climbing = False
         self.log_lr_risen = self.log_lr_downhill = self.log_lr_doubted = -math.inf
         self.watches = 0
@@ -1254,6 +1253,11 @@ class OracleRangeTestController(OracleController):
         self.active = True
         self._sums: tuple[float, float, float] | None = None
         self._forget()
+
+    def _new_climb(self) -> OracleAlignmentController:
+        climb = OracleAlignmentController(**self._of_climb)
+        climb.lr_bounds, climb.log_lr_bounds = self.lr_bounds, self.log_lr_bounds
+        return climb
 
     def _forget_cosines(self) -> None:
         self.overshoot = self.undershoot = 0.0
@@ -1502,6 +1506,7 @@ class OracleRangeTestController(OracleController):
         self.climbing, self.held = True, False
         self._forget_cosines()
         self.log_lr_downhill = self.log_lr_doubted = -math.inf
+        self.climb = self._new_climb()
         self.climb.alignment = self.alignment
         self.climb.alignment_direction = self.alignment_direction
         self.log_lr = self.climb.log_lr = clip(start, *self.log_lr_bounds)
@@ -1554,6 +1559,8 @@ class OracleRangeTestController(OracleController):
         self.held, self.log_lr, self.overshoot = law.held, law.log_lr, law.overshoot
         self.alignment, self.alignment_direction = law.alignment, law.alignment_direction
         self.log_lr_downhill, self.log_lr_doubted = law.log_lr_downhill, law.log_lr_doubted
+        if self.held:
+            self._watch(now)
 
     def _creep(self, z: float | None, now: int) -> None:
         """The held rate rises by 0.3 where h is sure to be above 0."""

@@ -298,10 +298,10 @@ def is_watched(state: State, control: ControlNumbers) -> bool:
 
 
 def watch(state: State, control: ControlNumbers) -> None:
-    """Where h alone confirmed the mark: the loss must fall beyond its error, or the climb begins.
+    """Where h alone chose the rate, the loss must fall beyond its error, or a climb begins.
 
-    Two windows after the warm-up are compared. On a plateau nothing falls at a rate that is far too
-    low; h, which is noise there, has confirmed it by chance.
+    Two windows after the warm-up, or the climb, are compared. On a plateau nothing falls at a rate
+    that is far too low; h, which is noise there, has chosen it by chance.
     """
     heard = state.loss_count != state.losses_heard
     state.losses_heard = state.loss_count
@@ -328,7 +328,10 @@ def watch(state: State, control: ControlNumbers) -> None:
 def sense(state: State, control: ControlNumbers) -> bool:
     """α of one step: search, go back, warm up, hold, cool down; or the climb's step."""
     if state.climbing != 0:
-        return alignment.sense(state, control)
+        alignment.sense(state, control)
+        if state.held != 0:
+            watch(state, control)
+        return True
     score = sense_cosine(state)
     if state.held == 0:
         search(state, control, score)

@@ -293,7 +293,11 @@ struct RangeTestLaw : Law {
 
   ADAPTIVERL_BOTH static bool sense(State& state, const ControlNumbers& control) {
     if (state.climbing != 0) {
-      return AlignmentLaw::sense(state, control);
+      AlignmentLaw::sense(state, control);
+      if (state.held != 0) {
+        watch(state, control);
+      }
+      return true;
     }
     double score = 0;
     const bool sensed = sense_cosine(state, score);
