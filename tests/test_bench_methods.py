@@ -148,7 +148,7 @@ def test_a_variant_holds_its_share_of_the_mark() -> None:
     }
     for whole, slot, value in (
         ("alignment", "log_held_share", {"1.4": 1.4, "2": 2.0}),
-        ("range-test", "log_ramp_share", {"0.7": 0.7, "1": 1.0}),
+        ("range-test", "log_ramp_share", {"0.35": 0.35, "1": 1.0}),
     ):
         for text, share in value.items():
             row, plain = found[f"{whole}:{text}-of-the-mark"], found[whole]

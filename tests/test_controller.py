@@ -348,8 +348,8 @@ def test_adopt_refuses_what_is_no_memory_and_changes_nothing() -> None:
         driver.step(loss)
     before = driver.everything()
     said = (
-        "^'adaptive_state' must be a float64 tensor of 118 numbers whose first is 7, got "
-        r"torch\.float16 of shape \(118,\).*nothing was changed$"
+        "^'adaptive_state' must be a float64 tensor of 124 numbers whose first is 8, got "
+        r"torch\.float16 of shape \(124,\).*nothing was changed$"
     )
     with pytest.raises(ValueError, match=said):
         driver.controller.adopt(Controller(Control(), LR, MOMENTUM).memory.half())
@@ -429,8 +429,8 @@ def test_opcheck(operator: str, arguments: Callable[[Driver], tuple[Any, ...]]) 
 
 IN_ADVANCE = "state numbers inbox trace groups effective rows found_inf".split()
 WRONG: list[tuple[str, Any, str]] = [
-    ("state", torch.zeros(118, **FLOATS), "state must hold 120 numbers, got 118"),
-    ("state", torch.zeros(120), "state must be float64"),
+    ("state", torch.zeros(118, **FLOATS), "state must hold 126 numbers, got 118"),
+    ("state", torch.zeros(126), "state must be float64"),
     ("numbers", torch.zeros(7, **FLOATS), "numbers must hold at least 1 records of 123"),
     ("inbox", torch.zeros(4), "inbox must be float64"),
     ("trace", torch.zeros(20, **FLOATS), "trace must hold at least 2 records of 30"),

@@ -205,7 +205,7 @@ def test_json_numbers_follow_from_its_curves(finished: dict[str, Any]) -> None:
         assert {"lr", "momentum", "noise", "plateau", "held"} <= set(run["trace"])
     trace = content["runs"][2]["trace"]
     assert trace["held"] == [0] * 4 + [1] * 12, "the ramp may take forty steps"
-    assert trace["lr"][4] < 0.1 * trace["lr"][3], "from where its weights went back"
+    assert trace["lr"][4] < 0.2 * trace["lr"][3], "from where its weights went back"
 
 
 def test_the_four_start_alike_and_see_the_same_batches(finished: dict[str, Any]) -> None:

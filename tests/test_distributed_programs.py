@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+import warnings
 from contextlib import redirect_stdout
 from pathlib import Path
 from unittest import mock
@@ -67,9 +68,12 @@ def demo_on_a_rank(rank: int, size: int, port: int, words: list[str]) -> tuple[i
     variables = {"RANK": rank, "WORLD_SIZE": size, "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": 0}
     started = {"MASTER_ADDR": "localhost"} | {name: str(v) for name, v in variables.items()}
     with mock.patch.dict(os.environ, started), redirect_stdout(io.StringIO()) as said:
-        return demo.main(words), said.getvalue()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*leaves the search", UserWarning)
+            return demo.main(words), said.getvalue()
 
 
+@pytest.mark.filterwarnings("ignore:.*leaves the search:UserWarning")
 def test_the_demo_on_two_ranks_is_the_demo(tmp_path: Path, crew: Crew) -> None:
     sizes = words(steps=20, heads=2, eval_every=10, eval_batches=2, **SIZES)
     assert demo.main([*sizes, "--out", str(tmp_path / "1")]) == 0

@@ -94,7 +94,7 @@ def _varied(whole: str, law: Controls, constant: str, value: float) -> Varied:
 
 _VARIANTS = (
     *(_varied("alignment", climb, "CLIMB_SHARE", share) for share in (1.4, 2.0)),
-    *(_varied("range-test", find_lr, "RAMP_SHARE", share) for share in (0.35, 0.7, 1.0)),
+    *(_varied("range-test", find_lr, "RAMP_SHARE", share) for share in (0.35, 0.5, 1.0)),
     *(_varied("range-test", find_lr, "WARM_UP", share) for share in (0.03, 0.3)),
 )
 CLIMBS_ON = Creeping(
