@@ -145,7 +145,7 @@ class Announcements:
                 )
             if went_back:
                 message += "; its weights are back where the search began, its moments at 0"
-            if self._control.is_too_short:
+            if self._control.law == "range_test" and not (went_back or climbs):
                 message = "holds the %s it was given: %.3g, from step %.0f on"
             self._say(logging.INFO, message, what, readable_exp(log_lr), step)
 

@@ -250,7 +250,7 @@ class ControlNumbers:
     log_held_share: float = real("what is held of the rate that is found")
     log_ramp_share: float = real("what of the rate that a ramp marks, beside")
     log_ramp_floor: float = real("log α below which the ramp judges no update")
-    search_within: float = real("steps that the ramp may take; 0: the run is too short for one")
+    search_within: float = real("steps that the ramp may take; 0: there is none")
     warm_up: float = real("steps over which α rises to the rate that is held; 0: none")
     window: float = real("losses for which an arm is in force")
     discount: float = real("γ")

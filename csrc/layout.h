@@ -188,7 +188,7 @@ struct ControlNumbers {
   double log_held_share;        // what is held of the rate that is found
   double log_ramp_share;        // what of the rate that a ramp marks, beside
   double log_ramp_floor;        // log α below which the ramp judges no update
-  double search_within;         // steps that the ramp may take; 0: the run is too short for one
+  double search_within;         // steps that the ramp may take; 0: there is none
   double warm_up;               // steps over which α rises to the rate that is held; 0: none
   double window;                // losses for which an arm is in force
   double discount;              // γ

@@ -1224,6 +1224,8 @@ class OracleRangeTestController(OracleController):
         self.lr_bounds = bounds
         self.log_lr_bounds = (log(bounds[0]), log(bounds[1]))
         self.foot = log(start) if too_short else clip(log(foot), *self.log_lr_bounds)
+        if self.foot == self.log_lr_bounds[1]:  # there is nothing above it to look at
+            self.longest = 0
         self.floor = clip(log(100.0 * foot), *self.log_lr_bounds)
         self.log_lr = self.foot
         self.log_given = log(start)
@@ -1478,7 +1480,7 @@ class OracleRangeTestController(OracleController):
     def _says_no_more(self) -> bool:
         """Whether the ramp has its answer, or none is to be had."""
         top = self.log_lr_bounds[1]
-        at_top = self.foot < top and self.log_lr_judged >= top
+        at_top = self.log_lr_judged >= top
         mark = self.log_lr_zero
         beyond = mark > -math.inf and self.log_lr_judged - mark > log(100.0)
         return at_top or beyond or self._is_lost or self._is_confirmed
@@ -1491,11 +1493,13 @@ class OracleRangeTestController(OracleController):
         if lost:
             self.log_lr_zero = -math.inf
         mark = self.log_lr_zero
+        topped = False
         if unmarked and not lost and self.log_lr_judged >= self.floor and self.alignment_mean > 0:
             mark = self.log_lr_judged
+            topped = mark >= self.log_lr_bounds[1]
         wanted = self.log_given if mark == -math.inf else mark + log(self.share)
         self._forget_cosines()
-        taken = confirmed or (late and mark > -math.inf)
+        taken = confirmed or topped or (late and mark > -math.inf)
         if taken or self.last_step - self.held_at < 100:
             self.held = True
             self.log_lr = clip(wanted + log(self.kept), *self.log_lr_bounds)

@@ -56,7 +56,12 @@ def found(rate: str, step: int, what: str = "learning rate") -> list[tuple[int, 
     return [(logging.INFO, f"It holds the {what} it found: {rate}, by step {step}")]
 
 
+def given(rate: str, step: int) -> list[tuple[int, str]]:
+    return [(logging.INFO, f"It holds the learning rate it was given: {rate}, from step {step} on")]
+
+
 FIND = Control.climb(9)
+RAMP = Control(law="range_test", horizon=10_000)
 FACTOR = Control(law="alignment", mode="modulate", horizon=10)
 
 
@@ -139,8 +144,9 @@ def test_a_resumed_or_copied_run_says_what_was_not_said(
         (it(), {"log_lr": math.log(3e-3)}, found("0.003", 9)),
         # Over a scheduler it is a factor, and nothing ends.
         (it(FACTOR), {"step": 99}, found("1", 99, "factor of the learning rate")),
+        (it(RAMP), {"held_at": 0, "log_lr": math.log(3e-3)}, given("0.003", 9)),
     ],
-    ids=["law of losses", "frozen", "another rank", "found", "factor"],
+    ids=["law of losses", "frozen", "another rank", "found", "factor", "no ramp"],
 )
 def test_what_is_said_of_a_state(
     watching: Announcements, values: dict[str, float], expected: list[Any], said: Said
@@ -151,7 +157,7 @@ def test_what_is_said_of_a_state(
 
 
 def test_a_rate_that_is_given_up_is_told_and_so_is_the_next(said: Said) -> None:
-    heard = it(Control(law="range_test", horizon=10_000))
+    heard = it(RAMP)
     log_lr = math.log(0.25)
     heard.look(state(held=1, held_at=60, log_lr=log_lr, log_lr_zero=-1, step=60))
     later = {"held_at": 60, "log_lr": log_lr, "log_lr_zero": -1}

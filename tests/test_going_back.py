@@ -446,8 +446,8 @@ def test_a_step_of_the_search_is_not_captured(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize(
     ("told", "turns"),
-    [(True, True), (False, True), (False, False)],
-    ids=["losses told", "none told", "nothing marked"],
+    [(True, True), (False, True), (False, False), (True, False)],
+    ids=["losses told", "none told", "nothing marked", "weights lost"],
 )
 def test_the_log_says_when_at_what_rate_and_that_the_weights_went_back(
     told: bool, turns: bool, caplog: pytest.LogCaptureFixture
@@ -467,11 +467,15 @@ def test_the_log_says_when_at_what_rate_and_that_the_weights_went_back(
                 break
     assert [record.levelname for record in caplog.records] == ["INFO"]
     rate, step = math.exp(number(optimizer, "log_lr")), step + 1
-    assert optimizer.knobs()["held"] == turns
-    if turns:
+    lost = told and not turns
+    assert optimizer.knobs()["held"] == (not lost)
+    if not lost:
+        held = "the learning rate it found"
+        if not turns:
+            held = "a learning rate that nothing confirmed, as none was marked"
         expected = (
-            f"holds the learning rate it found: {rate:.3g}, by step {step}; its weights are back "
-            "where the search began, its moments at 0"
+            f"holds {held}: {rate:.3g}, by step {step}; its weights are back where the search "
+            "began, its moments at 0"
         )
     else:
         why = "no learning rate could be marked, so that it climbs slowly"

@@ -236,15 +236,37 @@ def test_a_ramp_that_never_overshoots_ends_all_the_same(
 
 
 @both
-@pytest.mark.parametrize("horizon", [333, 1000])
-def test_up_to_the_top_and_at_its_end_it_climbs_if_there_is_room(twin: str, horizon: int) -> None:
-    """A bound of the user's below every rate that overshoots."""
-    control = replace(RAMP, horizon=horizon, lr_bounds=(1e-6, 1e-3))
-    states = course(twin, control, sweeps([0.5] * 60))
-    end = states[first(states, "rewind") or 0]
-    assert (end.climbing, end.step) == (1, 23)  # 20 steps up, and two until one is judged there
-    assert end.log_lr_zero == -INF
-    assert_close(end.log_lr, math.log(1e-3) + FROM_BELOW, "alignment_law")
+@pytest.mark.parametrize(("last", "climbs"), [(0.5, False), (-3.0, True)])
+def test_up_to_the_top_it_holds_where_updates_point_downhill(
+    twin: str, last: float, climbs: bool
+) -> None:
+    """A bound of the user's below every rate that overshoots, or just above the first."""
+    control = replace(RAMP, lr_bounds=(1e-6, 1e-3))
+    states = course(twin, control, sweeps([*[0.5] * 21, last, 0.5]))
+    end = states[-1]
+    assert (end.rewind, end.step) == (1, 23)  # 20 steps up, and two until one is judged there
+    assert (end.climbing, end.held) == (climbs, not climbs)
+    assert_close(end.log_lr_zero, math.log(1e-3) if climbs else -INF, "alignment_law")
+    share = FROM_BELOW if climbs else math.log(0.7)
+    assert_close(end.log_lr, math.log(1e-3) + share, "alignment_law")
+
+
+@both
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"lr_bounds": (5e-3, 5e-3)},
+        {"lr_bounds": (1e-6, 5e-3), "acquire_from": 5e-3},
+        {"lr_bounds": (5e-3, 5e-3), "mode": "modulate"},
+    ],
+    ids=str,
+)
+def test_where_nothing_lies_above_the_foot_it_holds_that(
+    twin: str, arguments: dict[str, Any]
+) -> None:
+    states = course(twin, replace(RAMP, **arguments), sweeps([0.5, -0.5] * 40))
+    assert all(state.held and not state.rewind and state.active for state in states)
+    assert {state.log_lr for state in states} == {math.log(5e-3)}
 
 
 @both

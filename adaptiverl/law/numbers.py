@@ -88,7 +88,7 @@ def numbers_of(control: Control, limits: Limits) -> ControlNumbers:
         log_held_share=math.log(held_share(control)),
         log_ramp_share=math.log(ramp_share(control)),
         log_ramp_floor=math.log(limits.lr_floor),
-        search_within=float(search_within(control.known_horizon, control.cooldown)),
+        search_within=float(_search_within(control, limits)),
         warm_up=warm_up(control),
         cooldown_shape=COOLDOWN_SHAPES[control.cooldown_shape],
         reused_for=float(minibatches * epochs if epochs > 1 else 0),
@@ -184,6 +184,13 @@ def ramp_share(control: Control) -> float:
     """What is held of the rate that the range test marks, beside (method.md#share)."""
     length = max(_length(control) / LONGEST_MEASURED, 1.0)
     return RAMP_SHARE * length ** (-1 / 3)
+
+
+def _search_within(control: Control, limits: Limits) -> int:
+    """Steps that a ramp may take; 0 as well where there is nothing above its foot to look at."""
+    if limits.lr_acquire >= limits.lr_max:
+        return 0
+    return search_within(control.known_horizon, control.cooldown)
 
 
 def warm_up(control: Control) -> float:

@@ -101,15 +101,20 @@ def begin(state: State, control: ControlNumbers) -> None:
     state.losses_heard = state.loss_count
 
 
+def hears_a_loss(state: State) -> bool:
+    """Whether a finite loss was told since this was asked last."""
+    told = state.loss_count != state.losses_heard
+    state.losses_heard = state.loss_count
+    return told and math.isfinite(state.loss)
+
+
 def hear_loss(state: State) -> None:
     """The loss that was told since the last step, if any: whether it has risen beyond its noise.
 
     The noise is that of successive differences, which a trend leaves alone; the loss is compared
     with the least mean that it had, and with its noise there.
     """
-    heard = state.loss_count != state.losses_heard
-    state.losses_heard = state.loss_count
-    if not heard or not math.isfinite(state.loss):
+    if not hears_a_loss(state):
         return
     state.ramp_losses += 1
     last, state.ramp_loss = state.ramp_loss, state.loss
@@ -199,7 +204,7 @@ def is_confirmed(state: State) -> bool:
 
 def is_at_top(state: State, control: ControlNumbers) -> bool:
     """Whether there is nowhere to go."""
-    return control.log_lr_acquire < control.log_lr_max <= state.log_lr_judged
+    return state.log_lr_judged >= control.log_lr_max
 
 
 def is_over(state: State, control: ControlNumbers) -> bool:
@@ -222,21 +227,24 @@ def end(state: State, control: ControlNumbers, late: bool) -> None:
     """The ramp is over: its share of the mark is held, or the slow climb starts below it.
 
     Where there was no time to confirm a mark it is held as it is; where updates pointed downhill to
-    the end, the last rate counts as one. Where the weights were lost there is none, and a climb
-    starts at the ramp's floor; where no h was read the rate that the user gave counts as the share.
+    the end, or to the upper bound, the last rate counts as one. Where the weights were lost there
+    is none, and a climb starts at the ramp's floor; where no h was read the rate that the user gave
+    counts as the share.
     """
     state.searching = 0.0
     state.held_at = state.step
     unmarked = state.log_lr_zero == -math.inf
     lost = is_lost(state) or (unmarked and state.log_lr_risen > -math.inf)
     confirmed = is_confirmed(state)
-    downhill = state.log_lr_judged >= control.log_ramp_floor and state.alignment_mean > 0
+    judged = state.log_lr_judged >= control.log_ramp_floor
+    downhill = unmarked and judged and state.alignment_mean > 0 and not lost
     if lost:
         state.log_lr_zero = -math.inf
-    found = state.log_lr_judged if unmarked and downhill and not lost else state.log_lr_zero
+    found = state.log_lr_judged if downhill else state.log_lr_zero
     log_lr = found + control.log_ramp_share if found > -math.inf else state.log_lr_start
+    as_it_is = found > -math.inf and (late or (downhill and is_at_top(state, control)))
     forget_cosines(state)
-    holds = confirmed or (late and found > -math.inf)
+    holds = confirmed or as_it_is
     if holds or control.hold_by - state.step < CLIMB_ROOM:
         state.held = 1.0
         log_lr += control.log_held_share
@@ -303,9 +311,7 @@ def watch(state: State, control: ControlNumbers) -> None:
     Two windows after the warm-up, or the climb, are compared. On a plateau nothing falls at a rate
     that is far too low; h, which is noise there, has chosen it by chance.
     """
-    heard = state.loss_count != state.losses_heard
-    state.losses_heard = state.loss_count
-    if not heard or not math.isfinite(state.loss) or not is_watched(state, control):
+    if not hears_a_loss(state) or not is_watched(state, control):
         return
     state.watched += 1
     surprise = clip(state.loss - state.watched_mean, -sensors.LARGEST, sensors.LARGEST)

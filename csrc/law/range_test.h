@@ -79,10 +79,14 @@ ADAPTIVERL_BOTH void begin(State& state, const ControlNumbers& control) {
   state.losses_heard = state.loss_count;
 }
 
-ADAPTIVERL_BOTH void hear_loss(State& state) {
-  const bool heard = state.loss_count != state.losses_heard;
+ADAPTIVERL_BOTH bool hears_a_loss(State& state) {
+  const bool told = state.loss_count != state.losses_heard;
   state.losses_heard = state.loss_count;
-  if (!heard || !is_finite(state.loss)) {
+  return told && is_finite(state.loss);
+}
+
+ADAPTIVERL_BOTH void hear_loss(State& state) {
+  if (!hears_a_loss(state)) {
     return;
   }
   state.ramp_losses += 1;
@@ -161,7 +165,7 @@ ADAPTIVERL_BOTH bool is_confirmed(const State& state) {
 }
 
 ADAPTIVERL_BOTH bool is_at_top(const State& state, const ControlNumbers& control) {
-  return control.log_lr_acquire < control.log_lr_max && control.log_lr_max <= state.log_lr_judged;
+  return state.log_lr_judged >= control.log_lr_max;
 }
 
 ADAPTIVERL_BOTH bool is_over(const State& state, const ControlNumbers& control) {
@@ -185,14 +189,16 @@ ADAPTIVERL_BOTH void end(State& state, const ControlNumbers& control, bool late)
   const bool unmarked = state.log_lr_zero == -INFINITY;
   const bool lost = is_lost(state) || (unmarked && state.log_lr_risen > -INFINITY);
   const bool confirmed = is_confirmed(state);
-  const bool downhill = state.log_lr_judged >= control.log_ramp_floor && state.alignment_mean > 0;
+  const bool judged = state.log_lr_judged >= control.log_ramp_floor;
+  const bool downhill = unmarked && judged && state.alignment_mean > 0 && !lost;
   if (lost) {
     state.log_lr_zero = -INFINITY;
   }
-  const double found = unmarked && downhill && !lost ? state.log_lr_judged : state.log_lr_zero;
+  const double found = downhill ? state.log_lr_judged : state.log_lr_zero;
   double log_lr = found > -INFINITY ? found + control.log_ramp_share : state.log_lr_start;
+  const bool as_it_is = found > -INFINITY && (late || (downhill && is_at_top(state, control)));
   forget_cosines(state);
-  const bool holds = confirmed || (late && found > -INFINITY);
+  const bool holds = confirmed || as_it_is;
   if (holds || control.hold_by - state.step < kClimbRoom) {
     state.held = 1;
     log_lr += control.log_held_share;
@@ -261,9 +267,7 @@ ADAPTIVERL_BOTH bool is_watched(const State& state, const ControlNumbers& contro
 }
 
 ADAPTIVERL_BOTH void watch(State& state, const ControlNumbers& control) {
-  const bool heard = state.loss_count != state.losses_heard;
-  state.losses_heard = state.loss_count;
-  if (!heard || !is_finite(state.loss) || !is_watched(state, control)) {
+  if (!hears_a_loss(state) || !is_watched(state, control)) {
     return;
   }
   state.watched += 1;
