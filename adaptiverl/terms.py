@@ -28,8 +28,6 @@ SEARCH_AT_MOST = 0.25
 """A run of which those steps would be more is too short for a ramp."""
 NOMINAL_HORIZON = 1000
 """Steps of a run like those that the laws were measured on; where nobody can say."""
-LONGEST_MEASURED = 4000
-"""Steps of the longest runs that the share of the rate was measured on."""
 
 
 class LawTerms(NamedTuple):

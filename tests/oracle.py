@@ -1232,7 +1232,7 @@ class OracleRangeTestController(OracleController):
 
         self.last_step = math.inf if horizon is None else (1.0 - cooldown) * horizon
         alone = horizon is None and mode == "replace"
-        self.share = 0.7 / max(1.0, (self.length / 4000) ** (1 / 3))
+        self.share = 0.7 / max(1.0, (self.length / 1000) ** (1 / 3))
         self.warm_up = 0.15 * self.length
         self.window = max(30, int(0.05 * self.length + 1e-9))
         self.kept = 0.5 if alone else 1.0

@@ -20,7 +20,7 @@ from adaptiverl.layout import (
     names,
 )
 from adaptiverl.limits import Limits
-from adaptiverl.terms import LONGEST_MEASURED, NOMINAL_HORIZON, search_within
+from adaptiverl.terms import NOMINAL_HORIZON, search_within
 from adaptiverl.weights import Weights
 
 CLIMB_SHARE = 1.0
@@ -29,7 +29,7 @@ UNANNEALED_SHARE = 0.5
 """Of the rate that would be held, what is held where nobody anneals: the noise of the batches then
 stays, and a lower rate makes less of it."""
 RAMP_SHARE = 0.7
-"""Of the rate that the range test marks, what is held in a run of up to `LONGEST_MEASURED` steps;
+"""Of the rate that the range test marks, what is held in a run of up to `NOMINAL_HORIZON` steps;
 in a longer one less, by the cube root of its length"""
 WARM_UP = 0.15
 """Share of the run over which α rises to the held rate: the moments start anew"""
@@ -182,7 +182,7 @@ def held_share(control: Control) -> float:
 
 def ramp_share(control: Control) -> float:
     """What is held of the rate that the range test marks, beside (method.md#share)."""
-    length = max(_length(control) / LONGEST_MEASURED, 1.0)
+    length = max(_length(control) / NOMINAL_HORIZON, 1.0)
     return RAMP_SHARE * length ** (-1 / 3)
 
 

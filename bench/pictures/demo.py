@@ -114,7 +114,7 @@ def _search(axes: Axes, run: Run, steps: int) -> None:
     """Shade the steps before the rate was held; the trace has a row every few of them."""
     end, words = run.held_from, "find_lr searches"
     if end is not None:
-        words += f" until step {end:g}, holds, cools down"
+        words += f" until step {end:g}, then its weights go back; it holds, and cools down"
     axes.axvspan(0, steps if end is None else end, color=COLOURS[FIND_LR], alpha=0.12, linewidth=0)
     axes.annotate(
         words,
