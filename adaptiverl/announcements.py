@@ -143,7 +143,9 @@ class Announcements:
                 message = (
                     "holds a %s that nothing confirmed, as none was marked: %.3g, by step %.0f"
                 )
-            if went_back:
+            if went_back and self._told_climb:
+                message = "holds the %s it held before: %.3g, by step %.0f: the loss rose meanwhile"
+            elif went_back:
                 message += "; its weights are back where the search began, its moments at 0"
             if self._control.law == "range_test" and not (went_back or climbs):
                 message = "holds the %s it was given: %.3g, from step %.0f on"

@@ -283,8 +283,9 @@ class Control:
         """Find the learning rate in the first hundred steps or so, by the range test.
 
         The weights then go back to where they were, and training begins: `law`. No rate need be
-        given. μ and σ stay as they are. Where the losses, if any are observed, do not confirm what
-        it found (training starts on a plateau), the slow climb goes on from there.
+        given. μ and σ stay as they are. Where neither later gradients nor the loss, if it is
+        observed, confirm what it found (training starts on a plateau), the slow climb goes on from
+        below it.
 
         Args:
             horizon: T, how many optimizer steps the run will take, those of the search included;

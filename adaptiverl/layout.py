@@ -252,6 +252,7 @@ class ControlNumbers:
     log_ramp_floor: float = real("log α below which the ramp judges no update")
     search_within: float = real("steps that the ramp may take; 0: there is none")
     warm_up: float = real("steps over which α rises to the rate that is held; 0: none")
+    log_warm_from: float = real("from what share of it")
     window: float = real("losses for which an arm is in force")
     discount: float = real("γ")
     arms_key: float = real("tells these arms, and this window, from others; 0: no bandit")

@@ -190,6 +190,7 @@ struct ControlNumbers {
   double log_ramp_floor;        // log α below which the ramp judges no update
   double search_within;         // steps that the ramp may take; 0: there is none
   double warm_up;               // steps over which α rises to the rate that is held; 0: none
+  double log_warm_from;         // from what share of it
   double window;                // losses for which an arm is in force
   double discount;              // γ
   double arms_key;              // tells these arms, and this window, from others; 0: no bandit

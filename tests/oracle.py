@@ -1232,7 +1232,9 @@ class OracleRangeTestController(OracleController):
 
         self.last_step = math.inf if horizon is None else (1.0 - cooldown) * horizon
         alone = horizon is None and mode == "replace"
-        self.share = 0.7 / max(1.0, (self.length / 1000) ** (1 / 3))
+        longer = max(1.0, self.length / 1000)
+        self.share = 0.7 / longer ** (1 / 3)
+        self.warm_from = 0.1 / longer
         self.warm_up = 0.15 * self.length
         self.window = max(30, int(0.05 * self.length + 1e-9))
         self.kept = 0.5 if alone else 1.0
@@ -1302,7 +1304,7 @@ class OracleRangeTestController(OracleController):
         if not self.held:
             return 1.0
         risen = min(1.0, (self.step - self.held_at) / self.warm_up)
-        return 10.0 ** (risen - 1.0) * super()._left_of_the_rate()
+        return self.warm_from ** (1.0 - risen) * super()._left_of_the_rate()
 
     def update(self, loss: float, reward: float | None = None) -> None:
         """Do one epoch-wise update, as `OracleController` does."""
@@ -1533,8 +1535,18 @@ class OracleRangeTestController(OracleController):
         self._watched = []
         if self.watches == 2:
             error = math.sqrt(before_error + self.watched_error)
-            if not before - self.watched_before > error:
+            if not before - self.watched_before > error and not self._has_learned:
+                self._rates = [self.log_lr, self.log_lr]
+                self.log_lr_risen = -math.inf
+                self.ramp_losses = 0
                 self._begin_climb(self.log_lr + log(0.3))
+
+    @property
+    def _has_learned(self) -> bool:
+        """Since the ramp the loss has fallen by more than would have been a rise there."""
+        least = self.ramp_loss_least
+        rise = self.ramp_loss_limit - least
+        return self.ramp_losses >= 12 and least - self.watched_before > rise
 
     @property
     def watched(self) -> int:
@@ -1565,6 +1577,12 @@ class OracleRangeTestController(OracleController):
         self.log_lr_downhill, self.log_lr_doubted = law.log_lr_downhill, law.log_lr_doubted
         if self.held:
             self._watch(now)
+        elif self.watches == 2:  # this climb is the watch's, and the loss may end it
+            self._hear()
+            if self.log_lr_risen > -math.inf:
+                self.climbing, self.held = False, True
+                self.log_lr = self.log_lr_judged
+                self._forget_cosines()
 
     def _creep(self, z: float | None, now: int) -> None:
         """The held rate rises by 0.3 where h is sure to be above 0."""
@@ -1573,7 +1591,10 @@ class OracleRangeTestController(OracleController):
         self.undershoot = max(0.0, self.undershoot + 0.3 * (z - 0.15))
         if self.undershoot > 5.0:
             self.undershoot = 0.0
-            self.log_lr = clip(self.log_lr + 0.3, *self.log_lr_bounds)
+            if self.log_lr_zero == -math.inf:
+                self.log_lr = clip(self.log_lr + 0.3, *self.log_lr_bounds)
+            elif self.log_lr < self.log_lr_zero:
+                self.log_lr = clip(self.log_lr + 0.3, self.log_lr, self.log_lr_zero)
 
     def _stretch(self, now: int) -> bool:
         """Neither warming up nor cooling down."""

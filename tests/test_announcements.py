@@ -156,18 +156,24 @@ def test_what_is_said_of_a_state(
     assert said() == expected
 
 
-def test_a_rate_that_is_given_up_is_told_and_so_is_the_next(said: Said) -> None:
+@pytest.mark.parametrize(
+    ("climbs", "last"),
+    [(1, "It holds the learning rate it found"), (0, "It holds the learning rate it held before")],
+)
+def test_a_rate_that_is_given_up_is_told_and_so_is_the_next(
+    climbs: int, last: str, said: Said
+) -> None:
     heard = it(RAMP)
     log_lr = math.log(0.25)
     heard.look(state(held=1, held_at=60, log_lr=log_lr, log_lr_zero=-1, step=60))
     later = {"held_at": 60, "log_lr": log_lr, "log_lr_zero": -1}
     for step in range(61, 61 + 3 * LOOK_EVERY):
-        climbs = step > 61 + LOOK_EVERY
-        heard.look(state(step=step, climbing=climbs, held=not climbs, **later))
-    heard.look(state(step=999, climbing=1, held=1, **later))
+        gives_up = step > 61 + LOOK_EVERY
+        heard.look(state(step=step, climbing=gives_up, held=not gives_up, **later))
+    heard.look(state(step=999, climbing=climbs, held=1, **later))
     told = [re.split(":|, by", message)[0] for _, message in said()]
     held = "It holds the learning rate it found"
-    assert told == [held, "It gives up the rate it held", held]
+    assert told == [held, "It gives up the rate it held", last]
 
 
 @pytest.mark.parametrize("number", [1e308, math.inf, -math.inf, math.nan])

@@ -52,7 +52,7 @@ def test_control_numbers_are_packed_by_name() -> None:
     given = Control(
         **plain,  # type: ignore[arg-type]
         reward="neg_loss",
-        lr_bounds=(1e-4, 1e-1),
+        lr_bounds=(1e-4, 0.11),
         momentum_bounds=(0.8, 0.95),
         noise_bounds=(0.02, 0.3),
         lr_change=(0.72, 1.7),
@@ -72,7 +72,7 @@ def test_control_numbers_are_packed_by_name() -> None:
     expected |= {
         "reward_source": 1.0,
         "log_lr_min": math.log(1e-4),
-        "log_lr_max": math.log(1e-1),
+        "log_lr_max": math.log(0.11),
         "logit_momentum_min": math.log(0.8 / (1 - 0.8)),
         "logit_momentum_max": math.log(0.95 / (1 - 0.95)),
         "log_noise_floor": math.log(0.02),
@@ -93,6 +93,7 @@ def test_control_numbers_are_packed_by_name() -> None:
         "log_ramp_floor": math.log(0.04),
         "search_within": 40.0,
         "warm_up": 37.5,
+        "log_warm_from": math.log(0.1),
         "pulse_spacing": 2.5,
     }
     row = Controller(given, LR, MOMENTUM).numbers.tolist()

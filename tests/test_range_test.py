@@ -171,13 +171,23 @@ def test_held_is_a_share_of_the_mark(twin: str, arguments: dict[str, Any], share
 
 
 @both
-def test_a_warm_up_a_stretch_and_a_cooldown_by_hand(twin: str) -> None:
-    driven = on_the_ramp(twin, log_lr_zero=-4.5, log_lr_risen=-4.0)
-    states = [driven.step(Step(None)) for _ in range(1000)]
+@pytest.mark.parametrize(
+    ("horizon", "expected"),
+    [
+        # From a tenth up over 150 steps from the one that was held at, t = 2, in equal factors, and
+        # down over the last 400. From less, over more, in a longer run; not from more in a shorter.
+        (1000, {2: 0.1, 77: 10**-0.5, 152: 1.0, 599: 1.0, 700: 0.75, 1000: 0.0}),
+        (4000, {2: 1 / 40, 302: 40**-0.5, 602: 1.0, 2400: 1.0, 2800: 0.75}),
+        (400, {2: 0.1, 32: 10**-0.5, 62: 1.0, 240: 1.0, 280: 0.75, 400: 0.0}),
+    ],
+)
+def test_a_warm_up_a_stretch_and_a_cooldown_by_hand(
+    twin: str, horizon: int, expected: dict[int, float]
+) -> None:
+    control = replace(RAMP, horizon=horizon)
+    driven = on_the_ramp(twin, control, log_lr_zero=-4.5, log_lr_risen=-4.0)
+    states = [driven.step(Step(None)) for _ in range(max(expected))]
     assert first(states, "held") == 0
-    # T = 1,000: from a tenth up over 150 steps from the one that was held at, t = 2, in equal
-    # factors, and down over the last 400.
-    expected = {2: 0.1, 77: 10**-0.5, 152: 1.0, 599: 1.0, 700: 0.75, 1000: 0.0}
     for t, share in expected.items():
         assert_close(states[t - 2].anneal, share, "alignment_law", scale=1.0)
         held = math.exp(states[t - 2].log_lr)
@@ -381,6 +391,39 @@ def test_what_h_alone_confirmed_is_watched(
 
 
 @both
+@pytest.mark.parametrize(
+    ("heard", "mean", "learned"), [(12, 1.4, True), (12, 1.6, False), (11, 1.4, False)]
+)
+def test_a_model_whose_loss_fell_far_below_the_ramps_is_at_its_floor(
+    twin: str, heard: float, mean: float, learned: bool
+) -> None:
+    """The least mean of the ramp's losses was 2; a rise by 0.5 would have been one."""
+    driven = held(twin, risen=-INF)
+    driven.put(ramp_losses=heard, ramp_loss_least=2.0, ramp_loss_limit=2.5)
+    for _ in range(101):
+        state = driven.step(Step(None, mean))
+    assert (state.watches, state.climbing, state.held) == (2, not learned, learned)
+
+
+@both
+def test_the_climb_that_a_watch_began_turns_back_where_the_loss_rises(twin: str) -> None:
+    driven = held(twin, risen=-1.0)
+    for _ in range(101):
+        state = driven.step(Step(None, 2.0))
+    assert (state.climbing, state.held, state.ramp_losses, state.log_lr_risen) == (1, 0, 0, -INF)
+    # Of constant losses the limit is the mean itself, from the twelfth on.
+    states = [driven.step(Step(with_cosine(0.9), 2.0 if n < 14 else 2.1)) for n in range(16)]
+    assert [state.climbing for state in states] == [1] * 15 + [0]
+    climbed, back = states[-2:]
+    assert climbed.log_lr > -5.0 + math.log(0.3)
+    assert (back.held, back.log_lr, back.log_lr_risen, back.anneal) == (1, -5.0, -5.0, 1)
+    # And that is for good.
+    for _ in range(200):
+        state = driven.step(Step(None, 2.0))
+    assert (state.watches, state.held, state.log_lr) == (2, 1, -5.0)
+
+
+@both
 def test_nothing_is_watched_where_a_climb_would_have_no_room(twin: str) -> None:
     driven = held(twin, replace(RAMP, horizon=400), risen=-INF)  # warm at 63, room until 140
     for _ in range(90):
@@ -395,11 +438,12 @@ def test_nothing_is_watched_where_a_climb_would_have_no_room(twin: str) -> None:
 @both
 def test_the_held_rate_creeps_up_while_updates_are_sure_to_point_downhill(twin: str) -> None:
     driven = held(twin)
-    # z = 1 throughout: 0.3 − 0.045 in each step, above 5 in the twentieth.
-    for n in range(1, 41):
+    # z = 1 throughout: 0.3 − 0.045 in each step, above 5 in the twentieth. The mark is at −4.5.
+    for n in range(1, 61):
         state = driven.step(Step(with_cosine(0.9)))
         assert_close(state.undershoot, 0.255 * (n % 20), "alignment_law", scale=5.0)
-        assert_close(state.log_lr, -5.0 + 0.3 * (n // 20), "alignment_law", scale=5.0)
+        expected = (-5.0, -4.7, -4.5, -4.5)[n // 20]
+        assert_close(state.log_lr, expected, "alignment_law", scale=5.0)
     # What points uphill takes away from it, and what is not finite says nothing.
     before = driven.step(Step(with_cosine(0.9))).undershoot
     assert driven.step(Step(with_cosine(NAN))).undershoot > before
@@ -407,6 +451,18 @@ def test_the_held_rate_creeps_up_while_updates_are_sure_to_point_downhill(twin: 
     for _ in range(9):
         state = driven.step(Step(with_cosine(-0.9)))
     assert state.undershoot == 0
+
+
+@both
+@pytest.mark.parametrize(("mark", "expected"), [(-INF, -4.7), (-5.2, -5.0)])
+def test_it_creeps_freely_without_a_mark_and_never_down_to_one(
+    twin: str, mark: float, expected: float
+) -> None:
+    driven = held(twin)
+    driven.put(log_lr_zero=mark)
+    for _ in range(20):
+        state = driven.step(Step(with_cosine(0.9)))
+    assert_close(state.log_lr, expected, "alignment_law", scale=5.0)
 
 
 @both
@@ -517,15 +573,16 @@ def test_oracle_on_streams_that_turn(momentum: float) -> None:
     assert ends == {(1, 0), (0, 1)}
 
 
-def rising(at: int, seed: int, n: int = 300) -> list[Step]:
+def rising(at: int, seed: int, n: int = 300, fallen: float = 0.0) -> list[Step]:
     """Updates overshoot from step 45 on, and the loss rises from `at` on.
 
-    From step 150 on h is above 0 again, and from 240 on below it.
+    From step 150 on h is above 0 again, and from 240 on below it. At 150 the loss falls.
     """
     rng = np.random.default_rng(seed)
     turned = cosines(n, 45, seed, size=0.1)
     turned[150:] = cosines(n - 150, 90, seed + 1, size=0.1)
     losses = 2.0 + 0.1 * rng.standard_normal(n) + 0.5 * np.maximum(np.arange(n) - at, 0)
+    losses[150:] -= fallen
     sums = sums_of(turned.tolist(), seed)
     return [Step(s, loss) for s, loss in zip(sums, losses.tolist(), strict=True)]
 
@@ -566,6 +623,8 @@ def expected_courses() -> list[tuple[list[Step], dict[str, np.ndarray]]]:
         for m in (0.3, 1.0)
     ]
     streams += [rising(at, seed=1) for at in (30, 40, 55)] + [rising(1000, seed=1, n=420)]
+    # The loss rises on the climb that a watch began; and a loss that fell before begins none.
+    streams += [rising(340, seed=1, n=420), rising(1000, seed=1, n=420, fallen=1.5)]
     options: dict[str, Any] = {"lr": LR, "momentum": MOMENTUM, "every": 1, "horizon": 1000}
     return [(steps, oracle_course(steps, "range_test", **options)) for steps in streams]
 
@@ -580,8 +639,7 @@ def test_the_comparison_passes_without_a_mutant() -> None:
 
 
 CONSTANTS = (
-    *("SQUARE_BETA", "MEAN_BETA", "RAMP", "LEAST_RAMP", "RISEN_BY", "CLIMB_FROM", "WARM_FROM"),
-    "CREEP",
+    *("SQUARE_BETA", "MEAN_BETA", "RAMP", "LEAST_RAMP", "RISEN_BY", "CLIMB_FROM", "CREEP"),
 )
 COARSE = [
     *(("SURE", 0.9), ("LOSSES_ENOUGH", 1.5), ("UNDERSHOOT_ENOUGH", 0.8), ("SURE_WITHIN", 0.8)),
@@ -617,13 +675,16 @@ MUTANTS: dict[str, Callable[..., Any]] = {
     "is_lost": lambda *_: False,
     "climb": lambda *_: None,
     "watch": lambda *_: None,
+    "has_learned": lambda *_: False,
+    "turn_back": lambda *_: None,
     "mark": last_zero,
 }
 
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_the_comparisons_see_a_mutant(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    steps = rising({"creep": 55, "warming": 55, "is_lost": 30}.get(name, 1000), seed=1, n=420)
+    at = {"creep": 55, "warming": 55, "is_lost": 30, "turn_back": 340}.get(name, 1000)
+    steps = rising(at, seed=1, n=420, fallen=1.5 * (name == "has_learned"))
     compiled = course("compiled", RAMP, steps)
     assert_equal(compiled, course("python", RAMP, steps))
     break_law(monkeypatch, name, MUTANTS[name])

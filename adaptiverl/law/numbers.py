@@ -33,6 +33,9 @@ RAMP_SHARE = 0.7
 in a longer one less, by the cube root of its length"""
 WARM_UP = 0.15
 """Share of the run over which α rises to the held rate: the moments start anew"""
+WARM_FROM = 0.1
+"""Share of the held rate that α rises from in a run of up to `NOMINAL_HORIZON` steps; in a longer
+one less, by its length"""
 PULSE_SPACING = 0.01
 """Share of the run between two readings of a held-out loss, at least (method.md#pulse)"""
 
@@ -90,6 +93,7 @@ def numbers_of(control: Control, limits: Limits) -> ControlNumbers:
         log_ramp_floor=math.log(limits.lr_floor),
         search_within=float(_search_within(control, limits)),
         warm_up=warm_up(control),
+        log_warm_from=math.log(WARM_FROM / _times(control)),
         cooldown_shape=COOLDOWN_SHAPES[control.cooldown_shape],
         reused_for=float(minibatches * epochs if epochs > 1 else 0),
         fresh_for=float(minibatches),
@@ -182,8 +186,7 @@ def held_share(control: Control) -> float:
 
 def ramp_share(control: Control) -> float:
     """What is held of the rate that the range test marks, beside (method.md#share)."""
-    length = max(_length(control) / NOMINAL_HORIZON, 1.0)
-    return RAMP_SHARE * length ** (-1 / 3)
+    return RAMP_SHARE * _times(control) ** (-1 / 3)
 
 
 def _search_within(control: Control, limits: Limits) -> int:
@@ -196,6 +199,11 @@ def _search_within(control: Control, limits: Limits) -> int:
 def warm_up(control: Control) -> float:
     """Steps over which the range test's α rises to the rate that is held."""
     return WARM_UP * _length(control) if control.law == "range_test" else 0.0
+
+
+def _times(control: Control) -> float:
+    """How many times longer the run is than those that were measured most; at least 1."""
+    return max(_length(control) / NOMINAL_HORIZON, 1.0)
 
 
 def _length(control: Control) -> int:

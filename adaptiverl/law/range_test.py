@@ -40,8 +40,6 @@ CLIMB_FROM = math.log(0.3)
 """log of the share of what would be held from which the climb starts"""
 CLIMB_ROOM = 100.0
 """Steps before the cooldown that a climb needs"""
-WARM_FROM = -math.log(10)
-"""log of the share of the held rate that the warm-up starts at; it rises by equal factors"""
 WATCHED_LEAST = 30.0
 """Losses of each of the two windows that are compared after the warm-up, at least"""
 WATCHED_SHARE = 1 / 3
@@ -49,7 +47,7 @@ WATCHED_SHARE = 1 / 3
 UNDERSHOOT_ENOUGH = 5.0
 """Log-likelihood at which updates at the held rate are sure to point downhill still"""
 CREEP = 0.3
-"""log-units by which the held rate is then raised"""
+"""log-units by which the held rate is then raised, up to the mark"""
 
 
 def sense_cosine(state: State) -> float | None:
@@ -177,7 +175,8 @@ def warming(step: float, held_at: float, control: ControlNumbers) -> float:
     """
     if control.warm_up == 0:
         return 1.0
-    return math.exp(WARM_FROM * (1 - clip((step - held_at) / control.warm_up, 0.0, 1.0)))
+    risen = clip((step - held_at) / control.warm_up, 0.0, 1.0)
+    return math.exp(control.log_warm_from * (1 - risen))
 
 
 def is_lost(state: State) -> bool:
@@ -290,7 +289,8 @@ def creep(state: State, control: ControlNumbers, score: float | None) -> None:
     log_lr = state.log_lr
     if state.undershoot > UNDERSHOOT_ENOUGH:
         state.undershoot = 0.0
-        log_lr += CREEP
+        mark = state.log_lr_zero if state.log_lr_zero > -math.inf else math.inf
+        log_lr = max(log_lr, min(log_lr + CREEP, mark))
     state.log_lr = bounded_log_lr(log_lr, state.log_lr, control)
 
 
@@ -305,11 +305,20 @@ def is_watched(state: State, control: ControlNumbers) -> bool:
     return warm and state.watches < 2 and not is_confirmed_by_loss(state)
 
 
+def has_learned(state: State) -> bool:
+    """Whether the newest window lies as far below the ramp's losses as a rise lies above them."""
+    if state.ramp_losses < LOSSES_ENOUGH:
+        return False
+    rise = state.ramp_loss_limit - state.ramp_loss_least
+    return state.ramp_loss_least - state.watched_mean > rise
+
+
 def watch(state: State, control: ControlNumbers) -> None:
     """Where h alone chose the rate, the loss must fall beyond its error, or a climb begins.
 
     Two windows after the warm-up, or the climb, are compared. On a plateau nothing falls at a rate
-    that is far too low; h, which is noise there, has chosen it by chance.
+    that is far too low; h, which is noise there, has chosen it by chance. A model whose loss has
+    fallen far below the ramp's has left every plateau, and may be at its floor.
     """
     if not hears_a_loss(state) or not is_watched(state, control):
         return
@@ -322,13 +331,26 @@ def watch(state: State, control: ControlNumbers) -> None:
         return
     error = state.watched_square / (state.watched * state.watched)
     fallen = state.watched_before - state.watched_mean
-    stays = fallen <= math.sqrt(state.watched_error + error)
+    stays = fallen <= math.sqrt(state.watched_error + error) and not has_learned(state)
     state.watches += 1
     state.watched_before = state.watched_mean
     state.watched_error = error
     state.watched = state.watched_mean = state.watched_square = 0.0
     if state.watches == 2 and stays:
+        state.log_lr_judged = state.log_lr
+        state.log_lr_risen = -math.inf
+        state.ramp_losses = 0.0
         begin_climb(state, control, state.log_lr + CLIMB_FROM)
+
+
+def turn_back(state: State) -> None:
+    """The loss has risen on the climb that a watch began: what it gave up is held again."""
+    hear_loss(state)
+    if state.log_lr_risen > -math.inf:
+        state.climbing = 0.0
+        state.held = 1.0
+        state.log_lr = state.log_lr_judged
+        forget_cosines(state)
 
 
 def sense(state: State, control: ControlNumbers) -> bool:
@@ -337,6 +359,8 @@ def sense(state: State, control: ControlNumbers) -> bool:
         alignment.sense(state, control)
         if state.held != 0:
             watch(state, control)
+        elif state.watches == 2:
+            turn_back(state)
         return True
     score = sense_cosine(state)
     if state.held == 0:

@@ -170,7 +170,8 @@ class Steering(Around, Pulses):
 
         Where nothing confirmed a range test's mark it is what would have been held, right after the
         step that went back: the slow climb then goes on from three tenths of it, or, where nothing
-        was marked, from the ramp's floor.
+        was marked, from the ramp's floor. While a climb goes on, it says where that has come to,
+        and is never sure.
         """
         state = self._controller.read()
         if not state.held and not state.climbing:

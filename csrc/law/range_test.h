@@ -27,7 +27,6 @@ constexpr double kRisenWithin = 3.4011973816621555;  // log 30
 constexpr double kLostBelow = 2.302585092994046;     // log 10
 constexpr double kClimbFrom = -1.2039728043259361;   // log 0.3
 constexpr double kClimbRoom = 100.0;
-constexpr double kWarmFrom = -2.302585092994046;  // -log 10
 constexpr double kWatchedLeast = 30.0;
 constexpr double kWatchedShare = 0.3333333333333333;
 constexpr double kUndershootEnough = 5.0;
@@ -144,7 +143,8 @@ ADAPTIVERL_BOTH double warming(double step, double held_at, const ControlNumbers
   if (control.warm_up == 0) {
     return 1.0;
   }
-  return exp(kWarmFrom * (1 - clip((step - held_at) / control.warm_up, 0.0, 1.0)));
+  const double risen = clip((step - held_at) / control.warm_up, 0.0, 1.0);
+  return exp(control.log_warm_from * (1 - risen));
 }
 
 ADAPTIVERL_BOTH bool is_lost(const State& state) {
@@ -251,7 +251,8 @@ ADAPTIVERL_BOTH void creep(State& state, const ControlNumbers& control, bool sen
   double log_lr = state.log_lr;
   if (state.undershoot > kUndershootEnough) {
     state.undershoot = 0;
-    log_lr += kCreep;
+    const double mark = state.log_lr_zero > -INFINITY ? state.log_lr_zero : INFINITY;
+    log_lr = fmax(log_lr, fmin(log_lr + kCreep, mark));
   }
   state.log_lr = bounded_log_lr(log_lr, state.log_lr, control);
 }
@@ -264,6 +265,14 @@ ADAPTIVERL_BOTH bool is_watched(const State& state, const ControlNumbers& contro
   const bool warm =
       state.held_at + control.warm_up < state.step && state.step < control.hold_by - kClimbRoom;
   return warm && state.watches < 2 && !is_confirmed_by_loss(state);
+}
+
+ADAPTIVERL_BOTH bool has_learned(const State& state) {
+  if (state.ramp_losses < kLossesEnough) {
+    return false;
+  }
+  const double rise = state.ramp_loss_limit - state.ramp_loss_least;
+  return state.ramp_loss_least - state.watched_mean > rise;
 }
 
 ADAPTIVERL_BOTH void watch(State& state, const ControlNumbers& control) {
@@ -280,7 +289,7 @@ ADAPTIVERL_BOTH void watch(State& state, const ControlNumbers& control) {
   }
   const double error = state.watched_square / (state.watched * state.watched);
   const double fallen = state.watched_before - state.watched_mean;
-  const bool stays = fallen <= sqrt(state.watched_error + error);
+  const bool stays = fallen <= sqrt(state.watched_error + error) && !has_learned(state);
   state.watches += 1;
   state.watched_before = state.watched_mean;
   state.watched_error = error;
@@ -288,7 +297,20 @@ ADAPTIVERL_BOTH void watch(State& state, const ControlNumbers& control) {
   state.watched_mean = 0;
   state.watched_square = 0;
   if (state.watches == 2 && stays) {
+    state.log_lr_judged = state.log_lr;
+    state.log_lr_risen = -INFINITY;
+    state.ramp_losses = 0;
     begin_climb(state, control, state.log_lr + kClimbFrom);
+  }
+}
+
+ADAPTIVERL_BOTH void turn_back(State& state) {
+  hear_loss(state);
+  if (state.log_lr_risen > -INFINITY) {
+    state.climbing = 0;
+    state.held = 1;
+    state.log_lr = state.log_lr_judged;
+    forget_cosines(state);
   }
 }
 
@@ -300,6 +322,8 @@ struct RangeTestLaw : Law {
       AlignmentLaw::sense(state, control);
       if (state.held != 0) {
         watch(state, control);
+      } else if (state.watches == 2) {
+        turn_back(state);
       }
       return true;
     }
