@@ -144,7 +144,7 @@ class Announcements:
                     "holds a %s that nothing confirmed, as none was marked: %.3g, by step %.0f"
                 )
             if went_back and self._told_climb:
-                message = "holds the %s it held before: %.3g, by step %.0f: the loss rose meanwhile"
+                message = "climbs no more and holds the %s %.3g, by step %.0f: the loss rose"
             elif went_back:
                 message += "; its weights are back where the search began, its moments at 0"
             if self._control.law == "range_test" and not (went_back or climbs):

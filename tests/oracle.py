@@ -1180,7 +1180,8 @@ class OracleRangeTestController(OracleController):
         ramp_losses: How many finite losses the ramp was told; what it makes of them is below.
         ramp_loss_least: The least of their means from the twelfth on.
         ramp_loss_limit: A mean above this has risen.
-        watches: Windows of losses that are over; what is made of the one in progress is below.
+        watches: Windows of losses that are over, 3 where a climb followed from the two; what is
+            made of the one in progress is below.
         watched_before: The mean of the last of them; watched_error: its squared standard error.
         undershoot: The evidence that the mean of h is above 0 where the rate is held.
         climbing: The alignment law goes on where the ramp left off.
@@ -1329,7 +1330,7 @@ class OracleRangeTestController(OracleController):
             # The mean's variance is 0.3/1.7 of a loss's, and a difference's is twice that.
             self.ramp_loss_limit = mean + 9.0 * math.sqrt(self.ramp_loss_square * 0.6 / 1.7)
         elif self.ramp_losses > 12 and self.log_lr_risen == -math.inf:
-            if mean > self.ramp_loss_limit:
+            if min(mean, *self._losses[-2:]) > self.ramp_loss_limit:
                 self.log_lr_risen = self.log_lr_judged
 
     @property
@@ -1499,6 +1500,8 @@ class OracleRangeTestController(OracleController):
         if unmarked and not lost and self.log_lr_judged >= self.floor and self.alignment_mean > 0:
             mark = self.log_lr_judged
             topped = mark >= self.log_lr_bounds[1]
+            if topped:
+                self.log_lr_zero = mark
         wanted = self.log_given if mark == -math.inf else mark + log(self.share)
         self._forget_cosines()
         taken = confirmed or topped or (late and mark > -math.inf)
@@ -1523,7 +1526,8 @@ class OracleRangeTestController(OracleController):
         room = self.held_at + self.warm_up < now < self.last_step - 100
         if told is None or not math.isfinite(told) or not room:
             return
-        if self.watches == 2 or self._rose_soon:
+        top = self.log_lr_bounds[1]
+        if self.watches >= 2 or self._rose_soon or self.log_lr >= top or self.log_lr_zero >= top:
             return
         self._watched.append(clip(told, -SATURATION, SATURATION))
         if len(self._watched) < self.window:
@@ -1536,7 +1540,9 @@ class OracleRangeTestController(OracleController):
         if self.watches == 2:
             error = math.sqrt(before_error + self.watched_error)
             if not before - self.watched_before > error and not self._has_learned:
-                self._rates = [self.log_lr, self.log_lr]
+                self.watches = 3
+                rose = self.watched_before - before > error
+                self._rates = [self.log_lr + (log(0.3) if rose else 0.0)] * 2
                 self.log_lr_risen = -math.inf
                 self.ramp_losses = 0
                 self._begin_climb(self.log_lr + log(0.3))
@@ -1577,7 +1583,7 @@ class OracleRangeTestController(OracleController):
         self.log_lr_downhill, self.log_lr_doubted = law.log_lr_downhill, law.log_lr_doubted
         if self.held:
             self._watch(now)
-        elif self.watches == 2:  # this climb is the watch's, and the loss may end it
+        elif self.watches == 3:  # this climb is the watch's, and the loss may end it
             self._hear()
             if self.log_lr_risen > -math.inf:
                 self.climbing, self.held = False, True

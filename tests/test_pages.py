@@ -186,10 +186,10 @@ def leading(cells: list[str]) -> tuple[float, float]:
 )
 def test_the_tables_of_starting_rates_are_those_of_the_reports(section: str, reported: str) -> None:
     shown = rows(read("docs/finding-the-rate.md"), section)
-    most = rows(read("bench/results/lr-robustness-2026-11-24.md"), reported)
-    larger = rows(read("bench/results/lr-robustness-gpt-0.2m-2026-11-24.md"), reported)
+    most = rows(read("bench/results/lr-robustness-2026-11-28.md"), reported)
+    larger = rows(read("bench/results/lr-robustness-gpt-0.2m-2026-11-28.md"), reported)
     methods = [name for name in most if name.startswith(("AdamW", "ours", "Schedule", "Prodigy"))]
-    assert len(methods) == 13
+    assert len(methods) == 14
     for method in methods:
         first, *others, _ = most[method]
         assert shown[method] == [first, *larger[method], *others], method

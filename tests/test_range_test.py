@@ -256,7 +256,7 @@ def test_up_to_the_top_it_holds_where_updates_point_downhill(
     end = states[-1]
     assert (end.rewind, end.step) == (1, 23)  # 20 steps up, and two until one is judged there
     assert (end.climbing, end.held) == (climbs, not climbs)
-    assert_close(end.log_lr_zero, math.log(1e-3) if climbs else -INF, "alignment_law")
+    assert end.log_lr_zero == math.log(1e-3)  # the bound counts as a mark
     share = FROM_BELOW if climbs else math.log(0.7)
     assert_close(end.log_lr, math.log(1e-3) + share, "alignment_law")
 
@@ -333,8 +333,8 @@ def test_the_rise_of_a_loss_by_hand(twin: str) -> None:
     limit = mean + 9 * math.sqrt(2 * 2.0 * 0.3 / 1.7)
     assert_close(state.ramp_loss_limit, limit, "alignment_law")
     # From below the limit to above it: the mean takes 0.3 of what is new.
-    for above, risen in ((-1e-6, False), (1e-6, True)):
-        driven.put(ramp_loss_mean=mean, log_lr_judged=-3.0)
+    for above, before, risen in ((-1e-6, 1.0, False), (1e-6, -1e-6, False), (1e-6, 1e-6, True)):
+        driven.put(ramp_loss_mean=mean, ramp_loss=limit + before, log_lr_judged=-3.0)
         driven.step(Step(None, mean + (limit + above - mean) / 0.3))
         state = driven.step(Step(None))
         assert state.log_lr_risen == (-3.0 if risen else -INF)
@@ -363,7 +363,8 @@ def held(twin: str, control: Control = RAMP, risen: float = -4.0) -> Any:
         (0.0, -INF, True),
         (0.99, -INF, True),
         (1.01, -INF, False),  # by one standard error of the difference
-        (-1.0, -INF, True),
+        (-0.9, -INF, True),
+        (-1.1, -INF, True),  # it rose
         (0.0, -4.0, False),  # the loss confirmed the mark on the ramp
         (0.0, -1.0, True),  # it rose, too late to confirm it
     ],
@@ -383,8 +384,10 @@ def test_what_h_alone_confirmed_is_watched(
     assert state.watched == (49 if watched else 0)
     state = driven.step(Step(None, 2.0))
     assert (state.climbing, state.held, state.rewind) == (climbs, not climbs, 0)
-    assert state.watches == (2 if watched else 0)
+    assert state.watches == (2 + climbs if watched else 0)
     assert_close(state.log_lr, -5.0 + (math.log(0.3) if climbs else 0.0), "alignment_law")
+    if climbs:  # what it may come back to: less, where the loss had risen there
+        assert_close(state.log_lr_judged, -5.0 + (fallen < -1) * math.log(0.3), "alignment_law")
     if watched:
         assert_close(state.watched_before, 2.0 - rest, "alignment_law")
         assert_close(state.watched_error, 1 / 50, "alignment_law")
@@ -402,7 +405,7 @@ def test_a_model_whose_loss_fell_far_below_the_ramps_is_at_its_floor(
     driven.put(ramp_losses=heard, ramp_loss_least=2.0, ramp_loss_limit=2.5)
     for _ in range(101):
         state = driven.step(Step(None, mean))
-    assert (state.watches, state.climbing, state.held) == (2, not learned, learned)
+    assert (state.watches, state.climbing, state.held) == (2 + (not learned), not learned, learned)
 
 
 @both
@@ -411,16 +414,38 @@ def test_the_climb_that_a_watch_began_turns_back_where_the_loss_rises(twin: str)
     for _ in range(101):
         state = driven.step(Step(None, 2.0))
     assert (state.climbing, state.held, state.ramp_losses, state.log_lr_risen) == (1, 0, 0, -INF)
-    # Of constant losses the limit is the mean itself, from the twelfth on.
-    states = [driven.step(Step(with_cosine(0.9), 2.0 if n < 14 else 2.1)) for n in range(16)]
-    assert [state.climbing for state in states] == [1] * 15 + [0]
+    # Of constant losses the limit is the mean itself, from the twelfth on; two must be above it.
+    states = [driven.step(Step(with_cosine(0.9), 2.0 if n < 14 else 2.1)) for n in range(17)]
+    assert [state.climbing for state in states] == [1] * 16 + [0]
     climbed, back = states[-2:]
     assert climbed.log_lr > -5.0 + math.log(0.3)
     assert (back.held, back.log_lr, back.log_lr_risen, back.anneal) == (1, -5.0, -5.0, 1)
     # And that is for good.
     for _ in range(200):
         state = driven.step(Step(None, 2.0))
-    assert (state.watches, state.held, state.log_lr) == (2, 1, -5.0)
+    assert (state.watches, state.held, state.log_lr) == (3, 1, -5.0)
+
+
+@both
+def test_a_climb_that_no_watch_began_does_not_turn_back(twin: str) -> None:
+    """As one of a checkpoint from before the watch: what it would come back to is not known."""
+    driven = held(twin)
+    driven.put(climbing=1.0, held=0.0, watches=2.0, log_lr_risen=-1.0, log_lr_judged=-0.5)
+    for n in range(40):
+        state = driven.step(Step(with_cosine(0.9), 2.0 + n))
+    assert (state.climbing, state.held) == (1, 0)
+
+
+@both
+@pytest.mark.parametrize(
+    "more", [{"log_lr_zero": math.log(3.0)}, {"log_lr": math.log(3.0)}], ids=["mark", "rate"]
+)
+def test_nothing_is_watched_where_nothing_lies_above(twin: str, more: dict[str, float]) -> None:
+    driven = held(twin, risen=-1.0)
+    driven.put(**more)
+    for _ in range(120):
+        state = driven.step(Step(None, 1.0))
+    assert (state.watches, state.climbing, state.held) == (0, 0, 1)
 
 
 @both
@@ -428,7 +453,7 @@ def test_nothing_is_watched_where_a_climb_would_have_no_room(twin: str) -> None:
     driven = held(twin, replace(RAMP, horizon=400), risen=-INF)  # warm at 63, room until 140
     for _ in range(90):
         state = driven.step(Step(None, 1.0))
-    assert (state.watches, state.climbing, state.held) == (2, 1, 0)
+    assert (state.watches, state.climbing, state.held) == (3, 1, 0)
     driven = held(twin, replace(RAMP, horizon=320), risen=-INF)  # 51, and 92
     for _ in range(90):
         state = driven.step(Step(None, 1.0))

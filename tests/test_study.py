@@ -27,7 +27,7 @@ from bench.studies.verdicts import verdicts
 from bench.tasks import TASKS
 
 PROTOCOL = Path(study.__file__).with_name("protocol.md").read_text(encoding="utf-8")
-OLD_ROWS = RESULTS / "lr-robustness-2026-11-24.csv"
+OLD_ROWS = RESULTS / "lr-robustness-2026-11-28.csv"
 COUNTS = {"all": 18, "main": 13, "few": 6}
 
 

@@ -44,6 +44,8 @@ WATCHED_LEAST = 30.0
 """Losses of each of the two windows that are compared after the warm-up, at least"""
 WATCHED_SHARE = 1 / 3
 """How long they are, as a share of the warm-up"""
+WATCH_CLIMBS = 3.0
+"""Of the windows that are over, where a climb followed from them"""
 UNDERSHOOT_ENOUGH = 5.0
 """Log-likelihood at which updates at the held rate are sure to point downhill still"""
 CREEP = 0.3
@@ -110,7 +112,8 @@ def hear_loss(state: State) -> None:
     """The loss that was told since the last step, if any: whether it has risen beyond its noise.
 
     The noise is that of successive differences, which a trend leaves alone; the loss is compared
-    with the least mean that it had, and with its noise there.
+    with the least mean that it had, and with its noise there. Two losses must say so one after the
+    other, too: a single one far above all others is a batch of its own kind.
     """
     if not hears_a_loss(state):
         return
@@ -132,8 +135,9 @@ def hear_loss(state: State) -> None:
         error = math.sqrt(state.ramp_loss_square * (MEAN_BETA / (2 - MEAN_BETA)))
         state.ramp_loss_least = state.ramp_loss_mean
         state.ramp_loss_limit = state.ramp_loss_mean + RISEN_BY * math.sqrt(2) * error
-    elif state.log_lr_risen == -math.inf and state.ramp_loss_mean > state.ramp_loss_limit:
-        state.log_lr_risen = state.log_lr_judged
+    elif state.log_lr_risen == -math.inf:
+        if min(state.ramp_loss_mean, state.loss, last) > state.ramp_loss_limit:
+            state.log_lr_risen = state.log_lr_judged
 
 
 def go_back(state: State) -> None:
@@ -241,7 +245,10 @@ def end(state: State, control: ControlNumbers, late: bool) -> None:
         state.log_lr_zero = -math.inf
     found = state.log_lr_judged if downhill else state.log_lr_zero
     log_lr = found + control.log_ramp_share if found > -math.inf else state.log_lr_start
-    as_it_is = found > -math.inf and (late or (downhill and is_at_top(state, control)))
+    topped = downhill and is_at_top(state, control)
+    if topped:
+        state.log_lr_zero = found
+    as_it_is = topped or (late and found > -math.inf)
     forget_cosines(state)
     holds = confirmed or as_it_is
     if holds or control.hold_by - state.step < CLIMB_ROOM:
@@ -302,7 +309,8 @@ def window(control: ControlNumbers) -> float:
 def is_watched(state: State, control: ControlNumbers) -> bool:
     """Whether the loss is still to confirm the held rate, and a climb would have room."""
     warm = state.held_at + control.warm_up < state.step < control.hold_by - CLIMB_ROOM
-    return warm and state.watches < 2 and not is_confirmed_by_loss(state)
+    below = max(state.log_lr, state.log_lr_zero) < control.log_lr_max
+    return warm and below and state.watches < 2 and not is_confirmed_by_loss(state)
 
 
 def has_learned(state: State) -> bool:
@@ -331,20 +339,22 @@ def watch(state: State, control: ControlNumbers) -> None:
         return
     error = state.watched_square / (state.watched * state.watched)
     fallen = state.watched_before - state.watched_mean
-    stays = fallen <= math.sqrt(state.watched_error + error) and not has_learned(state)
+    of_both = math.sqrt(state.watched_error + error)
+    stays = fallen <= of_both and not has_learned(state)
     state.watches += 1
     state.watched_before = state.watched_mean
     state.watched_error = error
     state.watched = state.watched_mean = state.watched_square = 0.0
     if state.watches == 2 and stays:
-        state.log_lr_judged = state.log_lr
+        state.watches = WATCH_CLIMBS
+        state.log_lr_judged = state.log_lr + (CLIMB_FROM if fallen < -of_both else 0.0)
         state.log_lr_risen = -math.inf
         state.ramp_losses = 0.0
         begin_climb(state, control, state.log_lr + CLIMB_FROM)
 
 
 def turn_back(state: State) -> None:
-    """The loss has risen on the climb that a watch began: what it gave up is held again."""
+    """The loss has risen on the climb that a watch began: what it gave up is held, or less."""
     hear_loss(state)
     if state.log_lr_risen > -math.inf:
         state.climbing = 0.0
@@ -359,7 +369,7 @@ def sense(state: State, control: ControlNumbers) -> bool:
         alignment.sense(state, control)
         if state.held != 0:
             watch(state, control)
-        elif state.watches == 2:
+        elif state.watches == WATCH_CLIMBS:
             turn_back(state)
         return True
     score = sense_cosine(state)

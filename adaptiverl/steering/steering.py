@@ -181,7 +181,9 @@ class Steering(Around, Pulses):
         if state.held:
             ramped = state.held_at and not state.climbing
             mark = state.log_lr_zero if ramped else state.log_lr_downhill
-            return Found(math.exp(log_factor), mark > -math.inf, marked)
+            # At its upper bound a ramp had seen no updates overshoot.
+            sure = -math.inf < mark < math.log(self._controller.limits.lr_max)
+            return Found(math.exp(log_factor), sure, marked)
         below = CLIMB_FROM if marked else 0.0
         return Found(math.exp(log_factor - below), False, marked)
 

@@ -29,6 +29,7 @@ constexpr double kClimbFrom = -1.2039728043259361;   // log 0.3
 constexpr double kClimbRoom = 100.0;
 constexpr double kWatchedLeast = 30.0;
 constexpr double kWatchedShare = 0.3333333333333333;
+constexpr double kWatchClimbs = 3.0;
 constexpr double kUndershootEnough = 5.0;
 constexpr double kCreep = 0.3;
 
@@ -109,8 +110,10 @@ ADAPTIVERL_BOTH void hear_loss(State& state) {
     const double error = sqrt(state.ramp_loss_square * (kMeanBeta / (2 - kMeanBeta)));
     state.ramp_loss_least = state.ramp_loss_mean;
     state.ramp_loss_limit = state.ramp_loss_mean + kRisenBy * sqrt(2.0) * error;
-  } else if (state.log_lr_risen == -INFINITY && state.ramp_loss_mean > state.ramp_loss_limit) {
-    state.log_lr_risen = state.log_lr_judged;
+  } else if (state.log_lr_risen == -INFINITY) {
+    if (fmin(fmin(state.ramp_loss_mean, state.loss), last) > state.ramp_loss_limit) {
+      state.log_lr_risen = state.log_lr_judged;
+    }
   }
 }
 
@@ -196,7 +199,11 @@ ADAPTIVERL_BOTH void end(State& state, const ControlNumbers& control, bool late)
   }
   const double found = downhill ? state.log_lr_judged : state.log_lr_zero;
   double log_lr = found > -INFINITY ? found + control.log_ramp_share : state.log_lr_start;
-  const bool as_it_is = found > -INFINITY && (late || (downhill && is_at_top(state, control)));
+  const bool topped = downhill && is_at_top(state, control);
+  if (topped) {
+    state.log_lr_zero = found;
+  }
+  const bool as_it_is = topped || (late && found > -INFINITY);
   forget_cosines(state);
   const bool holds = confirmed || as_it_is;
   if (holds || control.hold_by - state.step < kClimbRoom) {
@@ -264,7 +271,8 @@ ADAPTIVERL_BOTH double window(const ControlNumbers& control) {
 ADAPTIVERL_BOTH bool is_watched(const State& state, const ControlNumbers& control) {
   const bool warm =
       state.held_at + control.warm_up < state.step && state.step < control.hold_by - kClimbRoom;
-  return warm && state.watches < 2 && !is_confirmed_by_loss(state);
+  const bool below = fmax(state.log_lr, state.log_lr_zero) < control.log_lr_max;
+  return warm && below && state.watches < 2 && !is_confirmed_by_loss(state);
 }
 
 ADAPTIVERL_BOTH bool has_learned(const State& state) {
@@ -289,7 +297,8 @@ ADAPTIVERL_BOTH void watch(State& state, const ControlNumbers& control) {
   }
   const double error = state.watched_square / (state.watched * state.watched);
   const double fallen = state.watched_before - state.watched_mean;
-  const bool stays = fallen <= sqrt(state.watched_error + error) && !has_learned(state);
+  const double of_both = sqrt(state.watched_error + error);
+  const bool stays = fallen <= of_both && !has_learned(state);
   state.watches += 1;
   state.watched_before = state.watched_mean;
   state.watched_error = error;
@@ -297,7 +306,8 @@ ADAPTIVERL_BOTH void watch(State& state, const ControlNumbers& control) {
   state.watched_mean = 0;
   state.watched_square = 0;
   if (state.watches == 2 && stays) {
-    state.log_lr_judged = state.log_lr;
+    state.watches = kWatchClimbs;
+    state.log_lr_judged = state.log_lr + (fallen < -of_both ? kClimbFrom : 0.0);
     state.log_lr_risen = -INFINITY;
     state.ramp_losses = 0;
     begin_climb(state, control, state.log_lr + kClimbFrom);
@@ -322,7 +332,7 @@ struct RangeTestLaw : Law {
       AlignmentLaw::sense(state, control);
       if (state.held != 0) {
         watch(state, control);
-      } else if (state.watches == 2) {
+      } else if (state.watches == kWatchClimbs) {
         turn_back(state);
       }
       return true;
