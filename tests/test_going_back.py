@@ -447,7 +447,7 @@ def test_a_step_of_the_search_is_not_captured(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize(
     ("told", "turns"),
     [(True, True), (False, True), (False, False), (True, False)],
-    ids=["losses told", "none told", "nothing marked", "weights lost"],
+    ids=["losses told", "none told", "up to the top", "weights lost"],
 )
 def test_the_log_says_when_at_what_rate_and_that_the_weights_went_back(
     told: bool, turns: bool, caplog: pytest.LogCaptureFixture
@@ -470,12 +470,9 @@ def test_the_log_says_when_at_what_rate_and_that_the_weights_went_back(
     lost = told and not turns
     assert optimizer.knobs()["held"] == (not lost)
     if not lost:
-        held = "the learning rate it found"
-        if not turns:
-            held = "a learning rate that nothing confirmed, as none was marked"
         expected = (
-            f"holds {held}: {rate:.3g}, by step {step}; its weights are back where the search "
-            "began, its moments at 0"
+            f"holds the learning rate it found: {rate:.3g}, by step {step}; its weights are back "
+            "where the search began, its moments at 0"
         )
     else:
         why = "no learning rate could be marked, so that it climbs slowly"

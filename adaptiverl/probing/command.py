@@ -43,14 +43,14 @@ def report(found: Probe, steps: int) -> list[str]:
         return [
             f"No rate in {took}: the loss rose long before updates overshot, or they never did, so "
             "that nothing is marked. Larger batches have less noise; in the run itself "
-            "Control.find_lr climbs on."
+            "Control.find_lr goes on all the same."
         ]
     lines = [f"Found in {took}; the weights are where they were."]
     if not found.sure:
         lines = [
-            f"No sure rate in {took}: nothing confirmed where updates overshot, or they did nowhere "
-            "up to the highest rate. Training may begin on a plateau, where a range test is blind; "
-            "in the run itself Control.find_lr looks on. What was marked:"
+            f"No sure rate in {took}: nothing confirmed where updates overshot. Training may begin "
+            "on a plateau, where a range test is blind; in the run itself Control.find_lr climbs "
+            "on. What was marked:"
         ]
     for name, rates in zip(found.names, found.found, strict=True):
         listed = ", ".join(f"{rate:.2e}" for rate in dict.fromkeys(rates))

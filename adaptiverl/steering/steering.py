@@ -177,13 +177,13 @@ class Steering(Around, Pulses):
         if not state.held and not state.climbing:
             return None
         log_factor = state.log_lr - state.log_lr_start
-        marked = not state.held_at or state.log_lr_zero > -math.inf
+        # At its upper bound a ramp had seen no updates overshoot.
+        top = math.log(self._controller.limits.lr_max)
+        marked = not state.held_at or -math.inf < state.log_lr_zero < top
         if state.held:
             ramped = state.held_at and not state.climbing
             mark = state.log_lr_zero if ramped else state.log_lr_downhill
-            # At its upper bound a ramp had seen no updates overshoot.
-            sure = -math.inf < mark < math.log(self._controller.limits.lr_max)
-            return Found(math.exp(log_factor), sure, marked)
+            return Found(math.exp(log_factor), -math.inf < mark < top, marked)
         below = CLIMB_FROM if marked else 0.0
         return Found(math.exp(log_factor - below), False, marked)
 
