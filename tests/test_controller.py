@@ -431,7 +431,7 @@ IN_ADVANCE = "state numbers inbox trace groups effective rows found_inf".split()
 WRONG: list[tuple[str, Any, str]] = [
     ("state", torch.zeros(118, **FLOATS), "state must hold 126 numbers, got 118"),
     ("state", torch.zeros(126), "state must be float64"),
-    ("numbers", torch.zeros(7, **FLOATS), "numbers must hold at least 1 records of 123"),
+    ("numbers", torch.zeros(7, **FLOATS), "numbers must hold at least 1 records of 124"),
     ("inbox", torch.zeros(4), "inbox must be float64"),
     ("trace", torch.zeros(20, **FLOATS), "trace must hold at least 2 records of 30"),
     ("groups", torch.zeros(2, 4, **FLOATS), "groups must hold at least 1 records of 5"),
