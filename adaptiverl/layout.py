@@ -108,9 +108,7 @@ class State:
     ramp_loss_square: float = number(0.0, SIZE, "their variance, of successive differences")
     ramp_loss_least: float = number(0.0, REAL, "the least mean")
     ramp_loss_limit: float = number(0.0, REAL, "a mean above this is one that has risen")
-    watches: float = number(
-        0.0, COUNT, "windows of losses over at the held rate; 3: a climb followed"
-    )
+    watches: float = number(0.0, COUNT, "windows of losses over; 3: a climb followed")
     watched: float = number(0.0, COUNT, "losses of the window in progress")
     watched_mean: float = number(0.0, REAL, "their mean")
     watched_square: float = number(0.0, SIZE, "Σ of their squared deviations")

@@ -78,7 +78,7 @@ struct State {
   double ramp_loss_square = 0;         // their variance, of successive differences
   double ramp_loss_least = 0;          // the least mean
   double ramp_loss_limit = 0;          // a mean above this is one that has risen
-  double watches = 0;                  // windows of losses over at the held rate; 3: a climb followed
+  double watches = 0;                  // windows of losses over; 3: a climb followed
   double watched = 0;                  // losses of the window in progress
   double watched_mean = 0;             // their mean
   double watched_square = 0;           // Σ of their squared deviations

@@ -85,7 +85,7 @@ def test_contenders_without_noise_end_in_the_same_parameters() -> None:
     expected = flat(run(FUSED, 5).params)
     assert not torch.equal(expected, flat(Workspace(SMALL, CPU).params))
     for name in QUIET:
-        if "clipping" not in name:
+        if "clipping" not in name and name != names.RAMPING:  # whose rate is hardly above 0
             assert_close(flat(run(name, 5).params), expected, "torch_adamw_float32")
 
 

@@ -26,7 +26,10 @@ PINNED: dict[str, Any] = {"lr_bounds": (LR, LR), "acquire_from": LR, "noise_boun
 ENDLESS, TOO_SHORT = 10**9, 1
 CLIMBING = replace(Control.climb(ENDLESS), **PINNED)
 CLIMBED = replace(Control.climb(1), cooldown=0.0, **PINNED)
-RAMPING = replace(Control.find_lr(ENDLESS), **PINNED)
+# Two thousand steps up to that rate, so that its updates are none meanwhile.
+FOOT = 1e-300
+UP_TO_IT = PINNED | {"lr_bounds": (FOOT, LR), "acquire_from": FOOT}
+RAMPING = replace(Control.find_lr(ENDLESS), **UP_TO_IT)
 COOLING = replace(Control.find_lr(TOO_SHORT), cooldown=0.0, **PINNED)
 RAMPED = replace(COOLING, gradient_sensors=True)  # which ask for the sums that the creep reads
 CLIP_SHARE = 0.5  # of the gradients' norm: clipping always has something to do
